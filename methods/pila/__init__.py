@@ -1,0 +1,1 @@
+"""PILA: physics-informed latent alignment (arXiv 2606.04737)."""

@@ -1,0 +1,55 @@
+"""What a correction is told about the sampling step it acts in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingStep:
+    """One evaluation of the denoiser, as seen by a correction.
+
+    A correction is any object with `correct(x0, step) -> x0`: the ComfyUI post-CFG hook and the training-side sampler
+    call the very same object.
+    """
+
+    noisy: Tensor
+    """The noisy latent z_t the backbone was evaluated at, `B C T H W`, in the scaling the sampler uses."""
+    sigma: Tensor
+    """The sampler's noise level per sample, `B`."""
+    gain: Tensor
+    """g of x0 = a z_t - g out (specs: LaMo, eq 9), `B`: sigma/sqrt(alpha_bar) for eps, sqrt(1-alpha_bar) for v, sigma for flow."""
+    index: int
+    """The sampler's step, 0 at the noisy end."""
+    count: int
+    """How many steps the sampler takes in all."""
+    cond: Tensor | None = None
+    """Pooled prompt embedding, `B D`; None where the prompt is unknown or empty."""
+
+
+class Correction(Protocol):
+    """A method that acts while sampling."""
+
+    def correct(self, x0: Tensor, step: SamplingStep) -> Tensor:
+        """Returns the corrected denoised estimate, `B C T H W`, in x0's dtype and on its device."""
+        ...
+
+
+def gain_of(prediction: str, sigma: Tensor, alpha_bar: Tensor | None = None) -> Tensor:
+    """The gain g for a parameterisation's name: "eps", "v" (both need `alpha_bar`) or "flow".
+
+    Raises ValueError for another name. Source: LaMo eq 9 by the chain rule, appendix C.
+    """
+    if prediction == "flow":
+        return sigma
+    if alpha_bar is None:
+        raise ValueError(f"the gain of prediction {prediction!r} needs alpha_bar.")
+    if prediction == "eps":
+        return torch.sqrt((1 - alpha_bar) / alpha_bar)
+    if prediction == "v":
+        return torch.sqrt(1 - alpha_bar)
+    raise ValueError(f"prediction is {prediction!r}; it must be 'eps', 'v' or 'flow'.")

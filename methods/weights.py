@@ -1,0 +1,96 @@
+"""The one file format an artist handles: safetensors whose metadata says what the file is and what it fits."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+METADATA_KEY = "latent_physics"
+FORMAT_VERSION = 1
+
+
+class WeightsError(ValueError):
+    """A weights file is missing, damaged, of another kind, or does not fit. The message is one sentence for the user."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsInfo:
+    """What a weights file says of itself."""
+
+    kind: str
+    """"motion_predictor", "pila_adapter", ..."""
+    latent_space: str
+    """The latent space it was trained on: "wan2.1", "cogvideox", "toy", ..."""
+    config: dict[str, Any]
+    """Constructor arguments of the module (channels, cond_dim, width, ...), plus what use needs (lag)."""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """How it was trained: steps, data, seed, learning rate, final losses."""
+    version: int = FORMAT_VERSION
+
+
+def save_weights(path: str | os.PathLike[str], state: Mapping[str, Tensor], info: WeightsInfo) -> None:
+    """Writes `state` and `info` to a temporary name beside `path`, then renames: `path` is never half-written.
+
+    Raises OSError (disk full, no permission) and leaves an existing file at `path` as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.detach().contiguous().cpu() for key, value in state.items()}
+    payload = safetensors.torch.save(tensors, metadata={"format": "pt", METADATA_KEY: json.dumps(asdict(info), sort_keys=True)})
+    write_atomically(path, payload)
+
+
+def write_atomically(path: str | os.PathLike[str], payload: bytes) -> None:
+    """Writes bytes to `path` all or nothing. Raises OSError; the temporary file is removed then."""
+    path = Path(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def read_info(path: str | os.PathLike[str]) -> WeightsInfo:
+    """Reads the metadata alone (no tensor is loaded).
+
+    Raises WeightsError where the file is missing, is no safetensors file (a pickle is never opened) or was not written by this pack.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path.name} does not exist.")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise WeightsError(f"{path.name} is not a readable safetensors file ({error}); download or export it again as .safetensors.") from error
+    if METADATA_KEY not in metadata:
+        raise WeightsError(f"{path.name} carries no latent_physics metadata; it was not written by this pack's training scripts.")
+    try:
+        info = WeightsInfo(**json.loads(metadata[METADATA_KEY]))
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{path.name} has latent_physics metadata that cannot be read ({error}).") from error
+    if info.version > FORMAT_VERSION:
+        raise WeightsError(f"{path.name} has format version {info.version}; this pack reads up to {FORMAT_VERSION}: update the pack.")
+    return info
+
+
+def load_weights(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], WeightsInfo]:
+    """Tensors (on the CPU) and metadata of a file of `kind`. Raises WeightsError as `read_info` does, and for another kind."""
+    info = read_info(path)
+    if info.kind != kind:
+        raise WeightsError(f"{Path(path).name} holds a {info.kind}, not a {kind}.")
+    return safetensors.torch.load_file(path), info

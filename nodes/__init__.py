@@ -1,0 +1,14 @@
+"""What an artist wires. A node unpacks ComfyUI's types, calls one method, packs the result."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+
+class LatentPhysicsExtension(ComfyExtension):
+    """Every node of the pack, in the order of the menu."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        from . import lamo
+
+        return [*lamo.NODES]

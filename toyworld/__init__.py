@@ -1,0 +1,1 @@
+"""Eight small physical worlds, one per PILA category, and the tiny models trained on them."""

@@ -1,0 +1,49 @@
+"""`python training COMMAND` from a bare clone, `latent-physics COMMAND` once installed."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = {
+    "cache": "encode a folder of videos: latents + prompt embeddings, one safetensors per clip",
+    "predictor": "train LaMo's motion field predictor on cached latents",
+    "toyworld": "train the toy world's models (VAE, DiT, text encoder)",
+}
+
+
+def import_package() -> None:
+    """Makes `latent_physics` importable from the clone this file lies in, where it is not installed."""
+    if importlib.util.find_spec("latent_physics") is not None:
+        return
+    spec = importlib.util.spec_from_file_location("latent_physics", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["latent_physics"] = module
+    spec.loader.exec_module(module)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status. `argv` defaults to the process's arguments."""
+    argv = sys.argv[1:] if argv is None else argv
+    width = max(map(len, COMMANDS))
+    listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="latent-physics",
+        description="Training scripts of ComfyUI-LatentPhysics.",
+        epilog=f"commands:\n{listing}\n\nlatent-physics COMMAND --help lists a command's options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    import_package()
+    module = importlib.import_module(f"latent_physics.training.{args.command.replace('-', '_')}")
+    return module.main(args.rest) or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
