@@ -1,0 +1,70 @@
+"""Motion drift: how fast the spatial mean of a latent changes (LaMo, arXiv 2605.23878, eqs 1, 4 and 5).
+
+The mean over H, W and the difference in time commute, so the mean comes first: one read of the latent, and nothing of
+the latent's size is ever allocated.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def motion_drift(latent: Tensor, lag: int = 2) -> Tensor:
+    """Spatial mean of `latent[:, :, i + lag] - latent[:, :, i]` for every i (eq 4).
+
+    latent: `B C T H W`, any floating dtype. Returns `B C T-lag` in float32, differentiable with respect to the latent.
+    Raises ValueError where the latent is not five-dimensional, not floating, or has no pair of frames `lag` apart.
+    """
+    check_latent("latent", latent, lag)
+    return difference(spatial_mean(latent), lag).float()
+
+
+def drift_loss(x0: Tensor, target: Tensor, lag: int = 2, eps: float = 1e-6) -> Tensor:
+    """Scale-normalised distance of two drifts (eq 5): mean over B and i of |mu - mu*|^2 / (|mu*|^2 + eps), norms over C.
+
+    x0: the denoised estimate, `B C T H W`; target: the clean latent of the same shape, a constant. Returns a scalar in
+    float32 (float64 where x0 is float64) whose gradient flows to x0 alone. With eps negligible it equals
+    (r - 1)^2 + 2 r (1 - cos), r the ratio of the drifts' lengths. Raises ValueError as `motion_drift` does, and where the
+    shapes differ.
+    """
+    check_latent("x0", x0, lag)
+    check_same_shape("target", target, "x0", x0)
+    return normalised_distance(difference(spatial_mean(x0), lag), difference(spatial_mean(target), lag), eps)
+
+
+def spatial_mean(latent: Tensor) -> Tensor:
+    """Mean over H and W, `B C T H W` -> `B C T`, accumulated in float32 (float64 stays float64) without a converted copy."""
+    return latent.mean(dim=(-2, -1), dtype=torch.promote_types(latent.dtype, torch.float32))
+
+
+def difference(means: Tensor, lag: int) -> Tensor:
+    """`means[..., i + lag] - means[..., i]`, `B C T` -> `B C T-lag`."""
+    return means[..., lag:] - means[..., :-lag]
+
+
+def normalised_distance(drift: Tensor, target: Tensor, eps: float) -> Tensor:
+    """Eq 5 on drifts `B C T-lag`. The target and with it the denominator are constants."""
+    target = target.detach()
+    scale = target.square().sum(dim=1) + eps
+    return ((drift - target).square().sum(dim=1) / scale).mean()
+
+
+def check_latent(name: str, latent: Tensor, lag: int) -> None:
+    """Raises ValueError unless `latent` is a floating `B C T H W` with at least one pair of frames `lag` apart."""
+    if latent.ndim != 5:
+        raise ValueError(f"{name} has shape {tuple(latent.shape)}; motion drift needs five dimensions, B C T H W.")
+    if not latent.is_floating_point():
+        raise ValueError(f"{name} has dtype {latent.dtype}; motion drift needs a floating-point latent.")
+    if lag < 1:
+        raise ValueError(f"lag is {lag}; it must be at least 1 latent frame.")
+    if latent.shape[2] <= lag:
+        raise ValueError(f"{name} has {latent.shape[2]} latent frames; a lag of {lag} needs at least {lag + 1}.")
+    if latent.numel() == 0:
+        raise ValueError(f"{name} has shape {tuple(latent.shape)}; every dimension must be at least 1.")
+
+
+def check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Raises ValueError unless both tensors have one shape."""
+    if tensor.shape != other.shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, {other_name} {tuple(other.shape)}; they must be equal.")
