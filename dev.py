@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+"""One command from a clone to a running pack: makes an environment, puts a real ComfyUI beside it, and then
+
+    python3 dev.py demo     generates toy clips with and without guidance and prints what it did to physics
+    python3 dev.py test     runs the linter and every test; further arguments go to pytest
+    python3 dev.py ui       starts ComfyUI with this pack and prints the address
+    python3 dev.py bench    runs the benchmarks; further arguments go to them
+
+Needs Python 3.10 or newer and nothing else. Everything it makes lies in .venv, .comfyui, .bench and output; a second run goes
+on where the first one stopped. COMFYUI_PATH names an installation to use instead of downloading one.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036 - whoever starts it with an older Python gets this sentence
+    sys.exit(f"dev.py needs Python 3.10 or newer; this is {sys.version.split()[0]}.")
+
+import argparse
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from devtools import comfyui, environment
+from devtools.server import ComfyServer
+from devtools.shell import BenchError, explain, say
+
+ROOT = Path(__file__).resolve().parent
+OLDER_RELEASE = "0.24.1"  # the tests run some workflows on it too
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every command works with."""
+
+    python: Path
+    """Interpreter of the environment."""
+    comfyui: comfyui.Installation
+    """The ComfyUI to run."""
+    options: argparse.Namespace
+    """The command line."""
+    rest: list[str]
+    """Arguments that dev.py does not know, for what the command runs."""
+
+    def base(self) -> Path:
+        """The base directory of servers that stay, one per ComfyUI: models and workflows put there are kept."""
+        name = f"base-{'own' if self.comfyui.own else self.comfyui.version}"
+        return comfyui.base_folder(ROOT, self.comfyui, ROOT / ".bench" / name)
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """The environment variables that what we start finds its ComfyUI by."""
+        return {**os.environ, "COMFYUI_PATH": str(self.comfyui.path), **more}
+
+
+def prepare(options: argparse.Namespace, rest: list[str]) -> Bench:
+    """Makes whatever is missing: environment, ComfyUI, packages. Raises BenchError."""
+    python = environment.make(ROOT)
+    environment.install_builder(ROOT, python)
+    installation = comfyui.ensure(ROOT, options.comfyui, python)
+    environment.install(ROOT, python, installation)
+    return Bench(python, installation, options, rest)
+
+
+def run_demo(bench: Bench) -> int:
+    command = [bench.python, ROOT / "devtools" / "demo.py", "--comfyui", bench.comfyui.path, "--base", bench.base(), *bench.rest]
+    return subprocess.call([str(part) for part in command], cwd=ROOT, env=bench.environment())
+
+
+def run_test(bench: Bench) -> int:
+    comfyui.ensure(ROOT, OLDER_RELEASE, bench.python)
+    scripts = bench.python.parent
+    status = subprocess.call([str(scripts / "ruff"), "check"], cwd=ROOT)
+    if status != 0:
+        return status
+    # One thread per worker: the models are tiny, and two workers with a thread each beat one with two. Tests of one file stay
+    # on one worker, and so do all tests of the server (see tests/conftest.py).
+    workers = [] if any(part.startswith(("-n", "--numprocesses")) for part in bench.rest) else ["-n", str(os.cpu_count() or 1)]
+    # The script, not `python -m pytest`: that puts this folder on sys.path, where our nodes/ hides ComfyUI's nodes.py.
+    command = [str(scripts / "pytest"), *workers, "--dist", "loadgroup", *bench.rest]
+    return subprocess.call(command, cwd=ROOT, env=bench.environment(OMP_NUM_THREADS="1"))
+
+
+def run_ui(bench: Bench) -> int:
+    if bench.rest:
+        raise BenchError(f"dev.py ui does not know {' '.join(bench.rest)}.")
+    accelerator = "import torch; print(torch.cuda.is_available() or torch.backends.mps.is_available())"
+    found = subprocess.run([str(bench.python), "-c", accelerator], capture_output=True, text=True).stdout.strip() == "True"
+    server = ComfyServer(
+        python=bench.python,
+        comfyui=bench.comfyui.path,
+        base=bench.base(),
+        log=ROOT / ".bench" / "logs" / "ui.log",
+        port=bench.options.port,
+        arguments=() if found else ("--cpu",),
+    )
+    say(f"starting ComfyUI {bench.comfyui.version}")
+    with server:
+        say(f"ComfyUI runs at {server.url} (Ctrl-C ends it; log: {server.log})")
+        server.process.wait()
+        server.require_alive()
+    return 0
+
+
+def run_bench(bench: Bench) -> int:
+    command = [str(bench.python), str(ROOT / "benchmarks" / "run.py"), *bench.rest]
+    return subprocess.call(command, cwd=ROOT, env=bench.environment())
+
+
+COMMANDS = {"demo": run_demo, "test": run_test, "ui": run_ui, "bench": run_bench}
+
+
+def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style, allow_abbrev=False)
+    parser.add_argument("command", choices=COMMANDS)
+    releases = ", ".join(comfyui.RELEASES)
+    parser.add_argument("--comfyui", metavar="VERSION", help=f"ComfyUI release: {releases} (default: {comfyui.DEFAULT_VERSION})")
+    parser.add_argument("--port", type=int, default=8188, help="port of `ui` (default: 8188)")
+    return parser.parse_known_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    options, rest = parse(argv)
+    try:
+        return COMMANDS[options.command](prepare(options, rest))
+    except BenchError as error:
+        print(f"dev.py: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"dev.py: {explain(str(error)) or error}.", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("dev.py: stopped; run it again to go on from here.", file=sys.stderr)
+        return 130
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
