@@ -1,7 +1,7 @@
 """Names of weights: diffusers <-> native (the original releases', which ComfyUI's stock loaders read), as data.
 
-A map is a tuple of rows `(diffusers name, native name)`. A name is a whole module or parameter path; what follows it (`.weight`, `.bias`,
-`.lora_A.weight`, ...) is kept, so the same map serves full checkpoints and LoRA files. `{n}` stands for a number (the block's index).
+A map is a tuple of rows `(diffusers name, native name)`. A name is a whole module or parameter path; what follows it (`.weight`,
+`.bias`, `.lora_A.weight`, ...) is kept: the same map serves full checkpoints and LoRA files. `{n}` stands for the block's number.
 The maps are complete: a key that no row names is an error, which is how a file of another family is recognised.
 """
 
@@ -74,9 +74,15 @@ COGVIDEOX_DIT: KeyMap = (
     ("norm_out", "norm_out"),
     ("proj_out", "proj_out"),
 )
-"""The CogVideoX 1.0 and 1.5 transformer. A model without rotary positions (2B) also needs its position table, see `cogvideox.py`."""
+"""The CogVideoX 1.0 and 1.5 transformer. A model without rotary positions (2B) also needs its position table in the file."""
 
-_RESIDUAL = (("norm1", "residual.0"), ("conv1", "residual.2"), ("norm2", "residual.3"), ("conv2", "residual.6"), ("conv_shortcut", "shortcut"))
+_RESIDUAL = (
+    ("norm1", "residual.0"),
+    ("conv1", "residual.2"),
+    ("norm2", "residual.3"),
+    ("conv2", "residual.6"),
+    ("conv_shortcut", "shortcut"),
+)
 
 
 def _residual(diffusers: str, native: str) -> KeyMap:
@@ -85,10 +91,14 @@ def _residual(diffusers: str, native: str) -> KeyMap:
 
 
 def _wan_vae() -> KeyMap:
-    """The Wan 2.1 VAE: four levels of two (encoder) or three (decoder) residual blocks, flat in the original, nested in diffusers."""
+    """The Wan 2.1 VAE: four levels of two (encoder) or three (decoder) residual blocks, flat in the original."""
     rows: list[tuple[str, str]] = [("quant_conv", "conv1"), ("post_quant_conv", "conv2")]
     for half in ("encoder", "decoder"):
-        rows += [(f"{half}.conv_in", f"{half}.conv1"), (f"{half}.norm_out", f"{half}.head.0"), (f"{half}.conv_out", f"{half}.head.2")]
+        rows += [
+            (f"{half}.conv_in", f"{half}.conv1"),
+            (f"{half}.norm_out", f"{half}.head.0"),
+            (f"{half}.conv_out", f"{half}.head.2"),
+        ]
         rows += [(f"{half}.mid_block.attentions.0", f"{half}.middle.1")]
         rows += _residual(f"{half}.mid_block.resnets.0", f"{half}.middle.0")
         rows += _residual(f"{half}.mid_block.resnets.1", f"{half}.middle.2")
@@ -131,7 +141,7 @@ def strip_prefix(key: str) -> str:
 
 
 def is_native(state: Mapping[str, object], maps: KeyMap) -> bool:
-    """Whether every key is a native name of the map; False where every key is diffusers' own. Raises KeyMapError where neither holds."""
+    """Whether every key is a native name of the map; False where every key is diffusers'. Raises KeyMapError for neither."""
     keys = [strip_prefix(key) for key in state]
     if all(_match(key, maps, 0) for key in keys):
         return False
@@ -142,9 +152,11 @@ def is_native(state: Mapping[str, object], maps: KeyMap) -> bool:
 
 @lru_cache(maxsize=16)
 def _patterns(maps: KeyMap, side: int) -> list[tuple[re.Pattern[str], str]]:
-    """Regular expressions of one side with the other side's template, the longest name first so that a prefix never wins over a path."""
+    """Regular expressions of one side with the other side's template, the longest name first: a prefix never wins over a path."""
     rows = sorted(maps, key=lambda row: len(row[side]), reverse=True)
-    return [(re.compile(re.escape(row[side]).replace(r"\{n\}", r"(?P<n>\d+)") + r"(?P<rest>\..*)?"), row[1 - side]) for row in rows]
+    return [
+        (re.compile(re.escape(row[side]).replace(r"\{n\}", r"(?P<n>\d+)") + r"(?P<rest>\..*)?"), row[1 - side]) for row in rows
+    ]
 
 
 def _match(key: str, maps: KeyMap, side: int) -> tuple[re.Match[str], str] | None:

@@ -1,11 +1,13 @@
-"""The key maps: same weights and same input give ComfyUI's and diffusers' models the same output, and real configurations map whole."""
+"""The key maps: the same weights and input give ComfyUI's and diffusers' models the same output; real configurations map whole."""
 
 from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, CogVideoXTransformer3DModel, WanTransformer3DModel
-
 from latent_physics.training.backbones.keys import (
     COGVIDEOX_DIT,
     WAN_DIT,
@@ -16,24 +18,16 @@ from latent_physics.training.backbones.keys import (
     to_native,
 )
 
-WAN_14B = dict(num_attention_heads=40, num_layers=40, ffn_dim=13824)
-WAN_1_3B = dict(num_attention_heads=12, num_layers=30, ffn_dim=8960)
-COG_2B = dict(num_attention_heads=30, num_layers=30)
-COG_5B = dict(num_attention_heads=48, num_layers=42, use_rotary_positional_embeddings=True)
-COG_15_5B = dict(num_attention_heads=48, num_layers=42, use_rotary_positional_embeddings=True, patch_size_t=2, patch_bias=False,
-                 sample_height=96, sample_width=170, sample_frames=81)
+spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
+tiny = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tiny)
+randomised = tiny.randomised
 
-
-def randomised(model: torch.nn.Module) -> torch.nn.Module:
-    """Every weight drawn anew, so that zero- or one-initialised parts cannot hide a swapped key."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            spread = 0.1 if value.ndim < 2 or "table" in name else value[0].numel() ** -0.5
-            value.copy_(torch.randn(value.shape, generator=generator) * spread + (1 if "norm" in name and "weight" in name else 0))
-            if name.endswith("gamma"):
-                value += 1
-    return model.eval()
+WAN_14B = {"num_attention_heads": 40, "num_layers": 40, "ffn_dim": 13824}
+WAN_1_3B = {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960}
+COG_2B = {"num_attention_heads": 30, "num_layers": 30}
+COG_5B = {"num_attention_heads": 48, "num_layers": 42, "use_rotary_positional_embeddings": True}
+COG_15_5B = COG_5B | {"patch_size_t": 2, "patch_bias": False, "sample_height": 96, "sample_width": 170, "sample_frames": 81}
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
@@ -45,8 +39,12 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 @pytest.mark.comfy
 @torch.inference_mode()
 def test_wan_dit_gives_the_same_output(comfy):
-    ours = randomised(WanTransformer3DModel(num_attention_heads=1, attention_head_dim=128, num_layers=2, ffn_dim=256, text_dim=4096))
-    theirs = comfy.ldm.wan.model.WanModel(dim=128, ffn_dim=256, num_heads=1, num_layers=2, operations=comfy.ops.disable_weight_init).eval()
+    ours = randomised(
+        WanTransformer3DModel(num_attention_heads=1, attention_head_dim=128, num_layers=2, ffn_dim=256, text_dim=4096)
+    )
+    theirs = comfy.ldm.wan.model.WanModel(
+        dim=128, ffn_dim=256, num_heads=1, num_layers=2, operations=comfy.ops.disable_weight_init
+    ).eval()
     theirs.load_state_dict(to_native(ours.state_dict(), WAN_DIT))
     latent, text, t = torch.randn(2, 16, 3, 8, 6), torch.randn(2, 7, 4096), torch.tensor([700.0, 31.0])
     close(ours(latent, t, text, return_dict=False)[0], theirs(latent, t, text))
@@ -69,14 +67,14 @@ def test_wan_vae_gives_the_same_output(comfy, width):
 @pytest.mark.parametrize("style", ["2b", "1.5"])
 @torch.inference_mode()
 def test_cogvideox_dit_gives_the_same_output(comfy, style):
-    size = dict(num_attention_heads=3, num_layers=2, sample_height=8, sample_width=12, sample_frames=9)
+    size = {"num_attention_heads": 3, "num_layers": 2, "sample_height": 8, "sample_width": 12, "sample_frames": 9}
     if style == "1.5":
-        size |= dict(use_rotary_positional_embeddings=True, patch_size_t=2, patch_bias=False, sample_frames=13)
+        size |= {"use_rotary_positional_embeddings": True, "patch_size_t": 2, "patch_bias": False, "sample_frames": 13}
     ours = randomised(CogVideoXTransformer3DModel(**size))
     state = to_native(ours.state_dict(), COGVIDEOX_DIT)
     if style == "2b":
         state["patch_embed.pos_embedding"] = ours.patch_embed.pos_embedding
-        size |= dict(use_learned_positional_embeddings=True)
+        size |= {"use_learned_positional_embeddings": True}
     theirs = comfy.ldm.cogvideo.model.CogVideoXTransformer3DModel(**size, operations=comfy.ops.disable_weight_init).eval()
     theirs.load_state_dict(state)
     latent, text = torch.randn(2, 16, 4 if style == "1.5" else 3, 8, 12), torch.randn(2, 226, 4096)
@@ -89,16 +87,18 @@ def test_cogvideox_dit_gives_the_same_output(comfy, style):
 
 
 @pytest.mark.comfy
-@pytest.mark.parametrize(("family", "config"), [("wan", WAN_1_3B), ("wan", WAN_14B), ("vae", {}), ("cog", COG_2B), ("cog", COG_5B), ("cog", COG_15_5B)])
+@pytest.mark.parametrize(
+    ("family", "config"), [("wan", WAN_1_3B), ("wan", WAN_14B), ("vae", {}), ("cog", COG_2B), ("cog", COG_5B), ("cog", COG_15_5B)]
+)
 def test_real_models_map_whole(comfy, family, config):
     """On the meta device: every key maps both ways and every shape agrees."""
     operations = comfy.ops.disable_weight_init
     with torch.device("meta"):
         if family == "wan":
             ours, maps = WanTransformer3DModel(**config), WAN_DIT
-            dim = config["num_attention_heads"] * 128
-            theirs = comfy.ldm.wan.model.WanModel(dim=dim, ffn_dim=config["ffn_dim"], num_heads=dim // 128, num_layers=config["num_layers"],
-                                                  operations=operations)
+            heads = config["num_attention_heads"]
+            size = {"dim": heads * 128, "num_heads": heads, "ffn_dim": config["ffn_dim"], "num_layers": config["num_layers"]}
+            theirs = comfy.ldm.wan.model.WanModel(**size, operations=operations)
         elif family == "vae":
             ours, maps = AutoencoderKLWan(base_dim=96, z_dim=16), WAN_VAE
             theirs = comfy.ldm.wan.vae.WanVAE(dim=96, z_dim=16, temperal_downsample=[False, True, True])
@@ -131,10 +131,12 @@ def test_families_are_told_apart():
 @pytest.mark.comfy
 @torch.inference_mode()
 def test_stock_loaders_take_exported_files(comfy, tmp_path):
-    """What Load Diffusion Model and Load VAE call, on native files of tiny models: every weight lands, and the VAE gives diffusers' latent."""
+    """What Load Diffusion Model and Load VAE call: every weight lands, and the VAE gives diffusers' latent."""
     from safetensors.torch import save_file
 
-    dit = randomised(WanTransformer3DModel(num_attention_heads=1, attention_head_dim=128, num_layers=2, ffn_dim=256, text_dim=4096))
+    dit = randomised(
+        WanTransformer3DModel(num_attention_heads=1, attention_head_dim=128, num_layers=2, ffn_dim=256, text_dim=4096)
+    )
     save_file(to_native(dit.state_dict(), WAN_DIT), tmp_path / "dit.safetensors")
     model = comfy.sd.load_diffusion_model(str(tmp_path / "dit.safetensors"))
     loaded = model.model.diffusion_model.state_dict()

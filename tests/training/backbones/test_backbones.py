@@ -1,0 +1,220 @@
+"""Loading, encoding, embedding, noising and tapping, on tiny models of both families."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from latent_physics.training.backbones import BackboneError, load_backbone
+from latent_physics.training.backbones.cogvideox import CogVideoXBackbone, alphas_cumprod
+from latent_physics.training.backbones.wan import WanBackbone
+from safetensors.torch import save_file
+
+spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
+tiny = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tiny)
+
+
+@pytest.fixture(scope="module", params=["wan", "cogvideox"])
+def backbone(request, tmp_path_factory):
+    family = request.param
+    return load_backbone(family, tiny.diffusers_folder(tmp_path_factory.mktemp(family), family))
+
+
+def test_encode_embed_noise_predict_and_back(backbone):
+    video = torch.rand(1, 3, 9, 16, 32)
+    latent = backbone.encode_video(video)
+    assert latent.shape == (1, 16, 3, 2, 4)
+    torch.testing.assert_close(latent, backbone.encode_video(video))
+    assert backbone.decode_latent(latent).shape == video.shape
+    tokens, mask = backbone.embed_prompts(["a red ball falls", ""])
+    assert tokens.shape == (2, backbone.text_length, backbone.cond_dim)
+    assert mask.dtype == torch.bool
+    t = backbone.sample_t(1, torch.Generator().manual_seed(0))
+    noised = backbone.noise(latent, t, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        out = backbone.predict(noised.noisy, t, tokens[:1], mask[:1])
+    assert out.shape == latent.shape
+    torch.testing.assert_close(backbone.x0(noised.noisy, noised.target, t), latent, rtol=1e-4, atol=1e-4)
+
+
+def test_mask_is_what_the_conditioning_shows(backbone):
+    """Wan's padding is zero and masked; CogVideoX attends to its padding, so nothing is masked."""
+    tokens, mask = backbone.embed_prompts(["a red ball falls"])
+    if backbone.family == "wan":
+        assert mask.sum() == 5
+        assert (tokens[~mask] == 0).all()
+    else:
+        assert mask.all()
+        assert (tokens[0, 5:].abs().sum(-1) > 0).all()
+
+
+def test_latent_scaling_is_comfyuis(backbone):
+    """`normalise` undoes `denormalise`, and equals the published constants."""
+    latent = torch.randn(2, 16, 2, 3, 3, dtype=torch.float64)
+    torch.testing.assert_close(backbone.denormalise(backbone.normalise(latent)), latent)
+    expected = (0 + 0.7571) / 2.8184 if backbone.family == "wan" else 0.0
+    assert backbone.normalise(torch.zeros(1, 16, 1, 1, 1))[0, 0].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.comfy
+def test_latent_scaling_equals_process_latent_in(comfy):
+    from comfy import latent_formats
+
+    latent = torch.randn(1, 16, 2, 3, 3)
+    for backbone, theirs in [
+        (WanBackbone(latent_space="wan2.1"), latent_formats.Wan21()),
+        (CogVideoXBackbone(latent_space="cogvideox"), latent_formats.CogVideoX()),
+        (CogVideoXBackbone(latent_space="cogvideox1.5"), latent_formats.CogVideoX1_5()),
+    ]:
+        torch.testing.assert_close(backbone.normalise(latent), theirs.process_in(latent))
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_cogvideox_schedule_is_the_published_one(shift):
+    from diffusers import CogVideoXDPMScheduler
+
+    theirs = CogVideoXDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", snr_shift_scale=shift, rescale_betas_zero_snr=True
+    )
+    torch.testing.assert_close(alphas_cumprod(shift), theirs.alphas_cumprod.double(), rtol=1e-5, atol=1e-9)
+    backbone = CogVideoXBackbone(latent_space="cogvideox", snr_shift=shift)
+    latent, eps, t = torch.randn(3, 16, 2, 2, 2), torch.randn(3, 16, 2, 2, 2), torch.tensor([0, 500, 999])
+    noised = backbone.noise(latent, t, eps=eps)
+    torch.testing.assert_close(noised.noisy, theirs.add_noise(latent, eps, t), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(noised.target, theirs.get_velocity(latent, eps, t), rtol=1e-4, atol=1e-4)
+
+
+def test_tap_sees_the_block_and_its_gradient(backbone):
+    latent = torch.randn(2, 16, 2, 4, 8)
+    tokens = torch.randn(2, backbone.text_length, backbone.cond_dim)
+    t = torch.tensor([0.3, 0.6]) if backbone.family == "wan" else torch.tensor([300, 600])
+    backbone.dit.requires_grad_(True)
+    with backbone.tap(0, 1) as taps:
+        backbone.predict(latent, t, tokens)
+    assert set(taps) == {0, 1}
+    assert taps[1].grid == (2, 2, 4)
+    assert taps[1].tokens.shape[:2] == (2, 16)
+    plain = torch.autograd.grad(taps[1].tokens.square().sum(), next(backbone.blocks[0].parameters()))[0]
+    backbone.dit.enable_gradient_checkpointing()
+    with backbone.tap(1) as taps:
+        backbone.predict(latent, t, tokens)
+    checkpointed = torch.autograd.grad(taps[1].tokens.square().sum(), next(backbone.blocks[0].parameters()))[0]
+    backbone.dit.disable_gradient_checkpointing()
+    backbone.dit.requires_grad_(False)
+    torch.testing.assert_close(plain, checkpointed)
+    with pytest.raises(BackboneError, match="blocks 0 to 1"), backbone.tap(2):
+        pass
+
+
+@pytest.mark.parametrize("family", ["wan", "cogvideox"])
+def test_native_files_equal_the_diffusers_model(family, tmp_path):
+    backbone = load_backbone(family, tiny.native_files(tmp_path, family), parts=("dit",))
+    expected = (tiny.cog_dit() if family == "cogvideox" else tiny.wan_dit()).state_dict()
+    for key, value in backbone.dit.state_dict().items():
+        torch.testing.assert_close(value, expected[key])
+
+
+@pytest.mark.comfy
+@pytest.mark.parametrize("style", ["2b", "1.5"])
+@torch.inference_mode()
+def test_cogvideox_predicts_what_comfyui_predicts(comfy, style, tmp_path):
+    """Through ComfyUI's stock loader, with positions and all, at a width the 2B position table fits."""
+    dit = tiny.cog_dit(style)
+    from latent_physics.training.backbones.keys import COGVIDEOX_DIT, to_native
+
+    state = to_native(dit.state_dict(), COGVIDEOX_DIT)
+    if style == "2b":
+        state["patch_embed.pos_embedding"] = dit.patch_embed.pos_embedding
+    save_file(state, tmp_path / "dit.safetensors")
+    theirs = comfy.sd.load_diffusion_model(str(tmp_path / "dit.safetensors")).model
+    ours = load_backbone("cogvideox", {"dit": tmp_path / "dit.safetensors"}, parts=("dit",))
+    latent = torch.randn(1, 16, 1, 8, 90) if style == "2b" else torch.randn(1, 16, 4, 8, 10)
+    tokens = torch.randn(1, 226, 4096)
+    out = ours.predict(latent, torch.tensor([500]), tokens)
+    torch.testing.assert_close(out, theirs.diffusion_model(latent, torch.tensor([500.0]), tokens), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((1, 3, 10, 16, 16), "9 would"), ((1, 3, 9, 20, 16), "16x16 would"), ((3, 9, 16, 16), "B 3 T H W")],
+)
+def test_videos_that_do_not_fit_say_what_would(shape, message):
+    with pytest.raises(BackboneError, match=message):
+        WanBackbone(latent_space="wan2.1").encode_video(torch.rand(shape))
+
+
+def test_pixels_out_of_range_and_missing_parts_are_told():
+    backbone = WanBackbone(latent_space="wan2.1")
+    with pytest.raises(BackboneError, match="-1 to 1"):
+        backbone.encode_video(torch.tensor([-1.0, 1.0]).repeat(1, 3, 9, 16, 8))
+    with pytest.raises(BackboneError, match="nan"):
+        backbone.encode_video(torch.full((1, 3, 9, 16, 16), float("nan")))
+    with pytest.raises(BackboneError, match="without its vae"):
+        backbone.encode_video(torch.rand(1, 3, 9, 16, 16))
+
+
+def test_bad_sources_are_one_sentence(tmp_path):
+    wan = tiny.native_files(tmp_path / "wan")
+    cases = [
+        ("hunyuan", None, ("dit",), "wan, cogvideox, toy"),
+        ("wan", None, ("unet",), "parts are vae, text, dit"),
+        ("wan", str(wan["dit"]), ("dit",), "is one file"),
+        ("wan", {"dit": tmp_path / "no.safetensors"}, ("dit",), "does not exist"),
+        ("wan", {"dit": wan["dit"]}, ("dit", "vae"), "no file was given for 'vae'"),
+        ("cogvideox", {"dit": wan["dit"]}, ("dit",), "not a weight of this model family"),
+        ("wan", {"dit": wan["vae"]}, ("dit",), "not a weight of this model family"),
+        ("wan", tmp_path / "nowhere", ("dit",), "could not be loaded"),
+    ]
+    (tmp_path / "broken.safetensors").write_bytes(b"not a tensor file")
+    cases.append(("wan", {"dit": tmp_path / "broken.safetensors"}, ("dit",), "not a readable safetensors"))
+    for family, source, parts, message in cases:
+        with pytest.raises(BackboneError, match=message) as caught:
+            load_backbone(family, source, parts)
+        assert "\n" not in str(caught.value)
+
+
+def test_image_to_video_models_are_refused():
+    from diffusers import WanTransformer3DModel
+
+    with torch.device("meta"):
+        model = WanTransformer3DModel(num_attention_heads=1, num_layers=1, ffn_dim=64, in_channels=36)
+    with pytest.raises(BackboneError, match="36 channels"):
+        WanBackbone(latent_space="wan2.1", dit=model, device="meta")
+
+
+def test_native_umt5_file_with_its_tokenizer(tmp_path):
+    """A single file as ComfyUI's text_encoders folder holds it: weights and sentencepiece model together."""
+    import io
+
+    import sentencepiece
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    model = io.BytesIO()
+    words = ["a red ball falls", "the blue spring swings", "smoke rises over the floor", "ice melts in the warm room"] * 20
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(words), model_writer=model, vocab_size=32, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2
+    )
+    size = {
+        "vocab_size": 32,
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 64,
+        "num_layers": 2,
+        "num_heads": 4,
+        "feed_forward_proj": "gated-gelu",
+    }
+    encoder = tiny.randomised(UMT5EncoderModel(UMT5Config(**size)))
+    state = {key: value for key, value in encoder.state_dict().items() if "embed_tokens" not in key}
+    state["spiece_model"] = torch.frombuffer(bytearray(model.getvalue()), dtype=torch.uint8)
+    save_file(state, tmp_path / "umt5.safetensors")
+    backbone = load_backbone("wan", {"text": tmp_path / "umt5.safetensors"}, parts=("text",))
+    tokens, mask = backbone.embed_prompts(["a red  ball falls"])
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    ids = torch.tensor([[*pieces.encode("a red ball falls"), 1]])
+    with torch.no_grad():
+        expected = encoder(ids).last_hidden_state
+    assert mask.sum() == ids.shape[1]
+    torch.testing.assert_close(tokens[:, : ids.shape[1]], expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,108 @@
+"""Tiny models of the real architectures with random weights, saved as a user would have them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from latent_physics.training.backbones.keys import COGVIDEOX_DIT, WAN_DIT, WAN_VAE, to_native
+from safetensors.torch import save_file
+from torch import nn
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Every weight drawn anew, so that zero- or one-initialised parts cannot hide a swapped key."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            spread = 0.1 if value.ndim < 2 or "table" in name else value[0].numel() ** -0.5
+            centre = 1 if name.endswith("gamma") or ("norm" in name and name.endswith("weight") and value.ndim == 1) else 0
+            value.copy_(torch.randn(value.shape, generator=generator) * spread + centre)
+    return model.eval()
+
+
+def wan_dit(layers: int = 2, text_dim: int = 4096) -> nn.Module:
+    """Dim 128, one head: the smallest Wan that ComfyUI recognises."""
+    from diffusers import WanTransformer3DModel
+
+    size = {"num_attention_heads": 1, "attention_head_dim": 128, "num_layers": layers, "ffn_dim": 256, "text_dim": text_dim}
+    return randomised(WanTransformer3DModel(**size))
+
+
+def wan_vae(width: int = 12) -> nn.Module:
+    from diffusers import AutoencoderKLWan
+
+    return randomised(AutoencoderKLWan(base_dim=width, z_dim=16))
+
+
+def cog_dit(style: str = "2b", text_dim: int = 4096) -> nn.Module:
+    """Three heads of 64; "2b" (position table), "5b" (rotary) or "1.5" (rotary, two frames a patch)."""
+    from diffusers import CogVideoXTransformer3DModel
+
+    size = {"num_attention_heads": 3, "num_layers": 2, "text_embed_dim": text_dim}
+    if style == "2b":
+        size |= {"sample_height": 60, "sample_width": 90}
+    if style == "5b":
+        size |= {"use_rotary_positional_embeddings": True, "sample_height": 8, "sample_width": 12}
+    if style == "1.5":
+        size |= {"use_rotary_positional_embeddings": True, "patch_size_t": 2, "patch_bias": False, "sample_height": 96,
+                 "sample_width": 170, "sample_frames": 81}  # fmt: skip
+    return randomised(CogVideoXTransformer3DModel(**size))
+
+
+def cog_vae() -> nn.Module:
+    from diffusers import AutoencoderKLCogVideoX
+
+    down, up = ("CogVideoXDownBlock3D",) * 4, ("CogVideoXUpBlock3D",) * 4
+    return randomised(
+        AutoencoderKLCogVideoX(
+            block_out_channels=(8, 8, 8, 8), down_block_types=down, up_block_types=up, layers_per_block=1, norm_num_groups=2
+        )
+    )
+
+
+def text_encoder(folder: Path, family: str) -> int:
+    """Writes `text_encoder` and `tokenizer` subfolders; returns the width."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+
+    words = ["<pad>", "</s>", "<unk>", *["a", "red", "ball", "falls", "and", "bounces", "on", "the", "floor"]]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(dict.fromkeys(words))}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder / "tokenizer")
+    config, model = (T5Config, T5EncoderModel) if family == "cogvideox" else (UMT5Config, UMT5EncoderModel)
+    size = {
+        "vocab_size": 16,
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 64,
+        "num_layers": 2,
+        "num_heads": 4,
+        "feed_forward_proj": "gated-gelu",
+    }
+    randomised(model(config(**size))).save_pretrained(folder / "text_encoder")
+    return 32
+
+
+def diffusers_folder(folder: Path, family: str) -> Path:
+    """A whole tiny pipeline as a diffusers folder."""
+    width = text_encoder(folder, family)
+    dit, vae = (cog_dit(text_dim=width), cog_vae()) if family == "cogvideox" else (wan_dit(text_dim=width), wan_vae())
+    dit.save_pretrained(folder / "transformer")
+    vae.save_pretrained(folder / "vae")
+    return folder
+
+
+def native_files(folder: Path, family: str = "wan") -> dict[str, Path]:
+    """Native transformer (and, for Wan, VAE) files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if family == "cogvideox":
+        model = cog_dit()
+        state = to_native(model.state_dict(), COGVIDEOX_DIT) | {"patch_embed.pos_embedding": model.patch_embed.pos_embedding}
+        save_file(state, folder / "dit.safetensors")
+        return {"dit": folder / "dit.safetensors"}
+    save_file(to_native(wan_dit().state_dict(), WAN_DIT), folder / "dit.safetensors")
+    save_file(to_native(wan_vae().state_dict(), WAN_VAE), folder / "vae.safetensors")
+    return {"dit": folder / "dit.safetensors", "vae": folder / "vae.safetensors"}

@@ -1,0 +1,230 @@
+"""What every backbone can do. The families differ in `wan.py` and `cogvideox.py`; loading is in `__init__.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .keys import KeyMap
+
+
+class BackboneError(ValueError):
+    """A backbone cannot be loaded or used as asked. The message is one sentence for the user."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noised:
+    """A latent on its way to noise."""
+
+    noisy: Tensor
+    """What the network sees, `B C T H W`, in the scaling that the sampler uses."""
+    target: Tensor
+    """What the network should answer: the flow's velocity or DDPM's v, `B C T H W`."""
+    weight: Tensor
+    """The weight of the denoising loss per sample, `B` (1 for flow, 1/(1 - alpha_bar) for v)."""
+
+
+@dataclass(kw_only=True)
+class Activation:
+    """The output of one block while a tap was open."""
+
+    tokens: Tensor
+    """Video tokens in frame-major order, `B N C`; gradients flow through them."""
+    grid: tuple[int, int, int]
+    """(F, H, W) with F * H * W = N."""
+
+
+class Backbone:
+    """A text-to-video diffusion model and its companions; any of the three parts may be absent.
+
+    Latents are in ComfyUI's model scaling everywhere (what `process_latent_in` gives), which is also what a post-CFG hook
+    and a correction see. `t` is the family's own time per sample, `B`: sigma in [0, 1] for flow models, the integer
+    timestep for DDPM models.
+    """
+
+    family: ClassVar[str]
+    prediction: ClassVar[str]
+    """"flow" or "v", as `methods.step.gain_of` understands them."""
+    dit_keys: ClassVar[KeyMap]
+    vae_keys: ClassVar[KeyMap]
+    lora_targets: ClassVar[tuple[str, ...]]
+    """Module names (diffusers') that a LoRA attaches to unless the recipe says otherwise."""
+    block_list: ClassVar[str]
+    """The attribute of the transformer that holds its blocks."""
+
+    latent_channels: int = 16
+    temporal_stride: int = 4
+    spatial_stride: int = 8
+
+    def __init__(
+        self,
+        *,
+        latent_space: str,
+        vae: nn.Module | None = None,
+        text: Any | None = None,
+        dit: nn.Module | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.latent_space = latent_space
+        self.vae = vae
+        self.text = text
+        self.dit = dit
+        self.dtype = dtype
+        self.to(device)
+
+    # -- parts ---------------------------------------------------------------------------------------------------------
+
+    def to(self, device: str | torch.device) -> Backbone:
+        """Moves every part that is there."""
+        self.device = torch.device(device)
+        for part in (self.vae, self.text, self.dit):
+            if part is not None:
+                part.to(self.device)
+        return self
+
+    def drop(self, *parts: str) -> None:
+        """Frees parts ("vae", "text", "dit") that are not needed any more."""
+        for part in parts:
+            setattr(self, part, None)
+
+    def _part(self, name: str) -> Any:
+        part = getattr(self, name)
+        if part is None:
+            raise BackboneError(f"the {self.family} backbone was loaded without its {name}; add {name!r} to `parts`.")
+        return part
+
+    @property
+    def cond_dim(self) -> int:
+        """Width of the prompt embedding."""
+        raise NotImplementedError
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer's blocks, in order."""
+        return getattr(self._part("dit"), self.block_list)
+
+    # -- pixels, words -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode_video(self, video: Tensor) -> Tensor:
+        """Latent of a video, deterministic (the posterior's mean).
+
+        `video`: `B 3 T H W` in [0, 1], T = 1 + a multiple of the temporal stride, H and W multiples of twice the spatial
+        stride. Returns `B C T' H' W'` float32 in ComfyUI's model scaling (`process_latent_in(vae.encode(video))`).
+        Raises BackboneError where the size does not fit or a value is outside [0, 1] or not finite.
+        """
+        self._check_video(video)
+        vae = self._part("vae")
+        weight = next(vae.parameters())
+        latent = vae.encode(video.to(weight.device, weight.dtype) * 2 - 1).latent_dist.mode()
+        return self.normalise(latent.float())
+
+    @torch.no_grad()
+    def decode_latent(self, latent: Tensor) -> Tensor:
+        """Video `B 3 T H W` in [0, 1], float32, of a latent in ComfyUI's model scaling."""
+        vae = self._part("vae")
+        weight = next(vae.parameters())
+        latent = self.denormalise(latent.float())
+        video = vae.decode(latent.to(weight.device, weight.dtype), return_dict=False)[0]
+        return (video.float() / 2 + 0.5).clamp(0, 1)
+
+    def normalise(self, latent: Tensor) -> Tensor:
+        """ComfyUI's `process_latent_in`: the VAE's scaling -> the model's."""
+        raise NotImplementedError
+
+    def denormalise(self, latent: Tensor) -> Tensor:
+        """ComfyUI's `process_latent_out`."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def embed_prompts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Tokens `B L D` in `dtype` exactly as the transformer wants them, and the mask `B L` that pooling uses.
+
+        The mask is True where ComfyUI's conditioning has a token too, so the mean over it equals the mean that a node takes.
+        """
+        raise NotImplementedError
+
+    # -- diffusion -----------------------------------------------------------------------------------------------------
+
+    def sample_t(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draws the family's training time for `count` samples, `B` on the generator's device."""
+        raise NotImplementedError
+
+    def noise(self, latent: Tensor, t: Tensor, generator: torch.Generator | None = None, eps: Tensor | None = None) -> Noised:
+        """Noises a latent to time `t`. `eps` is drawn from `generator` (on its device) unless given."""
+        if eps is None:
+            device = generator.device if generator is not None else latent.device
+            eps = torch.randn(latent.shape, generator=generator, device=device, dtype=torch.float32)
+        return self._noise(latent, t.to(latent.device), eps.to(latent.device, latent.dtype))
+
+    def _noise(self, latent: Tensor, t: Tensor, eps: Tensor) -> Noised:
+        raise NotImplementedError
+
+    def predict(self, noisy: Tensor, t: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The network's output, `B C T H W` in `noisy`'s dtype. `tokens` as `embed_prompts` gave them (or shorter, see Wan)."""
+        raise NotImplementedError
+
+    def x0(self, noisy: Tensor, out: Tensor, t: Tensor) -> Tensor:
+        """The denoised estimate from the network's output; affine in `out`."""
+        raise NotImplementedError
+
+    def signal_power(self, t: Tensor) -> Tensor:
+        """alpha_bar, or (1 - sigma)^2 for flow, per sample: LaMo's weight of the drift loss (eq 6)."""
+        raise NotImplementedError
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def patch_grid(self, latent_shape: Sequence[int]) -> tuple[int, int, int]:
+        """(F, H, W) of the transformer's tokens for a latent `B C T H W`."""
+        raise NotImplementedError
+
+    @contextmanager
+    def tap(self, *blocks: int) -> Iterator[dict[int, Activation]]:
+        """While open, every `predict` writes the outputs of `blocks` into the yielded dict, with gradients.
+
+        Raises BackboneError for a block that is not there.
+        """
+        found: dict[int, Activation] = {}
+        handles = []
+        for index in blocks:
+            if not 0 <= index < len(self.blocks):
+                raise BackboneError(
+                    f"block {index} was asked for, but this {self.family} model has blocks 0 to {len(self.blocks) - 1}."
+                )
+            handles.append(self.blocks[index].register_forward_hook(self._record(index, found)))
+        try:
+            yield found
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _record(self, index: int, found: dict[int, Activation]) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            found[index] = Activation(tokens=output[0] if isinstance(output, tuple) else output, grid=self._grid)
+
+        return hook
+
+    _grid: tuple[int, int, int] = (0, 0, 0)
+
+    def _check_video(self, video: Tensor) -> None:
+        if video.ndim != 5 or video.shape[1] != 3:
+            raise BackboneError(f"a video must be B 3 T H W, not {tuple(video.shape)}.")
+        _, _, frames, height, width = video.shape
+        if frames % self.temporal_stride != 1 % self.temporal_stride:
+            near = 1 + (frames - 1) // self.temporal_stride * self.temporal_stride
+            raise BackboneError(f"{frames} frames do not fit a temporal stride of {self.temporal_stride}; {near} would.")
+        side = 2 * self.spatial_stride
+        if height % side or width % side or not height or not width:
+            fits = f"{height // side * side}x{width // side * side}"
+            raise BackboneError(f"a {height}x{width} video does not fit: both sides must be multiples of {side}, {fits} would.")
+        low, high = video.aminmax()
+        if not (low >= 0 and high <= 1):
+            raise BackboneError(
+                f"pixel values run from {low.item():.3g} to {high.item():.3g}; they must be finite and in [0, 1]."
+            )
