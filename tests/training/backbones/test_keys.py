@@ -1,4 +1,4 @@
-"""The key maps: the same weights and input give ComfyUI's and diffusers' models the same output; real configurations map whole."""
+"""The key maps: same weights and input give ComfyUI's and diffusers' models the same output; real configurations map whole."""
 
 from __future__ import annotations
 
