@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import socket
@@ -155,7 +156,7 @@ class ComfyServer:
                 return reply.read()
         except urllib.error.HTTPError:
             raise
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             self.require_alive()
             raise BenchError(f"ComfyUI did not answer {path}: {error}. Log: {self.log}") from error
 

@@ -1,4 +1,4 @@
-"""What every test may ask for: where ComfyUI is, a running server of it, a browser. A test that asks for what is missing is skipped."""
+"""What any test may ask for: where ComfyUI is, a running server of it, a browser. What is missing skips its tests alone."""
 
 from __future__ import annotations
 
