@@ -29,6 +29,7 @@ __all__ = ["FAMILIES", "Activation", "Backbone", "BackboneError", "Noised", "loa
 FAMILIES = ("wan", "cogvideox", "toy")
 PARTS = ("vae", "text", "dit")
 DEFAULT_SOURCE = {"wan": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "cogvideox": "THUDM/CogVideoX-2b"}
+TOY_TEXT_LENGTH = 24
 TOY_WEIGHTS = Path(__file__).resolve().parents[2] / "toyworld" / "weights"
 
 Source = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]]
@@ -72,8 +73,7 @@ def _assemble(family: str, pieces: dict[str, Any], device: str | torch.device, d
     if family != "cogvideox":
         backbone = WanBackbone(latent_space="wan2.1" if family == "wan" else "toy", **common)
         if family == "toy":
-            backbone.shift = 1.0
-            backbone.text_length = getattr(pieces.get("text"), "length", None) or backbone.text_length
+            backbone.text_length = getattr(pieces.get("text"), "length", TOY_TEXT_LENGTH)
         return backbone
     dit, vae = pieces.get("dit"), pieces.get("vae")
     if dit is not None:
@@ -193,4 +193,10 @@ def _fill(
 
 
 def _toy_text(path: Path, dtype: torch.dtype) -> nn.Module:
-    raise BackboneError("the toy text encoder is not available.")
+    from ...methods.weights import WeightsError
+    from ...toyworld.text import ToyTextEncoder
+
+    try:
+        return ToyTextEncoder.load(path, dtype)
+    except WeightsError as error:
+        raise BackboneError(str(error)) from error

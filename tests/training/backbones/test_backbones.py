@@ -218,3 +218,22 @@ def test_native_umt5_file_with_its_tokenizer(tmp_path):
         expected = encoder(ids).last_hidden_state
     assert mask.sum() == ids.shape[1]
     torch.testing.assert_close(tokens[:, : ids.shape[1]], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_toy_backbone_is_wan_with_a_text_encoder_of_its_own(tmp_path):
+    from latent_physics.toyworld.text import ToyTextEncoder
+
+    files = tiny.native_files(tmp_path)
+    torch.manual_seed(0)
+    ToyTextEncoder().save(tmp_path / "text.safetensors", {})
+    backbone = load_backbone("toy", files | {"text": tmp_path / "text.safetensors"})
+    tokens, mask = backbone.embed_prompts(["a red ball falls", "a ball"])
+    assert (backbone.latent_space, backbone.cond_dim, tokens.shape[-1]) == ("toy", 4096, 4096)
+    assert tokens.shape[1] == backbone.text_length
+    shorter = tokens[:, : int(mask.sum(1).max())]
+    latent = torch.randn(2, 16, 2, 4, 4)
+    with torch.no_grad():
+        out = [backbone.predict(latent, torch.tensor([0.2, 0.7]), given) for given in (tokens, shorter)]
+    torch.testing.assert_close(*out)
+    with pytest.raises(BackboneError, match="native files"):
+        load_backbone("toy", tmp_path)
