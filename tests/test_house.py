@@ -1,0 +1,312 @@
+"""The order of the house: who may import whom, what is declared where, and that the tree works without being installed."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+MAY_IMPORT = {
+    "kernels": {"kernels"},
+    "methods": {"methods", "kernels"},
+    "toyworld": {"toyworld", "methods", "kernels"},
+    "training": {"training", "toyworld", "methods", "kernels"},
+    "nodes": {"nodes", "toyworld", "methods", "kernels"},
+}
+# Top-level modules that only exist inside ComfyUI. `nodes` and `utils` are among them, which is why ours are imported relatively.
+OF_COMFYUI = {
+    "app",
+    "comfy",
+    "comfy_api",
+    "comfy_api_nodes",
+    "comfy_execution",
+    "comfy_extras",
+    "execution",
+    "folder_paths",
+    "latent_preview",
+    "node_helpers",
+    "nodes",
+    "server",
+    "utils",
+}
+HEAVY = {"accelerate", "av", "diffusers", "imageio", "matplotlib", "openai", "peft", "pydantic", "tensorboard", "transformers"}
+WEIGHTS_LIMIT = 16 * 1024**2
+
+
+def modules(*rooms: str) -> list[Path]:
+    return sorted(path for room in rooms for path in (ROOT / room).rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imports(path: Path) -> Iterator[tuple[ast.stmt, str]]:
+    """Every import of a module as a dotted name: ours as "room.module", others as they are written."""
+    package = list(path.relative_to(ROOT).parts[:-1])
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            if not node.level:
+                yield node, node.module
+                continue
+            base = package[: len(package) - node.level + 1] + (node.module.split(".") if node.module else [])
+            # `from . import x` and `from .. import room` name what they import only behind the `import`.
+            for alias in node.names:
+                yield node, ".".join(["<pack>", *base, alias.name])
+
+
+def at_import(tree: ast.Module) -> Iterator[ast.stmt]:
+    """Statements that run when a module is imported: not those in functions, nor under `if TYPE_CHECKING`."""
+    waiting = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            waiting += node.orelse
+            continue
+        waiting += direct_children(node)
+
+
+def direct_children(node: ast.stmt) -> list[ast.stmt]:
+    found = []
+    for field in ("body", "orelse", "finalbody"):
+        found += getattr(node, field, [])
+    for handler in getattr(node, "handlers", []):
+        found += handler.body
+    return found
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_imports_go_one_way(room: str) -> None:
+    wrong = []
+    for path in modules(room):
+        for node, name in imports(path):
+            parts = name.split(".")
+            if parts[0] == "<pack>":
+                allowed = parts[1] in MAY_IMPORT[room]
+            elif parts[0] == "latent_physics":
+                allowed = False  # the pack has another name inside ComfyUI
+            else:
+                allowed = room == "nodes" or parts[0] not in OF_COMFYUI
+            if not allowed:
+                wrong.append(f"{name_of(path)}:{node.lineno} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("room", ["kernels", "methods", "toyworld", "nodes"])
+def test_nothing_heavy_is_imported_with_the_pack(room: str) -> None:
+    wrong = []
+    for path in modules(room):
+        for node in at_import(parse(path)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            wrong += [f"{name_of(path)}:{node.lineno} imports {name}" for name in names if name.split(".")[0] in HEAVY]
+    assert not wrong, "\n".join(wrong)
+
+
+FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "os.system", "yaml.load", "numpy.load", "np.load"}
+FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "marshal", "shelve", "joblib"}
+
+
+def unsafe(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and name of everything that runs code found in data."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            if ast.unparse(node.func) in FORBIDDEN_CALLS:
+                yield node.lineno, ast.unparse(node.func)
+            for keyword in node.keywords:
+                if keyword.arg == "trust_remote_code" or (
+                    keyword.arg in ("shell", "allow_pickle") and ast.unparse(keyword.value) != "False"
+                ):
+                    yield node.lineno, keyword.arg
+        elif isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names if alias.name.split(".")[0] in FORBIDDEN_MODULES)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FORBIDDEN_MODULES:
+            yield node.lineno, node.module
+
+
+def test_no_data_is_run_as_code() -> None:
+    paths = [*modules(*MAY_IMPORT, "devtools", "benchmarks"), ROOT / "dev.py", ROOT / "__init__.py"]
+    wrong = [f"{name_of(path)}:{line} {name}" for path in paths for line, name in unsafe(parse(path))]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_search_for_unsafe_code_finds_it() -> None:
+    lines = ["import pickle", "eval('1')", "torch.load('a')", "model.eval()", "f(shell=False)", "f(shell=True, trust_remote_code=True)"]
+    found = sorted(unsafe(ast.parse("\n".join(lines))))
+    assert found == [(1, "pickle"), (2, "eval"), (3, "torch.load"), (6, "shell"), (6, "trust_remote_code")]
+
+
+def test_bootstrap_needs_no_package() -> None:
+    wrong = []
+    for path in [*modules("devtools"), ROOT / "dev.py"]:
+        if path.name == "demo.py":  # runs in the environment that the bootstrap has made
+            continue
+        for node, name in imports(path):
+            if name.split(".")[0] not in sys.stdlib_module_names | {"devtools"} and not name.startswith("<pack>.devtools"):
+                wrong.append(f"{name_of(path)}:{node.lineno} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.fixture(scope="module")
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def requirement_lines() -> list[str]:
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def test_requirements_are_those_of_pyproject_and_leave_torch_to_the_user(project: dict) -> None:
+    assert sorted(requirement_lines()) == sorted(project["project"]["dependencies"])
+    names = [re.match(r"[\w.-]+", line).group().lower() for line in requirement_lines()]
+    assert not {"torch", "torchvision", "torchaudio", "triton"} & set(names)
+    bounded = [line for line in requirement_lines() if "==" in line or "<" in line]
+    assert not bounded, "an upper bound would downgrade a user's package"
+
+
+def test_every_package_is_listed(project: dict) -> None:
+    folders = sorted({path.parent for path in modules(*MAY_IMPORT) if path.name == "__init__.py"})
+    found = [".".join(["latent_physics", *folder.relative_to(ROOT).parts]) for folder in folders]
+    assert sorted(project["tool"]["setuptools"]["packages"]) == sorted(["latent_physics", *found])
+
+
+def test_version_is_stated_once(project: dict) -> None:
+    source = (ROOT / "__init__.py").read_text(encoding="utf-8")
+    assert f'__version__ = "{project["project"]["version"]}"' in source
+
+
+def test_constraints_pin_what_the_pack_asks_for(project: dict) -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {re.match(r"[\w.-]+", line).group() for line in lines if line and not line.startswith("#")}
+    extras = project["project"]["optional-dependencies"]
+    wanted = [*requirement_lines(), *extras["train"], *extras["dev"]]
+    names = {re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", line).group().lower()) for line in wanted}
+    assert names <= pinned, names - pinned
+
+
+def test_shipped_weights_are_small_and_safetensors() -> None:
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True).stdout.split("\0")
+    files = [ROOT / name for name in tracked if name] or [path for room in MAY_IMPORT for path in (ROOT / room).rglob("*")]
+    weights = [path for path in files if path.suffix == ".safetensors" and path.is_file()]
+    assert sum(path.stat().st_size for path in weights) <= WEIGHTS_LIMIT
+    assert not [path for path in files if path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".npy", ".npz")]
+
+
+def node_ids() -> set[str]:
+    """The ids of all nodes, read from the source: no ComfyUI is needed."""
+    calls = (node for path in modules("nodes") for node in ast.walk(parse(path)) if isinstance(node, ast.Call))
+    values = (keyword.value for call in calls for keyword in call.keywords if keyword.arg == "node_id")
+    return {value.value for value in values if isinstance(value, ast.Constant)}
+
+
+def test_every_node_has_help_and_texts() -> None:
+    nodes = node_ids()
+    assert nodes
+    # A page may also be a folder of languages: <id>/en.md.
+    assert {path.stem for path in (ROOT / "web" / "docs").iterdir()} == nodes
+    for locale in (ROOT / "locales").iterdir():
+        texts = json.loads((locale / "nodeDefs.json").read_text(encoding="utf-8"))
+        assert set(texts) == nodes, locale.name
+        assert all(text.get("display_name") and text.get("description") for text in texts.values()), locale.name
+
+
+def test_every_workflow_has_a_thumbnail_and_an_api_twin() -> None:
+    shown = {path.stem for path in (ROOT / "workflows").glob("*.json")}
+    assert shown
+    assert {path.stem for path in (ROOT / "workflows").glob("*.jpg")} == shown
+    assert {path.stem for path in (ROOT / "workflows" / "api").glob("*.json")} == shown
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "web" / "docs").rglob("*.md")]
+    broken = []
+    for page in pages:
+        for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            if not re.match(r"[a-z]+:", target) and not (page.parent / target).exists():
+                broken.append(f"{name_of(page)}: {target}")
+    assert not broken, "\n".join(broken)
+
+
+def run_bare(source: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs Python with the installed packages but without what an editable install put there: `-S` reads no .pth file."""
+    start = f"import sys; sys.path.append({sysconfig.get_paths()['purelib']!r}); "
+    command = [sys.executable, "-E", "-s", "-S", "-c", start + source, *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+IMPORT_UNDER_ANOTHER_NAME = f"""
+import importlib, importlib.util, pathlib
+root = pathlib.Path({str(ROOT)!r})
+assert importlib.util.find_spec("latent_physics") is None
+name = "/some where/any-folder.name"
+spec = importlib.util.spec_from_file_location(name, root / "__init__.py", submodule_search_locations=[str(root)])
+module = importlib.util.module_from_spec(spec)
+sys.modules[name] = module
+spec.loader.exec_module(module)
+"""
+
+
+def test_pack_is_importable_under_any_name_without_comfyui(tmp_path: Path) -> None:
+    """As ComfyUI does it: under the folder's absolute path, and not from sys.path."""
+    source = IMPORT_UNDER_ANOTHER_NAME + "print(module.WEB_DIRECTORY, module.comfy_entrypoint.__name__, len(sys.modules))"
+    result = run_bare(source, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split()[:2] == ["./web", "comfy_entrypoint"]
+
+
+def test_every_room_but_nodes_imports_without_comfyui_and_installation(tmp_path: Path) -> None:
+    """All modules of the rooms that nodes load, under a name that is not `latent_physics`."""
+    # A dot in a path would be taken for a package's border by the relative imports below.
+    source = IMPORT_UNDER_ANOTHER_NAME.replace("/some where/any-folder.name", "any_name") + (
+        "for room in ('kernels', 'methods', 'toyworld'):\n"
+        "    for path in sorted((root / room).rglob('*.py')):\n"
+        "        parts = path.relative_to(root).with_suffix('').parts\n"
+        "        if parts[-1] != '__main__':\n"
+        "            importlib.import_module('.'.join([name, *(part for part in parts if part != '__init__')]))\n"
+        f"heavy = {sorted(HEAVY | {'comfy', 'latent_physics'})!r}\n"
+        "print([module for module in heavy if module in sys.modules])\n"
+    )
+    result = run_bare(source, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[]"
+
+
+def run_training(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    source = f"import runpy; sys.argv[0] = 'training'; runpy.run_path({str(ROOT / 'training')!r}, run_name='__main__')"
+    return run_bare(source, *arguments, cwd=cwd)
+
+
+def test_training_works_from_a_bare_clone(tmp_path: Path) -> None:
+    result = run_training("--help", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    commands = re.findall(r"^  ([\w-]+) +\S", result.stdout.split("commands:")[1], flags=re.M)
+    assert {"cache", "predictor"} <= set(commands)
+    for command in commands:
+        result = run_training(command, "--help", cwd=tmp_path)
+        assert result.returncode == 0, f"{command}: {result.stderr}"
+        assert "usage:" in result.stdout
