@@ -1,0 +1,97 @@
+"""Building blocks: the physical encoder (PILA Eq 2), small heads, and the embeddings of sigma and of the prompt."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+GROUPS = 8
+
+
+class ResidualBlock(nn.Module):
+    """(conv 3x3x3, group norm, SiLU) twice, plus a 1x1x1 shortcut where the widths differ, SiLU after the sum.
+
+    Padding in time is symmetric: the adapter looks ahead, which suits text-to-video and not streaming.
+    """
+
+    def __init__(self, channels: int, width: int, operations: Any = nn) -> None:
+        super().__init__()
+        self.conv1 = operations.Conv3d(channels, width, 3, padding=1)
+        self.norm1 = operations.GroupNorm(GROUPS, width)
+        self.conv2 = operations.Conv3d(width, width, 3, padding=1)
+        self.norm2 = operations.GroupNorm(GROUPS, width)
+        self.shortcut = operations.Conv3d(channels, width, 1) if channels != width else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`B C T H W` -> `B width T H W`."""
+        y = nn.functional.silu(self.norm1(self.conv1(x)))
+        y = nn.functional.silu(self.norm2(self.conv2(y)))
+        return nn.functional.silu(y + self.shortcut(x))
+
+
+class PhysicalEncoder(nn.Module):
+    """E of Eq 2: residual 3-D convolutions at the latent's own resolution, `B C T H W` -> `B hidden T H W`."""
+
+    def __init__(self, channels: int, hidden: int, blocks: int, operations: Any = nn) -> None:
+        super().__init__()
+        widths = [channels] + [hidden] * blocks
+        self.blocks = nn.Sequential(*(ResidualBlock(a, b, operations) for a, b in pairwise(widths)))
+
+    def forward(self, x0: Tensor) -> Tensor:
+        """Features of a denoised estimate."""
+        return self.blocks(x0)
+
+
+def head(*widths: int, operations: Any = nn) -> nn.Sequential:
+    """1x1x1 convolutions with SiLU between them: `head(a, b, c)` maps a -> b -> c channels."""
+    layers: list[nn.Module] = []
+    for index, (a, b) in enumerate(pairwise(widths)):
+        layers += [operations.Conv3d(a, b, 1)] + ([nn.SiLU()] if index < len(widths) - 2 else [])
+    return nn.Sequential(*layers)
+
+
+def mlp(*widths: int, operations: Any = nn) -> nn.Sequential:
+    """Linear layers with SiLU between them."""
+    layers: list[nn.Module] = []
+    for index, (a, b) in enumerate(pairwise(widths)):
+        layers += [operations.Linear(a, b)] + ([nn.SiLU()] if index < len(widths) - 2 else [])
+    return nn.Sequential(*layers)
+
+
+class ConditionEncoder(nn.Module):
+    """The condition vector c `B hidden` from the pooled prompt embedding `B cond_dim` and the embedded noise level.
+
+    `ramp` in [0, 1] fades the prompt in (1000 steps of training); without a prompt c is the noise level alone.
+    """
+
+    def __init__(self, cond_dim: int, hidden: int, operations: Any = nn) -> None:
+        super().__init__()
+        self.cond_dim = cond_dim
+        self.text = mlp(cond_dim, hidden, hidden, operations=operations)
+
+    def forward(self, level: Tensor, cond: Tensor | None, ramp: float = 1.0) -> Tensor:
+        """`level` is s(sigma), `B hidden`. Raises ValueError for an embedding of another width or batch."""
+        if cond is None:
+            return level
+        if cond.ndim != 2 or cond.shape[1] != self.cond_dim or cond.shape[0] != level.shape[0]:
+            raise ValueError(
+                f"the prompt embedding has shape {tuple(cond.shape)}; this adapter needs ({level.shape[0]}, {self.cond_dim})."
+            )
+        return level + ramp * self.text(cond.to(level.dtype))
+
+
+def broadcast(vector: Tensor, like: Tensor) -> Tensor:
+    """A vector `B D` as constant channels `B D T H W` in the size and dtype of `like`."""
+    grid = vector.to(like.dtype)[:, :, None, None, None]
+    return grid.expand(-1, -1, *like.shape[2:])
+
+
+def zero_last(module: nn.Sequential) -> None:
+    """Zeroes the last layer, so that the module starts by adding exactly nothing."""
+    last = module[-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.zero_()
