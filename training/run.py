@@ -1,0 +1,271 @@
+"""What every training run keeps in its folder and shows on the screen: log, curves, checkpoints, progress, a clean stop."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..methods.weights import WeightsError, WeightsInfo, load_weights, save_weights, write_atomically
+
+
+class RunError(ValueError):
+    """A training run cannot go on. The message is one sentence for the user."""
+
+
+class Log:
+    """A CSV with fixed columns; the column "step" comes first. Rows are flushed as they are written.
+
+    A row may leave columns out (validation happens on some steps only); its cell is empty then.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, columns: Sequence[str], after: int = 0) -> None:
+        """Continues the file at `path`, dropping rows after step `after`: what a killed run wrote beyond its checkpoint.
+
+        `path` None keeps the rows in memory only.
+        """
+        self.path = Path(path) if path else None
+        self.columns = ["step", *columns]
+        self.rows: list[dict[str, float]] = []
+        if self.path and after > 0:
+            self.rows = [row for row in read_log(self.path) if row["step"] <= after]
+        if self.path:
+            text = io.StringIO()
+            writer = csv.DictWriter(text, self.columns, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({key: repr_number(value) for key, value in row.items()} for row in self.rows)
+            write_atomically(self.path, text.getvalue().encode())
+
+    def add(self, **values: float) -> None:
+        """Appends one row. Raises OSError (disk full)."""
+        row = {key: float(value) for key, value in values.items()}
+        self.rows.append(row)
+        if self.path:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self.columns, restval="", lineterminator="\n").writerow(
+                    {key: repr_number(value) for key, value in row.items()}
+                )
+
+    def column(self, name: str) -> tuple[list[float], list[float]]:
+        """(steps, values) of one column, rows without it left out."""
+        rows = [row for row in self.rows if name in row]
+        return [row["step"] for row in rows], [row[name] for row in rows]
+
+
+def repr_number(value: float) -> str:
+    """Whole numbers without a point, others with six significant digits."""
+    return str(int(value)) if float(value).is_integer() else f"{value:.6g}"
+
+
+def read_log(path: str | os.PathLike[str]) -> list[dict[str, float]]:
+    """Rows of a log; [] where the file is missing. A last line cut off by a crash is left out."""
+    path = Path(path)
+    if not path.is_file():
+        return []
+    rows = []
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            try:
+                values = {key: float(value) for key, value in row.items() if key and value}
+            except (TypeError, ValueError):
+                continue
+            if "step" in values and None not in row.values():
+                rows.append(values)
+    return rows
+
+
+def draw_curves(log: Log, path: str | os.PathLike[str], panels: Mapping[str, Sequence[str]], title: str = "") -> None:
+    """Draws the log as a PNG: one panel per entry of `panels`, title -> columns drawn in it. Written atomically.
+
+    Columns with no rows are left out. A column with more than 200 points is also shown as a running mean.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * len(panels), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for index, (name, columns) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), index + 1)
+        for column in columns:
+            steps, values = log.column(column)
+            if not steps:
+                continue
+            many = len(values) > 200
+            (line,) = axes.plot(steps, values, label=column, marker="" if len(values) > 30 else ".", alpha=0.3 if many else 1)
+            if many:
+                axes.plot(steps, _running_mean(values, len(values) // 50), color=line.get_color())
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    write_atomically(path, picture.getvalue())
+
+
+def _running_mean(values: Sequence[float], width: int) -> list[float]:
+    """Mean over the last `width` values (fewer at the start)."""
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    return [(sums[i + 1] - sums[max(0, i + 1 - width)]) / min(i + 1, width) for i in range(len(values))]
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    kind: str,
+    latent_space: str,
+    config: Mapping[str, Any],
+    progress: Mapping[str, Any],
+    states: Mapping[str, Mapping[str, Tensor]],
+    optimizer: Optimizer,
+) -> None:
+    """Writes everything a run needs to go on into one safetensors file, all or nothing.
+
+    `states` are named tensor dictionaries (model, ema, ...), `progress` plain JSON values (step, seconds).
+    The optimiser's state is flattened beside them. Raises OSError; an older checkpoint at `path` is intact then.
+    """
+    tensors = {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
+    state = optimizer.state_dict()
+    for index, values in state["state"].items():
+        tensors |= {f"optimizer/{index}/{key}": torch.as_tensor(value) for key, value in values.items()}
+    recipe = {"progress": dict(progress), "groups": state["param_groups"]}
+    save_weights(path, tensors, WeightsInfo(kind=kind, latent_space=latent_space, config=dict(config), recipe=recipe))
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str], *, kind: str, optimizer: Optimizer | None = None
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], WeightsInfo]:
+    """(states, progress, info) of a checkpoint; the optimiser, where given, is brought to the saved state.
+
+    Raises WeightsError where the file is missing, damaged or of another kind.
+    """
+    tensors, info = load_weights(path, kind)
+    states: dict[str, dict[str, Tensor]] = {}
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, rest = key.split("/", 1)
+        if name == "optimizer":
+            index, rest = rest.split("/", 1)
+            moments.setdefault(int(index), {})[rest] = value
+        else:
+            states.setdefault(name, {})[rest] = value
+    if optimizer is not None:
+        try:
+            optimizer.load_state_dict({"state": moments, "param_groups": info.recipe["groups"]})
+        except (KeyError, ValueError) as error:
+            raise WeightsError(f"{Path(path).name} does not fit this optimiser ({error}).") from error
+    return states, info.recipe["progress"], info
+
+
+class StopRequest:
+    """Turns Ctrl-C and SIGTERM into a flag the loop looks at between steps; a second Ctrl-C stops at once.
+
+    Use as a context manager. Outside the main thread, where Python delivers no signals, it does nothing but hold the flag.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for name in (signal.SIGINT, signal.SIGTERM):
+                self._old[name] = signal.signal(name, self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for name, handler in self._old.items():
+            signal.signal(name, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+class ProgressLine:
+    """One line that says how far a run is: redrawn in place on a terminal, printed every `every` seconds elsewhere."""
+
+    def __init__(self, label: str, stream: TextIO | None = None, every: float = 10.0) -> None:
+        self.label = label
+        self.stream = stream or sys.stderr
+        self.every = every
+        self.tty = self.stream.isatty()
+        self.start = self.shown = time.monotonic()
+        self.width = 0
+
+    def show(self, fraction: float, text: str, left: float | None = None) -> None:
+        """`fraction` of the work done, in [0, 1]; `left`: seconds to go, where the caller knows better than the pace so far."""
+        now = time.monotonic()
+        if fraction < 1 and now - self.shown < (0.2 if self.tty else self.every):
+            return
+        self.shown = now
+        if left is None:
+            left = (now - self.start) * (1 - fraction) / fraction if fraction > 0 else math.inf
+        line = f"{self.label} {fraction:4.0%}  {text}" + (f"  {clock(left)} left" if fraction < 1 else "")
+        if self.tty:
+            self.stream.write("\r" + line.ljust(self.width))
+            self.width = len(line)
+        else:
+            self.stream.write(line + "\n")
+        self.stream.flush()
+
+    def say(self, text: str) -> None:
+        """Prints a line of its own without tearing the progress line."""
+        if self.tty and self.width:
+            self.stream.write("\r" + " " * self.width + "\r")
+            self.width = 0
+        self.stream.write(text + "\n")
+        self.stream.flush()
+
+    def close(self) -> None:
+        """Ends the line."""
+        if self.tty and self.width:
+            self.stream.write("\n")
+            self.width = 0
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 7s, 3:05 or 2:03:05; "?" where unknown."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}" if minutes else f"{rest}s"
+
+
+@contextmanager
+def saving(what: str, kept: str) -> Iterator[None]:
+    """Turns an OSError while `what` is written into a RunError that says what is safe: `kept`."""
+    try:
+        yield
+    except OSError as error:
+        hint = "free some space and run the same command again"
+        raise RunError(f"Could not write {what}: {error.strerror or error}; {kept}, {hint}.") from error
+
+
+def differing(old: Mapping[str, Any], new: Mapping[str, Any], ignore: Sequence[str] = ()) -> str:
+    """The settings in which two configs differ, as "width 64 -> 128, seed 0 -> 1"; "" where they agree."""
+    keys = [key for key in {**old, **new} if key not in ignore]
+    pairs = [(key, old.get(key), new.get(key)) for key in keys]
+    return ", ".join(f"{key} {a} -> {b}" for key, a, b in pairs if json.dumps(a) != json.dumps(b))
