@@ -1,0 +1,271 @@
+"""Motion Prior Guidance: pulls the denoised estimate towards the changes that the motion field predictor expects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..step import SamplingStep
+from .predictor import MotionFieldPredictor
+
+CHUNK_POSITIONS = 16384
+"""Latent positions (frames x height x width) that pass through f at once: bounds memory, keeps a GPU busy."""
+
+SAVED_BYTES_PER_POSITION = 48
+"""Bytes per position, unit of width and block that f keeps for its backward pass in float32 (measured, rounded up)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceRow:
+    """What guidance did in one evaluation of the denoiser. Tensors hold one value per sample, `B`."""
+
+    index: int
+    """The sampler's step, 0 at the noisy end."""
+    count: int
+    """How many steps the sampler takes in all."""
+    sigma: Tensor
+    """The sampler's noise level."""
+    active: bool
+    """Whether the step lies in the active window of eq 9."""
+    loss_before: Tensor
+    """L_guide (eq 8) of the denoised estimate as the backbone gave it."""
+    loss_after: Tensor | None
+    """L_guide of the edited estimate; None where it was not measured."""
+    edit_ratio: Tensor
+    """|edit| / |x0|, Euclidean norms over a sample."""
+
+
+@dataclass(kw_only=True)
+class GuidanceTrace:
+    """Collects a TraceRow per evaluation of the last run. Costs nothing but the norm unless `measure_after`."""
+
+    measure_after: bool = False
+    """Evaluate f a second time per step for L_guide after the edit, and in the steps outside the active window."""
+    rows: list[TraceRow] = field(default_factory=list)
+    """The rows of the last run, in the order of evaluation."""
+
+
+def pair_count(frames: int, lag: int, order: int = 1) -> int:
+    """How many frame pairs eq 8 sums over: i = order-1 .. frames-lag-1.
+
+    Raises ValueError for a lag below 1 and for a clip too short to hold a pair (an image is a clip of one frame).
+    """
+    if lag < 1:
+        raise ValueError(f"lag is {lag}; it must be at least 1.")
+    pairs = frames - lag - (order - 1)
+    if pairs < 1:
+        kind = "an image" if frames == 1 else f"a clip of {frames} latent frames"
+        raise ValueError(
+            f"motion needs at least {lag + order} latent frames at lag {lag}, but the latent is {kind}: generate a longer video."
+        )
+    return pairs
+
+
+def guidance_loss(x0: Tensor, predictor: MotionFieldPredictor, cond: Tensor | None = None, lag: int = 2) -> Tensor:
+    """L_guide per sample, `(B,)`: mean over pairs of |x0[i] + f(x0[i], c) - x0[i+lag]|^2, summed over C, H, W (LaMo, eq 8).
+
+    x0: `B C T H W`. cond: `B D` or None. Differentiable. An order-2 predictor starts at the second frame, and the mean is over
+    the pairs that are left. Raises ValueError where the clip is too short.
+    """
+    pairs = pair_count(x0.shape[2], lag, predictor.order)
+    squares = [residual.square().sum(dim=(1, 2, 3)) for residual, _, _ in _residuals(x0, predictor, cond, lag, CHUNK_POSITIONS)]
+    return torch.cat(squares).view(x0.shape[0], pairs).mean(dim=1)
+
+
+def guidance_gradient(
+    x0: Tensor, predictor: MotionFieldPredictor, cond: Tensor | None, lag: int, chunk: int = CHUNK_POSITIONS
+) -> tuple[Tensor, Tensor]:
+    """(dL_guide/dx0 `B C T H W`, L_guide `(B,)`), f differentiated once, frame chunk by frame chunk.
+
+    The residual r_i is linear in the two frames of its pair, so only f needs autograd: each chunk contributes r_i to frame i,
+    -r_i to frame i+lag and the vector-Jacobian product of f with r_i to what f read. Peak memory is that of one chunk.
+    """
+    batch, channels, frames, height, width = x0.shape
+    first, pairs = predictor.order - 1, pair_count(frames, lag, predictor.order)
+    residuals, pulled, pulled_change = [], [], []
+    with torch.enable_grad():
+        for residual, inputs, field_ in _residuals(x0.detach(), predictor, cond, lag, chunk, leaf=True):
+            pull = torch.autograd.grad(field_, inputs, grad_outputs=residual.detach())
+            residuals.append(residual.detach())
+            pulled.append(pull[0])
+            pulled_change.extend(pull[1:])
+    shape = (batch, pairs, channels, height, width)
+    residual = torch.cat(residuals).view(shape)
+    gradient = torch.zeros_like(x0).movedim(1, 2)
+    gradient[:, first : first + pairs] += residual + torch.cat(pulled).view(shape)
+    gradient[:, first + lag : first + lag + pairs] -= residual
+    if pulled_change:
+        change = torch.cat(pulled_change).view(shape)
+        gradient[:, 1 : 1 + pairs] += change
+        gradient[:, :pairs] -= change
+    loss = residual.square().sum(dim=(2, 3, 4)).mean(dim=1)
+    return gradient.movedim(2, 1) * (2 / pairs), loss
+
+
+def _residuals(
+    x0: Tensor, predictor: MotionFieldPredictor, cond: Tensor | None, lag: int, chunk: int, leaf: bool = False
+) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
+    """Yields (r, [what f read], f) for chunks of the pairs (sample-major), each `(n, C, H, W)`.
+
+    f runs in its weights' dtype, everything else in x0's. With `leaf` the inputs of f are leaves to differentiate against.
+    """
+    first, pairs = predictor.order - 1, pair_count(x0.shape[2], lag, predictor.order)
+    frames = x0.movedim(2, 1)
+    current = frames[:, first : first + pairs].flatten(0, 1)
+    target = frames[:, first + lag : first + lag + pairs].flatten(0, 1)
+    last = frames[:, :pairs].flatten(0, 1) if predictor.order == 2 else None
+    if cond is not None:
+        cond = cond.expand(x0.shape[0], -1).repeat_interleave(pairs, dim=0)
+    dtype = predictor.null_prompt.dtype
+    size = max(1, chunk // (x0.shape[3] * x0.shape[4]))
+    for start in range(0, len(current), size):
+        part = slice(start, start + size)
+        inputs = [current[part]] if last is None else [current[part], current[part] - last[part]]
+        if leaf:
+            inputs = [tensor.detach().requires_grad_() for tensor in inputs]
+        change = predictor(
+            inputs[0].to(dtype),
+            None if cond is None else cond[part].to(inputs[0].device),
+            inputs[1].to(dtype) if last is not None else None,
+        ).to(x0.dtype)
+        yield inputs[0] + change - target[part], inputs, change
+
+
+class MotionPriorGuidance:
+    """The correction x0' = x0 - scale g^2 dL_guide/dx0 in the active window (LaMo, eqs 8 and 9).
+
+    Eq 9 edits the network output; x0 is affine in it, x0 = a z_t - g out, so the edit of x0 carries g twice. The backbone is
+    never differentiated. Guidance is per sample: a clip's edit does not depend on its batch.
+    """
+
+    def __init__(
+        self,
+        predictor: MotionFieldPredictor,
+        scale: float = 25.0,
+        lag: int = 2,
+        active: float = 0.8,
+        max_ratio: float | None = None,
+        *,
+        edit: str = "output",
+        chunk: int = CHUNK_POSITIONS,
+        trace: GuidanceTrace | None = None,
+    ) -> None:
+        """scale: lambda of eq 9. active: rho, the fraction of steps, from the clean end, that are guided.
+
+        max_ratio: beyond the paper; bounds |x0' - x0| per sample to this fraction of |x0 - z_t|. None is unbounded.
+        edit: "output" is eq 9. "noisy" is the paper's ablation (appendix C): z_t -= scale dL_guide/dx0 in place in
+        `step.noisy`, without the schedule's factor, and x0 is left alone; it must come out worse.
+        chunk: latent positions per pass through f. trace: collects what happened, see GuidanceTrace.
+        Raises ValueError for values outside their range.
+        """
+        if not scale >= 0:
+            raise ValueError(f"scale is {scale}; it must be 0 or more.")
+        if not 0 <= active <= 1:
+            raise ValueError(f"active is {active}; it must lie between 0 and 1.")
+        if max_ratio is not None and not max_ratio >= 0:
+            raise ValueError(f"max_ratio is {max_ratio}; it must be 0 or more, or None for no bound.")
+        if edit not in ("output", "noisy"):
+            raise ValueError(f"edit is {edit!r}; it must be 'output' or 'noisy'.")
+        if lag < 1:
+            raise ValueError(f"lag is {lag}; it must be at least 1.")
+        self.predictor, self.scale, self.lag, self.active, self.max_ratio = predictor, scale, lag, active, max_ratio
+        self.edit, self.chunk, self.trace = edit, chunk, trace
+
+    @property
+    def edits_noisy(self) -> bool:
+        """True where `correct` writes into `step.noisy`, so that a caller that passes a copy writes it back."""
+        return self.edit == "noisy"
+
+    def reset(self) -> None:
+        """Forgets the last run's trace. Called when a sampler starts."""
+        if self.trace is not None:
+            self.trace.rows.clear()
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raises ValueError where a latent of `shape` (B C T H W) cannot be guided."""
+        if len(shape) != 5:
+            raise ValueError(f"motion guidance needs a video latent (B, C, T, H, W), but this one, {tuple(shape)}, is an image.")
+        if shape[1] != self.predictor.channels:
+            raise ValueError(f"the latent has {shape[1]} channels, but the motion predictor reads {self.predictor.channels}.")
+        pair_count(shape[2], self.lag, self.predictor.order)
+
+    def memory_required(self, shape: tuple[int, ...]) -> int:
+        """Bytes of activations that one correction holds at its peak, in float32, for a latent of `shape`."""
+        positions = shape[-1] * shape[-2] if len(shape) == 5 else 1
+        positions = max(self.chunk, positions)
+        return positions * self.predictor.width * (len(self.predictor.blocks) + 1) * SAVED_BYTES_PER_POSITION
+
+    def correct(self, x0: Tensor, step: SamplingStep) -> Tensor:
+        """x0 after guidance, `B C T H W`, in x0's dtype. Outside the active window, and at scale 0, x0 itself.
+
+        Raises ValueError for a latent that cannot be guided and for NaN or infinite values.
+        """
+        self.check(x0.shape)
+        active = self.is_active(step) and self.scale > 0
+        measure = self.trace is not None and self.trace.measure_after
+        if not active and not measure:
+            return x0
+        with torch.inference_mode(False):  # ComfyUI samples in inference mode, where enable_grad alone is not enough
+            work = x0.detach().clone().to(torch.promote_types(x0.dtype, torch.float32))
+            cond = None if step.cond is None else step.cond.detach().clone()
+            if not active:
+                self._record(step, False, self._loss(work, cond), None, work.new_zeros(len(work)))
+                return x0
+            gradient, loss = guidance_gradient(work, self.predictor, cond, self.lag, self.chunk)
+            edit = self._edit(gradient, work, step)
+            edited = work + edit
+            self._refuse_nan(x0, edited, step)
+            if self.trace is not None:
+                after = self._loss(edited, cond) if measure else None
+                self._record(step, True, loss, after, edit.flatten(1).norm(dim=1) / work.flatten(1).norm(dim=1).clamp(min=1e-12))
+        if self.edit == "noisy":
+            step.noisy.add_(edit.to(step.noisy))
+            return x0
+        return edited.to(x0.dtype)
+
+    def is_active(self, step: SamplingStep) -> bool:
+        """The indicator of eq 9, s >= (1 - rho) S, with a margin for 1 - 0.7 not being 0.3 in binary."""
+        return step.index >= (1 - self.active) * step.count - 1e-6
+
+    def _edit(self, gradient: Tensor, x0: Tensor, step: SamplingStep) -> Tensor:
+        if self.edit == "noisy":
+            return -self.scale * gradient
+        gain = step.gain.to(gradient).reshape(-1, 1, 1, 1, 1)
+        edit = -self.scale * gain.square() * gradient
+        if self.max_ratio is None:
+            return edit
+        size = edit.flatten(1).norm(dim=1).clamp(min=1e-30)
+        bound = self.max_ratio * (x0 - step.noisy.to(x0)).flatten(1).norm(dim=1)
+        return edit * (bound / size).clamp(max=1).view(-1, 1, 1, 1, 1)
+
+    def _loss(self, x0: Tensor, cond: Tensor | None) -> Tensor:
+        with torch.no_grad():
+            return guidance_loss(x0, self.predictor, cond, self.lag)
+
+    def _record(self, step: SamplingStep, active: bool, before: Tensor, after: Tensor | None, ratio: Tensor) -> None:
+        if self.trace is None:
+            return
+        self.trace.rows.append(
+            TraceRow(
+                index=step.index,
+                count=step.count,
+                sigma=step.sigma.detach().clone(),
+                active=active,
+                loss_before=before,
+                loss_after=after,
+                edit_ratio=ratio,
+            )
+        )
+
+    def _refuse_nan(self, x0: Tensor, edited: Tensor, step: SamplingStep) -> None:
+        if torch.isfinite(edited).all():
+            return
+        where = f"at step {step.index + 1} of {step.count}"
+        if not torch.isfinite(x0).all():
+            raise ValueError(
+                f"the denoised latent holds NaN or infinite values {where}, before guidance acted: check the model and inputs."
+            )
+        raise ValueError(f"motion guidance overflowed {where} at strength {self.scale:g}: lower the strength or set max_ratio.")

@@ -1,0 +1,66 @@
+"""Where the motion is: two heatmaps over the latent grid (LaMo, appendix A)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...kernels.drift import difference, spatial_mean
+from .guidance import CHUNK_POSITIONS, pair_count
+from .predictor import MotionFieldPredictor
+
+
+def drift_heatmap(latent: Tensor, lag: int = 2, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """(maps `(B, T-lag, H, W)`, peak `(B,)`): how strongly each position's change follows the frame's mean change.
+
+    R[t] = |<D_t(h,w), b_t>| / (|b_t| + eps) in latent units, b_t the spatial mean of D_t = z[t+lag] - z[t] (eqs 10 and 12), for
+    every t; peak is t* = argmax |b_t| (eq 11). latent: `B C T H W`. Raises ValueError where T <= lag.
+    """
+    _check(latent, lag)
+    latent = latent.to(torch.promote_types(latent.dtype, torch.float32))
+    change = latent[:, :, lag:] - latent[:, :, :-lag]
+    drift = difference(spatial_mean(latent), lag)
+    size = drift.norm(dim=1)
+    along = torch.einsum("bcthw,bct->bthw", change, drift).abs()
+    return along / (size + eps)[:, :, None, None], size.argmax(dim=1)
+
+
+def field_heatmap(
+    latent: Tensor, predictor: MotionFieldPredictor, cond: Tensor | None = None, lag: int = 2
+) -> tuple[Tensor, Tensor]:
+    """(maps `(B, T-lag, H, W)`, peak `(B,)`): where the predictor answers to motion.
+
+    R[t] = |f(z[t], c) - f(z_static, c)| per position, z_static the temporal mean of the latent, which cancels what f answers to a
+    still scene (eqs 13 and 14), for every t; peak is that of `drift_heatmap`, so that both show the same event. An order-2
+    predictor reads the true last change at t >= 1, and no change at t = 0 and for the static frame. Raises ValueError where
+    T <= lag.
+    """
+    _, peak = drift_heatmap(latent, lag)
+    latent = latent.to(torch.promote_types(latent.dtype, torch.float32))
+    batch, _, frames, height, width = latent.shape
+    pairs = frames - lag
+    still = latent.mean(dim=2)
+    reference = _field(predictor, still, cond, torch.zeros_like(still))
+    moving = latent[:, :, :pairs].movedim(2, 1)
+    last = torch.diff(moving, dim=1, prepend=moving[:, :1])
+    maps = latent.new_empty(batch, pairs, height, width)
+    size = max(1, CHUNK_POSITIONS // (height * width * batch))
+    for start in range(0, pairs, size):
+        part = moving[:, start : start + size]
+        count = part.shape[1]
+        conds = None if cond is None else cond.expand(batch, -1).repeat_interleave(count, dim=0)
+        answer = _field(predictor, part.flatten(0, 1), conds, last[:, start : start + size].flatten(0, 1))
+        maps[:, start : start + count] = (answer.unflatten(0, (batch, count)) - reference[:, None]).norm(dim=2)
+    return maps, peak
+
+
+def _field(predictor: MotionFieldPredictor, frames: Tensor, cond: Tensor | None, last: Tensor) -> Tensor:
+    dtype = predictor.null_prompt.dtype
+    with torch.no_grad():
+        return predictor(frames.to(dtype), cond, last.to(dtype) if predictor.order == 2 else None).to(frames.dtype)
+
+
+def _check(latent: Tensor, lag: int) -> None:
+    if latent.ndim != 5:
+        raise ValueError(f"a motion heatmap needs a video latent (B, C, T, H, W); this one, {tuple(latent.shape)}, is an image.")
+    pair_count(latent.shape[2], lag)

@@ -1,0 +1,76 @@
+"""A motion predictor as a file: what its metadata says and how it becomes a network again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..weights import WeightsError, WeightsInfo, load_weights, read_info, save_weights
+from .predictor import MotionFieldPredictor
+
+KIND = "motion_predictor"
+
+
+def predictor_info(
+    predictor: MotionFieldPredictor, latent_space: str, lag: int = 2, recipe: Mapping[str, Any] | None = None
+) -> WeightsInfo:
+    """What the predictor's file says: constructor arguments and lag as config, the latent space it fits, how it was trained."""
+    return WeightsInfo(kind=KIND, latent_space=latent_space, config={**predictor.config, "lag": lag}, recipe=dict(recipe or {}))
+
+
+def save_predictor(
+    path: str | os.PathLike[str],
+    predictor: MotionFieldPredictor,
+    latent_space: str,
+    lag: int = 2,
+    recipe: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the predictor's weights and metadata, all or nothing. Raises OSError."""
+    save_weights(path, predictor.state_dict(), predictor_info(predictor, latent_space, lag, recipe))
+
+
+def load_predictor(
+    path: str | os.PathLike[str], operations: Any = nn, latent_space: str | None = None
+) -> tuple[MotionFieldPredictor, WeightsInfo]:
+    """The predictor (on the CPU, float32, frozen, in evaluation mode) and its metadata.
+
+    Raises WeightsError where the file is missing, no safetensors file, of another kind, damaged, or, where `latent_space` is
+    given, trained on another one. Draws nothing from the random generators.
+    """
+    name = Path(path).name
+    check_fits(read_info(path), latent_space, name)
+    state, info = load_weights(path, KIND)
+    arguments = {key: info.config.get(key) for key in ("channels", "cond_dim", "width", "blocks", "order")}
+    try:
+        with torch.device("meta"):
+            expected = {key: tuple(value.shape) for key, value in MotionFieldPredictor(**arguments).state_dict().items()}
+        _compare(expected, {key: tuple(value.shape) for key, value in state.items()})
+        with torch.device("meta"):
+            predictor = MotionFieldPredictor(**arguments, operations=operations)
+        predictor.to_empty(device="cpu")
+        predictor.load_state_dict({key: value.float() for key, value in state.items()})
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"{name} does not hold the motion predictor that its metadata describes ({error}).") from error
+    return predictor.requires_grad_(False).eval(), info
+
+
+def check_fits(info: WeightsInfo, latent_space: str | None, name: str) -> None:
+    """Raises WeightsError where `info` is no motion predictor or was trained on another latent space than `latent_space`."""
+    if info.kind != KIND:
+        raise WeightsError(f"{name} holds a {info.kind}, not a {KIND}.")
+    if latent_space is not None and info.latent_space != latent_space:
+        raise WeightsError(
+            f"{name} was trained on {info.latent_space!r} latents, but this model's latents are {latent_space!r}: "
+            f"choose a motion predictor trained on {latent_space!r}."
+        )
+
+
+def _compare(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
+    for key in sorted(expected.keys() | found.keys()):
+        if expected.get(key) != found.get(key):
+            raise ValueError(f"{key} should be {expected.get(key, 'absent')} and is {found.get(key, 'absent')}")

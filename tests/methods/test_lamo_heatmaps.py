@@ -1,0 +1,89 @@
+"""The two heatmaps against loops over eqs 10 to 14."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from latent_physics.methods.lamo import MotionFieldPredictor, drift_heatmap, field_heatmap
+
+
+def naive_drift(latent, lag, eps):
+    batch, _, frames, height, width = latent.shape
+    maps = torch.zeros(batch, frames - lag, height, width, dtype=latent.dtype)
+    peaks = []
+    for b in range(batch):
+        sizes = []
+        for t in range(frames - lag):
+            change = latent[b, :, t + lag] - latent[b, :, t]
+            drift = sum(change[:, h, w] for h in range(height) for w in range(width)) / (height * width)
+            sizes.append(drift.norm())
+            for h in range(height):
+                for w in range(width):
+                    maps[b, t, h, w] = abs(torch.dot(change[:, h, w], drift)) / (drift.norm() + eps)
+        peaks.append(int(torch.stack(sizes).argmax()))
+    return maps, peaks
+
+
+@settings(deadline=None, max_examples=10)
+@given(
+    batch=st.integers(1, 2),
+    channels=st.integers(1, 3),
+    lag=st.integers(1, 3),
+    extra=st.integers(1, 3),
+    height=st.integers(1, 4),
+    width=st.integers(1, 4),
+)
+def test_drift_heatmap_is_eq_12(batch, channels, lag, extra, height, width):
+    latent = torch.randn(batch, channels, lag + extra, height, width, dtype=torch.float64)
+    maps, peak = drift_heatmap(latent, lag)
+    expected, peaks = naive_drift(latent, lag, 1e-6)
+    assert torch.allclose(maps, expected)
+    assert peak.tolist() == peaks
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("with_cond", [False, True])
+def test_field_heatmap_is_eq_14(order, with_cond):
+    torch.manual_seed(order)
+    predictor = MotionFieldPredictor(3, 5, width=8, blocks=1, order=order).double()
+    with torch.no_grad():
+        for parameter in predictor.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
+    latent = torch.randn(2, 3, 5, 4, 3, dtype=torch.float64)
+    cond = torch.randn(2, 5, dtype=torch.float64) if with_cond else None
+    maps, peak = field_heatmap(latent, predictor, cond, lag=2)
+    assert maps.shape == (2, 3, 4, 3)
+    assert peak.tolist() == naive_drift(latent, 2, 1e-6)[1]
+    for b in range(2):
+        c = None if cond is None else cond[b : b + 1]
+        still = sum(latent[b : b + 1, :, t] for t in range(5)) / 5
+        nothing = torch.zeros_like(still) if order == 2 else None
+        for t in range(3):
+            now = latent[b : b + 1, :, t]
+            change = None if order == 1 else (now - latent[b : b + 1, :, t - 1] if t else torch.zeros_like(now))
+            expected = (predictor(now, c, change) - predictor(still, c, nothing)).norm(dim=1)[0]
+            assert torch.allclose(maps[b, t], expected)
+
+
+def test_a_moving_square_is_found():
+    latent = torch.zeros(1, 4, 6, 8, 8)
+    latent[:, :, :3, 2:4, 2:4] = 1.0
+    latent[:, :, 3:, 5:8, 4:8] = 1.0
+    maps, peak = drift_heatmap(latent, lag=1)
+    assert peak.item() == 2
+    changed = torch.zeros(8, 8, dtype=torch.bool)
+    changed[2:4, 2:4] = changed[5:8, 4:8] = True
+    assert (maps[0, 2][changed] > 0.9).all()
+    assert not maps[0, 2][~changed].any()
+    assert not maps[0, [0, 1, 3, 4]].any()
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 8, 8), (1, 4, 1, 8, 8), (1, 4, 2, 8, 8)])
+def test_too_short_clips_are_refused(shape):
+    predictor = MotionFieldPredictor(4, 5, width=8, blocks=1)
+    with pytest.raises(ValueError, match="latent"):
+        drift_heatmap(torch.zeros(shape))
+    with pytest.raises(ValueError, match="latent"):
+        field_heatmap(torch.zeros(shape), predictor)
