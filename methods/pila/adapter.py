@@ -114,7 +114,7 @@ class PilaAdapter(nn.Module):
         The velocity and the estimate are constants here: no gradient reaches the backbone. Raises ValueError for a latent of
         another channel count or below 3x3, and for a top-k outside 0..8.
         """
-        self._check(x0)
+        self.check_latent(x0)
         x0, velocity = x0.detach().float(), velocity.detach().float()
         level = self.level(sigma.float()[:, None])
         c = self.condition(level, None if cond is None else cond.float(), ramp)
@@ -133,14 +133,15 @@ class PilaAdapter(nn.Module):
 
         Needs an adapter with field estimation (not the plain adapter or "no_afe").
         """
-        self._check(x0)
+        self.check_latent(x0)
         if not hasattr(self, "afe"):
             raise ValueError("this adapter was trained without anchored field estimation; it has no fields to show.")
         out = PilaOutput(delta=x0)
         self._estimate(out, x0.detach().float(), x0, self.level(sigma.float()[:, None]), phase)
         return out.fields
 
-    def _check(self, x0: Tensor) -> None:
+    def check_latent(self, x0: Tensor) -> None:
+        """Raises ValueError for a latent of another rank or channel count."""
         if x0.ndim != 5 or x0.shape[1] != self.config.channels:
             raise ValueError(f"the latent has shape {tuple(x0.shape)}; this adapter needs (B, {self.config.channels}, T, H, W).")
 

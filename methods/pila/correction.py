@@ -116,6 +116,7 @@ class PilaCorrection:
         """
         if not self.acts_at(step):
             return x0
+        self.adapter.check_latent(x0)
         if not torch.isfinite(x0).all():
             raise ValueError("the latent holds NaN or infinite values before the PILA correction.")
         s, adapter = self.settings, self.adapter

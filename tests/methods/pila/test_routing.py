@@ -1,0 +1,79 @@
+import math
+
+import pytest
+import torch
+from latent_physics.methods.pila import CATEGORIES, label_batch, label_vector
+from latent_physics.methods.pila.categories import random_labels
+from latent_physics.methods.pila.routing import Router, select, uniform
+
+
+def test_selection_is_sparse_and_sums_to_one():
+    logits = torch.randn(5, 8)
+    for k in range(1, 9):
+        routing = select(logits, k, 2.0)
+        assert torch.equal(routing.selected.sum(dim=1), torch.full((5,), k))
+        assert torch.equal(routing.weights > 0, routing.selected)
+        torch.testing.assert_close(routing.weights.sum(dim=1), torch.ones(5))
+        chosen = logits[0][routing.selected[0]]
+        assert k == 8 or chosen.min() >= logits[0][~routing.selected[0]].max()
+
+
+def test_weights_are_the_softmax_over_the_selected():
+    logits = torch.tensor([[3.0, 0.0, 1.0, -1.0, 2.0, 0.5, 0.4, 0.3]])
+    weights = select(logits, 2, 2.0).weights[0]
+    high, low = math.exp(1.5), math.exp(1.0)
+    assert float(weights[0]) == pytest.approx(high / (high + low))
+    assert float(weights[4]) == pytest.approx(low / (high + low))
+
+
+def test_no_expert_and_ties():
+    none = select(torch.zeros(2, 8), 0, 2.0)
+    assert not none.selected.any()
+    assert torch.equal(none.weights, torch.zeros(2, 8))
+    assert select(torch.zeros(1, 8), 3, 2.0).selected[0].tolist() == [True] * 3 + [False] * 5
+    assert torch.equal(uniform(torch.randn(2, 8)).weights, torch.full((2, 8), 0.125))
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_a_label_raises_its_expert_by_e_to_the_beta_over_tau(category):
+    torch.manual_seed(1)
+    router, cond = Router(32, 2.0, 2.0), torch.randn(1, 32)
+    index = CATEGORIES.index(category)
+    plain = router(cond, None, 8).weights[0]
+    labelled = router(cond, label_vector([category])[None], 8).weights[0]
+    assert labelled[index] > plain[index]
+    odds = [float(w[index] / (1 - w[index])) for w in (labelled, plain)]
+    assert odds[0] / odds[1] == pytest.approx(math.e, rel=1e-4)
+
+
+@pytest.mark.parametrize("labels", [["Rigid Body", "Collision"], ["Phase Change", "Fluid", "Thermal"]])
+def test_several_labels_route_several_experts(labels):
+    router = Router(32, 2.0, 2.0)
+    routing = router(torch.zeros(1, 32), label_batch([labels]), 4)
+    for name in labels:
+        assert routing.selected[0, CATEGORIES.index(name)]
+
+
+def test_the_prior_is_soft():
+    router = Router(32, 2.0, 2.0)
+    with torch.no_grad():
+        router.net[-1].bias.copy_(torch.tensor([9.0, 8.0, 7.0, 6.0, 0.0, 0.0, 0.0, 0.0]))
+    routing = router(torch.zeros(1, 32), label_vector(["Optical"])[None], 4)
+    assert not routing.selected[0, 7]  # strong evidence outweighs a label
+
+
+def test_label_vectors():
+    assert label_vector({"fluid": 0.5, "Optical": 1.0}).tolist() == [0, 0, 0.5, 0, 0, 0, 0, 1.0]
+    assert label_vector([]).sum() == 0
+    with pytest.raises(ValueError, match="must be one of"):
+        label_vector(["Plasma"])
+    with pytest.raises(ValueError, match="0 to 1"):
+        label_vector({"Fluid": 1.5})
+
+
+def test_random_labels_keep_the_size_of_the_set():
+    labels = label_batch([["Fluid"], ["Fluid", "Thermal", "Optical"], []])
+    drawn = random_labels(labels, torch.Generator().manual_seed(0))
+    assert drawn.sum(dim=1).tolist() == [1, 3, 0]
+    many = torch.stack([random_labels(labels, torch.Generator().manual_seed(s)) for s in range(200)])
+    assert many[:, 0].sum(dim=0).min() > 5  # every category occurs
