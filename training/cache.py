@@ -13,6 +13,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -299,28 +300,31 @@ def _encode_all(
 ) -> None:
     """Encodes what the reading threads deliver, in the order in which it comes."""
     _check_folder(config.out, vae.latent_space)
-    done = 0
+    done, warned = 0, False
     clips = ProgressLine("cache", progress.stream, progress.every)
-    warned = False
-    for job, item in read_ahead(pending, config, form, stop):
-        if isinstance(item, VideoError):
-            report.skipped.append((job.path, str(item)))
-            clips.say(f"skipped: {item}")
-        elif isinstance(item, Window):
-            try:
-                path = encode_window(job, item, conds[job.caption], vae, config)
-            except VideoError as error:
-                report.skipped.append((job.path, str(error)))
-                clips.say(f"skipped: {error}")
-                continue
-            if path is not None:
-                report.written.append(path)
-                warned = warned or _warn_disk(path, len(pending) - done, clips)
-        else:
-            done += 1
-            if job.path not in {clip for clip, _ in report.skipped}:
-                _remove_stale(config.out, job)
-            clips.show(done / len(pending), f"{done}/{len(pending)} clips, {len(report.skipped)} skipped")
+
+    def skip(job: Job, reason: VideoError) -> None:
+        report.skipped.append((job.path, str(reason)))
+        clips.say(f"skipped: {reason}")
+
+    with closing(read_ahead(pending, config, form, stop)) as read:
+        for job, item in read:
+            if isinstance(item, VideoError):
+                skip(job, item)
+            elif isinstance(item, Window):
+                try:
+                    path = encode_window(job, item, conds[job.caption], vae, config)
+                except VideoError as error:
+                    skip(job, error)
+                    continue
+                if path is not None:
+                    report.written.append(path)
+                    warned = warned or _warn_disk(path, len(pending) - done, clips)
+            else:
+                done += 1
+                if job.path not in {clip for clip, _ in report.skipped}:
+                    _remove_stale(config.out, job)
+                clips.show(done / len(pending), f"{done}/{len(pending)} clips, {len(report.skipped)} skipped")
     report.stopped = stop.asked and done < len(pending)
     clips.close()
 
