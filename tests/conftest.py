@@ -76,7 +76,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory, comfyui_path: Path):
 @pytest.fixture(scope="session")
 def server(start_server) -> ComfyServer:
     """A real server with the pack in a folder of another name. Tests that use it carry `@pytest.mark.server`."""
-    return start_server("a folder of any name")
+    return start_server("some.other-name_7")
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +84,7 @@ def older_server(start_server) -> ComfyServer:
     """The same with an older ComfyUI."""
     if OLDER_COMFYUI is None:
         pytest.skip(f"needs ComfyUI {OLDER_RELEASE}: `python3 dev.py test` puts it into .comfyui")
-    return start_server("a folder of any name", comfyui_path=OLDER_COMFYUI.path)
+    return start_server("some.other-name_7", comfyui_path=OLDER_COMFYUI.path)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,88 @@
+"""What a person does in the browser: open a template, change a value, run it, look at the preview."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from latent_physics.devtools.server import ComfyServer, output_files
+
+pytestmark = [pytest.mark.server, pytest.mark.browser]
+WORKFLOWS = sorted((Path(__file__).parents[2] / "workflows").glob("*.json"))
+
+HAS_PREVIEW = """(id) => {
+    const node = window.app.graph.getNodeById(id);
+    const shown = [...(node.imgs || [])];
+    for (const widget of node.widgets || []) shown.push(...(widget.element?.querySelectorAll?.("img, video") || []));
+    return shown.some((media) => (media.naturalWidth || media.videoWidth) > 0);
+}"""
+WIDGET_POSITION = """([id, name]) => {
+    const node = window.app.graph.getNodeById(id);
+    const widget = node.widgets.find((widget) => widget.name === name);
+    return window.app.canvasPosToClientPos([node.pos[0] + node.size[0] / 2, node.pos[1] + widget.last_y + 10]);
+}"""
+NODES = """() => window.app.graph._nodes.map((node) => ({
+    id: node.id, type: node.type, output: !!node.constructor.nodeData?.output_node,
+    widgets: Object.fromEntries((node.widgets || []).map((widget) => [widget.name, widget.value])),
+}))"""
+
+
+def load(page, path: Path) -> None:
+    """Loads a workflow as dropping its file on the canvas does, and waits until it is drawn."""
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    page.evaluate("(workflow) => window.app.loadGraphData(workflow)", workflow)
+    page.wait_for_function("(count) => window.app.graph._nodes.length === count", arg=len(workflow["nodes"]))
+
+
+def without_titles(graph: dict[str, Any]) -> dict[str, Any]:
+    return {node: {"class_type": entry["class_type"], "inputs": entry["inputs"]} for node, entry in graph.items()}
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_interface_turns_the_workflow_into_its_api_twin(page, path: Path) -> None:
+    """The UI graph through the interface's own conversion is the graph that test_workflows.py gives to the server."""
+    load(page, path)
+    made = page.evaluate("async () => (await window.app.graphToPrompt()).output")
+    twin = json.loads((path.parent / "api" / path.name).read_text(encoding="utf-8"))
+    assert without_titles(made) == without_titles(twin)
+
+
+def test_template_is_opened_changed_run_and_seen(page, server: ComfyServer) -> None:
+    name = next(path.stem for path in WORKFLOWS if "ToyWorld" in path.read_text(encoding="utf-8"))
+    page.get_by_role("button", name="Templates").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_text("some.other-name_7", exact=True).click()
+    dialog.get_by_role("heading", name=name, exact=True).click()
+    page.wait_for_function("() => window.app.graph._nodes.some((node) => node.type.includes('ToyWorld'))")
+    sampler = next(node for node in page.evaluate(NODES) if "steps" in node["widgets"])
+
+    page.mouse.dblclick(*page.evaluate(WIDGET_POSITION, [sampler["id"], "steps"]))
+    page.keyboard.press("Control+A")
+    page.keyboard.type("3")
+    page.keyboard.press("Enter")
+    assert next(node for node in page.evaluate(NODES) if node["id"] == sampler["id"])["widgets"]["steps"] == 3
+
+    before = set(server.get_json("/history"))
+    page.get_by_test_id("queue-button").click()
+    entry = server.wait(wait_for_new_prompt(server, before))
+    assert entry["prompt"][2][str(sampler["id"])]["inputs"]["steps"] == 3
+    shown = {node for node, _ in output_files(entry)}
+    assert shown
+    for node in shown:
+        page.wait_for_function(HAS_PREVIEW, arg=node)
+    assert not page.errors, "\n".join(page.errors)
+
+
+def wait_for_new_prompt(server: ComfyServer, known: set[str]) -> str:
+    """The id of a prompt that somebody else queued."""
+    for _ in range(100):
+        queue = server.get_json("/queue")
+        waiting = {entry[1] for kind in ("queue_running", "queue_pending") for entry in queue[kind]}
+        new = (waiting | set(server.get_json("/history"))) - known
+        if new:
+            return new.pop()
+        time.sleep(0.1)
+    raise AssertionError("the Run button queued nothing")

@@ -1,0 +1,49 @@
+"""Every shipped graph in the real server: the toy ones run and their outputs are opened, the others lack only their models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from latent_physics.devtools.server import ComfyServer, PromptRejected
+
+pytestmark = pytest.mark.server
+GRAPHS = sorted((Path(__file__).parents[2] / "workflows" / "api").glob("*.json"))
+MODEL_FILES = (".safetensors", ".gguf", ".pt", ".pth", ".ckpt", ".bin", ".png", ".jpg", ".webp", ".mp4")
+
+
+def load(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def is_toy(graph: dict[str, Any]) -> bool:
+    """Whether everything the graph needs is shipped."""
+    return any("ToyWorld" in node["class_type"] for node in graph.values())
+
+
+@pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
+def test_graph_runs_or_lacks_only_its_models(server: ComfyServer, run_and_open, path: Path) -> None:
+    graph = load(path)
+    if is_toy(graph):
+        run_and_open(server, graph)
+        return
+    with pytest.raises(PromptRejected) as refused:
+        server.queue(graph)
+    errors = [(node, error) for node, entry in refused.value.reply["node_errors"].items() for error in entry["errors"]]
+    assert errors
+    for node, error in errors:
+        value = str(error["extra_info"].get("received_value"))
+        assert error["type"] == "value_not_in_list", f"node {node}: {error}"
+        assert value.endswith(MODEL_FILES), f"node {node}: {error}"
+
+
+def test_some_graph_is_a_toy_and_some_is_not() -> None:
+    kinds = {is_toy(load(path)) for path in GRAPHS}
+    assert kinds == {True, False}
+
+
+def test_toy_graph_runs_in_an_older_comfyui(older_server: ComfyServer, run_and_open) -> None:
+    graph = next(graph for graph in map(load, GRAPHS) if is_toy(graph))
+    run_and_open(older_server, graph)
