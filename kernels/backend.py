@@ -1,0 +1,51 @@
+"""Which implementation of a kernel runs: the Triton twin where it is known to work, tiled torch everywhere else."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+SWITCH = "LATENT_PHYSICS_KERNELS"
+"""Environment variable: "torch" keeps Triton off, "triton" takes it without asking (Triton's interpreter on a CPU)."""
+
+
+def choose(tensor: Tensor) -> Literal["triton", "tiled"]:
+    """The implementation for a tensor's device and dtype. Raises ValueError where the switch has another value."""
+    wanted = os.environ.get(SWITCH, "")
+    if wanted not in ("", "torch", "triton"):
+        raise ValueError(f"{SWITCH} is {wanted!r}; it must be 'torch', 'triton' or unset.")
+    if wanted == "triton":
+        return "triton"
+    if wanted == "torch" or tensor.dtype == torch.float64:
+        return "tiled"
+    return "triton" if _works_on(tensor.device.type, tensor.device.index) else "tiled"
+
+
+@functools.lru_cache
+def _works_on(kind: str, index: int | None) -> bool:
+    """Asked once a device. Says in one debug line why not."""
+    reason = _reason_against(kind, index)
+    logger.debug("%s: %s", kind if index is None else f"{kind}:{index}", reason or "the Triton kernels are used.")
+    return reason is None
+
+
+def _reason_against(kind: str, index: int | None) -> str | None:
+    if kind != "cuda" or torch.version.hip is not None:
+        return "not an NVIDIA GPU, the tiled torch kernels are used."
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed, the tiled torch kernels are used."
+    if torch.cuda.get_device_capability(index) < (8, 0):
+        return "compute capability below 8.0, the tiled torch kernels are used."
+    from .selfcheck import mismatch
+
+    # Triton needs a C compiler and a matching driver at run time: whether it works here is only known by trying.
+    found = mismatch(torch.device(kind, index))
+    return None if found is None else f"Triton failed its check ({found}), the tiled torch kernels are used."

@@ -1,0 +1,107 @@
+"""The work on one tile of a relation in plain torch: any device, float32 or float64."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .features import Pair, Rows, normalise
+from .products import product
+from .tiles import Block, FrameWeight
+
+CPU_TILE = 640
+"""Tokens along a tile's side: a few tiles stay in a core's caches."""
+DEVICE_TILE = 4096
+"""The same on a GPU, where a tile has to fill every multiprocessor; in float32 it takes 64 MiB."""
+COOLEST = 1 / 64
+"""Lowest temperature at which exp(score / temperature), summed over any frame, stays within float32 both ways."""
+
+
+class TorchEngine:
+    """See `relational_tiled.Engine`. Keeps its buffers between tiles."""
+
+    def __init__(self, like: Tensor, dtype: torch.dtype, tile: int | None = None) -> None:
+        self.tile = tile or (CPU_TILE if like.device.type == "cpu" else DEVICE_TILE)
+        self.dtype = dtype
+        self._buffer = torch.empty(0, dtype=dtype, device=like.device)
+
+    def rows(self, x: Tensor) -> Rows:
+        """Unit vectors in the accumulating dtype."""
+        return Rows(normalise(x, self.dtype))
+
+    def takes_both(self, per_frame: int, temperature: float) -> bool:
+        """One exponential serves rows and columns if neither needs its maximum taken off; the tile holds whole frames."""
+        return temperature >= COOLEST and per_frame <= 2 * self.tile
+
+    def add_product(self, into: Tensor, slope: Tensor, rows: Rows) -> None:
+        """into += slope times the rows."""
+        into.add_(product(slope, rows.values.t()))
+
+    def relation_l1(
+        self, student: Pair, teacher: Pair, place: tuple[Block, Block], weight: FrameWeight, margin: float
+    ) -> tuple[Tensor, Tensor]:
+        """The sum over the tile and its slope."""
+        slope = _scores(student).sub_(_scores(teacher))
+        distance = torch.abs(slope, out=self._like(slope))
+        slope.sign_()
+        if margin > 0:
+            distance.sub_(margin).relu_()
+            slope.mul_(distance > 0)
+        factor = weight.between(*place)
+        if factor is not None:
+            return distance.sum() * factor, slope if factor == 1 else slope.mul_(factor)
+        table = weight.table(*place, slope)
+        frames = (table.shape[0], -1, table.shape[2], slope.shape[1] // table.shape[2])
+        slope.view(frames).mul_(table)
+        return distance.view(frames).mul_(table).sum(), slope
+
+    def tempered_rows(
+        self, student: Pair, teacher: Pair, per_frame: int, temperature: float, want_slope: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Softmax along the rows, frame by frame."""
+        frames = (len(student[0]), -1, per_frame)
+        s, t = _scores(student, temperature).view(frames), _scores(teacher, temperature).view(frames)
+        difference = torch.sub(t, s, out=self._like(s))
+        top_s, top_t = s.amax(-1, keepdim=True), t.amax(-1, keepdim=True)
+        s.sub_(top_s).exp_()
+        t.sub_(top_t).exp_()
+        sum_s, sum_t = s.sum(-1, keepdim=True), t.sum(-1, keepdim=True)
+        t.div_(sum_t)
+        loss = difference.mul_(t).sum() + (top_s - top_t + (sum_s / sum_t).log_()).sum()
+        return loss, s.div_(sum_s).sub_(t).flatten(1) if want_slope else None
+
+    def tempered_both(
+        self, student: Pair, teacher: Pair, per_frame: int, temperature: float, diagonal: bool, want_slope: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Softmax along the rows and along the columns of one tile, seen as `k HW l HW`, from one exponential."""
+        frames = (-1, per_frame, len(student[1]) // per_frame, per_frame)
+        s, t = _scores(student, temperature).view(frames), _scores(teacher, temperature).view(frames)
+        difference = torch.sub(t, s, out=self._like(s))
+        s.exp_()
+        t.exp_()
+        difference.mul_(t)
+        loss = torch.zeros((), dtype=s.dtype, device=s.device)
+        inverse_s, inverse_t = [], []
+        for axis in (3, 1):
+            sum_s, sum_t = s.sum(axis, keepdim=True), t.sum(axis, keepdim=True)
+            if axis == 3 or not diagonal:
+                loss += (difference.sum(axis, keepdim=True) / sum_t + (sum_s / sum_t).log_()).sum()
+            inverse_s.append(sum_s.reciprocal_())
+            inverse_t.append(sum_t.reciprocal_())
+        if not want_slope:
+            return loss, None
+        s.mul_(torch.add(*inverse_s, out=difference))
+        s.addcmul_(t, torch.add(*inverse_t, out=difference), value=-1)
+        return loss, s.view(len(student[0]), -1)
+
+    def _like(self, tile: Tensor) -> Tensor:
+        """A buffer of the tile's shape; one at a time."""
+        if self._buffer.numel() < tile.numel():
+            self._buffer = tile.new_empty(tile.numel())
+        return self._buffer[: tile.numel()].view(tile.shape)
+
+
+def _scores(pair: Pair, temperature: float = 1.0) -> Tensor:
+    """Cosines over temperature; the division is done on the small operand."""
+    rows = pair[0].values
+    return product(rows if temperature == 1 else rows / temperature, pair[1].values)
