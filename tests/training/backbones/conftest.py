@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
-
 
 @pytest.fixture(scope="session")
-def comfy():
-    """The `comfy` package of the installation in COMFYUI_PATH, or of the one that dev.py put into .comfyui."""
-    path = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".comfyui" / "0.30.0")
-    if not (path / "comfy").is_dir():
-        pytest.skip(f"no ComfyUI at {path}: run dev.py or set COMFYUI_PATH")
-    if str(path) not in sys.path:
-        sys.path.append(str(path))
+def comfy(comfyui_path):
+    """The `comfy` package, importable and told to stay on the CPU."""
+    if str(comfyui_path) not in sys.path:
+        sys.path.append(str(comfyui_path))
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = True

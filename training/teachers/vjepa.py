@@ -1,0 +1,59 @@
+"""V-JEPA 2 (transformers): features of a clip, and what the model expects to follow its first frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .base import Teacher, TeacherError, imagenet, reason_of
+
+
+class VJEPATeacher(Teacher):
+    """V-JEPA 2. Its positions are those of a square, so clips are squeezed to one."""
+
+    kind = "vjepa2"
+
+    @classmethod
+    def build(cls, config: dict[str, Any]) -> nn.Module:
+        from transformers import VJEPA2Config, VJEPA2Model
+
+        return VJEPA2Model(VJEPA2Config(**config))
+
+    @classmethod
+    def from_source(cls, source: str, device: str | torch.device = "cpu") -> VJEPATeacher:
+        from transformers import VJEPA2Model
+
+        try:
+            return cls(VJEPA2Model.from_pretrained(source), f"vjepa2 {source}", device)
+        except (OSError, ValueError) as error:
+            raise TeacherError(f"{source} could not be loaded as a V-JEPA 2 encoder: {reason_of(error)}") from error
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        side = self.model.config.crop_size
+        return side, side
+
+    def encode(self, clip: Tensor) -> Tensor:
+        return self.model.encoder(clip.transpose(1, 2)).last_hidden_state
+
+    @torch.no_grad()
+    def predicted(self, video: Tensor, context: int) -> Tensor:
+        """What the predictor expects after the first `context` feature frames: `B C F - context H' W'` float32.
+
+        The context frames are encoded alone: the model's own `context_mask` masks after encoding the whole clip, so the
+        future would
+        leak into the context. Raises TeacherError where nothing is left on one side.
+        """
+        clip = self.resized(video)
+        tubelet, patch, _ = self.patch
+        frames, side = clip.shape[2] // tubelet, clip.shape[3] // patch
+        if not 0 < context < frames:
+            raise TeacherError(
+                f"the context is {context} feature frames of {frames}; at least one must be seen and one predicted."
+            )
+        seen = self.encode(imagenet(clip[:, :, : context * tubelet]))
+        ids = torch.arange(frames * side * side, device=clip.device).expand(clip.shape[0], -1)
+        border = context * side * side
+        guess = self.model.predictor(seen, context_mask=[ids[:, :border]], target_mask=[ids[:, border:]]).last_hidden_state
+        return guess.transpose(1, 2).unflatten(2, (frames - context, side, side)).float()
