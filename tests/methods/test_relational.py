@@ -98,7 +98,7 @@ def test_repa_is_one_minus_the_mean_cosine():
 
 
 def test_limits():
-    """Infinite decay makes soft-TRD TRD; a mask of everything makes M-TSA TSA; a student like its teacher has nothing to learn."""
+    """Infinite decay makes soft-TRD TRD, a mask of everything M-TSA TSA; a student like its teacher has nothing to learn."""
     student, teacher = features(5, 6), features(7, 7)
     torch.testing.assert_close(
         relational.soft_trd(student, teacher, GRID, math.inf), relational.trd(student, teacher, GRID, margin=0, pooled=False)
@@ -133,7 +133,7 @@ def test_motion_mask_equals_a_loop(frames, rows, columns, patch, keep):
             for y in range(rows):
                 for x in range(columns):
                     place = (slice(y * patch[1], (y + 1) * patch[1]), slice(x * patch[2], (x + 1) * patch[2]))
-                    cut = [video[b, :, t * patch[0] : (t + 1) * patch[0], *place] for t in (now, before)]
+                    cut = [video[(b, slice(None), slice(t * patch[0], (t + 1) * patch[0]), *place)] for t in (now, before)]
                     change[f, y, x] = (cut[0] - cut[1]).abs().sum()
             ranked = sorted(range(rows * columns), key=lambda i: (-round(change[f].flatten()[i].item(), 3), i))
             assert set(mask[b, f].flatten().nonzero().flatten().tolist()) == set(ranked[:want])
