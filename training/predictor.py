@@ -7,6 +7,7 @@ a step is a function of (seed, step), so a run that was stopped or killed ends w
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -183,7 +184,7 @@ class PredictorTraining:
         return min(1.0, max(self.step / self.config.steps, timed))
 
     def run(self, on_step: OnStep | None = None, stop: StopRequest | None = None) -> None:
-        """Trains until finished, until `stop` is asked for, or until `on_step` returns False; then validates and saves."""
+        """Trains until finished, until `stop` is asked for, or until `on_step` returns False; then saves."""
         with torch.inference_mode(False), torch.enable_grad(), ThreadPoolExecutor(1) as reader:
             if self.step == 0:
                 self.validate()
@@ -268,8 +269,8 @@ class PredictorTraining:
     def averaged(self) -> MotionFieldPredictor:
         """The predictor with the averaged weights: frozen, in evaluation mode, on the CPU."""
         with torch.inference_mode(False):
-            model = MotionFieldPredictor(**self.model.config)
-            model.load_state_dict({key: value.cpu() for key, value in self.mean.items()})
+            model = copy.deepcopy(self.model).cpu()  # a new one would draw its weights from the host's random state
+            model.load_state_dict(self.mean)
             return model.requires_grad_(False).eval()
 
     @torch.no_grad()

@@ -1,0 +1,506 @@
+"""Predictor training: the loss it descends, the noise it sees, and that stopping, killing and a full disk change nothing."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from latent_physics.methods.lamo import load_predictor, predictor_loss
+from latent_physics.methods.weights import read_info
+from latent_physics.training import predictor, run
+from latent_physics.training.dataset import ClipInfo, Clips, DatasetError, Pairs, PairSet, write_clip
+from latent_physics.training.predictor import RECIPES, PredictorConfig, PredictorTraining, augment, noise_levels, train_predictor
+from latent_physics.training.run import Log, RunError, StopRequest, read_log
+from PIL import Image
+
+TINY = PredictorConfig(
+    width=8, blocks=1, batch=4, steps=12, lr=1e-2, warmup=2, ema=0.9, every=5, lag=2, validation=0.25, device="cpu", shift=1.0
+)
+
+
+def moving(count: int = 8, frames: int = 7, channels: int = 3, seed: int = 0) -> list[torch.Tensor]:
+    """Clips of a bump that moves by one position a frame, `C T 6 6`; the direction is the first channel's sign."""
+    generator = torch.Generator().manual_seed(seed)
+    clips = []
+    for clip in range(count):
+        way = 1 if clip % 2 else -1
+        start = torch.randn(channels, 6, 6, generator=generator)
+        start[0] = start[0].abs() * way
+        clips.append(torch.stack([start.roll(way * step, dims=2) for step in range(frames)], dim=1))
+    return clips
+
+
+def dataset(**changes) -> Clips:
+    clips = moving(**changes)
+    generator = torch.Generator().manual_seed(1)
+    return Clips.from_tensors(clips, torch.randn(len(clips), 5, generator=generator))
+
+
+def save_folder(folder: Path, clips: Clips) -> Path:
+    folder.mkdir()
+    for index in range(len(clips)):
+        info = ClipInfo(
+            source=f"{index}.mp4", source_hash=f"hash{index}", key="k", caption="c", caption_from="file", window=0, last=True,
+            start=0.0, frames=25, width=48, height=48, fps=8.0,
+        )  # fmt: skip
+        write_clip(folder / f"clip-{index}.safetensors", clips.latents[index], clips.conds[index], info, "toy")
+    return folder
+
+
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    return load_predictor(path)[0].state_dict()
+
+
+# -- pairs -------------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    lengths=st.lists(st.integers(1, 7), min_size=1, max_size=5),
+    lag=st.integers(1, 3),
+    order=st.sampled_from([1, 2]),
+    seed=st.integers(0, 9),
+)
+def test_pairs_are_all_there_and_right(lengths, lag, order, seed):
+    """A latent whose value is 100 clip + frame, so that every pair says where it came from."""
+    latents = [torch.full((1, n, 1, 1), 100.0 * c) + torch.arange(n).view(1, n, 1, 1) for c, n in enumerate(lengths)]
+    clips = Clips.from_tensors(latents, torch.arange(len(lengths))[:, None].float())
+    expected = {(100 * c + i, 100 * c + i + lag) for c, n in enumerate(lengths) for i in range(order - 1, n - lag)}
+    if not expected:
+        with pytest.raises(DatasetError, match=f"need at least {lag + order}"):
+            PairSet(clips, range(len(lengths)), lag, order)
+        return
+    pairs = PairSet(clips, range(len(lengths)), lag, order)
+    assert len(pairs) == len(expected)
+    batch = pairs.batch(range(len(pairs)))
+    assert {(int(a), int(b)) for a, b in zip(batch.frame, batch.after)} == expected
+    assert [int(f) // 100 for f in batch.frame] == [int(c) for c in batch.cond]
+    if order == 2:
+        assert (batch.before == batch.frame - 1).all()
+    else:
+        assert batch.before is None
+    epoch = [int(f) for step in range(len(pairs)) for f in pairs.at_step(step, 1, seed).frame]
+    assert sorted(epoch) == sorted(a for a, _ in expected)  # one epoch sees each pair once
+    fresh = PairSet(clips, range(len(lengths)), lag, order)
+    assert torch.equal(fresh.at_step(3, 2, seed).frame, pairs.at_step(3, 2, seed).frame)  # a function of (step, seed)
+
+
+def test_windows_of_one_film_stay_on_one_side():
+    clips = dataset()
+    clips.groups = ["a", "a", "b", "b", "c", "c", "d", "d"]
+    for seed in range(10):
+        train, held = clips.split(0.25, seed)
+        assert sorted(train + held) == list(range(8))
+        assert len(held) == 2
+        assert len({clips.groups[i] for i in held}) == 1
+    assert clips.split(0.25, 3) == clips.split(0.25, 3)
+    assert len({tuple(clips.split(0.25, seed)[1]) for seed in range(20)}) > 1
+    assert clips.split(0, 0)[1] == []
+
+
+# -- augmentation and loss ---------------------------------------------------------------------------------------------
+
+
+def test_augmentation_is_the_papers():
+    count = 4000
+    zero = torch.zeros(count, 1, 4, 4)
+    levels = torch.tensor([0.25, 0.75])
+    config = replace(TINY, noise_probability=0.5, drop_probability=0.2, order=2)
+    pairs = Pairs(frame=zero + 3, before=zero - 1, after=zero, cond=torch.zeros(count, 1))
+    frame, before, dropped = augment(pairs, config, levels, torch.Generator().manual_seed(0))
+    noise, noise_before = frame - 3, before + 1  # the signal is not scaled down
+    spread = noise.flatten(1).std(dim=1)
+    clean = spread == 0
+    assert clean.float().mean() == pytest.approx(0.5, abs=0.03)
+    assert (noise_before[clean] == 0).all()  # both frames are noised, or none
+    assert dropped.float().mean() == pytest.approx(0.2, abs=0.03)
+    power = noise[~clean].square().mean().item()
+    assert power == pytest.approx((0.25**2 + 0.75**2) / 2, rel=0.05)  # sigma uniform over the levels
+    low = noise[~clean].flatten(1).std(dim=1) < 0.5
+    assert low.float().mean() == pytest.approx(0.5, abs=0.05)
+    same_level = noise_before[~clean].flatten(1).std(dim=1)
+    assert np.corrcoef(spread[~clean], same_level)[0, 1] > 0.7  # one sigma for both frames
+    assert abs((noise * noise_before).mean()) < 0.02  # with noise of its own
+    off = augment(pairs, replace(config, noise_probability=0.0, drop_probability=0.0), levels, torch.Generator())
+    assert torch.equal(off[0], pairs.frame)
+    assert not off[2].any()
+
+
+def test_noise_levels_are_the_schedulers():
+    import diffusers
+
+    flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    torch.testing.assert_close(noise_levels("wan2.1", 3.0), flow.sigmas.flip(0).float(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(noise_levels("toy", 1.0), torch.arange(1, 1001) / 1000)
+    for space, shift in (("cogvideox", 3.0), ("cogvideox1.5", 1.0)):
+        ddim = diffusers.CogVideoXDDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", snr_shift_scale=shift, rescale_betas_zero_snr=True
+        )
+        expected = (1 - ddim.alphas_cumprod).clamp(min=0).sqrt().float()
+        torch.testing.assert_close(noise_levels(space), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_one_step_is_adamw_on_eq_7():
+    """The first step, done by hand with autograd: same batch, no noise, no dropped prompt."""
+    config = replace(TINY, noise_probability=0.0, drop_probability=0.0, clip=1e9, ema=0.0, warmup=1, schedule="constant")
+    training = PredictorTraining(dataset(), config)
+    twin = PredictorTraining(dataset(), config)
+    pairs = training.pairs.at_step(0, config.batch, config.seed)
+    training.train_step(pairs)
+    optimizer = torch.optim.AdamW(twin.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    predicted, change = twin.model(pairs.frame, pairs.cond), pairs.after - pairs.frame
+    predictor_loss(predicted, change).backward()
+    optimizer.step()
+    for (name, ours), theirs in zip(training.model.state_dict().items(), twin.model.state_dict().values()):
+        torch.testing.assert_close(ours, theirs, msg=name)
+    assert all(torch.equal(training.mean[key], value) for key, value in training.model.state_dict().items())  # ema 0
+
+
+def test_dropped_prompts_reach_the_null_prompt_and_only_they():
+    for probability, moved in ((1.0, True), (0.0, False)):
+        training = PredictorTraining(dataset(), replace(TINY, drop_probability=probability, weight_decay=0.0))
+        for step in range(4):
+            training.train_step(training.pairs.at_step(step, 4, 0))
+        assert bool(training.model.null_prompt.abs().sum() > 0) is moved
+
+
+def test_unexplained_variance():
+    change = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 + torch.arange(3).view(1, 3, 1, 1)
+    means = change.mean(dim=(0, 2, 3), keepdim=True).expand_as(change)
+    assert predictor.unexplained_variance(change, change) == 0
+    assert predictor.unexplained_variance(means, change) == pytest.approx(1)
+    assert predictor.unexplained_variance((change + means) / 2, change) == pytest.approx(0.25, rel=1e-5)
+    assert predictor.unexplained_variance(change, torch.ones_like(change)) == math.inf
+
+
+def test_it_learns_and_order_2_sees_the_direction():
+    """Bumps of either direction that look alike: one frame cannot tell them apart, two can."""
+    generator = torch.Generator().manual_seed(3)
+    clips = []
+    for clip in range(24):
+        start = torch.randn(2, 6, 6, generator=generator)
+        clips.append(torch.stack([start.roll((1 if clip % 2 else -1) * step, dims=2) for step in range(7)], dim=1))
+    data = Clips.from_tensors(clips, cond_dim=2)
+    config = replace(TINY, width=24, blocks=2, steps=250, batch=16, lag=1, lr=5e-3, every=250, ema=0.95)
+    config = replace(config, noise_probability=0.0, weight_decay=0.0)
+    result = {}
+    for order in (1, 2):
+        training = PredictorTraining(data, replace(config, order=order))
+        training.run()
+        start, end = training.log.rows[0]["unexplained"], training.unexplained
+        assert start == pytest.approx(1, abs=0.02)  # it starts as the constant zero
+        result[order] = end
+    assert result[1] < 0.9
+    assert result[2] < 0.6 * result[1]
+
+
+# -- the run -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_run_leaves(tmp_path):
+    reports = []
+    data = dataset()
+    model = train_predictor(data, TINY, reports.append, folder=tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(
+        ["checkpoint.safetensors", "curves.png", "log.csv", "motion_predictor.safetensors"]
+    )
+    loaded, info = load_predictor(tmp_path / "run" / "motion_predictor.safetensors", latent_space="toy")
+    assert info.kind == "motion_predictor"
+    assert info.config == {"channels": 3, "cond_dim": 5, "width": 8, "blocks": 1, "order": 1, "lag": 2}
+    assert info.recipe["step"] == 12
+    assert 0 < info.recipe["unexplained"] < 2
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values()))
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert [report.step for report in reports] == list(range(1, 13))
+    assert reports[-1].fraction == 1
+    with (tmp_path / "run" / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == list(range(13))
+    assert [row["step"] for row in rows if row["unexplained"]] == ["0", "5", "10", "12"]
+    with Image.open(tmp_path / "run" / "curves.png") as image:
+        assert image.size[0] > 600
+        assert len(image.convert("RGB").getcolors(10**6)) > 20  # lines and letters
+
+
+def test_the_average_is_what_is_saved_and_it_is_an_average():
+    training = PredictorTraining(dataset(), replace(TINY, ema=0.5))
+    expected = {key: value.clone() for key, value in training.model.state_dict().items()}
+    for step in range(6):
+        training.train_step(training.pairs.at_step(step, 4, 0))
+        decay = min(0.5, (2 + step) / (11 + step))
+        for key, value in training.model.state_dict().items():
+            expected[key] = decay * expected[key] + (1 - decay) * value
+    for key, value in training.averaged().state_dict().items():
+        torch.testing.assert_close(value, expected[key])
+        assert not torch.equal(value, training.model.state_dict()[key]) or value.abs().sum() == 0
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_stopping_and_going_on_gives_the_same_weights(tmp_path, order):
+    config = replace(TINY, order=order)
+    train_predictor(dataset(), config, folder=tmp_path / "whole")
+    stopped = train_predictor(dataset(), config, lambda report: report.step < 7, folder=tmp_path / "parts")
+    assert stopped.width == 8
+    assert read_info(tmp_path / "parts" / "motion_predictor.safetensors").recipe["step"] == 7
+    train_predictor(dataset(), config, folder=tmp_path / "parts")
+    whole, parts = (weights_of(tmp_path / name / "motion_predictor.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    rows = []
+    for name in ("whole", "parts"):
+        log = read_log(tmp_path / name / "log.csv")
+        rows.append([{key: value for key, value in row.items() if key != "seconds"} for row in log])
+    assert rows[0] == rows[1]
+
+
+def test_kill_9_and_going_on_gives_the_same_weights(tmp_path):
+    folder = save_folder(tmp_path / "cache", dataset())
+    script = textwrap.dedent(
+        f"""
+        import os, signal, sys
+        from dataclasses import replace
+        from pathlib import Path
+        from latent_physics.training.dataset import Clips
+        from latent_physics.training.predictor import PredictorConfig, train_predictor
+        config = PredictorConfig(**{TINY.__dict__!r})
+        def observe(report):
+            if report.step == 8:  # beyond the checkpoint of step 5: steps 6 to 8 are lost
+                os.kill(os.getpid(), signal.SIGKILL)
+        train_predictor(Clips.from_folder({str(folder)!r}), config, observe, folder=Path({str(tmp_path / "killed")!r}))
+        """
+    )
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert read_log(tmp_path / "killed" / "log.csv")[-1]["step"] == 8
+    with (tmp_path / "killed" / "log.csv").open("a") as file:
+        file.write("9,0.1")  # a line cut off by the crash
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        train_predictor(Clips.from_folder(folder), TINY, folder=tmp_path / "killed")
+        train_predictor(Clips.from_folder(folder), TINY, folder=tmp_path / "whole")
+    finally:
+        torch.set_num_threads(threads)
+    whole, parts = (weights_of(tmp_path / name / "motion_predictor.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert [row["step"] for row in read_log(tmp_path / "killed" / "log.csv")] == list(range(13))
+    assert not [path for path in (tmp_path / "killed").iterdir() if path.name.startswith(".")]
+
+
+def test_an_exception_of_the_observer_is_passed_on_after_saving(tmp_path):
+    class Cancelled(Exception):
+        pass
+
+    def cancel(report):
+        if report.step == 3:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        train_predictor(dataset(), TINY, cancel, folder=tmp_path)
+    assert PredictorTraining(dataset(), TINY, tmp_path).step == 3
+
+
+def test_ctrl_c_finishes_the_step_and_saves(tmp_path):
+    def interrupt(report):
+        if report.step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with StopRequest() as stop:
+        train_predictor(dataset(), TINY, interrupt, folder=tmp_path, stop=stop)
+        assert stop.asked
+        with pytest.raises(KeyboardInterrupt):  # the second one does not wait
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert PredictorTraining(dataset(), TINY, tmp_path).step in (4, 5)
+
+
+def test_a_time_budget_ends_the_run_and_lowers_the_learning_rate(tmp_path):
+    config = replace(TINY, steps=10**6, minutes=1.5 / 60, every=10**6)
+    training = PredictorTraining(dataset(), config, tmp_path)
+    training.run()
+    assert training.finished
+    assert training.step < 10**6
+    _, rates = training.log.column("lr")
+    assert rates[-1] < 0.2 * max(rates)
+    assert training.log.rows[-1]["unexplained"] == training.unexplained  # the end is validated
+    again = PredictorTraining(dataset(), config, tmp_path)
+    assert again.finished  # nothing more to do
+
+
+def test_more_steps_go_on_and_other_settings_do_not(tmp_path):
+    train_predictor(dataset(), TINY, folder=tmp_path)
+    longer = PredictorTraining(dataset(), replace(TINY, steps=15), tmp_path)
+    assert longer.step == 12
+    longer.run()
+    assert longer.step == 15
+    with pytest.raises(RunError, match=r"other settings \(lr 0\.01 -> 0\.02, width 8 -> 16\): use another folder, or start over"):
+        PredictorTraining(dataset(), replace(TINY, width=16, lr=0.02), tmp_path)
+    with pytest.raises(RunError, match=r"other settings \(data "):
+        PredictorTraining(dataset(count=9), TINY, tmp_path)
+
+
+def test_disk_full_keeps_the_last_checkpoint(tmp_path):
+    resource = pytest.importorskip("resource", reason="file size limits are a POSIX thing")
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(report):
+        if report.step == 6:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (3000, old[1]))
+
+    try:
+        with pytest.raises(RunError, match=r"Could not write checkpoint\.safetensors: .*; the checkpoint of step 5 is safe"):
+            train_predictor(dataset(), TINY, fill, folder=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert PredictorTraining(dataset(), TINY, tmp_path).step == 5
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    train_predictor(dataset(), TINY, folder=tmp_path)
+    train_predictor(dataset(), TINY, folder=tmp_path / "whole")
+    whole, parts = (weights_of(path / "motion_predictor.safetensors") for path in (tmp_path, tmp_path / "whole"))
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_inside_inference_mode():
+    """ComfyUI runs nodes under it; weights made there could not be trained."""
+    with torch.inference_mode():
+        latents = [latent.clone() for latent in moving()]
+        model = train_predictor(Clips.from_tensors(latents, torch.ones(8, 5)), replace(TINY, order=2))
+    assert not model.output.weight.is_inference()
+    assert model.output.weight.abs().sum() > 0
+
+
+def test_the_hosts_random_state_is_left_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train_predictor(dataset(), replace(TINY, steps=2))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_damaged_checkpoints_are_told(tmp_path):
+    train_predictor(dataset(), replace(TINY, steps=5), folder=tmp_path)
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is not a readable safetensors file"):
+        PredictorTraining(dataset(), TINY, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    training = PredictorTraining(dataset(), replace(TINY, every=3), tmp_path)
+    training.run(lambda report: report.step < 4)
+    with torch.no_grad():
+        training.model.output.weight.fill_(math.nan)
+    with pytest.raises(RunError, match=r"The loss is nan at step 4; the checkpoint of step 4 is safe: lower the learning rate"):
+        training.run()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Clips.from_tensors([]), "no latent"),
+        (lambda: Clips.from_tensors([torch.zeros(3, 4, 4)]), r"shape \(3, 4, 4\); it must be C T H W"),
+        (lambda: Clips.from_tensors([torch.full((1, 4, 2, 2), math.nan)]), "not finite"),
+        (lambda: Clips.from_tensors([torch.zeros(1, 4, 2, 2), torch.zeros(1, 4, 2, 3)]), "one training needs one size"),
+        (lambda: Clips.from_tensors([torch.zeros(1, 4, 2, 2)] * 2, torch.zeros(3, 5)), "2 latents and 3 prompt embeddings"),
+        (lambda: PredictorTraining(dataset(frames=2), TINY), "has 2 latent frames; lag 2 and order 1 need at least 3"),
+        (lambda: PredictorTraining(dataset(count=1), TINY), "Of 1 clips 1 would be held out"),
+        (lambda: train_predictor(Clips.from_tensors([torch.ones(1, 5, 2, 2)] * 4), TINY), "held-out clips do not move"),
+    ],
+)
+def test_data_that_cannot_be_used(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "change", [{"lag": 0}, {"batch": 0}, {"lr": 0.0}, {"drop_probability": 1.5}, {"minutes": 0.0}, {"shift": -1.0}, {"ema": 2.0}]
+)
+def test_settings_out_of_range(change):
+    ((name, value),) = change.items()
+    with pytest.raises(RunError, match=rf"{name} is {value}; it must be"):
+        PredictorTraining(dataset(), replace(TINY, **change))
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def test_the_command(tmp_path, capsys):
+    cache = save_folder(tmp_path / "cache", dataset())
+    models = tmp_path / "models" / "latent_physics" / "mine.safetensors"
+    arguments = ["--cache", str(cache), "--out", str(tmp_path / "run"), "--recipe", "toy", "--device", "cpu"]
+    arguments += ["--width", "8", "--blocks", "1", "--export", str(models)]
+    assert predictor.main([*arguments, "--steps", "4"]) == 0
+    out = capsys.readouterr().out
+    assert "8 clips of toy latents, 3 x 6 x 6; 35 pairs to train on" in out
+    assert "Finished: 4 steps" in out
+    assert "unexplained variance of the change" in out
+    assert read_info(models).recipe["lr"] == RECIPES["toy"].lr  # the recipe's own where nothing else was asked for
+    assert predictor.main([*arguments, "--steps", "6"]) == 0
+    assert "Going on from step 4" in capsys.readouterr().out
+    assert predictor.main([*arguments, "--steps", "6", "--seed", "1"]) == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error[-1].startswith("error: ")
+    assert "seed 0 -> 1" in error[-1]
+    assert predictor.main([*arguments, "--steps", "2", "--seed", "1", "--fresh"]) == 0
+    assert read_info(models).recipe["step"] == 2
+    assert predictor.main(["--cache", str(tmp_path / "none"), "--out", str(tmp_path / "run")]) == 1
+
+
+def test_ctrl_c_on_the_command_saves_and_says_how_to_go_on(tmp_path):
+    cache = save_folder(tmp_path / "cache", dataset())
+    command = [sys.executable, "-m", "latent_physics.training", "predictor", "--cache", str(cache)]
+    command += ["--out", str(tmp_path / "run")]
+    command += ["--recipe", "toy", "--steps", "1000000", "--width", "8", "--blocks", "1", "--device", "cpu"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for _ in range(600):
+            if len(read_log(tmp_path / "run" / "log.csv")) > 3:
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "the same command goes on from here" in out
+    assert "Traceback" not in error
+    assert read_info(tmp_path / "run" / "motion_predictor.safetensors").recipe["step"] > 0
+
+
+def test_recipes():
+    from latent_physics.methods.lamo import MotionFieldPredictor
+
+    sizes = {}
+    for name, config in RECIPES.items():
+        with torch.device("meta"):
+            model = MotionFieldPredictor(16, 4096, width=config.width, blocks=config.blocks)
+        sizes[name] = sum(parameter.numel() for parameter in model.parameters())
+        predictor.check_config(config)
+    assert 9e6 < sizes["full"] < 12e6
+    assert sizes["toy"] < 1e6
+
+
+# -- run folders -------------------------------------------------------------------------------------------------------
+
+
+def test_log_columns_and_running_mean(tmp_path):
+    log = Log(tmp_path / "log.csv", ("loss", "val"))
+    for step in range(5):
+        log.add(step=step, loss=step / 3, **({"val": 1.0} if step % 2 == 0 else {}))
+    assert log.column("val") == ([0, 2, 4], [1, 1, 1])
+    again = Log(tmp_path / "log.csv", ("loss", "val"), after=2)
+    assert [row["step"] for row in again.rows] == [0, 1, 2]
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 4
+    assert run._running_mean([1, 2, 3, 4], 2) == [1, 1.5, 2.5, 3.5]
+    assert [run.clock(value) for value in (7, 185, 7385, math.inf)] == ["7s", "3:05", "2:03:05", "?"]
