@@ -155,7 +155,7 @@ def test_no_data_is_run_as_code() -> None:
 
 
 def test_the_search_for_unsafe_code_finds_it() -> None:
-    lines = ["import pickle", "eval('1')", "torch.load(a)", "net.eval()", "f(shell=False)", "f(shell=True, trust_remote_code=True)"]
+    lines = ["import pickle", "eval(a)", "torch.load(a)", "net.eval()", "f(shell=False)", "f(shell=True, trust_remote_code=a)"]
     found = sorted(unsafe(ast.parse("\n".join(lines))))
     assert found == [(1, "pickle"), (2, "eval"), (3, "torch.load"), (6, "shell"), (6, "trust_remote_code")]
 
