@@ -8,6 +8,11 @@ from comfy_api.latest import ComfyExtension, io
 class LatentPhysicsExtension(ComfyExtension):
     """Every node of the pack, in the order of the menu."""
 
+    async def on_load(self) -> None:
+        from . import files
+
+        files.register_folder()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from . import lamo
 

@@ -192,6 +192,15 @@ class MotionPriorGuidance:
             raise ValueError(f"the latent has {shape[1]} channels, but the motion predictor reads {self.predictor.channels}.")
         pair_count(shape[2], self.lag, self.predictor.order)
 
+    def check_condition(self, size: int) -> None:
+        """Raises ValueError where prompt embeddings of `size` numbers do not fit the predictor."""
+        if size != self.predictor.cond_dim:
+            raise ValueError(
+                f"the prompt's embedding has {size} numbers per token, but the motion predictor was trained with "
+                f"{self.predictor.cond_dim}: "
+                "use the text encoder that it was trained with."
+            )
+
     def memory_required(self, shape: tuple[int, ...]) -> int:
         """Bytes of activations that one correction holds at its peak, in float32, for a latent of `shape`."""
         positions = shape[-1] * shape[-2] if len(shape) == 5 else 1

@@ -90,8 +90,9 @@ class MotionFieldPredictor(nn.Module):
 
     def _start_at_zero(self) -> None:
         for layer in [self.output, *(block.film for block in self.blocks)]:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            for parameter in (layer.weight, layer.bias):
+                if parameter is not None:  # ComfyUI's layers may have no weights until a file is loaded into them
+                    nn.init.zeros_(parameter)
 
     @property
     def config(self) -> dict[str, int]:
