@@ -307,6 +307,9 @@ def _encode_all(
         report.skipped.append((job.path, str(reason)))
         clips.say(f"skipped: {reason}")
 
+    def said() -> str:
+        return f"{done}/{len(pending)} clips, {len(report.written)} files, {len(report.skipped)} skipped"
+
     with closing(read_ahead(pending, config, form, stop)) as read:
         for job, item in read:
             if isinstance(item, VideoError):
@@ -319,12 +322,13 @@ def _encode_all(
                     continue
                 if path is not None:
                     report.written.append(path)
+                    clips.show(done / len(pending), said())
                     warned = warned or _warn_disk(path, len(pending) - done, clips)
             else:
                 done += 1
                 if job.path not in {clip for clip, _ in report.skipped}:
                     _remove_stale(config.out, job)
-                clips.show(done / len(pending), f"{done}/{len(pending)} clips, {len(report.skipped)} skipped")
+                clips.show(done / len(pending), said())
     report.stopped = stop.asked and done < len(pending)
     clips.close()
 

@@ -79,6 +79,8 @@ class PredictorConfig:
     """Fraction of the clips held out, at least one; 0 for none."""
     validation_pairs: int = 512
     """At most so many frame pairs of them are looked at."""
+    keep: Literal["best", "last"] = "best"
+    """Which averaged weights are saved: those with the least unexplained variance on the held-out clips, or the last ones."""
     every: int = 500
     """Validate, save and draw the curves every so many steps."""
     seed: int = 0
@@ -93,7 +95,7 @@ RECIPES: dict[str, PredictorConfig] = {
     "full": PredictorConfig(),
     "toy": PredictorConfig(width=64, blocks=4, batch=32, steps=3000, lr=1e-3, warmup=50, ema=0.995, every=100, shift=1.0),
 }
-"""full: for a real backbone's latents on a GPU. toy: 0.6M parameters, for small latents on a CPU."""
+"""full: for a real backbone's latents on a GPU. toy: 0.5M parameters, for small latents on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +129,7 @@ def train_predictor(
 ) -> MotionFieldPredictor:
     """Trains a predictor on clips; returns it frozen, on the CPU, with the averaged weights.
 
+    With `config.keep` "best" and clips held out, the weights are those of the validation that left the least unexplained.
     `on_step` is called after every step; the run ends where it returns False. An exception it raises (a host's cancel) goes
     through, after the state has been saved. `folder` keeps checkpoint, log and curves, and a run found there goes on; None
     keeps everything in memory. May be called under `torch.inference_mode()`.
@@ -152,6 +155,8 @@ class PredictorTraining:
         self.step, self.seconds = 0, 0.0
         self.val_loss: float | None = None
         self.unexplained: float | None = None
+        self.best: dict[str, Tensor] = {}
+        self.best_step, self.best_loss, self.best_unexplained = 0, math.inf, math.inf
         with torch.inference_mode(False):
             self._build()
             if self.folder:
@@ -188,7 +193,8 @@ class PredictorTraining:
         with torch.inference_mode(False), torch.enable_grad(), ThreadPoolExecutor(1) as reader:
             if self.step == 0:
                 self.validate()
-                self.log.add(step=0, **self._validation())
+                with saving(LOG, self._kept()):
+                    self.log.add(step=0, **self._validation())
             last, began = self.seconds, time.monotonic()
             ahead = reader.submit(self._draw, self.step)
             while not self.finished and not (stop and stop.asked):
@@ -267,10 +273,13 @@ class PredictorTraining:
     # -- validation and files ------------------------------------------------------------------------------------------
 
     def averaged(self) -> MotionFieldPredictor:
-        """The predictor with the averaged weights: frozen, in evaluation mode, on the CPU."""
+        """The predictor with the averaged weights, those that `config.keep` says: frozen, in evaluation mode, on the CPU."""
+        return self._with(self.best or self.mean)
+
+    def _with(self, state: dict[str, Tensor]) -> MotionFieldPredictor:
         with torch.inference_mode(False):
             model = copy.deepcopy(self.model).cpu()  # a new one would draw its weights from the host's random state
-            model.load_state_dict(self.mean)
+            model.load_state_dict(state)
             return model.requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -281,7 +290,7 @@ class PredictorTraining:
         """
         if self.held is None:
             return
-        model = self.averaged().to(self.device)
+        model = self._with(self.mean).to(self.device)
         predicted = []
         for start in range(0, len(self.held.frame), self.config.batch):
             part = slice(start, start + self.config.batch)
@@ -294,6 +303,10 @@ class PredictorTraining:
         self.unexplained = unexplained_variance(prediction, change)
         if not math.isfinite(self.unexplained):
             raise RunError("The held-out clips do not move, so nothing can be measured on them: cache clips with motion.")
+        # Step 0 is the constant zero: guidance towards it would only stop all motion.
+        if self.config.keep == "best" and self.step and self.unexplained < self.best_unexplained:
+            self.best = {key: value.clone() for key, value in self.mean.items()}
+            self.best_step, self.best_loss, self.best_unexplained = self.step, self.val_loss, self.unexplained
 
     def _validation(self) -> dict[str, float]:
         if self.val_loss is None or self.unexplained is None:
@@ -304,7 +317,13 @@ class PredictorTraining:
         """How the weights came about, for their metadata."""
         settings = {key: value for key, value in asdict(self.config).items() if key != "device"}
         facts = {"step": self.step, "seconds": round(self.seconds, 1), "clips": len(self.clips), "pairs": len(self.pairs)}
-        return {**settings, **facts, "data": self.clips.fingerprint(), **self._validation()}
+        return {**settings, **facts, "data": self.clips.fingerprint(), **self.kept()}
+
+    def kept(self) -> dict[str, float]:
+        """Step and held-out figures of the weights that are saved; no figures where nothing is held out."""
+        if self.best:
+            return {"kept_step": self.best_step, "val_loss": self.best_loss, "unexplained": self.best_unexplained}
+        return {"kept_step": self.step, **self._validation()}
 
     def save(self) -> None:
         """Writes checkpoint, weights and curves into the folder, each all or nothing. Raises RunError where the disk is full."""
@@ -316,8 +335,8 @@ class PredictorTraining:
                 kind=KIND,
                 latent_space=self.clips.latent_space,
                 config={**asdict(self.config), "data": self.clips.fingerprint()},
-                progress={"step": self.step, "seconds": self.seconds, **self._validation()},
-                states={"model": self.model.state_dict(), "mean": self.mean},
+                progress={"step": self.step, "seconds": self.seconds, "kept": self.kept(), **self._validation()},
+                states={"model": self.model.state_dict(), "mean": self.mean, "best": self.best},
                 optimizer=self.optimizer,
             )
         self._saved = self.step
@@ -351,6 +370,10 @@ class PredictorTraining:
         self.mean = {key: value.to(self.device) for key, value in states["mean"].items()}
         self.step, self.seconds = progress["step"], progress["seconds"]
         self.val_loss, self.unexplained = progress.get("val_loss"), progress.get("unexplained")
+        self.best = states.get("best", {})
+        if self.best:
+            kept = progress["kept"]
+            self.best_step, self.best_loss, self.best_unexplained = kept["kept_step"], kept["val_loss"], kept["unexplained"]
         self._saved = self.step
 
 
@@ -429,7 +452,7 @@ class PredictorCommand:
     export: Path | None = None
     """Also write the predictor here, for example ComfyUI/models/latent_physics/my_predictor.safetensors."""
     recipe: Literal["full", "toy"] = "full"
-    """Defaults of the settings below. full: 10.8M parameters, for a real backbone. toy: 0.6M, for small latents on a CPU."""
+    """Defaults of the settings below. full: 10.8M parameters, for a real backbone. toy: 0.5M, for small latents on a CPU."""
     fresh: bool = False
     """Start over: delete the run in `out` first."""
     memory_gb: float = 4.0
@@ -494,10 +517,11 @@ def _show(progress: ProgressLine, report: StepReport, config: PredictorConfig) -
 
 def _summarise(training: PredictorTraining, command: PredictorCommand) -> int:
     """Prints what came out; returns the exit status."""
-    if training.unexplained is not None:
+    kept = training.kept()
+    if "unexplained" in kept:
         print(
-            f"Held-out clips: loss {training.val_loss:.4f}; unexplained variance of the change {training.unexplained:.3f} "
-            "(1: knows nothing, 0: perfect)."
+            f"Held-out clips: loss {kept['val_loss']:.4f}, unexplained variance of the change {kept['unexplained']:.3f} "
+            f"(1: knows nothing, 0: perfect), at step {kept['kept_step']}, whose weights are saved."
         )
     print(f"Weights: {command.export or command.out / EXPORT}\nCurves:  {command.out / CURVES}\nLog:     {command.out / LOG}")
     if not training.finished:

@@ -235,6 +235,29 @@ def test_what_a_run_leaves(tmp_path):
         assert len(image.convert("RGB").getcolors(10**6)) > 20  # lines and letters
 
 
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_the_weights_that_generalise_best_are_kept(keep):
+    """A learning rate that wrecks the weights after a good start."""
+    seen = {}
+    training = PredictorTraining(dataset(), replace(TINY, keep=keep, steps=40, every=2, ema=0.0, schedule="constant"))
+
+    def wreck(report):
+        if report.step % 2 == 0:
+            seen[report.step] = report.unexplained
+        if report.step == 20:
+            training.config = replace(training.config, lr=1.0)
+
+    training.run(wreck)
+    best = min(seen, key=seen.get)
+    assert seen[40] > seen[best]
+    recipe = training.recipe()  # what the file's metadata says
+    assert recipe["kept_step"] == (best if keep == "best" else 40)
+    assert recipe["unexplained"] == pytest.approx(seen[best if keep == "best" else 40])
+    model, held = training.averaged(), training.held
+    measured = predictor.unexplained_variance(model(held.frame, held.cond), held.after - held.frame)
+    assert measured == pytest.approx(recipe["unexplained"], rel=1e-5)
+
+
 def test_the_average_is_what_is_saved_and_it_is_an_average():
     training = PredictorTraining(dataset(), replace(TINY, ema=0.5))
     expected = {key: value.clone() for key, value in training.model.state_dict().items()}
@@ -265,6 +288,7 @@ def test_stopping_and_going_on_gives_the_same_weights(tmp_path, order):
     assert rows[0] == rows[1]
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9 is a POSIX thing")
 def test_kill_9_and_going_on_gives_the_same_weights(tmp_path):
     folder = save_folder(tmp_path / "cache", dataset())
     script = textwrap.dedent(
@@ -316,7 +340,7 @@ def test_an_exception_of_the_observer_is_passed_on_after_saving(tmp_path):
 def test_ctrl_c_finishes_the_step_and_saves(tmp_path):
     def interrupt(report):
         if report.step == 4:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
     with StopRequest() as stop:
@@ -460,6 +484,7 @@ def test_the_command(tmp_path, capsys):
     assert predictor.main(["--cache", str(tmp_path / "none"), "--out", str(tmp_path / "run")]) == 1
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to a single process on Windows")
 def test_ctrl_c_on_the_command_saves_and_says_how_to_go_on(tmp_path):
     cache = save_folder(tmp_path / "cache", dataset())
     command = [sys.executable, "-m", "latent_physics.training", "predictor", "--cache", str(cache)]
