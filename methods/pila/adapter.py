@@ -57,14 +57,14 @@ class PilaOutput:
 class PilaAdapter(nn.Module):
     """Encoder, field estimation, router, experts and decoder. Also a correction: `adapter.correct(x0, step)`.
 
-    `operations` is the namespace the layers come from: torch.nn, or an inference framework's casting layers.
-    `compute_dtype` is what the convolutions run in; fields and differences are always float32.
+    `operations` is the namespace the layers come from: torch.nn, or an inference framework's casting layers. The
+    convolutions run in the dtype of the weights; fields and differences are always float32, for which layers that cast are
+    needed where the weights are not.
     """
 
     def __init__(self, config: PilaConfig | None = None, operations: Any = nn) -> None:
         super().__init__()
         self.config = config = config or PilaConfig()
-        self.compute_dtype = torch.float32
         hidden, ablation = config.hidden, config.ablation
         self.level = mlp(1, hidden, hidden, operations=operations)
         self.condition = ConditionEncoder(config.cond_dim, hidden, operations)
@@ -83,6 +83,11 @@ class PilaAdapter(nn.Module):
             self.experts = build_experts(hidden, seen * config.expert_sees_feature, config.tie_duplicates, operations)
         inputs = banks.BANK_CHANNELS + seen * config.decoder_sees_feature
         self.decoder = FlowDecoder(inputs, hidden, config.channels, operations=operations)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the convolutions run in: the dtype of the weights."""
+        return self.decoder.net[0].weight.dtype
 
     def read_velocity(self, scaffold: Tensor) -> Tensor:
         """Velocity `B 2 T H W` from the bank's u slot: the learned head where there is one."""
@@ -106,7 +111,7 @@ class PilaAdapter(nn.Module):
         *,
         top_k: int | None = None,
         phase: str = "psi",
-        ramp: float = 1.0,
+        ramp: float | Tensor = 1.0,
         keep_updates: bool = False,
     ) -> PilaOutput:
         """Eq 2-9. `x0`, `velocity` `B C T H W`; `sigma` `B`; `cond` `B cond_dim`; `labels` `B 8` in [0, 1].
@@ -232,18 +237,20 @@ def save_adapter(
 
 
 def load_adapter(path: str | os.PathLike[str], operations: Any = nn) -> tuple[PilaAdapter, WeightsInfo]:
-    """An adapter in evaluation mode, without gradients, and the file's metadata.
+    """An adapter on the CPU, float32, in evaluation mode, without gradients, and the file's metadata.
 
     Raises WeightsError where the file is missing, damaged, of another kind, or its tensors do not fit its own configuration.
+    Draws nothing from the random generators.
     """
     state, info = load_weights(path, KIND)
     name = os.path.basename(path)
     try:
-        adapter = PilaAdapter(PilaConfig(**info.config), operations)
+        with torch.device("meta"):
+            adapter = PilaAdapter(PilaConfig(**info.config), operations)
     except (TypeError, ValueError) as error:
         raise WeightsError(f"{name} has an adapter configuration that cannot be built ({error}).") from error
     try:
-        adapter.load_state_dict({key: value.float() for key, value in state.items()})
+        adapter.to_empty(device="cpu").load_state_dict({key: value.float() for key, value in state.items()})
     except RuntimeError as error:
         detail = str(error).splitlines()[-1].strip()
         raise WeightsError(f"{name} does not hold the tensors its configuration promises ({detail}).") from error

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..step import SamplingStep
+from . import bank as banks
 from .adapter import SMALLEST_SIGMA, PilaAdapter
 from .categories import CATEGORIES
 
@@ -96,6 +98,31 @@ class PilaCorrection:
 
     def __init__(self, adapter: PilaAdapter, settings: PilaSettings | None = None) -> None:
         self.adapter, self.settings = adapter, settings or PilaSettings()
+
+    def reset(self) -> None:
+        """Forgets the last run. Called when a sampler starts."""
+        if self.settings.trace is not None:
+            self.settings.trace.clear()
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raises ValueError for a latent shape (B, C, T, H, W) the adapter cannot correct."""
+        channels = self.adapter.config.channels
+        if len(shape) != 5 or shape[1] != channels:
+            raise ValueError(f"the latent has shape {tuple(shape)}; this PILA adapter needs (B, {channels}, T, H, W).")
+        if min(shape[3:]) < 3:
+            raise ValueError(f"the latent is {shape[4]}x{shape[3]}; PILA's differences need at least 3x3.")
+
+    def check_condition(self, size: int) -> None:
+        """Raises ValueError for a prompt embedding of a width the adapter cannot read."""
+        if size != self.adapter.config.cond_dim:
+            raise ValueError(f"the prompt embedding has {size} values; this PILA adapter reads {self.adapter.config.cond_dim}.")
+
+    def memory_required(self, shape: tuple[int, ...]) -> int:
+        """Bytes of activations in float32 for one sample of a latent's shape, times the batch."""
+        config = self.adapter.config
+        widest = 2 * config.hidden + banks.BANK_CHANNELS + config.channels  # the input of an expert or of the decoder
+        alive = widest + 4 * config.hidden + 4 * banks.BANK_CHANNELS + 4 * config.channels
+        return 4 * alive * math.prod(shape) // shape[1]
 
     def acts_at(self, step: SamplingStep) -> bool:
         """Whether the step lies in the chosen range and stage, and the correction can do anything."""

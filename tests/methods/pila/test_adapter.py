@@ -277,3 +277,26 @@ def test_recipes_name_the_slots_their_residuals_read():
         widths = {"d": 2, "u": 2, "eps": 4, "sigma": 4, "j": 2}
         fields = {name: torch.randn(1, widths.get(name, 1), 5, 7, 7) for name in slots}
         assert residual_terms(fields, category)
+
+
+def test_checks_before_sampling():
+    correction = PilaCorrection(adapter(), PilaSettings(trace=PilaTrace()))
+    correction.check((1, 4, 5, 8, 8))
+    correction.check_condition(6)
+    correction.settings.trace.index.append(3)
+    correction.reset()
+    assert correction.settings.trace.index == []
+    assert correction.memory_required((2, 4, 5, 8, 8)) == 2 * correction.memory_required((1, 4, 5, 8, 8))
+    with pytest.raises(ValueError, match="needs"):
+        correction.check((1, 16, 5, 8, 8))
+    with pytest.raises(ValueError, match="at least 3x3"):
+        correction.check((1, 4, 5, 2, 8))
+    with pytest.raises(ValueError, match="reads 6"):
+        correction.check_condition(4096)
+
+
+def test_loading_draws_nothing_from_the_random_generator(tmp_path):
+    save_adapter(tmp_path / "pila.safetensors", adapter(), "toy")
+    before = torch.random.get_rng_state()
+    load_adapter(tmp_path / "pila.safetensors")
+    assert torch.equal(torch.random.get_rng_state(), before)

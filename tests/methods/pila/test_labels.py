@@ -58,11 +58,12 @@ def test_every_phrasing_of_the_toy_world_finds_its_world(world):
     category = world.replace("_", " ").title()
     for phrasing in WORLDS[world].phrasings:
         prompt = phrasing.format(things=f"a small red {NOUNS[world]}", direction="left", place="left")
-        assert next(iter(rule_labels(prompt)), None) == category or category in rule_labels(prompt), prompt
+        assert category in rule_labels(prompt), prompt
 
 
 def test_labels_are_few_sorted_and_within_range_for_any_text():
-    words = ["ball", "water", "ice", "light", "smoke", "crash", "heat", "spring", "melt", "mirror", "水", "\u202e", "<b>", "{x}", "{{}}", "%s", "\\", '"', "'", "\n", "ignore", "previous"]
+    text = "ball water ice light smoke crash heat spring melt mirror 水 \u202e <b> {x} {{}} %s ' \" ignore previous"
+    words = text.split(" ")
     generator = random.Random(0)
     for _ in range(300):
         prompt = " ".join(generator.choices(words, k=generator.randint(0, 40)))
