@@ -8,37 +8,32 @@ import torch
 from torch import Tensor
 
 EPS = 1e-8
-ROWS_AT_ONCE = 1024
+ROWS_AT_ONCE = 128
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Unit vectors `n C`: `values`, or `values * inverse` where the raw rows are kept (they are exact in their own dtype)."""
+    """Vectors of one length, `n C`: `values`, or `values * factor` where the raw rows are kept (exact in their own dtype)."""
 
     values: Tensor
-    inverse: Tensor | None = None
-    """1 / max(|row|, 1e-8), `n`, float32; None where `values` are unit vectors already."""
+    factor: Tensor | None = None
+    """The wanted length over max(|row|, 1e-8), `n`, float32; None where `values` have that length already."""
 
     def __getitem__(self, rows: slice | Tensor) -> Rows:
-        return Rows(self.values[rows], None if self.inverse is None else self.inverse[rows])
+        return Rows(self.values[rows], None if self.factor is None else self.factor[rows])
 
     def __len__(self) -> int:
         return self.values.shape[0]
-
-    def unit(self, dtype: torch.dtype) -> Tensor:
-        """The unit vectors in `dtype`."""
-        values = self.values if self.inverse is None else self.values * self.inverse[:, None]
-        return values.to(dtype)
 
 
 Pair = tuple[Rows, Rows]
 """A tile's rows and its columns."""
 
 
-def normalise(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rows of x `N C` divided by max(|row|, 1e-8), in `dtype`."""
+def normalise(x: Tensor, dtype: torch.dtype, length: float = 1.0) -> Tensor:
+    """Rows of x `N C` divided by max(|row|, 1e-8) and brought to `length`, in `dtype`."""
     unit = torch.empty(x.shape, dtype=dtype, device=x.device)
-    return torch.div(x, lengths(x, dtype).clamp_min(EPS), out=unit)
+    return torch.mul(x, length / lengths(x, dtype).clamp_min(EPS), out=unit)
 
 
 def lengths(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -25,9 +25,9 @@ class TorchEngine:
         self.dtype = dtype
         self._buffer = torch.empty(0, dtype=dtype, device=like.device)
 
-    def rows(self, x: Tensor) -> Rows:
-        """Unit vectors in the accumulating dtype."""
-        return Rows(normalise(x, self.dtype))
+    def rows(self, x: Tensor, length: float = 1.0) -> Rows:
+        """Rows of one length in the accumulating dtype."""
+        return Rows(normalise(x, self.dtype, length))
 
     def takes_both(self, per_frame: int, temperature: float) -> bool:
         """One exponential serves rows and columns if neither needs its maximum taken off; the tile holds whole frames."""
@@ -46,21 +46,26 @@ class TorchEngine:
         slope.sign_()
         if margin > 0:
             distance.sub_(margin).relu_()
-            slope.mul_(distance > 0)
-        factor = weight.between(*place)
-        if factor is not None:
-            return distance.sum() * factor, slope if factor == 1 else slope.mul_(factor)
-        table = weight.table(*place, slope)
-        frames = (table.shape[0], -1, table.shape[2], slope.shape[1] // table.shape[2])
-        slope.view(frames).mul_(table)
-        return distance.view(frames).mul_(table).sum(), slope
+        number = weight.between(*place)
+        if number is None:
+            table = weight.table(*place, slope)
+            frames = (table.shape[0], -1, table.shape[2], slope.shape[1] // table.shape[2])
+            loss = (distance.view(frames).sum((1, 3), keepdim=True) * table).sum()
+            slope.view(frames).mul_(table)
+        else:
+            loss = distance.sum() * number
+            if number != 1:
+                slope.mul_(number)
+        if margin > 0:
+            slope.mul_(distance.sign_())
+        return loss, slope
 
     def tempered_rows(
-        self, student: Pair, teacher: Pair, per_frame: int, temperature: float, want_slope: bool
+        self, student: Pair, teacher: Pair, per_frame: int, want_slope: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Softmax along the rows, frame by frame."""
         frames = (len(student[0]), -1, per_frame)
-        s, t = _scores(student, temperature).view(frames), _scores(teacher, temperature).view(frames)
+        s, t = _scores(student).view(frames), _scores(teacher).view(frames)
         difference = torch.sub(t, s, out=self._like(s))
         top_s, top_t = s.amax(-1, keepdim=True), t.amax(-1, keepdim=True)
         s.sub_(top_s).exp_()
@@ -71,11 +76,11 @@ class TorchEngine:
         return loss, s.div_(sum_s).sub_(t).flatten(1) if want_slope else None
 
     def tempered_both(
-        self, student: Pair, teacher: Pair, per_frame: int, temperature: float, diagonal: bool, want_slope: bool
+        self, student: Pair, teacher: Pair, per_frame: int, diagonal: bool, want_slope: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Softmax along the rows and along the columns of one tile, seen as `k HW l HW`, from one exponential."""
         frames = (-1, per_frame, len(student[1]) // per_frame, per_frame)
-        s, t = _scores(student, temperature).view(frames), _scores(teacher, temperature).view(frames)
+        s, t = _scores(student).view(frames), _scores(teacher).view(frames)
         difference = torch.sub(t, s, out=self._like(s))
         s.exp_()
         t.exp_()
@@ -101,7 +106,6 @@ class TorchEngine:
         return self._buffer[: tile.numel()].view(tile.shape)
 
 
-def _scores(pair: Pair, temperature: float = 1.0) -> Tensor:
-    """Cosines over temperature; the division is done on the small operand."""
-    rows = pair[0].values
-    return product(rows if temperature == 1 else rows / temperature, pair[1].values)
+def _scores(pair: Pair) -> Tensor:
+    """The product of every row with every column."""
+    return product(pair[0].values, pair[1].values)

@@ -22,29 +22,29 @@ COSINE_ROWS = 4096
 
 
 class Engine(Protocol):
-    """The work on one tile. A tile's score is R = rows . columns of unit vectors; `student` and `teacher` are (rows, columns)."""
+    """The work on one tile, whose scores are the products of its rows and columns; `student` and `teacher` hold both."""
 
     tile: int
     """Tokens along a tile's side."""
 
-    def rows(self, x: Tensor) -> Rows:
-        """Raw features `N C` made ready."""
+    def rows(self, x: Tensor, length: float = 1.0) -> Rows:
+        """Raw features `N C` brought to one length."""
         ...
 
     def relation_l1(
         self, student: Pair, teacher: Pair, place: tuple[Block, Block], weight: FrameWeight, margin: float
     ) -> tuple[Tensor, Tensor]:
-        """Sum of weight * relu(|R_S - R_T| - margin), and its derivative by R_S."""
+        """Sum of weight * relu(|student's score - teacher's| - margin), and its derivative by the student's scores."""
         ...
 
     def tempered_rows(
-        self, student: Pair, teacher: Pair, per_frame: int, temperature: float, want_slope: bool
+        self, student: Pair, teacher: Pair, per_frame: int, want_slope: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Sum of the KLs of all rows, one for each frame of the columns, and temperature times its derivative by R_S."""
+        """Sum of the KLs of all rows, one for each frame of the columns, and its derivative by the student's scores."""
         ...
 
     def tempered_both(
-        self, student: Pair, teacher: Pair, per_frame: int, temperature: float, diagonal: bool, want_slope: bool
+        self, student: Pair, teacher: Pair, per_frame: int, diagonal: bool, want_slope: bool
     ) -> tuple[Tensor, Tensor | None]:
         """As `tempered_rows`, and the same for the columns over the frames of the rows.
 
@@ -57,7 +57,7 @@ class Engine(Protocol):
         ...
 
     def add_product(self, into: Tensor, slope: Tensor, rows: Rows) -> None:
-        """into += slope times the rows' unit vectors."""
+        """into += slope times the rows."""
         ...
 
 
@@ -120,20 +120,21 @@ def tempered_kl(
     dtype = accumulate_dtype(student, teacher)
     frames, per_frame = grid[0], grid[1] * grid[2]
     batch, tokens, _ = student.shape
+    length = temperature**-0.5  # so that the product of two rows is their cosine over the temperature
     value = torch.zeros((), dtype=dtype, device=student.device)
     gradient = torch.zeros(student.shape, dtype=dtype, device=student.device) if want_gradient else None
     for sample in range(batch):
-        s, t = engine.rows(student[sample]), engine.rows(teacher[sample])
+        s, t = engine.rows(student[sample], length), engine.rows(teacher[sample], length)
         into = gradient[sample] if want_gradient else None
         chosen = None if queries is None else queries[sample]
         scale = 1 / (batch * frames * (tokens if chosen is None else chosen.numel()))
         keys = whole_frames(frames, per_frame, engine.tile)
         if chosen is None and engine.takes_both(per_frame, temperature):
-            _add_kl_all(engine, s, t, keys, per_frame, temperature, scale, value, into)
+            _add_kl_all(engine, s, t, keys, per_frame, scale, value, into)
         else:
-            _add_kl_queries(engine, s, t, chosen, keys, per_frame, temperature, scale, value, into)
+            _add_kl_queries(engine, s, t, chosen, keys, per_frame, scale, value, into)
         if want_gradient:
-            through_normalisation_(into, student[sample], scale / temperature)
+            through_normalisation_(into, student[sample], scale * length)
     return (value,), (gradient,)
 
 
@@ -143,7 +144,6 @@ def _add_kl_all(
     t: Rows,
     parts: list[Block],
     per_frame: int,
-    temperature: float,
     scale: float,
     value: Tensor,
     into: Tensor | None,
@@ -153,7 +153,7 @@ def _add_kl_all(
         for columns in parts[i:]:
             a, b = rows.tokens, columns.tokens
             pairs = (s[a], s[b]), (t[a], t[b])
-            loss, slope = engine.tempered_both(*pairs, per_frame, temperature, rows is columns, into is not None)
+            loss, slope = engine.tempered_both(*pairs, per_frame, rows is columns, into is not None)
             value.add_(loss, alpha=scale)
             _add_both(engine, into, slope, s, rows, columns)
 
@@ -174,7 +174,6 @@ def _add_kl_queries(
     chosen: Tensor | None,
     keys: list[Block],
     per_frame: int,
-    temperature: float,
     scale: float,
     value: Tensor,
     into: Tensor | None,
@@ -185,7 +184,7 @@ def _add_kl_queries(
         query_gradient = None if into is None else into.new_zeros(len(query_s), into.shape[1])
         for block in keys:
             key_s, key_t = s[block.tokens], t[block.tokens]
-            loss, slope = engine.tempered_rows((query_s, key_s), (query_t, key_t), per_frame, temperature, into is not None)
+            loss, slope = engine.tempered_rows((query_s, key_s), (query_t, key_t), per_frame, into is not None)
             value.add_(loss, alpha=scale)
             if into is not None:
                 engine.add_product(query_gradient, slope, key_s)
