@@ -353,6 +353,7 @@ def encode_window(
     Raises VideoError where the latent is not finite, CacheError where memory runs out, RunError where the file cannot be written.
     """
     path = _place(config.out, job, window.index)
+    form = format_of(config)
     there = read_clip_info(path)
     if there is not None and there.key == job.key and there.last == window.last:
         return None
@@ -380,6 +381,7 @@ def encode_window(
         width=width,
         height=height,
         fps=window.fps,
+        fps_limit=form.fps,
     )
     with saving(path.name, "the clips finished so far are safe"):
         write_clip(path, latent, cond[0].to(store), info, vae.latent_space, tokens=cond[1])

@@ -46,6 +46,8 @@ class ClipInfo:
     height: int
     fps: float
     """Frames per second that were encoded; 0 where the clip does not say."""
+    fps_limit: float = 0.0
+    """What the clip was thinned to at most before it was cut; 0 where it was not. Cutting the same window again needs it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from latent_physics.training.backbones import load_backbone
 from latent_physics.training.cache import CacheConfig, CacheError, cache_clips
 from latent_physics.training.dataset import Clips, DatasetError, read_clip
 from latent_physics.training.run import ProgressLine, RunError, StopRequest
-from latent_physics.training.videos import find_clips, template_clips
+from latent_physics.training.videos import find_clips, template_clips, windows
 from PIL import Image
 
 spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parent / "backbones" / "tiny.py")
@@ -239,6 +239,19 @@ def test_windows_of_a_long_clip(videos):
     assert cut[1].exists()
     run(settings(videos, windows=1))
     assert [path.exists() for path in cut] == [True, False, False]
+
+
+def test_a_cached_window_can_be_cut_again(videos):
+    write_clip(videos / "long.webp", 7, count=40)
+    report, encoder, _ = run(settings(videos, windows=0, fps=5))
+    cut = sorted(path for path in report.written if path.name.startswith("long"))
+    assert len(cut) == 2
+    info = read_clip(cut[1]).info
+    assert (info.fps, info.fps_limit, info.start) == (5, 5, 1.8)
+    size = {"frames": info.frames, "width": info.width, "height": info.height}
+    again = list(windows(videos / "long.webp", **size, fps=info.fps_limit, limit=0))[info.window]
+    video = torch.from_numpy(again.frames).permute(3, 0, 1, 2)[None].float() / 255
+    torch.testing.assert_close(read_clip(cut[1]).latent, encoder.encode_video(video)[0])
 
 
 def test_disk_full_is_one_sentence_and_loses_nothing(videos):
