@@ -164,6 +164,16 @@ class ComfyServer:
         """Every node the server knows: its inputs, outputs and texts."""
         return self.get_json("/object_info")
 
+    def with_defaults(self, graph: dict[str, Any]) -> dict[str, Any]:
+        """The graph with every widget that it leaves out at its default, as the interface would send it."""
+        known = self.object_info()
+        complete = {}
+        for node, entry in graph.items():
+            specs = known[entry["class_type"]]["input"].get("required", {})
+            defaults = {name: spec[1]["default"] for name, spec in specs.items() if len(spec) > 1 and "default" in spec[1]}
+            complete[node] = {**entry, "inputs": {**defaults, **entry["inputs"]}}
+        return complete
+
     def queue(self, graph: dict[str, Any]) -> str:
         """Queues a graph in API format; returns the prompt's id. Raises PromptRejected where it does not validate."""
         try:

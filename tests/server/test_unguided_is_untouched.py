@@ -74,7 +74,7 @@ def graph_of(again: int, *, steps: int = 3, guided: bool = False) -> dict[str, A
 
 
 def latent_of(server: ComfyServer, graph: dict[str, Any]) -> torch.Tensor:
-    (file,) = [item for node, item in output_files(server.run(graph)) if node == "save"]
+    (file,) = [item for node, item in output_files(server.run(server.with_defaults(graph))) if node == "save"]
     return safetensors.torch.load_file(server.path_of(file))["latent_tensor"]
 
 
@@ -101,7 +101,7 @@ def test_unguided_output_is_bit_identical(servers: tuple[ComfyServer, ComfyServe
     assert not torch.equal(guided, plain), "guidance does nothing, so the comparison below would prove nothing"
     assert torch.equal(latent_of(with_pack, graph_of(2)), plain), "a guided run leaves something behind"
 
-    prompt = with_pack.queue(graph_of(3, steps=2000, guided=True))
+    prompt = with_pack.queue(with_pack.with_defaults(graph_of(3, steps=2000, guided=True)))
     wait_for_sampling(with_pack, "/2000")
     with_pack.interrupt()
     assert was_interrupted(with_pack.wait(prompt))
