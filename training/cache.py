@@ -29,6 +29,7 @@ from .run import ProgressLine, RunError, StopRequest, saving
 from .videos import VideoError, Window, caption_of, content_hash, find_clips, template_clips, windows
 
 TEXT_BATCH = 8
+CACHED_NAME = re.compile(r"(.*-([0-9a-f]{12}))-w\d+\.safetensors$")
 
 
 class CacheError(ValueError):
@@ -130,12 +131,8 @@ class Job:
     caption_from: str
     source_hash: str
     key: str
-
-    @property
-    def stem(self) -> str:
-        """Start of its file names in the cache: readable, and different for different content."""
-        name = self.path.stem if self.path.is_file() else self.path.name
-        return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name)[:60]}-{self.source_hash[:12]}"
+    stem: str
+    """Start of its file names in the cache: readable, different for different content, kept when the video is renamed."""
 
 
 @dataclass(kw_only=True)
@@ -221,6 +218,8 @@ def plan(clips: Sequence[Path], config: CacheConfig, form: Format, report: Cache
         "source": config.source or [config.vae, config.text],
     }
 
+    known = {match[2]: match[1] for path in config.out.glob("*.safetensors") if (match := CACHED_NAME.match(path.name))}
+
     def look(clip: Path) -> Job | VideoError:
         try:
             caption, origin = caption_of(clip)
@@ -230,7 +229,9 @@ def plan(clips: Sequence[Path], config: CacheConfig, form: Format, report: Cache
         except VideoError as error:
             return error
         key = described({**settings, "caption": caption, "content": source_hash})
-        return Job(path=clip, caption=caption, caption_from=origin, source_hash=source_hash, key=key)
+        name = re.sub(r"[^A-Za-z0-9._-]+", "_", clip.stem if clip.is_file() else clip.name)[:60]
+        stem = known.get(source_hash[:12], f"{name}-{source_hash[:12]}")
+        return Job(path=clip, caption=caption, caption_from=origin, source_hash=source_hash, key=key, stem=stem)
 
     with ThreadPoolExecutor(config.workers) as pool:
         looked = list(pool.map(look, clips))

@@ -141,6 +141,8 @@ def decode(clip: Path) -> Iterator[tuple[float | None, np.ndarray]]:
         yield from frames
     except VideoError:
         raise
+    except ImportError as error:
+        raise VideoError(f"{clip.name} cannot be decoded without {error.name}: pip install 'imageio[pyav]' pillow.") from error
     except Exception as error:  # decoders raise a dozen types of their own; every one of them means: this clip is broken
         raise VideoError(f"{clip.name} cannot be decoded ({type(error).__name__}: {error}).") from error
 
@@ -167,15 +169,15 @@ def _decode_animation(clip: Path) -> Iterator[tuple[float, np.ndarray]]:
     with Image.open(clip) as image:
         if getattr(image, "n_frames", 1) < 2:
             raise VideoError(f"{clip.name} is a still image.")
-        time = 0.0
+        milliseconds = 0  # summed as whole numbers, so that cutting a clip again finds the same times
         for frame in ImageSequence.Iterator(image):
             frame.load()
             picture = frame
             if frame.mode in ("RGBA", "LA", "PA") or "transparency" in frame.info:
                 rgba = frame.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-            yield time, np.asarray(picture.convert("RGB"))
-            time += (frame.info.get("duration") or 100) / 1000  # a duration of 0 is shown as 100 ms by browsers
+            yield milliseconds / 1000, np.asarray(picture.convert("RGB"))
+            milliseconds += round(frame.info.get("duration") or 100)  # a duration of 0 is shown as 100 ms by browsers
 
 
 def _decode_folder(clip: Path) -> Iterator[tuple[None, np.ndarray]]:

@@ -222,6 +222,18 @@ def test_the_same_content_is_taken_once(videos):
     assert [(a.name, b.name) for a, b in report.same] == [("copy.webp", "clip_1.webp")]
 
 
+def test_renaming_a_captioned_video_changes_nothing(videos):
+    run(settings(videos))
+    for suffix in (".webp", ".txt"):
+        (videos / f"clip_0{suffix}").rename(videos / f"new_name{suffix}")
+    again, _, _ = run(settings(videos))
+    assert (again.finished_before, again.written) == (4, [])
+    (videos / "new_name.txt").write_text("another caption")
+    again, _, _ = run(settings(videos))
+    assert [path.name[:7] for path in again.written] == ["clip_0-"]  # in place, so that no copy is left to train on
+    assert read_clip(again.written[0]).info.source == "new_name.webp"
+
+
 def test_windows_of_a_long_clip(videos):
     frames = write_clip(videos / "long.webp", 7, count=30)
     config = settings(videos, windows=0)
@@ -247,7 +259,7 @@ def test_a_cached_window_can_be_cut_again(videos):
     cut = sorted(path for path in report.written if path.name.startswith("long"))
     assert len(cut) == 2
     info = read_clip(cut[1]).info
-    assert (info.fps, info.fps_limit, info.start) == (5, 5, 1.8)
+    assert (info.fps, info.fps_limit, info.start) == (5, 5, 1.8)  # every other of 10 frames a second
     size = {"frames": info.frames, "width": info.width, "height": info.height}
     again = list(windows(videos / "long.webp", **size, fps=info.fps_limit, limit=0))[info.window]
     video = torch.from_numpy(again.frames).permute(3, 0, 1, 2)[None].float() / 255

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,13 @@ def test_a_still_and_a_sound_file_are_no_clips(tmp_path):
         sound.writeframes(bytes(1600))
     with pytest.raises(VideoError, match=r"b\.mp4 has no picture track"):
         list(windows(tmp_path / "b.mp4", frames=5, width=64, height=48))
+
+
+def test_a_missing_decoder_is_named(tmp_path, monkeypatch):
+    clip = write_film(tmp_path / "a.mp4", pictures(5))
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(VideoError, match=r"a\.mp4 cannot be decoded without av: pip install 'imageio\[pyav\]'"):
+        list(windows(clip, frames=5, width=64, height=48))
 
 
 def test_frames_of_two_sizes_are_refused(tmp_path):
