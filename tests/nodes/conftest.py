@@ -54,15 +54,31 @@ TEXT = 32
 def wan_config(dim: int = 128, in_dim: int = 16) -> Any:
     from comfy.supported_models import WAN21_T2V
 
-    sizes = {"dim": dim, "num_heads": dim // 128, "num_layers": 2, "ffn_dim": 64, "in_dim": in_dim, "out_dim": 16, "text_dim": TEXT}
+    sizes = {
+        "dim": dim,
+        "num_heads": dim // 128,
+        "num_layers": 2,
+        "ffn_dim": 64,
+        "in_dim": in_dim,
+        "out_dim": 16,
+        "text_dim": TEXT,
+    }
     return WAN21_T2V({"image_model": "wan2.1", "model_type": "t2v", **sizes})
 
 
 def cogvideox_config(heads: int = 1) -> Any:
     from comfy.supported_models import CogVideoX_T2V
 
-    sizes = {"num_attention_heads": heads, "attention_head_dim": 64, "time_embed_dim": 32, "text_embed_dim": TEXT, "num_layers": 2}
-    return CogVideoX_T2V({"image_model": "cogvideox", "use_rotary_positional_embeddings": True, "max_text_seq_length": 6, **sizes})
+    sizes = {
+        "num_attention_heads": heads,
+        "attention_head_dim": 64,
+        "time_embed_dim": 32,
+        "text_embed_dim": TEXT,
+        "num_layers": 2,
+    }
+    return CogVideoX_T2V(
+        {"image_model": "cogvideox", "use_rotary_positional_embeddings": True, "max_text_seq_length": 6, **sizes}
+    )
 
 
 def hunyuan_config() -> Any:
@@ -97,7 +113,13 @@ def hunyuan_config() -> Any:
 def ltxv_config() -> Any:
     from comfy.supported_models import LTXV
 
-    sizes = {"num_attention_heads": 2, "attention_head_dim": 64, "cross_attention_dim": 128, "caption_channels": TEXT, "num_layers": 1}
+    sizes = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 64,
+        "cross_attention_dim": 128,
+        "caption_channels": TEXT,
+        "num_layers": 1,
+    }
     return LTXV({"image_model": "ltxv", **sizes})
 
 

@@ -84,7 +84,9 @@ def test_cogvideox_with_its_own_sampler(make_model, make_predictor, prompts):
             start = torch.zeros(SHAPES["cogvideox"])
             noise = comfy.sample.prepare_noise(start, 5)
             sigmas = comfy.samplers.calculate_sigmas(patched.get_model_object("model_sampling"), "simple", 4)
-            return comfy.sample.sample_custom(patched, noise, 3.0, void.VOID_DDIM(), sigmas, *prompts, start, disable_pbar=True, seed=5)
+            return comfy.sample.sample_custom(
+                patched, noise, 3.0, void.VOID_DDIM(), sigmas, *prompts, start, disable_pbar=True, seed=5
+            )
 
     plain = run(model)
     guided = run(guide(model, make_predictor(space="cogvideox")))
@@ -98,7 +100,10 @@ def with_sampling(model, kind):
     if kind == "flow":
         return model
 
-    class Sampling(comfy.model_sampling.ModelSamplingDiscrete, {"eps": comfy.model_sampling.EPS, "v": comfy.model_sampling.V_PREDICTION}[kind]):
+    class Sampling(
+        comfy.model_sampling.ModelSamplingDiscrete,
+        {"eps": comfy.model_sampling.EPS, "v": comfy.model_sampling.V_PREDICTION}[kind],
+    ):
         pass
 
     patched = model.clone()
@@ -170,7 +175,13 @@ def test_a_clip_is_guided_alike_alone_and_in_a_batch(wan, make_predictor, sample
 
 def test_context_windows(wan, make_predictor, sample, prompts):
     windows = pytest.importorskip("comfy_extras.nodes_context_windows", reason="this ComfyUI has no context windows")
-    arguments = dict(context_length=13, context_overlap=4, context_schedule="standard_static", context_stride=1, closed_loop=False)
+    arguments = {
+        "context_length": 13,
+        "context_overlap": 4,
+        "context_schedule": "standard_static",
+        "context_stride": 1,
+        "closed_loop": False,
+    }
     windowed = windows.WanContextWindowsManualNode.execute(wan, fuse_method="pyramid", freenoise=False, **arguments).args[0]
     shape = (1, 16, 7, 8, 8)
     plain = sample(windowed, *prompts, shape=shape)
@@ -204,7 +215,9 @@ def test_partial_denoise_counts_the_samplers_own_steps(wan, sample, prompts):
 def test_torch_compile(wan, make_predictor, sample, prompts):
     helpers = pytest.importorskip("comfy_api.torch_helpers", reason="this ComfyUI has no TorchCompileModel")
     compiled = wan.clone()
-    helpers.set_torch_compile_wrapper(model=compiled, backend="eager")
+    helpers.set_torch_compile_wrapper(
+        model=compiled, backend="eager"
+    )  # inductor takes a minute to compile and meets the same hook
     plain = sample(compiled, *prompts)
     guided = sample(guide(compiled, make_predictor()), *prompts)
     assert torch.allclose(plain, sample(wan, *prompts), atol=1e-4)
@@ -313,11 +326,16 @@ def test_resident_weights_are_put_back_after_an_error(make_predictor, monkeypatc
     monkeypatch.setattr(comfy.model_management, "should_use_bf16", lambda device: True)
     predictor = make_predictor()
     weights = dict(predictor.network.named_parameters())
-    with pytest.raises(RuntimeError, match="stop"), patching.resident([predictor.patcher], torch.device("cpu")):
-        for name, parameter in predictor.network.named_parameters():
-            assert parameter.dtype == torch.bfloat16
-            assert parameter is not weights[name]
-        raise RuntimeError("stop")
+
+    def fail():
+        with patching.resident([predictor.patcher], torch.device("cpu")):
+            for name, parameter in predictor.network.named_parameters():
+                assert parameter.dtype == torch.bfloat16
+                assert parameter is not weights[name]
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
     assert all(parameter is weights[name] for name, parameter in predictor.network.named_parameters())
 
 
@@ -341,7 +359,9 @@ def test_memory_of_the_correction_is_asked_for(wan, sample, prompts):
     model.add_wrapper_with_key(
         comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING,
         "test",
-        lambda executor, patcher, shape, *args, **kwargs: shapes.append(tuple(shape)) or executor(patcher, shape, *args, **kwargs),
+        lambda executor, patcher, shape, *args, **kwargs: (
+            shapes.append(tuple(shape)) or executor(patcher, shape, *args, **kwargs)
+        ),
     )
     sample(model, *prompts)
     assert shapes == [(1, 16, 18, 8, 8)]

@@ -1,0 +1,72 @@
+"""What an artist reads: tooltips on everything, a help page per node, and the English texts in locales/."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("comfy", reason="needs ComfyUI: run dev.py once, or set COMFYUI_PATH")
+
+from latent_physics.nodes import LatentPhysicsExtension
+
+pytestmark = pytest.mark.comfy
+
+ROOT = Path(__file__).parents[2]
+LOCALE = ROOT / "locales" / "en" / "nodeDefs.json"
+
+
+@pytest.fixture(scope="module")
+def schemas():
+    return [node.GET_SCHEMA() for node in asyncio.run(LatentPhysicsExtension().get_node_list())]
+
+
+def test_ids_and_categories(schemas):
+    ids = [schema.node_id for schema in schemas]
+    assert len(ids) == len(set(ids))
+    for schema in schemas:
+        assert schema.node_id.startswith("LatentPhysics")
+        assert schema.category.startswith("latent physics")
+        assert schema.display_name
+        assert schema.description
+
+
+def test_every_input_and_output_has_a_tooltip(schemas):
+    for schema in schemas:
+        for thing in [*schema.inputs, *schema.outputs]:
+            assert thing.tooltip, f"{schema.node_id}: {getattr(thing, 'id', thing)} has no tooltip"
+
+
+def test_every_node_has_a_help_page_that_names_its_inputs(schemas):
+    for schema in schemas:
+        text = (ROOT / "web" / "docs" / f"{schema.node_id}.md").read_text()
+        assert text.startswith("# ")
+        for thing in schema.inputs:
+            if schema.node_id != "LatentPhysicsLoadMotionPredictor" and thing.io_type not in ("MODEL", "MOTION_PREDICTOR"):
+                assert f"**{thing.id}**" in text, f"{schema.node_id}.md does not say what {thing.id} is"
+
+
+def definitions(schemas) -> dict:
+    return {
+        schema.node_id: {
+            "display_name": schema.display_name,
+            "description": schema.description,
+            "inputs": {thing.id: {"name": thing.display_name or thing.id, "tooltip": thing.tooltip} for thing in schema.inputs},
+            "outputs": {
+                str(n): {"name": thing.display_name or thing.io_type, "tooltip": thing.tooltip}
+                for n, thing in enumerate(schema.outputs)
+            },
+        }
+        for schema in sorted(schemas, key=lambda schema: schema.node_id)
+    }
+
+
+def test_the_english_texts_are_those_of_the_nodes(schemas):
+    """Set LATENT_PHYSICS_WRITE=1 to write the file anew after a node's texts changed; translations start from it."""
+    expected = definitions(schemas)
+    if os.environ.get("LATENT_PHYSICS_WRITE") == "1":
+        LOCALE.write_text(json.dumps(expected, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert json.loads(LOCALE.read_text(encoding="utf-8")) == expected
