@@ -58,7 +58,7 @@ class PredictorConfig:
     drop_probability: float = 0.2
     """How often the prompt is replaced by the learned null prompt (p_drop)."""
     batch: int = 16
-    """Frame pairs per step. The full recipe holds 0.4 GiB of activations per pair of 480x832 pixels, about half of it with bf16."""
+    """Frame pairs per step. The full recipe holds 0.4 GiB of activations per pair at 480x832 pixels."""
     steps: int = 20000
     """Training steps."""
     minutes: float | None = None

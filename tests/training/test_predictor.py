@@ -415,6 +415,27 @@ def test_the_hosts_random_state_is_left_alone():
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_bf16_computes_the_same_to_its_precision():
+    losses = {}
+    for bf16 in (False, True):
+        training = PredictorTraining(dataset(), replace(TINY, bf16=bf16))
+        training.run()
+        losses[bf16] = training.log.column("loss")[1]
+        assert all(value.dtype == torch.float32 for value in training.mean.values())
+    assert losses[True] == pytest.approx(losses[False], rel=0.05)
+    assert losses[True] != losses[False]
+
+
+def test_running_out_of_gpu_memory_is_one_sentence(monkeypatch):
+    def too_large(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    training = PredictorTraining(dataset(), TINY)
+    monkeypatch.setattr(training, "_predict", too_large)
+    with pytest.raises(RunError, match=r"GPU's memory does not hold step 0; .*: use a smaller batch than 4, or bf16"):
+        training._step_in_memory(training.pairs.at_step(0, 4, 0))
+
+
 def test_damaged_checkpoints_are_told(tmp_path):
     train_predictor(dataset(), replace(TINY, steps=5), folder=tmp_path)
     path = tmp_path / "checkpoint.safetensors"
