@@ -1,0 +1,77 @@
+"""Dynamics that look right and move wrong: a world's own frames at the wrong times, or under the wrong constants.
+
+Web video teaches a generator appearance from every clip and physics from few. The toy base model is trained on a mixture with these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .canvas import FRAMES
+from .worlds import Scene, World
+
+LAST = FRAMES - 1.0
+
+
+def shuffled(rng: np.random.Generator) -> np.ndarray:
+    """All frames, in random order."""
+    return rng.permutation(FRAMES).astype(float)
+
+
+def frozen(rng: np.random.Generator) -> np.ndarray:
+    """One frame, held."""
+    return np.full(FRAMES, float(rng.integers(FRAMES)))
+
+
+def warped(rng: np.random.Generator) -> np.ndarray:
+    """Time that runs unevenly: a random monotone map of the clip onto itself."""
+    pace = np.exp(rng.uniform(0.9, 1.4) * np.sin(2 * np.pi * (np.arange(FRAMES - 1) / LAST * rng.uniform(0.8, 1.6) + rng.random())))
+    times = np.concatenate([[0.0], np.cumsum(pace)])
+    return times / times[-1] * LAST
+
+
+def jumping(rng: np.random.Generator) -> np.ndarray:
+    """Time that skips back or forth at one to three moments."""
+    times = np.arange(FRAMES, dtype=float)
+    for moment in rng.integers(4, FRAMES - 2, size=rng.integers(1, 4)):
+        times[moment:] += rng.uniform(5, 14) * rng.choice((-1.0, 1.0))
+    return np.clip(times, 0, LAST + 6)
+
+
+def stalling(rng: np.random.Generator) -> np.ndarray:
+    """Time that stands still for a while, then goes on."""
+    start, length = rng.integers(4, 20), rng.integers(6, 14)
+    times = np.arange(FRAMES, dtype=float)
+    times[start:] = np.maximum(times[start:] - length, start)
+    return times
+
+
+def reversing(rng: np.random.Generator) -> np.ndarray:
+    """Time that turns round in the middle."""
+    return np.abs(np.abs(np.arange(FRAMES) - rng.integers(10, 24)) - LAST / 2)
+
+
+TIMES: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
+    "warped": warped,
+    "jumping": jumping,
+    "stalling": stalling,
+    "reversing": reversing,
+}
+"""The corruptions of the training mixture; shuffled and frozen clips are for validating scores."""
+
+
+def wrong_constants(world: World, rng: np.random.Generator, low: float = 0.35, high: float = 0.65) -> dict[str, float]:
+    """The world's first constant multiplied by a factor in [low, high] or its inverse."""
+    name = next(iter(world.constants))
+    factor = rng.uniform(low, high)
+    return {name: world.constants[name] * (factor if rng.random() < 0.5 else 1 / factor)}
+
+
+def corrupted(world: World, scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """The scene rendered under a random corruption of its dynamics: frames (T,3,H,W)."""
+    kind = rng.integers(len(TIMES) + 1)
+    if kind == len(TIMES):
+        return world.render(scene, **wrong_constants(world, rng))
+    return world.render(scene, list(TIMES.values())[kind](rng))

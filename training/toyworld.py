@@ -1,0 +1,357 @@
+"""`latent-physics toyworld`: trains the toy world's models from nothing and writes the files that ship.
+
+    python training toyworld --stage all --out runs/toyworld
+
+Stages, each resumable: vae (a Wan 2.1 VAE of reduced width), latents (encodes the mixture once), base (a Wan transformer and the text
+encoder, flow matching, on a mixture of right and wrong dynamics), export (native names, half precision).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..methods.weights import WeightsError, WeightsInfo, load_weights, save_weights
+from ..toyworld.canvas import FRAMES, SIZE
+from ..toyworld.data import draw_clip, mixture
+from ..toyworld.text import ToyTextEncoder
+from ..toyworld.worlds import WORLDS
+from .backbones.keys import to_native
+from .backbones.wan import LATENTS_MEAN, LATENTS_STD, WanBackbone
+from .cli import parse, run_command
+from .run import Log, ProgressLine, RunError, StopRequest, draw_curves, load_checkpoint, save_checkpoint, saving
+
+SHIPPED = Path(__file__).resolve().parent.parent / "toyworld" / "weights"
+
+
+@dataclass(kw_only=True)
+class ToyWorldConfig:
+    """Trains the toy world's VAE, transformer and text encoder (about 80 minutes on two cores)."""
+
+    stage: Literal["all", "vae", "latents", "base", "export"] = "all"
+    """Which stage to run; "all" runs those that are not finished."""
+    out: Path = Path("runs/toyworld")
+    """Run folder: checkpoints, logs, curves."""
+    export: Path = SHIPPED
+    """Where the export stage writes toy_vae, toy_dit and toy_text."""
+    seed: int = 0
+    """Seeds every random draw."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice."""
+
+    vae_width: int = 8
+    """base_dim of the VAE; Wan's own is 96."""
+    vae_short_steps: int = 1500
+    """Steps on 5-frame windows (batch 4)."""
+    vae_long_steps: int = 200
+    """Steps on 13-frame windows (batch 2) after those."""
+    vae_rate: float = 2e-3
+    """Peak learning rate of the VAE, falling along a cosine."""
+
+    clips: int = 4096
+    """Clips in the mixture the base model is trained on."""
+    wrong: float = 0.5
+    """Share of them with corrupted dynamics."""
+
+    layers: int = 6
+    """Transformer blocks, 128 channels each."""
+    base_steps: int = 9000
+    """Steps of the base model."""
+    batch: int = 16
+    """Clips per step of the base model."""
+    base_rate: float = 1e-3
+    """Peak learning rate of the base model, falling along a cosine."""
+    shift: float = 3.0
+    """Shift of the training noise levels towards noise."""
+    drop_prompt: float = 0.1
+    """Share of prompts replaced by the empty one, for classifier-free guidance."""
+    ema: float = 0.999
+    """Decay of the exponential moving average that is exported."""
+    save_every: int = 200
+    """Steps between checkpoints."""
+
+
+# --- the loop every stage shares -------------------------------------------------------------------------------------------------
+
+
+def run_steps(
+    name: str, config: ToyWorldConfig, steps: int, rate: float, trained: nn.Module, average: nn.Module | None, step_loss: Any
+) -> nn.Module:
+    """Trains `trained` for `steps` and returns the module to use (the average where there is one).
+
+    `step_loss(step, generator) -> (loss, values to log)`; its randomness comes from the generator alone, seeded by the step, so that a
+    resumed run repeats an uninterrupted one. Raises RunError when stopped or when the loss is no longer finite.
+    """
+    path = config.out / f"{name}.safetensors"
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=1e-2)
+    done = 0
+    if path.is_file():
+        states, progress, _ = load_checkpoint(path, kind=f"toy_{name}_run", optimizer=optimizer)
+        trained.load_state_dict(states["model"])
+        if average is not None:
+            average.load_state_dict(states["average"])
+        done = progress["step"]
+    log, progress = None, ProgressLine(f"toy world: {name}")
+    with StopRequest() as stop:
+        for step in range(done, steps):
+            warm = min(1.0, (step + 1) / 100)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * warm * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * step / steps)))
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+            loss, values = step_loss(step, generator)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+            if not torch.isfinite(norm):
+                raise RunError(f"the {name} loss at step {step + 1} is {loss.item()}; lower the learning rate and start again.")
+            optimizer.step()
+            if average is not None:
+                update_average(average, trained, min(config.ema, (step + 1) / (step + 10)))
+            values = {"loss": loss.item(), **values}
+            log = log or Log(config.out / f"{name}.csv", list(values), after=done)
+            log.add(step=step + 1, **values)
+            progress.show((step + 1) / steps, f"step {step + 1}/{steps} " + " ".join(f"{key} {value:.4f}" for key, value in values.items()))
+            if (step + 1) % config.save_every == 0 or step + 1 == steps or stop.asked:
+                states = {"model": trained.state_dict()} | ({"average": average.state_dict()} if average is not None else {})
+                with saving(str(path), "the last checkpoint is intact"):
+                    save_checkpoint(path, kind=f"toy_{name}_run", latent_space="toy", config={}, progress={"step": step + 1}, states=states, optimizer=optimizer)
+                draw_curves(log, config.out / f"{name}.png", {name: list(values)})
+            if stop.asked:
+                raise RunError(f"stopped after step {step + 1} of {steps}; the same command goes on from there.")
+    progress.close()
+    return average if average is not None else trained
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, trained: nn.Module, decay: float) -> None:
+    """Exponential moving average of the parameters, in place."""
+    for old, new in zip(average.parameters(), trained.parameters()):
+        old.lerp_(new, 1 - decay)
+
+
+# --- VAE -------------------------------------------------------------------------------------------------------------------------
+
+
+def build_vae(config: ToyWorldConfig) -> nn.Module:
+    """An untrained Wan 2.1 VAE of reduced width (diffusers' class), initialised so that signals keep their size from end to end.
+
+    torch's own initialisation shrinks them so much that training sits on a plateau (a grey picture) for hundreds of steps.
+    """
+    from diffusers import AutoencoderKLWan
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, WanResidualBlock
+
+    torch.manual_seed(config.seed)
+    vae = AutoencoderKLWan(base_dim=config.vae_width, z_dim=16)
+    for module in vae.modules():
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            nn.init.zeros_(module.bias)
+    with torch.no_grad():
+        for module in vae.modules():
+            if isinstance(module, WanResidualBlock):
+                module.conv2.weight *= 0.1
+            elif isinstance(module, WanAttentionBlock):
+                module.proj.weight.zero_()
+        # a posterior as wide as the latent itself hides it from the decoder, which then learns to do without
+        vae.quant_conv.weight[16:] *= 0.1
+        vae.quant_conv.bias[16:] -= 5.0
+    return vae
+
+
+def windows(count: int, length: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Random windows of random clips: frames (B,3,length,H,W) in [0,1] and backgrounds (B,3,1,H,W)."""
+    frames, backgrounds = [], []
+    for _ in range(count):
+        world = WORLDS[list(WORLDS)[rng.integers(len(WORLDS))]]
+        scene = world.draw(rng)
+        start = rng.integers(0, FRAMES - length + 1)
+        if length == 1:
+            frames.append(world.render(scene, np.array([rng.uniform(0, FRAMES - 1)])))
+        else:
+            frames.append(draw_clip(world, rng, wrong=0.5)[0][start : start + length])
+        backgrounds.append(world.background)
+    return torch.from_numpy(np.stack(frames)).movedim(1, 2).contiguous(), torch.from_numpy(np.stack(backgrounds))[:, :, None]
+
+
+def vae_loss(vae: nn.Module, clips: Tensor, backgrounds: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    """Absolute and squared error, moving things counted five times (they are few pixels), and a small KL that keeps the latent smooth.
+
+    The squared error gets training off the ground; the absolute error keeps edges sharp.
+    """
+    posterior = vae.encode(clips * 2 - 1).latent_dist
+    z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
+    error = decode_unclamped(vae, z) / 2 + 0.5 - clips
+    weight = 1 + 4 * ((clips - backgrounds).abs().amax(1, keepdim=True) > 0.04)
+    kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+    weighted = ((error.abs() + 8 * error**2) * weight).sum() / (weight.sum() * 3)
+    return weighted + 3e-5 * kl, {"error": error.abs().mean().item(), "kl": kl.item()}
+
+
+def decode_unclamped(vae: nn.Module, z: Tensor) -> Tensor:
+    """What `vae.decode` computes, without its clamp to [-1, 1]: a clamped pixel would have no gradient to come back with."""
+    vae.clear_cache()
+    hidden, frames = vae.post_quant_conv(z), []
+    for index in range(z.shape[2]):
+        vae._conv_idx = [0]
+        first = {"first_chunk": True} if index == 0 else {}
+        frames.append(vae.decoder(hidden[:, :, index : index + 1], feat_cache=vae._feat_map, feat_idx=vae._conv_idx, **first))
+    vae.clear_cache()
+    return torch.cat(frames, 2)
+
+
+def train_vae(config: ToyWorldConfig) -> nn.Module:
+    """Windows of five frames (two latent frames) first, then of thirteen."""
+    vae = build_vae(config).train()
+    steps = config.vae_short_steps + config.vae_long_steps
+
+    def step_loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        rng = np.random.default_rng((config.seed, 1, step))
+        clips, backgrounds = windows(4, 5, rng) if step < config.vae_short_steps else windows(2, 13, rng)
+        return vae_loss(vae, clips, backgrounds, generator)
+
+    return run_steps("vae", config, steps, config.vae_rate, vae, None, step_loss).eval()
+
+
+@torch.no_grad()
+def fit_latent_scale(vae: nn.Module, clips: Tensor) -> None:
+    """Moves and scales the latent, in place and without changing a single decoded picture, to the statistics of Wan 2.1's latents.
+
+    ComfyUI and diffusers subtract Wan's channel means and divide by its deviations whichever VAE of this architecture is loaded; after
+    this, what the transformer sees has mean 0 and deviation 1.
+    """
+    latents = torch.cat([vae.encode(part * 2 - 1).latent_dist.mean for part in clips.split(8)])
+    mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
+    scale = torch.tensor(LATENTS_STD) / std
+    shift = torch.tensor(LATENTS_MEAN) - mean * scale
+    out, back = vae.quant_conv, vae.post_quant_conv
+    channels = len(LATENTS_STD)
+    out.weight[:channels] *= scale.view(-1, 1, 1, 1, 1)
+    out.bias[:channels] = out.bias[:channels] * scale + shift
+    out.bias[channels:] += 2 * scale.log()
+    back.bias -= (back.weight.sum((2, 3, 4)) * (shift / scale)).sum(1)
+    back.weight /= scale.view(1, -1, 1, 1, 1)
+
+
+# --- the mixture's latents ------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def encode_mixture(config: ToyWorldConfig, vae: nn.Module) -> tuple[Tensor, list[str]]:
+    """Latents (N,16,9,8,8) in model scaling and prompts of the training mixture; kept in the run folder, in parts, so that it can be resumed."""
+    backbone, latents, prompts = WanBackbone(latent_space="toy", vae=vae), [], []
+    part, progress = 256, ProgressLine("toy world: latents")
+    for start in range(0, config.clips, part):
+        path = config.out / "latents" / f"{start:06}.safetensors"
+        try:
+            state, info = load_weights(path, "toy_latents")
+        except WeightsError:
+            clips, texts, _ = mixture(min(part, config.clips - start), config.seed * 1_000_003 + 7 + start, config.wrong)
+            state = {"latents": torch.cat([backbone.encode_video(chunk) for chunk in clips.split(8)])}
+            info = WeightsInfo(kind="toy_latents", latent_space="toy", config={"prompts": texts})
+            with saving(str(path), "the parts before are intact"):
+                save_weights(path, state, info)
+        latents.append(state["latents"])
+        prompts += info.config["prompts"]
+        progress.show(min(1.0, (start + part) / config.clips), f"{min(start + part, config.clips)} clips")
+    progress.close()
+    return torch.cat(latents), prompts
+
+
+# --- base model -----------------------------------------------------------------------------------------------------------------
+
+
+def build_dit(config: ToyWorldConfig) -> nn.Module:
+    """An untrained Wan transformer, 128 channels wide (diffusers' class)."""
+    from diffusers import WanTransformer3DModel
+
+    torch.manual_seed(config.seed + 1)
+    return WanTransformer3DModel(
+        num_attention_heads=1, attention_head_dim=128, in_channels=16, out_channels=16, text_dim=4096, ffn_dim=512, num_layers=config.layers
+    )
+
+
+class BaseModel(nn.Module):
+    """Transformer and text encoder, trained together."""
+
+    def __init__(self, dit: nn.Module, text: ToyTextEncoder) -> None:
+        super().__init__()
+        self.dit, self.text = dit, text
+
+    def forward(self, noisy: Tensor, sigma: Tensor, prompts: list[str]) -> Tensor:
+        tokens, _ = self.text(prompts)
+        return self.dit(noisy, sigma * 1000, tokens, return_dict=False)[0]
+
+
+def train_base(config: ToyWorldConfig, latents: Tensor, prompts: list[str]) -> BaseModel:
+    """Flow matching on the mixture: v = eps - x0 at shifted uniform noise levels."""
+
+    def build() -> BaseModel:
+        dit = build_dit(config)
+        return BaseModel(dit, ToyTextEncoder())
+
+    model, average = build().train(), build().requires_grad_(False)
+    average.load_state_dict(model.state_dict())
+
+    def step_loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        chosen = torch.randint(len(latents), (config.batch,), generator=generator)
+        clean, eps = latents[chosen], torch.randn(config.batch, *latents.shape[1:], generator=generator)
+        # one draw per stratum: the same mean loss with less noise
+        u = (torch.arange(config.batch) + torch.rand(config.batch, generator=generator)) / config.batch
+        sigma = config.shift * u / (1 + (config.shift - 1) * u)
+        dropped = torch.rand(config.batch, generator=generator) < config.drop_prompt
+        texts = ["" if drop else prompts[index] for drop, index in zip(dropped.tolist(), chosen.tolist())]
+        mixed = sigma.view(-1, 1, 1, 1, 1)
+        velocity = model((1 - mixed) * clean + mixed * eps, sigma, texts)
+        return nn.functional.mse_loss(velocity, eps - clean), {}
+
+    return run_steps("base", config, config.base_steps, config.base_rate, model, average, step_loss).eval()
+
+
+# --- files that ship ------------------------------------------------------------------------------------------------------------
+
+
+def export(config: ToyWorldConfig, vae: nn.Module, base: BaseModel) -> None:
+    """Writes toy_vae, toy_dit (native names: ComfyUI's own loaders read them) and toy_text, in half precision."""
+    recipe = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in asdict(config).items() if key not in ("out", "export")}
+    for name, module, keys in (("vae", vae, WanBackbone.vae_keys), ("dit", base.dit, WanBackbone.dit_keys)):
+        state = {key: value.half() for key, value in to_native(module.state_dict(), keys).items()}
+        info = WeightsInfo(kind=f"toy_{name}", latent_space="toy", config={"frames": FRAMES, "size": SIZE}, recipe=recipe)
+        save_weights(config.export / f"toy_{name}.safetensors", state, info)
+    base.text.save(config.export / "toy_text.safetensors", recipe)
+
+
+def train(config: ToyWorldConfig) -> None:
+    """Runs the asked stages."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    vae = train_vae(config)
+    if config.stage == "vae":
+        return
+    fit_latent_scale(vae, mixture(64, config.seed + 99, 0.0)[0])
+    latents, prompts = encode_mixture(config, vae)
+    if config.stage == "latents":
+        return
+    base = train_base(config, latents, prompts)
+    if config.stage != "base":
+        export(config, vae, base)
+
+
+def main(argv: list[str]) -> int:
+    """The command. Returns the exit status."""
+
+    def command() -> int:
+        config = parse(ToyWorldConfig, argv, prog="latent-physics toyworld", description=ToyWorldConfig.__doc__ or "")
+        train(config)
+        return 0
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is downloaded
+    return run_command(command, RunError, WeightsError)
+
+
