@@ -1,6 +1,6 @@
 """Calibrates the toy world's scores and validates them: real, shuffled, time-warped, wrong-constant, stalling and frozen clips.
 
-    python benchmarks/toy_scores.py             prints the constants of toyworld/scores.py and the validation table
+python benchmarks/toy_scores.py             prints the constants of toyworld/scores.py and the validation table
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ def main() -> None:
     calibration, motion = {}, {}
     for name, world in WORLDS.items():
         real, change = residuals(world, "real", args.clips, 1, 0.0)
-        calibration[name] = (round(float(np.median(real)), 3), round(float(np.median(residuals(world, "shuffled", args.clips, 1, 0.0)[0])), 3))
+        calibration[name] = (
+            round(float(np.median(real)), 3),
+            round(float(np.median(residuals(world, "shuffled", args.clips, 1, 0.0)[0])), 3),
+        )
         motion[name] = round(float(change.mean()), 5)
     print("CALIBRATION =", calibration)
     print("REAL_MOTION =", motion)
@@ -61,7 +64,10 @@ def main() -> None:
     table = []
     for name, world in WORLDS.items():
         best, worst = calibration[name]
-        row = [np.clip((worst - residuals(world, kind, args.clips, 2, args.noise)[0]) / (worst - best), 0, 1).mean() for kind in KINDS]
+        row = [
+            np.clip((worst - residuals(world, kind, args.clips, 2, args.noise)[0]) / (worst - best), 0, 1).mean()
+            for kind in KINDS
+        ]
         table.append(row)
         print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in row) + " |", flush=True)
     print("| **mean** | " + " | ".join(f"**{value:.2f}**" for value in np.mean(table, axis=0)) + " |")

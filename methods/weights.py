@@ -58,16 +58,24 @@ def write_atomically(path: str | os.PathLike[str], payload: bytes) -> None:
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files that only their owner may read
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
 
 
+def _umask() -> int:
+    """The process's file mode mask; it can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
 def read_info(path: str | os.PathLike[str]) -> WeightsInfo:
     """Reads the metadata alone (no tensor is loaded).
 
-    Raises WeightsError where the file is missing, is no safetensors file (a pickle is never opened) or was not written by this pack.
+    Raises WeightsError where the file is missing, is no safetensors file (a pickle is never opened) or not written by this pack.
     """
     path = Path(path)
     if not path.is_file():
@@ -76,7 +84,9 @@ def read_info(path: str | os.PathLike[str]) -> WeightsInfo:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
-        raise WeightsError(f"{path.name} is not a readable safetensors file ({error}); download or export it again as .safetensors.") from error
+        raise WeightsError(
+            f"{path.name} is not a readable safetensors file ({error}); download or export it again as .safetensors."
+        ) from error
     if METADATA_KEY not in metadata:
         raise WeightsError(f"{path.name} carries no latent_physics metadata; it was not written by this pack's training scripts.")
     try:
@@ -84,7 +94,7 @@ def read_info(path: str | os.PathLike[str]) -> WeightsInfo:
     except (TypeError, ValueError) as error:
         raise WeightsError(f"{path.name} has latent_physics metadata that cannot be read ({error}).") from error
     if info.version > FORMAT_VERSION:
-        raise WeightsError(f"{path.name} has format version {info.version}; this pack reads up to {FORMAT_VERSION}: update the pack.")
+        raise WeightsError(f"{path.name} has format version {info.version}; this pack reads up to {FORMAT_VERSION}: update it.")
     return info
 
 

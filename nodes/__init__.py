@@ -14,6 +14,6 @@ class LatentPhysicsExtension(ComfyExtension):
         files.register_folder()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        from . import lamo
+        from . import lamo, toyworld
 
-        return [*lamo.NODES]
+        return [*toyworld.NODES, *lamo.NODES]

@@ -30,7 +30,9 @@ def fill(colour: tuple[float, float, float]) -> np.ndarray:
     return np.broadcast_to(np.asarray(colour, np.float32)[:, None, None], (3, SIZE, SIZE)).copy()
 
 
-def band(picture: np.ndarray, colour: tuple[float, float, float], rows: slice = slice(None), columns: slice = slice(None)) -> None:
+def band(
+    picture: np.ndarray, colour: tuple[float, float, float], rows: slice = slice(None), columns: slice = slice(None)
+) -> None:
     """Paints a rectangle of a background in place."""
     picture[:, rows, columns] = np.asarray(colour, np.float32)[:, None, None]
 

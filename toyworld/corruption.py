@@ -1,6 +1,7 @@
 """Dynamics that look right and move wrong: a world's own frames at the wrong times, or under the wrong constants.
 
-Web video teaches a generator appearance from every clip and physics from few. The toy base model is trained on a mixture with these.
+Web video teaches a generator appearance from every clip and physics from few. The toy base model is trained on a mixture with
+these.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def frozen(rng: np.random.Generator) -> np.ndarray:
 
 def warped(rng: np.random.Generator) -> np.ndarray:
     """Time that runs unevenly: a random monotone map of the clip onto itself."""
-    pace = np.exp(rng.uniform(0.9, 1.4) * np.sin(2 * np.pi * (np.arange(FRAMES - 1) / LAST * rng.uniform(0.8, 1.6) + rng.random())))
+    pace = np.exp(
+        rng.uniform(0.9, 1.4) * np.sin(2 * np.pi * (np.arange(FRAMES - 1) / LAST * rng.uniform(0.8, 1.6) + rng.random()))
+    )
     times = np.concatenate([[0.0], np.cumsum(pace)])
     return times / times[-1] * LAST
 

@@ -1,4 +1,5 @@
-"""What a clip gets: law score (does it keep the law), adherence (is what the prompt asked for there), dynamic degree (how much moves).
+"""What a clip gets: law score (does it keep the law), adherence (is what the prompt asked for there), dynamic degree (how much
+moves).
 
 All three read pixels alone. Calibration constants come from `benchmarks/toy_scores.py`, which also prints the validation table.
 """
@@ -67,13 +68,15 @@ def score(clips: Tensor, worlds: str | Sequence[str]) -> Tensor:
 
 
 def dynamic_degree(clips: Tensor, worlds: str | Sequence[str]) -> Tensor:
-    """Mean absolute change between neighbouring frames over that of real clips of the world, `B` float32. Raises as `score` does."""
+    """Mean absolute change between neighbouring frames over that of real clips of the world, `B` float32. Raises as `score`
+    does."""
     found = [np.abs(np.diff(frames, axis=0)).mean() / REAL_MOTION[world.name] for frames, world in _pairs(clips, worlds)]
     return torch.tensor(np.array(found), dtype=torch.float32)
 
 
 def adherence(clips: Tensor, prompts: Sequence[str]) -> Tensor:
-    """How much of what each prompt asks for is there, `B` float32 in [0,1]: the world's scenery x the things of the right colours and size.
+    """How much of what each prompt asks for is there, `B` float32 in [0,1]: the world's scenery x the things of the right
+    colours and size.
 
     A prompt that names no toy world counts as adhered to by nothing (0). Raises ValueError where shapes or lengths do not fit.
     """

@@ -17,10 +17,17 @@ PAD, UNKNOWN = 0, 1
 
 
 class ToyTextEncoder(nn.Module):
-    """One attention layer over word embeddings, widened to `width`. Prompts are cut or padded to `length` words; padding is all zeros."""
+    """One attention layer over word embeddings, widened to `width`. Prompts are cut or padded to `length` words; padding is
+    all zeros."""
 
     def __init__(
-        self, words: Sequence[str] | None = None, *, width: int = 4096, hidden: int = 64, length: int = 24, dtype: torch.dtype | None = None
+        self,
+        words: Sequence[str] | None = None,
+        *,
+        width: int = 4096,
+        hidden: int = 64,
+        length: int = 24,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """`words`: the vocabulary; by default every word that the worlds' phrasings use."""
         super().__init__()

@@ -2,8 +2,9 @@
 
     python training toyworld --stage all --out runs/toyworld
 
-Stages, each resumable: vae (a Wan 2.1 VAE of reduced width), latents (encodes the mixture once), base (a Wan transformer and the text
-encoder, flow matching, on a mixture of right and wrong dynamics), export (native names, half precision).
+Stages, each resumable: vae (a Wan 2.1 VAE of reduced width), latents (encodes the mixture once), base (a Wan transformer and the
+text encoder, flow matching, on a mixture of right and wrong dynamics), export (native names, half precision), clips (a folder of
+cached clips of the right dynamics, from which `latent-physics predictor`, `pila` and `finetune` learn; needs the exported files).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ..toyworld.worlds import WORLDS
 from .backbones.keys import to_native
 from .backbones.wan import LATENTS_MEAN, LATENTS_STD, WanBackbone
 from .cli import parse, run_command
+from .dataset import ClipInfo, write_clip
 from .run import Log, ProgressLine, RunError, StopRequest, draw_curves, load_checkpoint, save_checkpoint, saving
 
 SHIPPED = Path(__file__).resolve().parent.parent / "toyworld" / "weights"
@@ -34,7 +36,7 @@ SHIPPED = Path(__file__).resolve().parent.parent / "toyworld" / "weights"
 class ToyWorldConfig:
     """Trains the toy world's VAE, transformer and text encoder (about 80 minutes on two cores)."""
 
-    stage: Literal["all", "vae", "latents", "base", "export"] = "all"
+    stage: Literal["all", "vae", "latents", "base", "export", "clips"] = "all"
     """Which stage to run; "all" runs those that are not finished."""
     out: Path = Path("runs/toyworld")
     """Run folder: checkpoints, logs, curves."""
@@ -59,6 +61,9 @@ class ToyWorldConfig:
     wrong: float = 0.5
     """Share of them with corrupted dynamics."""
 
+    real_clips: int = 768
+    """Clips of the right dynamics that the clips stage caches."""
+
     layers: int = 6
     """Transformer blocks, 128 channels each."""
     base_steps: int = 9000
@@ -77,7 +82,8 @@ class ToyWorldConfig:
     """Steps between checkpoints."""
 
 
-# --- the loop every stage shares -------------------------------------------------------------------------------------------------
+# --- the loop every stage shares
+# -------------------------------------------------------------------------------------------------
 
 
 def run_steps(
@@ -85,8 +91,8 @@ def run_steps(
 ) -> nn.Module:
     """Trains `trained` for `steps` and returns the module to use (the average where there is one).
 
-    `step_loss(step, generator) -> (loss, values to log)`; its randomness comes from the generator alone, seeded by the step, so that a
-    resumed run repeats an uninterrupted one. Raises RunError when stopped or when the loss is no longer finite.
+    `step_loss(step, generator) -> (loss, values to log)`; its randomness comes from the generator alone, seeded by the step, so that
+    a resumed run repeats an uninterrupted one. Raises RunError when stopped or when the loss is no longer finite.
     """
     path = config.out / f"{name}.safetensors"
     optimizer = torch.optim.AdamW(trained.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=1e-2)
@@ -116,11 +122,21 @@ def run_steps(
             values = {"loss": loss.item(), **values}
             log = log or Log(config.out / f"{name}.csv", list(values), after=done)
             log.add(step=step + 1, **values)
-            progress.show((step + 1) / steps, f"step {step + 1}/{steps} " + " ".join(f"{key} {value:.4f}" for key, value in values.items()))
+            progress.show(
+                (step + 1) / steps, f"step {step + 1}/{steps} " + " ".join(f"{key} {value:.4f}" for key, value in values.items())
+            )
             if (step + 1) % config.save_every == 0 or step + 1 == steps or stop.asked:
                 states = {"model": trained.state_dict()} | ({"average": average.state_dict()} if average is not None else {})
                 with saving(str(path), "the last checkpoint is intact"):
-                    save_checkpoint(path, kind=f"toy_{name}_run", latent_space="toy", config={}, progress={"step": step + 1}, states=states, optimizer=optimizer)
+                    save_checkpoint(
+                        path,
+                        kind=f"toy_{name}_run",
+                        latent_space="toy",
+                        config={},
+                        progress={"step": step + 1},
+                        states=states,
+                        optimizer=optimizer,
+                    )
                 draw_curves(log, config.out / f"{name}.png", {name: list(values)})
             if stop.asked:
                 raise RunError(f"stopped after step {step + 1} of {steps}; the same command goes on from there.")
@@ -135,7 +151,8 @@ def update_average(average: nn.Module, trained: nn.Module, decay: float) -> None
         old.lerp_(new, 1 - decay)
 
 
-# --- VAE -------------------------------------------------------------------------------------------------------------------------
+# --- VAE
+# -------------------------------------------------------------------------------------------------------------------------
 
 
 def build_vae(config: ToyWorldConfig) -> nn.Module:
@@ -180,7 +197,8 @@ def windows(count: int, length: int, rng: np.random.Generator) -> tuple[Tensor, 
 
 
 def vae_loss(vae: nn.Module, clips: Tensor, backgrounds: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-    """Absolute and squared error, moving things counted five times (they are few pixels), and a small KL that keeps the latent smooth.
+    """Absolute and squared error, moving things counted five times (they are few pixels), and a small KL that keeps the latent
+    smooth.
 
     The squared error gets training off the ground; the absolute error keeps edges sharp.
     """
@@ -220,9 +238,11 @@ def train_vae(config: ToyWorldConfig) -> nn.Module:
 
 @torch.no_grad()
 def fit_latent_scale(vae: nn.Module, clips: Tensor) -> None:
-    """Moves and scales the latent, in place and without changing a single decoded picture, to the statistics of Wan 2.1's latents.
+    """Moves and scales the latent, in place and without changing a single decoded picture, to the statistics of Wan 2.1's
+    latents.
 
-    ComfyUI and diffusers subtract Wan's channel means and divide by its deviations whichever VAE of this architecture is loaded; after
+    ComfyUI and diffusers subtract Wan's channel means and divide by its deviations whichever VAE of this architecture is
+    loaded; after
     this, what the transformer sees has mean 0 and deviation 1.
     """
     latents = torch.cat([vae.encode(part * 2 - 1).latent_dist.mean for part in clips.split(8)])
@@ -243,7 +263,8 @@ def fit_latent_scale(vae: nn.Module, clips: Tensor) -> None:
 
 @torch.no_grad()
 def encode_mixture(config: ToyWorldConfig, vae: nn.Module) -> tuple[Tensor, list[str]]:
-    """Latents (N,16,9,8,8) in model scaling and prompts of the training mixture; kept in the run folder, in parts, so that it can be resumed."""
+    """Latents (N,16,9,8,8) in model scaling and prompts of the training mixture; kept in the run folder, in parts, so that it
+    can be resumed."""
     backbone, latents, prompts = WanBackbone(latent_space="toy", vae=vae), [], []
     part, progress = 256, ProgressLine("toy world: latents")
     for start in range(0, config.clips, part):
@@ -272,7 +293,13 @@ def build_dit(config: ToyWorldConfig) -> nn.Module:
 
     torch.manual_seed(config.seed + 1)
     return WanTransformer3DModel(
-        num_attention_heads=1, attention_head_dim=128, in_channels=16, out_channels=16, text_dim=4096, ffn_dim=512, num_layers=config.layers
+        num_attention_heads=1,
+        attention_head_dim=128,
+        in_channels=16,
+        out_channels=16,
+        text_dim=4096,
+        ffn_dim=512,
+        num_layers=config.layers,
     )
 
 
@@ -318,7 +345,11 @@ def train_base(config: ToyWorldConfig, latents: Tensor, prompts: list[str]) -> B
 
 def export(config: ToyWorldConfig, vae: nn.Module, base: BaseModel) -> None:
     """Writes toy_vae, toy_dit (native names: ComfyUI's own loaders read them) and toy_text, in half precision."""
-    recipe = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in asdict(config).items() if key not in ("out", "export")}
+    recipe = {
+        key: value if isinstance(value, (int, float, str)) else str(value)
+        for key, value in asdict(config).items()
+        if key not in ("out", "export")
+    }
     for name, module, keys in (("vae", vae, WanBackbone.vae_keys), ("dit", base.dit, WanBackbone.dit_keys)):
         state = {key: value.half() for key, value in to_native(module.state_dict(), keys).items()}
         info = WeightsInfo(kind=f"toy_{name}", latent_space="toy", config={"frames": FRAMES, "size": SIZE}, recipe=recipe)
@@ -326,11 +357,39 @@ def export(config: ToyWorldConfig, vae: nn.Module, base: BaseModel) -> None:
     base.text.save(config.export / "toy_text.safetensors", recipe)
 
 
+def cache_real_clips(config: ToyWorldConfig) -> None:
+    """Caches clips of the right dynamics as `latent-physics cache` would have cached videos of them; finished ones are kept."""
+    from .backbones import load_backbone
+
+    backbone, out = load_backbone("toy", parts=("vae", "text")), config.out / "clips"
+    out.mkdir(parents=True, exist_ok=True)
+    progress, part = ProgressLine("toy world: clips"), 8
+    for start in range(0, config.real_clips, part):
+        paths = [out / f"{number:05}.safetensors" for number in range(start, start + part)]
+        if all(path.is_file() for path in paths):
+            continue
+        clips, prompts, worlds = mixture(part, config.seed * 1_000_003 + 500_009 + start, 0.0)
+        tokens, mask = backbone.embed_prompts(prompts)
+        for path, latent, row, words, prompt, world in zip(paths, backbone.encode_video(clips), tokens, mask, prompts, worlds):
+            name = f"{world}-{path.stem}"
+            info = ClipInfo(
+                source=name, source_hash=name, key=name, caption=prompt, caption_from="file", window=0, last=True, start=0.0,
+                frames=FRAMES, width=SIZE, height=SIZE, fps=16.0,
+            )  # fmt: skip
+            with saving(str(path), "the clips before are intact"):
+                write_clip(path, latent.half(), row[words].mean(0), info, "toy", tokens=row[words].half())
+        progress.show((start + part) / config.real_clips, f"{start + part} clips")
+    progress.close()
+
+
 def train(config: ToyWorldConfig) -> None:
     """Runs the asked stages."""
     config.out.mkdir(parents=True, exist_ok=True)
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.stage == "clips":
+        cache_real_clips(config)
+        return
     vae = train_vae(config)
     if config.stage == "vae":
         return
@@ -339,8 +398,11 @@ def train(config: ToyWorldConfig) -> None:
     if config.stage == "latents":
         return
     base = train_base(config, latents, prompts)
-    if config.stage != "base":
-        export(config, vae, base)
+    if config.stage == "base":
+        return
+    export(config, vae, base)
+    if config.stage == "all":
+        cache_real_clips(config)
 
 
 def main(argv: list[str]) -> int:
@@ -353,5 +415,3 @@ def main(argv: list[str]) -> int:
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is downloaded
     return run_command(command, RunError, WeightsError)
-
-

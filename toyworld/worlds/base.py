@@ -1,4 +1,5 @@
-"""What every toy world has: fixed constants, scenes that vary, a renderer in closed form over time, and a residual read from pixels."""
+"""What every toy world has: fixed constants, scenes that vary, a renderer in closed form over time, and a residual read from
+pixels."""
 
 from __future__ import annotations
 

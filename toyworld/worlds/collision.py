@@ -13,7 +13,7 @@ LAG = 4
 
 class Collision(World):
     name = "collision"
-    law = "two pucks close at 1.5 px/frame, part at the same speed (elastic), and their centre of mass moves uniformly (mass ~ area)"
+    law = "two pucks close at 1.5 px/frame, part at the same speed (elastic), and their centre of mass moves uniformly"
     constants = {"closing": 1.5, "restitution": 1.0}
     phrasings = (
         "{things} colliding on a table",
@@ -60,7 +60,7 @@ class Collision(World):
         present = self.present(alphas)
         if len(present) != 2:
             return 1.0
-        mass, x, y = moments(np.where(alphas[:, present] > 0.2, alphas[:, present], 0))
+        mass, x, _ = moments(np.where(alphas[:, present] > 0.2, alphas[:, present], 0))
         size = np.median(mass, axis=0)
         x = np.where(mass > 0.3 * size, x, np.nan)
         gap = np.abs(x[:, 0] - x[:, 1]) - np.sqrt(size / np.pi).sum()

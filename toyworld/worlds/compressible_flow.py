@@ -57,7 +57,9 @@ class CompressibleFlow(World):
         expand = np.abs(swell - step) / (np.abs(swell) + step)
         return 0.5 * min(found) + 0.4 * bounded_mean(expand) + 0.1 * bounded_mean(leak)
 
-    def _errors(self, gas: np.ndarray, x: np.ndarray, y: np.ndarray, width: np.ndarray, heading: tuple[float, float]) -> np.ndarray:
+    def _errors(
+        self, gas: np.ndarray, x: np.ndarray, y: np.ndarray, width: np.ndarray, heading: tuple[float, float]
+    ) -> np.ndarray:
         errors = []
         for t in range(len(gas) - LAG):
             scale = 1 + self.constants["growth"] * LAG / max(float(width[t]), 2.0)

@@ -31,7 +31,12 @@ class Optical(World):
 
     def draw(self, rng: np.random.Generator) -> Scene:
         size, place = pick(rng, tuple(THICKNESS)), pick(rng, tuple(PLACES))
-        values = {"thickness": THICKNESS[size], "x": PLACES[place] + rng.uniform(-2, 2), "y": rng.uniform(28, 35), "radius": rng.uniform(4, 6)}
+        values = {
+            "thickness": THICKNESS[size],
+            "x": PLACES[place] + rng.uniform(-2, 2),
+            "y": rng.uniform(28, 35),
+            "radius": rng.uniform(4, 6),
+        }
         return Scene(colours=pick_colours(rng, 1), words={"size": size, "place": place, "count": "1"}, values=values)
 
     def frame(self, scene: Scene, time: float, constants: dict[str, float]) -> np.ndarray:

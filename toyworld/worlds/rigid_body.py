@@ -35,7 +35,11 @@ class RigidBody(World):
         values = {"radius": RADII[size], "speed": sign * rng.uniform(0.55, 0.75 if count == 2 else 1.15)}
         for index in range(count):
             x = start + 22 * index
-            values |= {f"x{index}": x if sign > 0 else 63 - x, f"y{index}": rng.uniform(10, 22), f"v{index}": rng.uniform(-1.2, 0.6)}
+            values |= {
+                f"x{index}": x if sign > 0 else 63 - x,
+                f"y{index}": rng.uniform(10, 22),
+                f"v{index}": rng.uniform(-1.2, 0.6),
+            }
         words = {"size": size, "direction": direction, "count": str(count)}
         return Scene(colours=pick_colours(rng, count), words=words, values=values)
 
@@ -58,14 +62,23 @@ class RigidBody(World):
         radius = np.sqrt(np.median(mass) / np.pi)
         expected = self.constants["gravity"] * LAG**2
         bend = y[2 * LAG :] - 2 * y[LAG:-LAG] + y[: -2 * LAG]
-        contact = np.nanmax(np.stack([y[offset : len(y) - 2 * LAG + offset] for offset in range(2 * LAG + 1)]), axis=0) > FLOOR - radius - 3
+        contact = (
+            np.nanmax(np.stack([y[offset : len(y) - 2 * LAG + offset] for offset in range(2 * LAG + 1)]), axis=0)
+            > FLOOR - radius - 3
+        )
         gravity = (np.abs(bend - expected) / expected)[~contact | np.isnan(bend)]
         drift = np.abs(x[2 * LAG :] - 2 * x[LAG:-LAG] + x[: -2 * LAG]) / 1.5
         shape = np.abs(mass / max(np.median(mass), 1e-6) - 1) / 0.5
-        return 0.5 * bounded_mean(gravity) + 0.2 * self._restitution(y, radius) + 0.15 * bounded_mean(drift) + 0.15 * bounded_mean(shape)
+        return (
+            0.5 * bounded_mean(gravity)
+            + 0.2 * self._restitution(y, radius)
+            + 0.15 * bounded_mean(drift)
+            + 0.15 * bounded_mean(shape)
+        )
 
     def _restitution(self, y: np.ndarray, radius: float) -> float:
-        """|measured restitution - the world's| / 0.4, from the ball's energy before and after its first contact; 1 where it never rises again."""
+        """|measured restitution - the world's| / 0.4, from the ball's energy before and after its first contact; 1 where it
+        never rises again."""
         speed = (y[2:] - y[:-2]) / 2
         height = FLOOR - radius - 0.5 - y[1:-1]
         energy = self.constants["gravity"] * height + speed**2 / 2
@@ -82,7 +95,8 @@ class RigidBody(World):
 
 
 def bounce_height(time: float, y: float, speed: float, floor: float, constants: dict[str, float]) -> float:
-    """Height y (px, downward) at `time` of a point that falls from `y` with `speed` and bounces off `floor`: arcs in closed form."""
+    """Height y (px, downward) at `time` of a point that falls from `y` with `speed` and bounces off `floor`: arcs in closed
+    form."""
     gravity, restitution = constants["gravity"], constants["restitution"]
     while gravity > 0:
         hit = (-speed + np.sqrt(max(speed**2 + 2 * gravity * (floor - y), 0.0))) / gravity
