@@ -82,18 +82,22 @@ def run_test(bench: Bench) -> int:
     return subprocess.call(command, cwd=ROOT, env=bench.environment(OMP_NUM_THREADS="1"))
 
 
+def has_accelerator(python: Path) -> bool:
+    """Whether the environment's torch can use a GPU; ComfyUI has to be told where it cannot."""
+    question = "import torch; print(torch.cuda.is_available() or torch.backends.mps.is_available())"
+    return subprocess.run([str(python), "-c", question], capture_output=True, text=True).stdout.strip() == "True"
+
+
 def run_ui(bench: Bench) -> int:
     if bench.rest:
-        raise BenchError(f"dev.py ui does not know {' '.join(bench.rest)}.")
-    accelerator = "import torch; print(torch.cuda.is_available() or torch.backends.mps.is_available())"
-    found = subprocess.run([str(bench.python), "-c", accelerator], capture_output=True, text=True).stdout.strip() == "True"
+        raise BenchError(f"ui does not know {' '.join(bench.rest)}: see dev.py --help.")
     server = ComfyServer(
         python=bench.python,
         comfyui=bench.comfyui.path,
         base=bench.base(),
         log=ROOT / ".bench" / "logs" / "ui.log",
         port=bench.options.port,
-        arguments=() if found else ("--cpu",),
+        arguments=() if has_accelerator(bench.python) else ("--cpu",),
     )
     say(f"starting ComfyUI {bench.comfyui.version}")
     with server:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -105,16 +104,3 @@ def test_failed_command_is_one_sentence_with_its_cause_and_log(tmp_path: Path, o
 def test_program_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=r"making it failed: .*no-such-program"):
         shell.run_logged([tmp_path / "no-such-program"], what="making it", log=tmp_path / "log")
-
-
-def dev(root: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """dev.py by an interpreter without installed packages, as a newcomer runs it."""
-    command = [sys.executable, "-E", "-s", "-S", str(root / "dev.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environ, timeout=60)
-
-
-def test_help_lists_the_commands_without_any_package(root: Path) -> None:
-    result = dev(root, "--help")
-    assert result.returncode == 0
-    for name in ("demo", "test", "ui", "bench", "--comfyui", "COMFYUI_PATH"):
-        assert name in result.stdout

@@ -1,0 +1,84 @@
+"""dev.py as a newcomer runs it: by an interpreter without installed packages, and with every failure as one sentence."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BARE = [sys.executable, "-E", "-s", "-S"]
+# What `prepare` would have made, with a stand-in for ComfyUI and for the environment's programs.
+PREPARED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import dev
+folder = Path(sys.argv[2])
+dev.ROOT = folder
+dev.comfyui.ensure = lambda *arguments: None
+installation = dev.comfyui.Installation(folder / "comfyui", "1.2.3", own=False)
+dev.has_accelerator = lambda python: False  # saves importing torch
+dev.prepare = lambda options, rest: dev.Bench(Path(sys.argv[3]), installation, options, rest)
+sys.exit(dev.main(sys.argv[4:]))
+"""
+
+
+def run_prepared(root: Path, folder: Path, *words: str, python: str | Path = sys.executable) -> subprocess.CompletedProcess[str]:
+    command = [*BARE, "-c", PREPARED, str(root), str(folder), str(python), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def stand_in(folder: Path, source: str) -> None:
+    (folder / "comfyui").mkdir()
+    (folder / "comfyui" / "main.py").write_text(source)
+
+
+def test_help_lists_the_commands_without_any_package(root: Path) -> None:
+    result = subprocess.run([*BARE, str(root / "dev.py"), "--help"], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0
+    for name in ("demo", "test", "ui", "bench", "--comfyui", "COMFYUI_PATH"):
+        assert name in result.stdout
+
+
+def test_taken_port_ends_ui_with_a_sentence(root: Path, tmp_path: Path) -> None:
+    stand_in(tmp_path, "raise SystemExit('must not be started')")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = run_prepared(root, tmp_path, "ui", "--port", str(port))
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"dev.py: port {port} is taken")
+    assert result.stderr.count("\n") == 1
+
+
+def test_dead_server_ends_ui_with_its_last_words_and_its_log(root: Path, tmp_path: Path) -> None:
+    stand_in(tmp_path, "print('ImportError: no av'); raise SystemExit(3)")
+    result = run_prepared(root, tmp_path, "ui", "--port", "0")
+    assert result.returncode == 1
+    log = tmp_path / ".bench" / "logs" / "ui.log"
+    assert result.stderr == f"dev.py: the ComfyUI server died (exit status 3): ImportError: no av. Log: {log}\n"
+    assert log.read_text() == "ImportError: no av\n"
+
+
+def test_argument_that_ui_does_not_know_is_named(root: Path, tmp_path: Path) -> None:
+    result = run_prepared(root, tmp_path, "ui", "--prot", "1")
+    assert result.returncode == 1
+    assert result.stderr == "dev.py: ui does not know --prot 1: see dev.py --help.\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-ins for ruff and pytest are shell scripts")
+@pytest.mark.parametrize(("lint", "expected"), [(0, "ruff check\npytest"), (1, "ruff check\n")], ids=["clean", "not clean"])
+def test_test_lints_first_and_hands_its_arguments_to_pytest(root: Path, tmp_path: Path, lint: int, expected: str) -> None:
+    for name, status in (("ruff", lint), ("pytest", 5)):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {name} $* >> {tmp_path}/calls\nexit {status}\n")
+        (tmp_path / name).chmod(0o755)
+    result = run_prepared(root, tmp_path, "test", "-k", "house", "--maxfail", "1", python=tmp_path / "python")
+    calls = (tmp_path / "calls").read_text()
+    assert calls.startswith(expected)
+    assert calls.endswith("-k house --maxfail 1\n" if lint == 0 else "ruff check\n")
+    assert result.returncode == (5 if lint == 0 else 1)
