@@ -18,6 +18,7 @@ if sys.version_info < (3, 10):  # noqa: UP036 - whoever starts it with an older 
     sys.exit(f"dev.py needs Python 3.10 or newer; this is {sys.version.split()[0]}.")
 
 import argparse
+import contextlib
 import os
 import subprocess
 from dataclasses import dataclass
@@ -102,8 +103,9 @@ def run_ui(bench: Bench) -> int:
     say(f"starting ComfyUI {bench.comfyui.version}")
     with server:
         say(f"ComfyUI runs at {server.url} (Ctrl-C ends it; log: {server.log})")
-        server.process.wait()
-        server.require_alive()
+        with contextlib.suppress(KeyboardInterrupt):
+            server.process.wait()
+            server.require_alive()
     return 0
 
 

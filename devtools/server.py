@@ -86,7 +86,7 @@ class ComfyServer:
         models = self.base / "extra_model_paths.yaml"
         if models.is_file():
             command += ["--extra-model-paths-config", models]
-        env = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+        env = {**os.environ, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
         if self.threads is not None:
             env["OMP_NUM_THREADS"] = str(self.threads)
         self.log.parent.mkdir(parents=True, exist_ok=True)

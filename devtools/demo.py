@@ -1,0 +1,280 @@
+"""The demo: toy clips with and without guidance through a real ComfyUI, heatmaps over real clips, a predictor trained on them,
+and a table of what guidance did to physics. dev.py starts it in the environment that it has made.
+
+    python devtools/demo.py --comfyui .comfyui/0.30.0 --base .bench/base-0.30.0
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from latent_physics.devtools.server import ComfyServer, output_files
+from latent_physics.devtools.shell import BenchError, last_line, read_tail, say
+
+ROOT = Path(__file__).resolve().parent.parent
+WORLDS = ("rigid_body", "elastic", "fluid", "compressible_flow", "collision", "phase_change", "thermal", "optical")
+FRAMES, STEPS, CFG = 33, 20, 3.0
+REAL_CLIPS = "*wan*"  # names of the clips in ComfyUI's template packages that Wan generated
+SCORES = ("law", "adherence", "dynamic_degree")
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the table."""
+
+    name: str
+    predictor: str | None = None
+    """A name of Load Motion Predictor's menu; None for no guidance."""
+    strength: float = 0.0
+    """Chosen on clips with seeds of 1000 and above; the table's seeds begin at --seed."""
+
+
+ARMS = (
+    Arm("unguided"),
+    Arm("LaMo, the paper's prior (order 1)", "toy/toy_predictor_order1.safetensors", 25.0),
+    Arm("LaMo, order-2 prior", "toy/toy_predictor_order2.safetensors", 25.0),
+)
+
+
+@dataclass
+class Measured:
+    """What the clips of one arm got, in the order of their seeds."""
+
+    scores: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in SCORES})
+    seconds: list[float] = field(default_factory=list)
+    """Per clip, from the prompt's start to its end."""
+
+
+def node(kind: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def clip_graph(arm: Arm, world: str, prompt: str, seed: int, batch: int, steps: int = STEPS) -> dict[str, Any]:
+    """Generates `batch` clips of one prompt, scores them, and keeps the first as a file."""
+    graph = {
+        "toy": node("LatentPhysicsLoadToyWorld"),
+        "positive": node("CLIPTextEncode", clip=["toy", 1], text=prompt),
+        "negative": node("CLIPTextEncode", clip=["toy", 1], text=""),
+        "latent": node("EmptyHunyuanLatentVideo", width=64, height=64, length=FRAMES, batch_size=batch),
+        "sampler": node(
+            "KSampler",
+            model=["toy", 0],
+            positive=["positive", 0],
+            negative=["negative", 0],
+            latent_image=["latent", 0],
+            seed=seed,
+            steps=steps,
+            cfg=CFG,
+            sampler_name="euler",
+            scheduler="simple",
+            denoise=1.0,
+        ),
+        "decoded": node("VAEDecode", samples=["sampler", 0], vae=["toy", 2]),
+        "score": node("LatentPhysicsLawScore", images=["decoded", 0], world=world, prompt=prompt, frames=FRAMES),
+        "table": node("PreviewAny", source=["score", 4]),
+        "first": node("ImageFromBatch", image=["decoded", 0], batch_index=0, length=FRAMES),
+        "file": node("SaveAnimatedWEBP", images=["first", 0], filename_prefix=f"demo/{world}", fps=12.0, lossless=True),
+    }
+    if arm.predictor is not None:
+        graph["predictor"] = node("LatentPhysicsLoadMotionPredictor", name=arm.predictor)
+        graph["guidance"] = node("LatentPhysicsLaMoGuidance", model=["toy", 0], predictor=["predictor", 0], strength=arm.strength)
+        graph["sampler"]["inputs"]["model"] = ["guidance", 0]
+    return graph
+
+
+def heatmap_graph(clip: str) -> dict[str, Any]:
+    """Drift heatmap over a real clip that lies in ComfyUI's input folder."""
+    return {
+        "toy": node("LatentPhysicsLoadToyWorld"),
+        "clip": node("LoadImage", image=clip),
+        "part": node("ImageFromBatch", image=["clip", 0], batch_index=0, length=FRAMES),
+        "small": node("ImageScale", image=["part", 0], upscale_method="area", width=192, height=192, crop="center"),
+        "latent": node("VAEEncode", pixels=["small", 0], vae=["toy", 2]),
+        "heat": node("LatentPhysicsMotionDriftHeatmap", latent=["latent", 0], images=["small", 0]),
+        "file": node("SaveAnimatedWEBP", images=["heat", 0], filename_prefix="demo/drift", fps=12.0),
+    }
+
+
+class Demo:
+    """One run. Every step says what it does and keeps its files under `out`."""
+
+    def __init__(self, server: ComfyServer, options: argparse.Namespace) -> None:
+        self.server, self.options, self.out = server, options, options.out
+        self.files: list[Path] = []
+        self.started = time.monotonic()
+
+    def say(self, text: str) -> None:
+        say(f"{time.monotonic() - self.started:4.0f} s  {text}")
+
+    def keep(self, entry: dict[str, Any], only: str | None, name: str) -> None:
+        """Copies a prompt's saved files (of node `only`) to `out` under `name`, numbered where there are several."""
+        found = [item for node_id, item in output_files(entry) if item["type"] == "output" and only in (None, node_id)]
+        for index, item in enumerate(found):
+            number = f"-{index + 1}" if len(found) > 1 else ""
+            target = self.out / f"{name}{number}{Path(item['filename']).suffix}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.server.path_of(item), target)
+            self.files.append(target)
+
+    def run_workflows(self) -> None:
+        """Every shipped graph that needs no model but the toy one."""
+        for path in sorted((ROOT / "workflows" / "api").glob("*.json")):
+            graph = json.loads(path.read_text(encoding="utf-8"))
+            if any(entry["class_type"] == "LatentPhysicsLoadToyWorld" for entry in graph.values()):
+                self.say(f"workflow {path.stem}")
+                self.keep(self.server.run(graph), None, f"workflows/{path.stem}")
+
+    def draw_heatmaps(self, count: int) -> None:
+        """Drift heatmaps over real clips: those that ComfyUI's own template packages install."""
+        from latent_physics.training.videos import template_clips
+
+        clips = template_clips(REAL_CLIPS)
+        for path in clips[:: max(1, len(clips) // count)][:count]:
+            shutil.copyfile(path, self.server.base / "input" / path.name)
+            self.say(f"drift heatmap over {path.name}")
+            self.keep(self.server.run(self.server.with_defaults(heatmap_graph(path.name))), "file", f"heatmaps/{path.stem}")
+
+    def measure(self, clips: int) -> dict[Arm, Measured]:
+        """Generates and scores `clips` clips per arm, the arms by turns so that none has a quieter machine."""
+        from latent_physics.toyworld import sample
+
+        for arm in ARMS:  # loads the models, so that no row pays for it
+            self.server.run(self.server.with_defaults(clip_graph(arm, WORLDS[0], "", 0, 1, steps=1)))
+        measured = {arm: Measured() for arm in ARMS}
+        batch = min(self.options.batch, clips)
+        rounds = -(-clips // batch)
+        for index in range(rounds):
+            world, seed = WORLDS[index % len(WORLDS)], self.options.seed + index
+            prompt = sample(world, 1, seed)[1][0]
+            for arm in ARMS:
+                entry = self.server.run(self.server.with_defaults(clip_graph(arm, world, prompt, seed, batch)))
+                table = json.loads(entry["outputs"]["table"]["text"][0])
+                for name in SCORES:
+                    measured[arm].scores[name] += table[name]
+                measured[arm].seconds += [seconds_of(entry) / batch] * batch
+                if index < len(WORLDS):
+                    self.keep(entry, "file", f"clips/{world}-{ARMS.index(arm)}-{'guided' if arm.predictor else 'unguided'}")
+            self.say(f"{(index + 1) * batch} of {rounds * batch} clips, each with {len(ARMS)} priors ({world}: {prompt!r})")
+        return measured
+
+
+def seconds_of(entry: dict[str, Any]) -> float:
+    """How long ComfyUI worked on a prompt."""
+    times = {name: message["timestamp"] for name, message in entry["status"]["messages"] if "timestamp" in message}
+    return (times["execution_success"] - times["execution_start"]) / 1000
+
+
+def difference(values: list[float], reference: list[float]) -> tuple[float, float, float]:
+    """Mean paired difference and its 95 % confidence interval, by resampling the pairs."""
+    pairs = np.asarray(values) - np.asarray(reference)
+    chosen = np.random.default_rng(0).integers(0, len(pairs), (RESAMPLES, len(pairs)))
+    low, high = np.percentile(pairs[chosen].mean(axis=1), [2.5, 97.5])
+    return float(pairs.mean()), float(low), float(high)
+
+
+def table_of(measured: dict[Arm, Measured]) -> Iterator[str]:
+    """The lines of the table: means per arm, and for guided ones the paired difference to the unguided with its interval."""
+    reference = measured[ARMS[0]]
+    yield f"{'':36}{'law':>26}{'adherence':>26}{'dynamic degree':>26}{'s/clip':>8}"
+    for arm, found in measured.items():
+        cells = [f"{np.mean(found.scores[name]):.3f}" for name in SCORES]
+        yield f"{arm.name:36}{''.join(f'{cell:>26}' for cell in cells)}{np.mean(found.seconds):8.2f}"
+        if arm.predictor is not None:
+            gains = (difference(found.scores[name], reference.scores[name]) for name in SCORES)
+            cells = [f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" for mean, low, high in gains]
+            yield f"{f'  strength {arm.strength:g}, less unguided':36}{''.join(f'{cell:>26}' for cell in cells)}"
+
+
+class Training:
+    """Caching real clips and training a predictor on them, in the background."""
+
+    def __init__(self, out: Path, minutes: float, clips: int) -> None:
+        self.log = out / "training.log"
+        self.run = out / "predictor"
+        shutil.rmtree(self.run, ignore_errors=True)
+        cache = [sys.executable, "training", "cache", "--backbone", "toy", "--templates", REAL_CLIPS, "--limit", str(clips)]
+        train = [sys.executable, "training", "predictor", "--recipe", "toy", "--minutes", str(minutes), "--every", "100"]
+        self.commands = [[*cache, "--out", str(out / "cache")], [*train, "--cache", str(out / "cache"), "--out", str(self.run)]]
+        script = "import json, subprocess, sys\nfor command in json.loads(sys.argv[1]):\n    subprocess.run(command, check=True)"
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", script, json.dumps(self.commands)],
+                cwd=ROOT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+
+    def wait(self) -> list[Path]:
+        """Files that the run made. Raises BenchError where it failed."""
+        if self.process.wait() != 0:
+            raise BenchError(f"training on real clips failed: {last_line(read_tail(self.log))}. Log: {self.log}")
+        return sorted(path for path in self.run.iterdir() if path.suffix in (".safetensors", ".png", ".csv"))
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait()
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--comfyui", type=Path, required=True, help="folder of ComfyUI's main.py")
+    parser.add_argument("--base", type=Path, required=True, help="base directory whose custom_nodes holds the pack")
+    parser.add_argument("--out", type=Path, default=ROOT / "output" / "demo", help="folder for the files")
+    parser.add_argument("--clips", type=int, default=64, help="clips per row of the table")
+    parser.add_argument("--batch", type=int, default=8, help="clips per prompt")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the table's first clips")
+    parser.add_argument("--minutes", type=float, default=1.0, help="how long the predictor is trained on real clips")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the demo; returns the exit status."""
+    options = parse(argv)
+    options.out.mkdir(parents=True, exist_ok=True)
+    log = ROOT / ".bench" / "logs" / "demo-server.log"
+    server = ComfyServer(python=Path(sys.executable), comfyui=options.comfyui, base=options.base, log=log)
+    training = None
+    try:
+        say(f"starting ComfyUI from {options.comfyui}")
+        with server:
+            demo = Demo(server, options)
+            demo.say("training a motion predictor on real clips, in the background")
+            training = Training(options.out, options.minutes, clips=24)
+            demo.run_workflows()
+            demo.draw_heatmaps(3)
+            measured = demo.measure(options.clips)
+            demo.say("waiting for the training to end")
+            demo.files += training.wait()
+    except BenchError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if training is not None:
+            training.stop()
+    lines = list(table_of(measured))
+    (options.out / "table.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    say("\nfiles:")
+    for path in [*demo.files, options.out / "table.txt"]:
+        say(f"  {os.path.relpath(path)}")
+    say(f"\n{options.clips} clips per row, the same prompts and seeds in each; differences with 95 % confidence intervals\n")
+    say("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
