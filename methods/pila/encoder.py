@@ -73,7 +73,10 @@ class ConditionEncoder(nn.Module):
         self.text = mlp(cond_dim, hidden, hidden, operations=operations)
 
     def forward(self, level: Tensor, cond: Tensor | None, ramp: float | Tensor = 1.0) -> Tensor:
-        """`level` is s(sigma), `B hidden`; `ramp` a number, or one per sample as `B 1`. Raises ValueError for an embedding of another width or batch."""
+        """`level` is s(sigma), `B hidden`; `ramp` a number, or one per sample as `B 1`.
+
+        Raises ValueError for an embedding of another width or batch.
+        """
         if cond is None:
             return level
         if cond.ndim != 2 or cond.shape[1] != self.cond_dim or cond.shape[0] != level.shape[0]:

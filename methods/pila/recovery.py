@@ -25,6 +25,17 @@ BLOCKS: dict[str, tuple[tuple[float, str, str], ...]] = {
     "psi": ((1.0, "Optical", "wave_propagation"), (0.2, "Optical", "support_gating"), (0.1, "Optical", "support_regularity")),
 }
 """Per recovery phase: weight, category and name of the residual terms it adds. Impulses have losses of their own."""
+EXTRA_LOSSES: dict[str, tuple[str, ...]] = {
+    "alpha": ("range",),
+    "T": ("spread T",),
+    "j": ("contact", "sparse", "spread j"),
+    "psi": ("spread psi",),
+}
+"""Losses beside the laws: data terms, and guards against fields that collapse to a constant."""
+RECOVERY_NAMES: tuple[str, ...] = tuple(
+    f"{phase}/{name}" for phase in PHASES for name in (*(entry[2] for entry in BLOCKS[phase]), *EXTRA_LOSSES.get(phase, ()))
+)
+"""Every loss that `recovery_losses` may return."""
 OLD_BLOCK_WEIGHT = 0.25
 PHASE_RAMP = 150
 SMALLEST_SPREAD = 0.1

@@ -1,0 +1,534 @@
+"""PILA nodes: load an adapter, correct a MODEL with it, see routing, experts and fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..methods.pila import (
+    CATEGORIES,
+    PilaAdapter,
+    PilaCorrection,
+    PilaSettings,
+    PilaTrace,
+    expert_maps,
+    label_vector,
+    load_adapter,
+)
+from ..methods.pila.adapter import KIND
+from ..methods.pila.bank import SLOTS
+from ..methods.pila.correction import STAGES, WAN22_BOUNDARY
+from ..methods.weights import WeightsError, WeightsInfo
+from . import files, patching, views
+from .prompt import PhysicsLabelsType
+
+CATEGORY = "latent physics/pila"
+PilaAdapterType = io.Custom("PILA_ADAPTER")
+DEFAULT_TOP_K = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedAdapter:
+    """What travels on a PILA_ADAPTER wire."""
+
+    name: str
+    """The file's name in the loader's menu."""
+    patcher: comfy.model_patcher.ModelPatcher
+    """The network under ComfyUI's memory management."""
+    info: WeightsInfo
+    """What the file says of itself."""
+
+    @property
+    def network(self) -> PilaAdapter:
+        return self.patcher.model
+
+
+def check_fits(info: WeightsInfo, space: str | None, name: str) -> None:
+    """Raises WeightsError where a file is no adapter, or was trained on another latent space than the MODEL's."""
+    if info.kind != KIND:
+        raise WeightsError(f"{name} holds a {info.kind}, not a PILA adapter.")
+    if space is not None and space != info.latent_space:
+        raise WeightsError(
+            f"{name} was trained on {info.latent_space} latents, but this MODEL samples {space} latents; "
+            f"wire a {info.latent_space} model, or load an adapter for {space}."
+        )
+
+
+def check_flow(model: comfy.model_patcher.ModelPatcher) -> None:
+    """Raises ValueError where the MODEL does not predict a flow's velocity, which is what an adapter corrects."""
+    sampling = model.get_model_object("model_sampling")
+    sigma = torch.tensor([0.25, 0.75])
+    gain = patching.gain(sampling, sigma)
+    if not torch.allclose(gain, sigma, atol=1e-4):
+        raise ValueError("PILA corrects the velocity of flow models; this MODEL predicts something else (noise, or v).")
+
+
+def describe(name: str, info: WeightsInfo) -> str:
+    """A file's metadata for a person."""
+    config = dict(info.config)
+    ablation = config.pop("ablation", {})
+    lines = [f"{name}: PILA adapter for {info.latent_space} latents"]
+    lines += [f"{key}: {value}" for part in (config, ablation, info.recipe) for key, value in part.items()]
+    return "\n".join(lines)
+
+
+class LoadPilaAdapter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LatentPhysicsLoadPilaAdapter",
+            display_name="Load PILA Adapter",
+            category=CATEGORY,
+            description="Loads an adapter that was trained to correct a video model's velocity towards physics. It fits one "
+            "latent space; one trained on Wan 2.1 also fits Wan 2.2 14B, which has the same latents.",
+            search_aliases=["pila", "physics", "adapter"],
+            inputs=[
+                io.Combo.Input(
+                    "name",
+                    options=files.list_files(KIND),
+                    tooltip="A file in models/latent_physics, written by `latent-physics pila`. Names that begin with toy/ come "
+                    "with the pack and fit the toy world.",
+                ),
+            ],
+            outputs=[
+                PilaAdapterType.Output(display_name="adapter", tooltip="The network, for PILA Correction and the PILA views."),
+                io.String.Output(display_name="info", tooltip="What the file says: latent space, sizes, how it was trained."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, name: str) -> bool | str:
+        try:
+            check_fits(files.file_info(name), None, name)
+        except WeightsError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str) -> str:
+        return files.fingerprint(name)
+
+    @classmethod
+    def execute(cls, name: str) -> io.NodeOutput:
+        with torch.inference_mode(False):
+            network, info = load_adapter(files.find_file(name), operations=comfy.ops.manual_cast)
+        return io.NodeOutput(LoadedAdapter(name=name, patcher=patching.manage(network), info=info), describe(name, info))
+
+
+class PilaCorrectionNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LatentPhysicsPilaCorrection",
+            display_name="PILA Correction",
+            category=CATEGORY,
+            description="While the sampler runs, corrects the model's velocity with a PILA adapter. Labels say which physical "
+            "experts to prefer. Put it between the model loader and the sampler; other corrections can follow.",
+            search_aliases=["pila", "physics", "adapter", "correction"],
+            inputs=[
+                io.Model.Input("model", tooltip="A flow model whose latents the adapter was trained on."),
+                PilaAdapterType.Input("adapter", tooltip="From Load PILA Adapter."),
+                PhysicsLabelsType.Input(
+                    "labels",
+                    optional=True,
+                    tooltip="From Physics Prompt Parser or Physics Labels. Without labels the router decides alone.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="How much of the correction is used. 1 is what the adapter was trained for, 0 leaves the model "
+                    "exactly as it was.",
+                ),
+                io.Int.Input(
+                    "top_k",
+                    default=DEFAULT_TOP_K,
+                    min=DEFAULT_TOP_K,
+                    max=len(CATEGORIES),
+                    tooltip="How many experts work on each video. -1 takes the file's number (the paper's is 4); 0 runs none, "
+                    "and only what the adapter sees without them is used.",
+                ),
+                io.Float.Input(
+                    "start",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="The share of this sampler's steps that are left alone at the start. The paper corrects all steps.",
+                ),
+                io.Float.Input(
+                    "end",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="The share of this sampler's steps after which correcting stops.",
+                ),
+                io.Float.Input(
+                    "sigma_floor",
+                    default=-1.0,
+                    min=-1.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="What is left of the correction at pure noise; it grows to all of it as the picture clears. -1 "
+                    "takes the file's (the paper's is 0.05).",
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "stage",
+                    options=list(STAGES),
+                    default=STAGES[0],
+                    tooltip="For models split by noise, such as Wan 2.2 14B: correct everywhere, only above the boundary (high "
+                    "noise), or only below it (low noise). One node on each of the two models with 'any' corrects both.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "boundary",
+                    default=WAN22_BOUNDARY,
+                    min=0.0,
+                    max=1.0,
+                    step=0.005,
+                    tooltip="The noise level that divides the stages. Wan 2.2 text-to-video changes models at 0.875.",
+                    advanced=True,
+                ),
+                io.Boolean.Input(
+                    "keep_for_maps",
+                    default=False,
+                    tooltip="Keep latents of about four steps in memory for the Expert Maps node.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The model with the correction, for any sampler.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, start: float, end: float) -> bool | str:
+        return True if start <= end else f"start is {start} and end is {end}: start must not be after end."
+
+    @classmethod
+    def execute(
+        cls,
+        model: comfy.model_patcher.ModelPatcher,
+        adapter: LoadedAdapter,
+        strength: float,
+        top_k: int,
+        start: float,
+        end: float,
+        sigma_floor: float = -1.0,
+        stage: str = STAGES[0],
+        boundary: float = WAN22_BOUNDARY,
+        keep_for_maps: bool = False,
+        labels: dict[str, float] | None = None,
+    ) -> io.NodeOutput:
+        patching.require_video_model(model, "PILA Correction")
+        check_fits(adapter.info, patching.latent_space(model), adapter.name)
+        check_flow(model)
+        with torch.inference_mode(False):
+            settings = PilaSettings(
+                labels=label_vector(labels) if labels else None,
+                strength=strength,
+                top_k=None if top_k == DEFAULT_TOP_K else top_k,
+                sigma_floor=None if sigma_floor < 0 else sigma_floor,
+                start=start,
+                end=end,
+                stage=stage,
+                boundary=boundary,
+                trace=PilaTrace(keep_snapshots=keep_for_maps),
+            )
+        correction = PilaCorrection(adapter.network, settings)
+        return io.NodeOutput(patching.add_correction(model, correction, networks=[adapter.patcher], key="latent_physics.pila"))
+
+
+def pila_of(model: comfy.model_patcher.ModelPatcher, node: str) -> PilaCorrection:
+    """The last PILA correction of a MODEL. Raises ValueError where there is none, or where none of its steps has run."""
+    found = [correction for _, correction in patching.corrections(model) if isinstance(correction, PilaCorrection)]
+    if not found:
+        raise ValueError(f"{node} was given a MODEL without PILA Correction: wire the MODEL that PILA Correction puts out.")
+    if not found[-1].settings.trace.index:
+        raise ValueError(f"{node} found nothing: no sampler ran with this MODEL, or none of its steps was corrected.")
+    return found[-1]
+
+
+def _traced_inputs() -> list[io.Input]:
+    return [
+        io.Model.Input("model", tooltip="The model that PILA Correction gave to the sampler."),
+        io.Latent.Input("latent", tooltip="The sampler's output. It is not looked at; it makes this node wait for the sampler."),
+    ]
+
+
+class RouterPlot(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LatentPhysicsRouterPlot",
+            display_name="Router Plot",
+            category=CATEGORY,
+            description="Plots which experts PILA Correction used at each step of the last run, and how large the correction "
+            "was.",
+            search_aliases=["pila", "router", "experts", "plot"],
+            is_output_node=True,
+            inputs=_traced_inputs(),
+            outputs=[
+                io.Image.Output(display_name="plot", tooltip="Routing weight of each expert, and |correction| / |velocity|."),
+                io.String.Output(display_name="table", tooltip="The same numbers as comma-separated text."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: comfy.model_patcher.ModelPatcher, latent: dict[str, Any]) -> io.NodeOutput:
+        trace = pila_of(model, "Router Plot").settings.trace
+        image = views.plot(router_panels(trace), height=420)
+        return io.NodeOutput(image, router_table(trace), ui=views.preview_image(image, cls))
+
+
+def router_panels(trace: PilaTrace) -> list[views.Panel]:
+    """Routing weights and size of the correction over the steps; experts that never ran are left out."""
+    curves = []
+    for expert, name in enumerate(CATEGORIES):
+        weights = [row[expert] for row in trace.weights]
+        if max(weights) > 0:
+            curves.append(views.Curve(label=name, x=trace.index, y=weights))
+    ratio = views.Curve(label="correction", x=trace.index, y=trace.ratio)
+    return [
+        views.Panel(title="routing weight (they add up to 1)", x_label="step", curves=curves),
+        views.Panel(title="size of the correction, |g dv| / |v|", x_label="step", curves=[ratio]),
+    ]
+
+
+def router_table(trace: PilaTrace) -> str:
+    """The same numbers as comma-separated text, a line per corrected evaluation of the model."""
+    lines = ["step,sigma,ratio," + ",".join(CATEGORIES)]
+    for index, sigma, ratio, weights in zip(trace.index, trace.sigma, trace.ratio, trace.weights):
+        lines.append(f"{index},{sigma:.6g},{ratio:.6g}," + ",".join(f"{weight:.6g}" for weight in weights))
+    return "\n".join(lines)
+
+
+class ExpertMaps(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LatentPhysicsExpertMaps",
+            display_name="Expert Maps",
+            category=CATEGORY,
+            description="Shows where an expert of PILA Correction acts: how much the correction changes because of it alone. "
+            "Needs keep_for_maps on in PILA Correction.",
+            search_aliases=["pila", "experts", "heatmap"],
+            is_output_node=True,
+            inputs=[
+                *_traced_inputs(),
+                io.Image.Input("images", optional=True, tooltip="The decoded video of the same run, to lay the maps over."),
+                io.Combo.Input(
+                    "expert",
+                    options=["strongest", *CATEGORIES],
+                    tooltip="Which expert to show. strongest: the one with the largest routing weight at that step.",
+                ),
+                io.Float.Input(
+                    "position",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Which of the kept steps to look at: 0 is the noisiest, 1 the last.",
+                ),
+                io.Float.Input(
+                    "opacity", default=0.7, min=0.0, max=1.0, step=0.05, tooltip="How much the strongest place covers the video."
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="overlay", tooltip="The video under the map; the strongest place is the brightest."),
+                io.Mask.Output(display_name="maps", tooltip="One map per latent frame; the clip's largest value is 1."),
+                io.String.Output(display_name="report", tooltip="Which experts ran at that step, and their weights."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: comfy.model_patcher.ModelPatcher,
+        latent: dict[str, Any],
+        expert: str,
+        position: float,
+        opacity: float,
+        images: Tensor | None = None,
+    ) -> io.NodeOutput:
+        correction = pila_of(model, "Expert Maps")
+        trace = correction.settings.trace
+        if not trace.snapshots:
+            raise ValueError("Expert Maps needs keep_for_maps switched on in PILA Correction.")
+        snapshot = trace.snapshots[round(position * (len(trace.snapshots) - 1))]
+        patcher = _patcher_of(model, correction)
+        maps = _on_device(patcher, correction, snapshot.x0, lambda: expert_maps(
+            correction.adapter, snapshot, correction.settings.labels, correction.settings.top_k
+        ))  # fmt: skip
+        weights = trace.weights[trace.index.index(snapshot.index)]
+        chosen = weights.index(max(weights)) if expert == "strongest" else CATEGORIES.index(expert)
+        scaled = views.unit_range(maps[:, chosen])
+        shown = over_frames(scaled, images, opacity)
+        text = expert_report(snapshot.index, weights, CATEGORIES[chosen])
+        return io.NodeOutput(shown, scaled.flatten(0, 1), text, ui=views.preview_video(shown, cls))
+
+
+def expert_report(step: int, weights: list[float], shown: str) -> str:
+    """Which experts ran at a step, strongest first."""
+    order = sorted(zip(weights, CATEGORIES), reverse=True)
+    ran = [f"{name} {weight:.3f}" for weight, name in order if weight > 0]
+    return f"step {step}: {', '.join(ran) or 'no expert ran'}\nshown: {shown}"
+
+
+def over_frames(maps: Tensor, images: Tensor | None, opacity: float) -> Tensor:
+    """Maps `(B, T, h, w)` in [0, 1] over decoded clips, or alone. Raises ValueError where the pictures are not of that many
+    clips."""
+    if images is None:
+        return views.heat_frames(maps.flatten(0, 1))
+    if len(images) % len(maps) or len(images) < len(maps):
+        raise ValueError(f"{len(images)} images do not belong to a latent of {len(maps)} clips: wire this run's decoded video.")
+    clips = images.reshape(len(maps), -1, *images.shape[1:])
+    return torch.cat([views.overlay(clip, maps[b], maps.shape[1], opacity) for b, clip in enumerate(clips)])
+
+
+def _patcher_of(model: comfy.model_patcher.ModelPatcher, correction: PilaCorrection) -> comfy.model_patcher.ModelPatcher:
+    for patchers in model.additional_models.values():
+        for patcher in patchers:
+            if patcher.model is correction.adapter:
+                return patcher
+    raise ValueError("the MODEL lost its PILA adapter; run PILA Correction again.")
+
+
+def _on_device(patcher: comfy.model_patcher.ModelPatcher, correction: PilaCorrection, latent: Tensor, work: Any) -> Any:
+    """Runs `work` with the adapter's weights on the device."""
+    comfy.model_management.load_models_gpu([patcher], memory_required=correction.memory_required(tuple(latent.shape)))
+    with torch.inference_mode(False), patching.resident([patcher], patcher.load_device):
+        return work()
+
+
+FIELD_NAMES = {
+    "u": "velocity (colour: direction, brightness: speed)",
+    "d": "displacement from the middle frame",
+    "p": "pressure",
+    "rho": "density",
+    "T": "temperature",
+    "alpha": "phase or support",
+    "eps": "strain",
+    "sigma": "stress",
+    "j": "impulse",
+    "psi": "wave",
+}
+FIELD_MENU = {f"{slot}: {FIELD_NAMES[slot]}": slot for slot in ("u", *(name for name in SLOTS if name != "u"))}
+
+
+class AttributeBankView(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LatentPhysicsAttributeBankView",
+            display_name="Attribute Bank View",
+            category=CATEGORY,
+            description="Shows what a PILA adapter reads out of a video: velocity as colours, pressure, density, temperature and "
+            "the other fields as maps. They are proxies without units, learned from motion and laws, not measurements.",
+            search_aliases=["pila", "fields", "flow", "pressure", "density"],
+            is_output_node=True,
+            inputs=[
+                io.Latent.Input("latent", tooltip="A video latent: a sampler's output, or an encoded video."),
+                PilaAdapterType.Input("adapter", tooltip="From Load PILA Adapter; trained on this latent's space."),
+                io.Image.Input("images", optional=True, tooltip="The decoded video of the same latent, shown dimmed underneath."),
+                io.Combo.Input("field", options=list(FIELD_MENU), tooltip="Which slot of the bank to show."),
+                io.Float.Input(
+                    "noise_level",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="The noise level the adapter is told. 0 is right for a finished video.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "opacity", default=0.8, min=0.0, max=1.0, step=0.05, tooltip="How much the field covers the video."
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="view", tooltip="The field, a picture per latent frame, or per frame of the images."),
+                io.Mask.Output(display_name="field", tooltip="The field's size, a map per latent frame, 0..1 over the clip."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        latent: dict[str, Any],
+        adapter: LoadedAdapter,
+        field: str,
+        noise_level: float,
+        opacity: float,
+        images: Tensor | None = None,
+    ) -> io.NodeOutput:
+        network, correction = adapter.network, PilaCorrection(adapter.network)
+        video = latent["samples"]
+        if not torch.isfinite(video).all():
+            raise ValueError("the latent holds NaN or infinite values, so it has no fields to show: look at what made it.")
+        correction.check(tuple(video.shape))
+        form = patching.latent_format(adapter.info.latent_space)
+        inside = (video if form is None else form.process_in(video)).float()
+        device = adapter.patcher.load_device
+
+        def work() -> dict[str, Tensor]:
+            with torch.no_grad():
+                return network.estimate(inside.clone().to(device), torch.full((len(inside),), noise_level, device=device))
+
+        values = _on_device(adapter.patcher, correction, inside, work)[FIELD_MENU[field]].float().cpu()
+        colours, size = paint(values)
+        shown = under_frames(colours, images, opacity)
+        return io.NodeOutput(shown, size.flatten(0, 1), ui=views.preview_video(shown, cls))
+
+
+def paint(field: Tensor) -> tuple[Tensor, Tensor]:
+    """Colours `(B, T, h, w, 3)` and size `(B, T, h, w)` in [0, 1] of a field `(B, C, T, h, w)`.
+
+    Two channels are a direction: hue says where to, brightness how much. One channel runs from its clip's smallest to its largest
+    value. Four channels (a tensor) are shown by their size.
+    """
+    if field.shape[1] == 2:
+        size = field.norm(dim=1)
+        top = torch.quantile(size.flatten(1), 0.99, dim=1).clamp(min=1e-12)  # a few outliers may saturate
+        size = (size / top[:, None, None, None]).clamp(0.0, 1.0)
+        hue = torch.atan2(field[:, 1], field[:, 0]) / (2 * torch.pi) % 1.0
+        return hue_colours(hue, size), size
+    value = field.norm(dim=1) if field.shape[1] == 4 else field[:, 0]
+    low = value.flatten(1).amin(dim=1)[:, None, None, None]
+    high = value.flatten(1).amax(dim=1)[:, None, None, None]
+    value = (value - low) / (high - low).clamp(min=1e-12)
+    return views.heat_colours(value), value
+
+
+def hue_colours(hue: Tensor, value: Tensor) -> Tensor:
+    """Fully saturated colours from hue and brightness in [0, 1], any shape -> that shape and 3."""
+    offsets = torch.tensor([0.0, 2.0, 4.0])
+    wheel = ((hue[..., None] * 6.0 - offsets + 3.0) % 6.0 - 3.0).abs()
+    return (2.0 - wheel).clamp(0.0, 1.0) * value[..., None]
+
+
+def under_frames(colours: Tensor, images: Tensor | None, opacity: float) -> Tensor:
+    """Field colours `(B, T, h, w, 3)` alone, enlarged 8 times, or over dimmed decoded frames."""
+    flat = colours.flatten(0, 1).movedim(-1, 1)
+    if images is None:
+        return torch.nn.functional.interpolate(flat, scale_factor=8, mode="nearest").movedim(1, -1)
+    clips, frames = colours.shape[:2]
+    if len(images) % clips or len(images) < clips:
+        raise ValueError(f"{len(images)} images do not belong to a latent of {clips} clips: wire its decoded video.")
+    count = len(images) // clips
+    pictures = images[..., :3].float().cpu()
+    size = pictures.shape[1:3]
+    index = [clip * frames + min(frames - 1, views.latent_frame(n, count, frames)) for clip in range(clips) for n in range(count)]
+    cover = torch.nn.functional.interpolate(flat, size=size, mode="bilinear", align_corners=False).movedim(1, -1)
+    return pictures * (1.0 - opacity) + cover[index] * opacity
+
+
+NODES = [LoadPilaAdapter, PilaCorrectionNode, RouterPlot, ExpertMaps, AttributeBankView]

@@ -1,0 +1,375 @@
+"""Prompt nodes: physical categories from a language model in the graph, from an endpoint, by rules, or by hand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..methods.pila.categories import CATEGORIES, TAXONOMY
+from ..methods.pila.labels import PromptLabels, parse_by_rules
+from ..methods.pila.parser import SCHEMAS, Ask, clean, parse_prompt, report
+
+CATEGORY = "latent physics/prompt"
+PhysicsLabelsType = io.Custom("PHYSICS_LABELS")
+"""Category name -> weight in 0..1."""
+
+OFFLINE, GRAPH, ENDPOINT = "offline rules", "LLM in the graph", "LLM endpoint"
+SYSTEM_USER = "latent_physics"
+KEY_FILE = "llm_keys.json"
+KEY_VARIABLE, URL_VARIABLE = "LATENT_PHYSICS_LLM_API_KEY", "LATENT_PHYSICS_LLM_BASE_URL"
+OPENAI_ORIGIN = "https://api.openai.com"
+NO_KEY = "none"
+"""What endpoints without a key are given; the client insists on something."""
+LOCAL_URL = "http://127.0.0.1:11434/v1"
+CACHED_ANSWERS = 256
+
+
+class EndpointError(RuntimeError):
+    """The endpoint gave no answer. The message is one clause without secrets."""
+
+
+def origin(url: str) -> str:
+    """scheme://host:port of an address, in lower case. Raises EndpointError for anything but http and https."""
+    try:
+        parts = urlsplit(url.strip())
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError as error:
+        raise EndpointError(f"{clean(url)[:80]!r} is not an address") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
+        raise EndpointError(f"the address must look like {LOCAL_URL}")
+    return f"{parts.scheme}://{parts.hostname.lower()}{port}"
+
+
+def find_key(base_url: str) -> str | None:
+    """The API key for an address, None where there is none.
+
+    A key is tied to the server it is for, because a workflow from elsewhere may bring any address: OPENAI_API_KEY goes to
+    api.openai.com alone, LATENT_PHYSICS_LLM_API_KEY to the server that LATENT_PHYSICS_LLM_BASE_URL names, and keys in the system
+    user directory (llm_keys.json, never served by ComfyUI) to the servers they are listed under.
+    """
+    here = origin(base_url)
+    if here == OPENAI_ORIGIN and os.environ.get("OPENAI_API_KEY"):
+        return os.environ["OPENAI_API_KEY"]
+    own = os.environ.get(URL_VARIABLE)
+    if own and origin(own) == here and os.environ.get(KEY_VARIABLE):
+        return os.environ[KEY_VARIABLE]
+    path = Path(folder_paths.get_system_user_directory(SYSTEM_USER)) / KEY_FILE
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    for url, key in listed.items() if isinstance(listed, dict) else ():
+        if isinstance(key, str) and key and origin(url) == here:
+            return key
+    return None
+
+
+def without(secret: str | None, text: str) -> str:
+    """A text in which no eight successive characters of the secret are left."""
+    if not secret or secret == NO_KEY:
+        return text
+    size = min(8, len(secret))
+    pieces = {secret[i : i + size] for i in range(len(secret) - size + 1)}
+    hidden = [False] * len(text)
+    for i in range(len(text) - size + 1):
+        if text[i : i + size] in pieces:
+            hidden[i : i + size] = [True] * size
+    return "".join("*" if hide else c for c, hide in zip(text, hidden))
+
+
+class Endpoint:
+    """Any server that speaks OpenAI's chat protocol: Ollama, llama.cpp, LM Studio, vLLM, OpenAI."""
+
+    answers: OrderedDict[str, str] = OrderedDict()
+    """Answers already given, by question; shared, so that a prompt is asked once per session."""
+
+    def __init__(self, base_url: str, model: str, timeout: float = 30.0, retries: int = 2, seed: int = 0) -> None:
+        """Raises EndpointError for an address that cannot be one, a missing model name, and where the client is not installed."""
+        origin(base_url)
+        if not model.strip():
+            raise EndpointError("no model name was given")
+        self.base_url, self.model, self.timeout, self.retries, self.seed = base_url.strip(), model.strip(), timeout, retries, seed
+        self.key = find_key(base_url)
+
+    def ask(self, system: str, user: str, temperature: float, schema: str) -> str:
+        """One answer, from the cache where the same was asked before. Raises EndpointError, whose text holds no key."""
+        question = json.dumps([self.base_url, self.model, self.seed, system, user, temperature, schema])
+        name = hashlib.sha256(question.encode()).hexdigest()
+        if name not in self.answers:
+            try:
+                answer = without(self.key, self._request(system, user, temperature, schema))
+            except EndpointError:
+                raise
+            except Exception as error:
+                detail = clean(without(self.key, str(error)))[:200]
+                raise EndpointError(f"the endpoint gave no answer ({type(error).__name__}: {detail})") from None
+            self.answers[name] = answer
+            while len(self.answers) > CACHED_ANSWERS:
+                self.answers.popitem(last=False)
+        return self.answers[name]
+
+    def forget(self, broken: str) -> None:
+        """Drops an answer that turned out to be useless, so that the next run asks again."""
+        for name in [name for name, answer in self.answers.items() if answer == broken]:
+            del self.answers[name]
+
+    def _request(self, system: str, user: str, temperature: float, schema: str) -> str:
+        try:
+            import httpx
+            import openai
+        except ImportError as error:
+            raise EndpointError("the openai package is not installed: pip install openai") from error
+        # A redirect could carry prompt and key elsewhere, and proxies from the environment could read them.
+        http = httpx.Client(follow_redirects=False, timeout=self.timeout)
+        with openai.OpenAI(
+            base_url=self.base_url, api_key=self.key or NO_KEY, timeout=self.timeout, max_retries=self.retries, http_client=http
+        ) as client:
+            structured = {"type": "json_schema", "json_schema": {"name": schema, "strict": True, "schema": SCHEMAS[schema]}}
+            arguments = {
+                "model": self.model,
+                "messages": [{"role": "system", "content": system}, {"role": "user", "content": user}],
+                "temperature": temperature,
+                "seed": self.seed,
+            }
+            try:
+                reply = client.chat.completions.create(response_format=structured, **arguments)
+            except (openai.BadRequestError, openai.UnprocessableEntityError):  # a server without structured output
+                reply = client.chat.completions.create(**arguments)
+            answer = reply.choices[0].message.content if reply.choices else None
+        if not isinstance(answer, str):
+            raise EndpointError("the answer was empty")
+        return answer
+
+
+def remembering(endpoint: Endpoint) -> Ask:
+    """`endpoint.ask`, forgetting answers that cannot be read."""
+    from ..methods.pila.parser import AnswerError, read_description, read_labels
+
+    readers: dict[str, Callable[[str], object]] = {"description": read_description, "labels": read_labels}
+
+    def ask(system: str, user: str, temperature: float, schema: str) -> str:
+        answer = endpoint.ask(system, user, temperature, schema)
+        try:
+            readers[schema](answer)
+        except AnswerError:
+            endpoint.forget(answer)
+            raise
+        return answer
+
+    return ask
+
+
+def graph_ask(clip: Any, seed: int, max_length: int = 512) -> Ask:
+    """Asks a language model that was loaded as CLIP (Qwen, Gemma, ...)."""
+
+    def ask(system: str, user: str, temperature: float, schema: str) -> str:
+        tokens = clip.tokenize(f"{system}\n\n{user}", min_length=1, thinking=False)
+        sampled = temperature > 0
+        ids = clip.generate(
+            tokens, do_sample=sampled, max_length=max_length, temperature=max(temperature, 0.01), seed=seed,
+            repetition_penalty=1.0
+        )
+        return clip.decode(ids)
+
+    return ask
+
+
+def parse(
+    prompt: str,
+    method: str,
+    *,
+    clip: Any = None,
+    base_url: str = LOCAL_URL,
+    model: str = "",
+    rewrite: bool = True,
+    timeout: float = 30.0,
+    retries: int = 2,
+    seed: int = 0,
+) -> PromptLabels:
+    """Labels of a prompt, and its rewrite, by one of the three ways. Never raises for what a language model does."""
+    if method == OFFLINE:
+        return parse_by_rules(prompt)
+    if method == GRAPH:
+        if clip is None:
+            return parse_by_rules(prompt, "No CLIP is wired, so the offline rules answered.")
+        if not hasattr(clip, "generate"):
+            return parse_by_rules(prompt, "The wired CLIP cannot write text, so the offline rules answered.")
+        return parse_prompt(prompt, graph_ask(clip, seed), GRAPH, rewrite)
+    try:
+        endpoint = Endpoint(base_url, model, timeout, retries, seed)
+    except EndpointError as error:
+        return parse_by_rules(prompt, f"The offline rules answered, because {error}.")
+    return parse_prompt(prompt, remembering(endpoint), f"{endpoint.model} at {origin(base_url)}", rewrite)
+
+
+class PhysicsPromptParser(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LatentPhysicsPromptParser",
+            display_name="Physics Prompt Parser",
+            category=CATEGORY,
+            description="Reads which kinds of physics a prompt is about, and can rewrite it so that they are spelled out. "
+            "Wire the "
+            "labels into PILA Correction and the prompt into CLIP Text Encode. The offline rules need no language model and know "
+            "English; whatever goes wrong with a language model, they answer instead, and the report says so.",
+            search_aliases=["pila", "physics", "llm", "ollama", "openai", "prompt", "labels"],
+            inputs=[
+                io.String.Input("prompt", multiline=True, dynamic_prompts=True, tooltip="The prompt of the video."),
+                io.Combo.Input(
+                    "method",
+                    options=[OFFLINE, GRAPH, ENDPOINT],
+                    default=OFFLINE,
+                    tooltip="Who reads the prompt. offline rules: at once, nothing leaves the machine. LLM in the graph: a "
+                    "Qwen or "
+                    "Gemma text encoder wired as clip. LLM endpoint: a server such as Ollama, llama.cpp, LM Studio, vLLM or "
+                    "OpenAI; your prompt is sent to it.",
+                ),
+                io.Boolean.Input(
+                    "rewrite",
+                    default=True,
+                    tooltip="Let the language model rewrite the prompt so that materials, motion and contacts are explicit. The "
+                    "offline rules never change the prompt.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="For LLM in the graph: a text encoder that can write (Qwen, Gemma). umT5 and CLIP-L cannot.",
+                ),
+                io.String.Input(
+                    "base_url",
+                    default=LOCAL_URL,
+                    optional=True,
+                    tooltip="For LLM endpoint: its address, ending in /v1. The default is Ollama on this machine. Keys are never "
+                    "typed here; see the help page.",
+                    advanced=True,
+                ),
+                io.String.Input(
+                    "model",
+                    default="",
+                    optional=True,
+                    tooltip="For LLM endpoint: the model's name there, for example qwen3:8b or gpt-4o-mini.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "timeout",
+                    default=30.0,
+                    min=1.0,
+                    max=600.0,
+                    step=1.0,
+                    optional=True,
+                    tooltip="For LLM endpoint: seconds to wait for an answer before the offline rules take over.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "retries",
+                    default=2,
+                    min=0,
+                    max=10,
+                    optional=True,
+                    tooltip="For LLM endpoint: how often to ask again after a connection fails.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**31 - 1,
+                    optional=True,
+                    tooltip="Another number may give another rewrite; answers are kept, so the same number costs nothing again.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                io.String.Output(display_name="prompt", tooltip="The prompt, rewritten where a language model did so."),
+                PhysicsLabelsType.Output(
+                    display_name="labels", tooltip="Categories with their weights, for PILA Correction. Empty where nothing fits."
+                ),
+                io.String.Output(display_name="report", tooltip="Who answered, the labels, and what went wrong."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        prompt: str,
+        method: str,
+        rewrite: bool,
+        clip: Any = None,
+        base_url: str = LOCAL_URL,
+        model: str = "",
+        timeout: float = 30.0,
+        retries: int = 2,
+        seed: int = 0,
+    ) -> io.NodeOutput:
+        parsed = parse(
+            prompt,
+            method,
+            clip=clip,
+            base_url=base_url,
+            model=model,
+            rewrite=rewrite,
+            timeout=timeout,
+            retries=retries,
+            seed=seed,
+        )
+        text = report(parsed)
+        return io.NodeOutput(parsed.description, dict(parsed.labels), text, ui=ui.PreviewText(text))
+
+
+def widget_name(category: str) -> str:
+    """A category's name as a widget's id."""
+    return category.lower().replace(" ", "_")
+
+
+class PhysicsLabels(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        sliders = [
+            io.Float.Input(
+                widget_name(entry.name),
+                default=0.0,
+                min=0.0,
+                max=1.0,
+                step=0.05,
+                tooltip=f"{entry.name}: {entry.criterion} ({entry.cues}). 0 leaves it to the router, 1 asks for it fully.",
+            )
+            for entry in TAXONOMY
+        ]
+        return io.Schema(
+            node_id="LatentPhysicsLabels",
+            display_name="Physics Labels",
+            category=CATEGORY,
+            description="Says by hand which kinds of physics a video shows, for PILA Correction. One to three are usual.",
+            search_aliases=["pila", "physics", "labels", "categories"],
+            inputs=[
+                *sliders,
+                PhysicsLabelsType.Input(
+                    "labels",
+                    optional=True,
+                    tooltip="Labels to start from, for example the Prompt Parser's. A slider above 0 replaces its category.",
+                ),
+            ],
+            outputs=[PhysicsLabelsType.Output(display_name="labels", tooltip="Categories and weights, for PILA Correction.")],
+        )
+
+    @classmethod
+    def execute(cls, labels: dict[str, float] | None = None, **sliders: float) -> io.NodeOutput:
+        chosen = dict(labels or {})
+        for name in CATEGORIES:
+            weight = sliders.get(widget_name(name), 0.0)
+            if weight > 0:
+                chosen[name] = weight
+        return io.NodeOutput({name: weight for name, weight in chosen.items() if weight > 0})
+
+
+NODES = [PhysicsPromptParser, PhysicsLabels]

@@ -1,0 +1,260 @@
+import csv
+import dataclasses
+
+import pytest
+import torch
+from latent_physics.methods.pila import ABLATIONS, CATEGORIES, PilaConfig, load_adapter
+from latent_physics.methods.weights import WeightsInfo, save_weights
+from latent_physics.training.dataset import ClipInfo, DatasetError, write_clip
+from latent_physics.training.pila import (
+    CHECKPOINT,
+    EXPORT,
+    LOG,
+    RECIPES,
+    RESIDUALS,
+    PilaRun,
+    PilaTraining,
+    draw_sigma,
+    main,
+    parts_of,
+    stages_of,
+)
+from latent_physics.training.pila_data import Batch, Example, PilaClips, cached_clips, cached_flow, labels_of, raft_flow
+from latent_physics.training.run import RunError, StopRequest, read_log
+
+SMALL = PilaConfig(channels=4, hidden=8, blocks=1, head_width=8, cond_dim=6)
+QUICK = PilaTraining(
+    observable_steps=2, recovery_steps=6, alpha_start=1, impulse_start=2, wave_start=4, coupling_steps=4, freeze_steps=2,
+    batch=2, lr=1e-3, every=3, validation=2, physics_warmup=2, condition_warmup=2,
+)  # fmt: skip
+
+
+class FrozenField:
+    """A backbone whose velocity is a fixed linear map: cheap, and wrong in a way that a correction can learn."""
+
+    family, prediction, latent_space, temporal_stride = "wan", "flow", "toy", 4
+    device = torch.device("cpu")
+
+    def predict(self, noisy, t, tokens, mask=None):
+        assert not torch.is_grad_enabled()
+        return 0.5 * noisy + 0.1 * t.view(-1, 1, 1, 1, 1) + 0.01 * tokens.mean()
+
+    def decode_latent(self, latent):
+        frames = 4 * (latent.shape[2] - 1) + 1
+        return torch.nn.functional.interpolate(latent[:, :3], (frames, 8 * latent.shape[3], 8 * latent.shape[4])).sigmoid()
+
+
+def clips(count=12, size=(5, 8, 7)):
+    def load(index):
+        generator = torch.Generator().manual_seed(index)
+        labels = torch.zeros(8)
+        labels[index % 8] = 1.0
+        frames, height, width = size
+        return Example(
+            latent=torch.randn(4, *size, generator=generator),
+            tokens=torch.randn(1 + index % 3, 6, generator=generator),
+            cond=torch.randn(6, generator=generator),
+            labels=labels,
+            flow=0.3 * torch.randn(2, frames - 1, height, width, generator=generator),
+            confidence=torch.ones(1, frames - 1, height, width),
+        )
+
+    return PilaClips(names=[f"clip {i}" for i in range(count)], latent_space="toy", channels=4, cond_dim=6, load=load)
+
+
+def run(folder=None, config=QUICK, adapter=SMALL):
+    return PilaRun(FrozenField(), clips(), config, adapter, folder)
+
+
+def test_the_whole_run_trains_logs_and_exports(tmp_path):
+    training = run(tmp_path)
+    stages = []
+    training.run(on_step=lambda now, row: stages.append(now.stage))
+    assert training.finished
+    assert len(stages) == training.planned_steps == 3 * 2 + 6 + 4
+    rows = read_log(tmp_path / LOG)
+    assert [row["step"] for row in rows] == list(range(1, 17))
+    assert all("observable" in row for row in rows[:12])
+    assert any(name.split("/")[0] in CATEGORIES for name in rows[-1])
+    assert "B psi/wave_propagation" in rows[11]
+    assert "val_gain" in rows[-1]
+    adapter, info = load_adapter(tmp_path / EXPORT)
+    assert adapter.config == dataclasses.replace(SMALL)
+    assert info.latent_space == "toy"
+    assert info.recipe["steps"] == 16
+    assert (tmp_path / RESIDUALS).stat().st_size > 1000
+    header = next(csv.reader((tmp_path / LOG).open()))
+    assert {"route Optical", "Fluid/momentum", "off_label"} <= set(header)
+
+
+@pytest.mark.parametrize("stop_at", [1, 6, 7, 14])
+def test_a_stopped_run_ends_with_the_same_weights(tmp_path, stop_at):
+    whole = run()
+    whole.run()
+
+    request = StopRequest()
+    first = run(tmp_path)
+    first.run(request, lambda now, row: setattr(request, "asked", now.total_steps >= stop_at))
+    assert first.total_steps == stop_at
+    second = run(tmp_path)
+    assert second.total_steps == stop_at
+    second.run()
+    for (name, a), b in zip(whole.adapter.state_dict().items(), second.adapter.state_dict().values()):
+        assert torch.equal(a, b), name
+    assert [row["step"] for row in read_log(tmp_path / LOG)] == list(range(1, 17))
+
+
+def test_a_run_with_other_settings_is_not_continued(tmp_path):
+    training = run(tmp_path)
+    request = StopRequest()
+    training.run(request, lambda now, row: setattr(request, "asked", True))
+    with pytest.raises(RunError, match=r"lr 0\.001 -> 0\.002"):
+        run(tmp_path, dataclasses.replace(QUICK, lr=0.002))
+
+
+def test_a_longer_coupling_stage_goes_on_from_a_finished_run(tmp_path):
+    run(tmp_path).run()
+    longer = run(tmp_path, dataclasses.replace(QUICK, coupling_steps=6))
+    assert longer.total_steps == 16
+    longer.run()
+    assert longer.total_steps == 18
+
+
+@pytest.mark.parametrize("stage", ["A2", "B", "C"])
+def test_only_the_parts_of_a_stage_learn(stage):
+    config = dataclasses.replace(QUICK, coupling_steps=6)
+    training = run(config=config)
+    training.stage = [s.name for s in training.stages].index(stage)
+    training._begin_stage()
+    before = {name: value.clone() for name, value in training.adapter.state_dict().items()}
+    for _ in range(2):
+        training.train_step()
+    changed = {name for name, value in training.adapter.state_dict().items() if not torch.equal(value, before[name])}
+    allowed = {
+        "A2": ("encoder.", "level.", "afe.scaffold.", "afe.u_head."),
+        "B": ("afe.p_rho_head.", "afe.heads."),
+        "C": ("level.", "condition.", "router.", "decoder.", "experts.", "afe.p_rho_head.", "afe.heads."),
+    }[stage]
+    assert changed
+    assert all(name.startswith(allowed) for name in changed), changed
+    if stage == "C":  # after the freeze the encoder follows at 0.3 of the rate, the velocity head never
+        for _ in range(3):
+            training.train_step()
+        moved = {name for name, value in training.adapter.state_dict().items() if not torch.equal(value, before[name])}
+        assert any(name.startswith("encoder.") for name in moved)
+        assert not any(name.startswith("afe.u_head.") for name in moved)
+        assert [group["lr"] for group in training.optimizer.param_groups] == [1e-3, pytest.approx(3e-4)]
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_every_ablation_trains(name):
+    training = run(config=dataclasses.replace(QUICK, observable_steps=1, recovery_steps=5), adapter=SMALL.with_ablation(name))
+    training.run()
+    assert all(torch.isfinite(p).all() for p in training.adapter.parameters())
+    assert (len(training.stages) == 1) == (not ABLATIONS[name].staged_recovery)
+
+
+def test_the_correction_learns_to_remove_error():
+    config = dataclasses.replace(QUICK, observable_steps=1, recovery_steps=5, coupling_steps=150, lr=3e-3, every=50)
+    training = run(config=config)
+    training.run()
+    assert training.val_gain > 0.05
+
+
+def test_stages_and_noise_ranges_are_the_papers():
+    config, adapter = RECIPES["wan"]
+    stages = stages_of(config, adapter)
+    assert [(s.name, s.steps) for s in stages] == [("A1", 3000), ("A2", 3000), ("A3", 3000), ("B", 2600), ("C", 18000)]
+    for stage, highest in zip(stages, [0.357, 0.625, 0.833, 1.0, 1.0]):
+        drawn = draw_sigma(4000, stage.low, config.shift, torch.Generator().manual_seed(0))
+        assert float(drawn.max()) == pytest.approx(highest, abs=2e-3)
+        assert float(drawn.min()) < 0.01
+    assert (config.lr, config.physics_weight, config.clip, config.weight_decay) == (1e-5, 0.30, 0.5, 0.01)
+    assert (adapter.hidden, adapter.top_k) == (128, 4)
+    whole = parts_of(run().adapter, "C")
+    assert len(whole["slow"]) == 2
+
+
+def info(caption):
+    return ClipInfo(
+        source="a.mp4", source_hash="0", key="0", caption=caption, caption_from="file", window=0, last=True, start=0.0, frames=17,
+        width=64, height=64, fps=16.0,
+    )  # fmt: skip
+
+
+def test_cached_clips_bring_labels_tokens_and_cached_flow(tmp_path):
+    folder, flows = tmp_path / "cache", tmp_path / "flow"
+    for number, caption in enumerate(["a bouncing ball", "my own film"]):
+        tokens = torch.randn(3, 6).half()
+        write_clip(folder / f"{number}.safetensors", torch.randn(4, 5, 8, 8).half(), tokens.mean(0), info(caption), "toy", tokens)
+    labels = tmp_path / "labels.jsonl"
+    labels.write_text('{"prompt": "my own film", "labels": ["Thermal"]}\n')
+    data = cached_clips(folder, flows, "latent", FrozenField(), labels)
+    batch = data.batch([0, 1])
+    assert isinstance(batch, Batch)
+    assert batch.labels.nonzero()[:, 1].tolist() == [0, 4, 6]
+    assert batch.flow.shape == (2, 2, 4, 8, 8)
+    assert len(list(flows.glob("*.safetensors"))) == 2
+    stamp = (flows / "0.safetensors").stat().st_mtime_ns
+    data.batch([0])
+    assert (flows / "0.safetensors").stat().st_mtime_ns == stamp
+    (flows / "0.safetensors").write_bytes(b"cut off")
+    data.batch([0])
+    assert (flows / "0.safetensors").stat().st_size > 100
+
+
+def test_flow_from_decoded_frames_and_from_raft(tmp_path):
+    latent = torch.randn(4, 3, 16, 16)
+    flow, confidence = cached_flow(tmp_path / "a.safetensors", latent, "pixels", FrozenField())
+    assert flow.shape == (2, 2, 16, 16)
+    assert 0 <= float(confidence.min()) <= float(confidence.max()) <= 1
+
+    class Raft:
+        def flow(self, video, step, size):
+            count = (video.shape[2] - 1) // step
+            return torch.ones(1, 2, count, *size) * torch.tensor([8.0, -16.0]).view(1, 2, 1, 1, 1)
+
+    flow, confidence = raft_flow(torch.rand(3, 9, 128, 128), 3, (16, 16), 4, Raft())
+    torch.testing.assert_close(flow[:, 0, 4, 4], torch.tensor([1.0, -2.0]))
+    assert float(confidence.max()) < 0.01  # a backward flow equal to the forward one is a contradiction
+
+
+def test_data_that_does_not_fit_is_refused(tmp_path):
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    with pytest.raises(DatasetError, match="holds no cached clip"):
+        cached_clips(folder, tmp_path, "latent", FrozenField())
+    write_clip(folder / "0.safetensors", torch.randn(4, 5, 8, 8), torch.zeros(6), info(""), "wan2.1")
+    with pytest.raises(DatasetError, match=r"wan2.1 latents; this backbone has toy"):
+        cached_clips(folder, tmp_path, "latent", FrozenField())
+    write_clip(folder / "0.safetensors", torch.randn(4, 5, 8, 8), torch.zeros(6), info(""), "toy")
+    with pytest.raises(DatasetError, match="--tokens"):
+        cached_clips(folder, tmp_path, "latent", FrozenField()).batch([0])
+    save_weights(folder / "other.safetensors", {}, WeightsInfo(kind="pila_adapter", latent_space="toy", config={}))
+    (tmp_path / "labels.jsonl").write_text('{"prompt": "x", "labels": ["Plasma"]}\n')
+    with pytest.raises(DatasetError, match="line 1"):
+        cached_clips(folder, tmp_path, "latent", FrozenField(), tmp_path / "labels.jsonl")
+    assert labels_of("a cat on a sofa", {}).sum() == 0
+
+
+def test_backbones_that_predict_no_velocity_are_refused():
+    backbone = FrozenField()
+    backbone.prediction = "v"
+    with pytest.raises(RunError, match="predicts 'v'"):
+        PilaRun(backbone, clips(), QUICK, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [({"batch": 0}, "batch is 0"), ({"lr": 0.0}, "lr is 0"), ({"wave_start": 1}, "start at")]
+)
+def test_bad_settings_are_refused(change, words):
+    with pytest.raises(RunError, match=words):
+        run(config=dataclasses.replace(QUICK, **change))
+
+
+def test_the_command_says_what_is_missing(tmp_path, capsys):
+    assert main(["--out", str(tmp_path)]) == 1
+    assert "--cache" in capsys.readouterr().err
+    assert main(["--out", str(tmp_path), "--recipe", "toy", "--toy-clips", "4", "--ablation", "everything"]) == 1
+    assert "plain_adapter" in capsys.readouterr().err
+    assert not (tmp_path / CHECKPOINT).exists()
