@@ -25,7 +25,7 @@ from ..methods.lamo import pool_tokens
 from ..methods.weights import WeightsError, read_info, write_atomically
 from . import cli
 from .dataset import KIND, ClipInfo, described, read_clip_info, write_clip
-from .run import ProgressLine, RunError, StopRequest, saving
+from .run import ProgressLine, RunError, StopRequest, remove_leftovers, saving
 from .videos import VideoError, Window, caption_of, content_hash, find_clips, template_clips, windows
 
 TEXT_BATCH = 8
@@ -169,6 +169,7 @@ def cache_clips(
     stop = stop or StopRequest()
     progress = progress or ProgressLine("cache")
     config.out.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(config.out)
     report = CacheReport()
     pending = [job for job in plan(clips, config, form, report) if not _finished(job, config.out, report)]
     progress.say(

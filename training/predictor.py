@@ -24,7 +24,19 @@ from ..methods.lamo import MotionFieldPredictor, predictor_loss, save_predictor
 from ..methods.weights import WeightsError
 from . import cli
 from .dataset import Clips, DatasetError, Pairs, PairSet
-from .run import Log, ProgressLine, RunError, StopRequest, clock, differing, draw_curves, load_checkpoint, save_checkpoint, saving
+from .run import (
+    Log,
+    ProgressLine,
+    RunError,
+    StopRequest,
+    clock,
+    differing,
+    draw_curves,
+    load_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+    saving,
+)
 
 KIND = "predictor_checkpoint"
 CHECKPOINT, EXPORT, LOG, CURVES = "checkpoint.safetensors", "motion_predictor.safetensors", "log.csv", "curves.png"
@@ -161,6 +173,7 @@ class PredictorTraining:
             self._build()
             if self.folder:
                 self.folder.mkdir(parents=True, exist_ok=True)
+                remove_leftovers(self.folder)
                 self._resume()
         self.log = Log(self.folder / LOG if self.folder else None, COLUMNS, after=self.step)
 

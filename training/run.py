@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -262,6 +262,14 @@ def saving(what: str, kept: str) -> Iterator[None]:
     except OSError as error:
         hint = "free some space and run the same command again"
         raise RunError(f"Could not write {what}: {error.strerror or error}; {kept}, {hint}.") from error
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Deletes the temporary files of a process that was killed while it wrote; those of the last minute may still be in use."""
+    for path in Path(folder).glob(".*.tmp"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > 60:
+                path.unlink()
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any], ignore: Sequence[str] = ()) -> str:

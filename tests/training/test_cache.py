@@ -7,7 +7,10 @@ import io
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
+import textwrap
 import threading
 from pathlib import Path
 
@@ -170,6 +173,36 @@ def test_a_clip_that_breaks_the_process_costs_only_itself(videos):
     again, encoder, _ = run(settings(videos))
     assert (encoder.clips, again.finished_before) == (2, 2)
     assert not list(folder.glob(".*"))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9 is a POSIX thing")
+def test_kill_9_while_writing_leaves_no_half_file(videos):
+    """The process dies between writing the temporary file and renaming it, at the second clip."""
+    config = settings(videos)
+    script = textwrap.dedent(
+        f"""
+        import importlib.util, os, signal
+        spec = importlib.util.spec_from_file_location("mine", {__file__!r})
+        mine = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(mine)
+        replace, seen = os.replace, []
+        def dies(*paths):
+            seen.append(paths)
+            if len(seen) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(*paths)
+        os.replace = dies
+        mine.run(mine.settings(mine.Path({str(videos)!r})))
+        """
+    )
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert len(list(config.out.glob("*.safetensors"))) == 1
+    (left,) = config.out.glob(".*.tmp")
+    os.utime(left, (0, 0))
+    again, encoder, _ = run(config)
+    assert (again.finished_before, encoder.clips) == (1, 3)
+    assert not left.exists()
 
 
 def test_stop_ends_after_the_clip_at_hand(videos):
