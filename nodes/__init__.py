@@ -14,6 +14,6 @@ class LatentPhysicsExtension(ComfyExtension):
         files.register_folder()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        from . import lamo, toyworld
+        from . import lamo, pila, prompt, toyworld
 
-        return [*toyworld.NODES, *lamo.NODES]
+        return [*toyworld.NODES, *lamo.NODES, *prompt.NODES, *pila.NODES]

@@ -455,7 +455,7 @@ class AttributeBankView(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="view", tooltip="The field, a picture per latent frame, or per frame of the images."),
+                io.Image.Output(display_name="view", tooltip="The field: a picture per latent frame, or per image."),
                 io.Mask.Output(display_name="field", tooltip="The field's size, a map per latent frame, 0..1 over the clip."),
             ],
         )

@@ -46,6 +46,8 @@ CHECKPOINT, EXPORT, LOG = "checkpoint.safetensors", "pila_adapter.safetensors", 
 CURVES, RESIDUALS = "curves.png", "residuals.png"
 FREE_TO_CHANGE = ("device", "every", "coupling_steps")
 GROUPS = ("main", "slow")
+DRAW_SECONDS = 20.0
+"""Curves are drawn anew at most so often: there are many, and drawing takes seconds."""
 
 
 @dataclass(kw_only=True)
@@ -464,6 +466,9 @@ class PilaRun:
         self._saved = self.total_steps
         with saving(EXPORT, self._kept()):
             self.export(self.folder / EXPORT)
+            if not self.finished and time.monotonic() - self._drawn < DRAW_SECONDS:
+                return
+            self._drawn = time.monotonic()
             draw_curves(self.log, self.folder / CURVES, CURVE_PANELS, f"PILA, {self.total_steps} steps")
             panels = {category: [f"{category}/{name}" for name in TERMS[category]] for category in CATEGORIES}
             draw_curves(self.log, self.folder / RESIDUALS, panels, "routed residuals (0: the law holds, 1: unrelated)")
@@ -473,7 +478,7 @@ class PilaRun:
         dtype = torch.float16 if self.clips.latent_space == "toy" else torch.float32
         save_adapter(path, self.adapter, self.clips.latent_space, self.recipe(), dtype)
 
-    _saved = 0
+    _saved, _drawn = 0, 0.0
 
     def _kept(self) -> str:
         return f"the checkpoint of step {self._saved} is safe" if self._saved else "no checkpoint was written before"

@@ -5,6 +5,7 @@ import pytest
 import torch
 from latent_physics.methods.pila import ABLATIONS, CATEGORIES, PilaConfig, load_adapter
 from latent_physics.methods.weights import WeightsInfo, save_weights
+from latent_physics.training import pila
 from latent_physics.training.dataset import ClipInfo, DatasetError, write_clip
 from latent_physics.training.pila import (
     CHECKPOINT,
@@ -62,6 +63,12 @@ def clips(count=12, size=(5, 8, 7)):
     return PilaClips(names=[f"clip {i}" for i in range(count)], latent_space="toy", channels=4, cond_dim=6, load=load)
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Drawing takes longer than these runs."""
+    monkeypatch.setattr(pila, "draw_curves", lambda *arguments: None)
+
+
 def run(folder=None, config=QUICK, adapter=SMALL):
     return PilaRun(FrozenField(), clips(), config, adapter, folder)
 
@@ -88,7 +95,7 @@ def test_the_whole_run_trains_logs_and_exports(tmp_path):
 
 
 @pytest.mark.parametrize("stop_at", [1, 6, 7, 14])
-def test_a_stopped_run_ends_with_the_same_weights(tmp_path, stop_at):
+def test_a_stopped_run_ends_with_the_same_weights(tmp_path, undrawn, stop_at):
     whole = run()
     whole.run()
 
@@ -104,7 +111,7 @@ def test_a_stopped_run_ends_with_the_same_weights(tmp_path, stop_at):
     assert [row["step"] for row in read_log(tmp_path / LOG)] == list(range(1, 17))
 
 
-def test_a_run_with_other_settings_is_not_continued(tmp_path):
+def test_a_run_with_other_settings_is_not_continued(tmp_path, undrawn):
     training = run(tmp_path)
     request = StopRequest()
     training.run(request, lambda now, row: setattr(request, "asked", True))
@@ -112,7 +119,7 @@ def test_a_run_with_other_settings_is_not_continued(tmp_path):
         run(tmp_path, dataclasses.replace(QUICK, lr=0.002))
 
 
-def test_a_longer_coupling_stage_goes_on_from_a_finished_run(tmp_path):
+def test_a_longer_coupling_stage_goes_on_from_a_finished_run(tmp_path, undrawn):
     run(tmp_path).run()
     longer = run(tmp_path, dataclasses.replace(QUICK, coupling_steps=6))
     assert longer.total_steps == 16

@@ -1,0 +1,210 @@
+"""The PILA nodes in a real ComfyUI, in this process."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+pytest.importorskip("comfy", reason="needs ComfyUI: run dev.py once, or set COMFYUI_PATH")
+
+import comfy.samplers
+import folder_paths
+from latent_physics.methods.pila import CATEGORIES, PilaAdapter, PilaConfig, save_adapter
+from latent_physics.methods.pila.correction import PilaTrace
+from latent_physics.methods.weights import WeightsError, WeightsInfo, save_weights
+from latent_physics.nodes import files, patching, pila
+
+pytestmark = pytest.mark.comfy
+
+TEXT = 32
+SMALL = PilaConfig(hidden=16, blocks=1, head_width=8, cond_dim=TEXT)
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", dict(folder_paths.folder_names_and_paths))
+    folder_paths.folder_names_and_paths.pop(files.FOLDER, None)
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
+    files.register_folder()
+    return tmp_path / "models" / files.FOLDER
+
+
+def network(trained=True, config=SMALL):
+    torch.manual_seed(0)
+    adapter = PilaAdapter(config)
+    for parameter in adapter.parameters() if trained else ():
+        if parameter.abs().sum() == 0:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return adapter
+
+
+def execute(node, **arguments):
+    with torch.inference_mode():
+        return node.execute(**arguments).args
+
+
+def loaded(models, space="toy", **options):
+    save_adapter(models / "pila.safetensors", network(**options), space)
+    return execute(pila.LoadPilaAdapter, name="pila.safetensors")[0]
+
+
+def sample(model, conditioning, steps=3, cfg=4.0, batch=1, size=(5, 8, 8)):
+    noise = torch.randn(batch, 16, *size, generator=torch.Generator().manual_seed(3))
+    sampler = comfy.samplers.KSampler(model, steps=steps, device="cpu", sampler="euler", scheduler="simple", denoise=1.0)
+    with torch.inference_mode():
+        return sampler.sample(noise, conditioning(1), conditioning(2), cfg=cfg, latent_image=torch.zeros_like(noise)).clone()
+
+
+def corrected(model, adapter, **options):
+    defaults = {"strength": 1.0, "top_k": -1, "start": 0.0, "end": 1.0}
+    return execute(pila.PilaCorrectionNode, model=model, adapter=adapter, **{**defaults, **options})[0]
+
+
+def test_the_loader_lists_loads_and_describes(models):
+    save_weights(models / "other.safetensors", {}, WeightsInfo(kind="motion_predictor", latent_space="toy", config={}))
+    adapter = loaded(models)
+    assert isinstance(adapter.network, PilaAdapter)
+    assert "pila.safetensors" in files.list_files("pila_adapter")
+    assert "other.safetensors" not in files.list_files("pila_adapter")
+    text = execute(pila.LoadPilaAdapter, name="pila.safetensors")[1]
+    assert "toy latents" in text
+    assert "hidden: 16" in text
+    assert pila.LoadPilaAdapter.validate_inputs(name="pila.safetensors") is True
+    assert "motion_predictor" in pila.LoadPilaAdapter.validate_inputs(name="other.safetensors")
+    assert "put the .safetensors file there" in pila.LoadPilaAdapter.validate_inputs(name="absent.safetensors")
+
+
+def test_strength_zero_and_an_untrained_adapter_leave_sampling_bit_identical(models, wan, conditioning):
+    plain = sample(wan, conditioning)
+    assert torch.equal(sample(corrected(wan, loaded(models), strength=0.0), conditioning), plain)
+    assert torch.equal(sample(corrected(wan, loaded(models, trained=False)), conditioning), plain)
+    changed = sample(corrected(wan, loaded(models), labels={"Fluid": 1.0}), conditioning)
+    assert torch.isfinite(changed).all()
+    assert not torch.equal(changed, plain)
+    assert torch.equal(sample(wan, conditioning), plain)  # the model that was wired in is as it was
+
+
+@pytest.mark.parametrize("options", [{"cfg": 1.0}, {"batch": 2}])
+def test_it_samples_without_cfg_and_in_batches(models, wan, conditioning, options):
+    result = sample(corrected(wan, loaded(models), labels={"Optical": 1.0, "Thermal": 0.5}), conditioning, **options)
+    assert torch.isfinite(result).all()
+
+
+def test_labels_steer_the_router_and_the_plot_shows_it(models, wan, conditioning):
+    model = corrected(wan, loaded(models), labels={"Thermal": 1.0}, top_k=2)
+    samples = sample(model, conditioning)
+    plot, table = execute(pila.RouterPlot, model=model, latent={"samples": samples})
+    assert plot.shape[0] == 1
+    assert plot.shape[-1] == 3
+    lines = table.splitlines()
+    assert len(lines) == 1 + 3
+    header = lines[0].split(",")
+    assert header[3:] == list(CATEGORIES)
+    weights = [float(value) for value in lines[1].split(",")[3:]]
+    assert sum(weights) == pytest.approx(1.0, abs=1e-4)
+    assert sum(weight > 0 for weight in weights) == 2
+    assert max(range(8), key=weights.__getitem__) == CATEGORIES.index("Thermal")
+    sample(model, conditioning, steps=2)
+    assert len(execute(pila.RouterPlot, model=model, latent={"samples": samples})[1].splitlines()) == 1 + 2
+
+
+def test_views_without_a_run_say_what_is_missing(models, wan):
+    latent = {"samples": torch.zeros(1, 16, 5, 8, 8)}
+    with pytest.raises(ValueError, match="without PILA Correction"):
+        execute(pila.RouterPlot, model=wan, latent=latent)
+    with pytest.raises(ValueError, match="no sampler ran"):
+        execute(pila.RouterPlot, model=corrected(wan, loaded(models)), latent=latent)
+
+
+def test_expert_maps_over_frames_and_alone(models, wan, conditioning):
+    model = corrected(wan, loaded(models), labels={"Fluid": 1.0}, keep_for_maps=True)
+    samples = {"samples": sample(model, conditioning)}
+    arguments = {"model": model, "latent": samples, "position": 1.0, "opacity": 0.7}
+    shown, maps, text = execute(pila.ExpertMaps, expert="strongest", **arguments)
+    assert shown.shape == (5, 64, 64, 3)
+    assert maps.shape == (5, 8, 8)
+    assert float(maps.max()) == pytest.approx(1.0)
+    assert "shown: Fluid" in text
+    images = torch.rand(17, 64, 64, 3)
+    over, _, _ = execute(pila.ExpertMaps, expert="Fluid", images=images, **arguments)
+    assert over.shape == images.shape
+    with pytest.raises(ValueError, match="decoded video"):
+        execute(pila.ExpertMaps, expert="Fluid", images=images[:0], **arguments)
+    unkept = corrected(wan, loaded(models))
+    sample(unkept, conditioning)
+    with pytest.raises(ValueError, match="keep_for_maps"):
+        execute(pila.ExpertMaps, **{**arguments, "model": unkept}, expert="Fluid")
+
+
+@pytest.mark.parametrize("field", list(pila.FIELD_MENU))
+def test_every_field_can_be_seen(models, field):
+    adapter = loaded(models)
+    latent = {"samples": torch.randn(1, 16, 5, 8, 8)}
+    arguments = {"latent": latent, "adapter": adapter, "field": field, "noise_level": 0.0, "opacity": 0.8}
+    view, size = execute(pila.AttributeBankView, **arguments)
+    assert view.shape == (5, 64, 64, 3)
+    assert size.shape == (5, 8, 8)
+    assert 0 <= float(view.min()) <= float(view.max()) <= 1
+    assert 0 <= float(size.min()) <= float(size.max()) <= 1
+
+
+def test_velocity_is_painted_by_direction():
+    field = torch.zeros(1, 2, 1, 2, 2)
+    field[0, :, 0, 0, 0] = torch.tensor([1.0, 0.0])
+    field[0, :, 0, 0, 1] = torch.tensor([-1.0, 0.0])
+    colours, size = pila.paint(field)
+    torch.testing.assert_close(colours[0, 0, 0, 0], torch.tensor([1.0, 0.0, 0.0]))
+    torch.testing.assert_close(colours[0, 0, 0, 1], torch.tensor([0.0, 1.0, 1.0]))
+    assert colours[0, 0, 1].abs().sum() == 0
+    assert size[0, 0, 0, 0] == 1.0
+
+
+def test_adapters_of_another_latent_space_are_refused_with_a_reason(models, wan, make_model):
+    with pytest.raises(WeightsError, match=r"trained on wan2\.1 latents, but this MODEL samples toy latents"):
+        corrected(wan, loaded(models, "wan2.1"))
+    with pytest.raises(WeightsError, match="cogvideox"):
+        corrected(make_model("cogvideox"), loaded(models, "wan2.1"))
+    with pytest.raises(ValueError, match="flow models"):  # even a file that claims to fit
+        corrected(make_model("cogvideox"), loaded(models, patching.latent_space(make_model("cogvideox"))))
+
+
+def test_an_adapter_of_wan_21_fits_the_wide_wan_model(models, make_model, conditioning):
+    model = corrected(make_model("wide wan"), loaded(models, "wan2.1"))
+    assert torch.isfinite(sample(model, conditioning, steps=2)).all()
+
+
+def test_prompts_of_another_width_are_refused_before_sampling(models, wan, conditioning):
+    model = corrected(wan, loaded(models, config=dataclasses.replace(SMALL, cond_dim=4096)))
+    with pytest.raises(ValueError, match="reads 4096"):
+        sample(model, conditioning)
+
+
+def test_stages_and_ranges_choose_the_steps(models, wan, conditioning):
+    adapter = loaded(models)
+    for options, steps in [({"start": 0.5}, [2, 3]), ({"end": 0.5}, [0, 1]), ({"stage": "high noise", "boundary": 0.8}, None)]:
+        model = corrected(wan, adapter, **options)
+        sample(model, conditioning, steps=4)
+        trace: PilaTrace = patching.corrections(model)[-1][1].settings.trace
+        if steps is not None:
+            assert trace.index == steps
+        else:
+            assert trace.index
+            assert min(trace.sigma) >= 0.8
+    assert pila.PilaCorrectionNode.validate_inputs(start=0.8, end=0.2) is not True
+
+
+def test_it_stacks_with_lamo(models, wan, conditioning, make_predictor):
+    from latent_physics.nodes import lamo
+
+    guided = execute(lamo.LaMoGuidance, model=wan, predictor=make_predictor(), strength=25.0, active=1.0)[0]
+    both = corrected(guided, loaded(models), labels={"Fluid": 1.0})
+    assert len(patching.corrections(both)) == 2
+    results = [sample(model, conditioning) for model in (guided, both)]
+    assert torch.isfinite(results[1]).all()
+    assert not torch.equal(*results)
+
+
