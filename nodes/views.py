@@ -107,6 +107,8 @@ class Panel:
     curves: Sequence[Curve]
     log: bool = False
     """Logarithmic y axis, for values that fall by orders of magnitude."""
+    x_range: tuple[float, float] | None = None
+    """The span of x to show; None shows what the curves cover."""
     shaded: tuple[float, float] | None = None
     """A span of x to mark, such as the active window."""
     note: str = ""
@@ -135,6 +137,9 @@ def _draw(axes: Any, panel: Panel) -> None:
         axes.axvspan(*panel.shaded, color="0.92", zorder=0)
     for curve in panel.curves:
         axes.plot(curve.x, curve.y, marker="o", markersize=3, linestyle="--" if curve.dashed else "-", label=curve.label)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if panel.x_range is not None:
+        axes.set_xlim(panel.x_range)
     if panel.log and any(value > 0 for curve in panel.curves for value in curve.y):
         axes.set_yscale("log")
     axes.set_title(panel.title, fontsize=10)

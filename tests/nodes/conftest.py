@@ -5,7 +5,6 @@ The ComfyUI tested is the one COMFYUI_PATH names, or the newest that dev.py put 
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,21 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from latent_physics.devtools import comfyui
 
-ROOT = Path(__file__).parents[2]
-
-
-def find_comfyui() -> Path | None:
-    """The installation to test against, None where there is none."""
-    if named := os.environ.get("COMFYUI_PATH"):
-        return Path(named)
-    found = [path for path in (ROOT / ".comfyui").glob("*") if (path / "comfy" / "sd.py").is_file()]
-    return max(found, key=lambda path: [int(part) for part in path.name.split(".") if part.isdigit()], default=None)
-
-
-COMFYUI = find_comfyui()
+COMFYUI = comfyui.find(Path(__file__).parents[2])
 if COMFYUI is not None:
-    sys.path.append(str(COMFYUI))  # last: nothing of ours may be hidden by a file of ComfyUI's
+    sys.path.append(str(COMFYUI.path))  # last: nothing of ours may be hidden by a file of ComfyUI's
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = True

@@ -1,0 +1,33 @@
+"""The same corrections in an older ComfyUI: a process of its own, since one process holds one ComfyUI."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from latent_physics.devtools import comfyui
+
+pytestmark = pytest.mark.comfy
+
+ROOT = Path(__file__).parents[2]
+RELEASE = "0.24.1"
+OLDER = comfyui.find(ROOT, RELEASE)
+
+
+@pytest.mark.skipif(OLDER is None, reason=f"needs ComfyUI {RELEASE}: `python3 dev.py test` puts it into .comfyui")
+def test_corrections_in_an_older_release():
+    chosen = "eq_9 or other_models or cogvideox or context_windows or interrupted or memory or trace or field_heatmap"
+    files = [str(ROOT / "tests" / "nodes" / name) for name in ("test_patching.py", "test_lamo_nodes.py")]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", chosen, *files]
+    environment = {
+        **os.environ,
+        "COMFYUI_PATH": str(OLDER.path),
+        "PYTHONSAFEPATH": "1",
+    }  # else our nodes/ hides ComfyUI's nodes.py
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert " passed" in result.stdout
+    assert "skipped" not in result.stdout, result.stdout[-2000:]
