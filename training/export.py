@@ -166,7 +166,7 @@ def read_lora(path: Path, family: str, latent_space: str, tune: TuneConfig) -> d
         raise ExportError(str(error)) from error
     if info.config["rank"] != tune.rank:
         raise ExportError(
-            f"{path.name} has rank {info.config['rank']}, the run's LoRA has {tune.rank}; give --tune.rank {info.config['rank']}."
+            f"{path.name} has rank {info.config['rank']}, the run's LoRA has {tune.rank}; give --rank {info.config['rank']}."
         )
     return lora_to_diffusers(native, family)
 

@@ -259,7 +259,7 @@ def main(argv: list[str]) -> int:
             argv,
             prog="latent-physics finetune",
             description=f"{FinetuneConfig.__doc__} Recipes: {', '.join(names())}.",
-            default=recipe_in(argv),
+            defaults=vars(recipe_in(argv) or FinetuneConfig()),
         )
         with StopRequest() as stop:
             outcome, path = finetune(config, stop)

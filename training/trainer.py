@@ -108,6 +108,13 @@ class Task:
     def placed(self, device: torch.device) -> None:
         """Called once the module is on its device."""
 
+    def state(self) -> Mapping[str, Tensor]:
+        """Tensors beyond the trained parameters that a resumed run needs; they are saved, and written into on resuming."""
+        return {}
+
+    def show(self, step: int, folder: Path) -> None:
+        """Called by every process after each validation, without gradients: a chance to write samples into `folder`."""
+
 
 @dataclass(kw_only=True)
 class Outcome:
@@ -228,6 +235,7 @@ class Loop:
             last = self.step == config.steps
             if last or self.step % config.validate_every == 0:
                 self._validate(values)
+                self._show()
             values["seconds"] = time.monotonic() - start
             self._note(values)
             if last or self.step % config.save_every == 0:
@@ -319,6 +327,13 @@ class Loop:
             sums = {name: value + counts * losses[name].float() for name, value in sums.items()}
         for name, value in sums.items():
             values[f"val_{name}"] = accelerator.reduce(value, "sum").item() / count
+        self.module.train()
+
+    @torch.no_grad()
+    def _show(self) -> None:
+        self.module.eval()
+        with self.accelerator.autocast():
+            self.run.task.show(self.step, self.run.out)
         self.module.train()
 
     def _note(self, values: Mapping[str, float]) -> None:

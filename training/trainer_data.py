@@ -293,9 +293,11 @@ class FrameSource:
                         break
                     return torch.from_numpy(window.frames).permute(3, 0, 1, 2).float() / 255
         except VideoError as error:
-            raise TrainingDataError(str(error)) from error
+            raise TrainingDataError(
+                f"{info.source} cannot be cut as it was when it was cached ({error}); give the same --fps as then."
+            ) from error
         raise TrainingDataError(
-            f"{info.source} was cut differently when it was cached; give the same --fps as for the cache command."
+            f"{info.source} cannot be cut as it was when it was cached; give the same --fps as then."
         )
 
     def _windows(self, path: Path, info: ClipInfo) -> Iterator:

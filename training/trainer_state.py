@@ -27,14 +27,15 @@ MAY_CHANGE = ("steps", "save_every", "validate_every", "validation_clips", "keep
 """Settings that a resumed run may have changed. The clips per step (batch x accumulate x processes) may not."""
 
 
-def save_state(run: Run, student: nn.Module, optimizer: Any, average: Mapping[str, Tensor], step: int) -> None:
+def save_state(run: Run, module: nn.Module, optimizer: Any, average: Mapping[str, Tensor], step: int) -> None:
     """Writes `checkpoint.safetensors` in the run's folder; an older one stays whole until the new one is.
 
     Every process must call it: sharded tensors are gathered. Raises RunError where the file cannot be written.
     """
     accelerator = run.accelerator
     deepspeed = "DEEPSPEED" in str(accelerator.distributed_type)
-    states: dict[str, Mapping[str, Any]] = {"model": trainable(accelerator.unwrap_model(student)), "average": average}
+    states: dict[str, Mapping[str, Any]] = {"model": trainable(accelerator.unwrap_model(module)), "average": average}
+    states["task"] = run.task.state()
     groups: list[dict[str, Any]] = []
     if deepspeed:
         _save_deepspeed(run, step)
@@ -66,7 +67,7 @@ def save_state(run: Run, student: nn.Module, optimizer: Any, average: Mapping[st
     accelerator.wait_for_everyone()
 
 
-def load_state(run: Run, student: nn.Module, optimizer: Any, average: Mapping[str, Tensor]) -> int:
+def load_state(run: Run, module: nn.Module, optimizer: Any, average: Mapping[str, Tensor]) -> int:
     """Brings everything to the state of the run's checkpoint; returns its step, 0 where there is none.
 
     Raises RunError where the checkpoint is damaged or was made with other settings or data.
@@ -83,12 +84,13 @@ def load_state(run: Run, student: nn.Module, optimizer: Any, average: Mapping[st
         raise RunError(f"{error} Delete it to start again, or put an older checkpoint in its place.") from error
     progress = info.recipe["progress"]
     check_same_run(run, info, progress)
-    states: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
+    states: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "task": {}, "optimizer": {}}
     for key, value in tensors.items():
         name, rest = key.split("/", 1)
         states[name][rest] = value
-    fill(trainable(run.accelerator.unwrap_model(student)), states["model"], path)
+    fill(trainable(run.accelerator.unwrap_model(module)), states["model"], path)
     fill(average, states["average"], path)
+    fill(run.task.state(), states["task"], path)
     if "DEEPSPEED" in str(run.accelerator.distributed_type):
         run.accelerator.load_state(os.fspath(run.out / "deepspeed" / f"{progress['step']:06}"))
     else:

@@ -36,7 +36,7 @@ def load_recipe(name: str, config: type[Config]) -> Config:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path.name} is not a readable JSON file ({' '.join(str(error).split())}).") from error
-    return typed({"recipe": path.stem, **values}, config, path.name)
+    return typed({"recipe": path.stem, **values} if isinstance(values, dict) else values, config, path.name)
 
 
 def typed(values: Any, config: type[Config], where: str) -> Config:

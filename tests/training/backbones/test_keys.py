@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
+import tiny
 import torch
 from diffusers import AutoencoderKLWan, CogVideoXTransformer3DModel, WanTransformer3DModel
 from latent_physics.training.backbones.keys import (
@@ -18,9 +16,6 @@ from latent_physics.training.backbones.keys import (
     to_native,
 )
 
-spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
-tiny = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny)
 randomised = tiny.randomised
 
 WAN_14B = {"num_attention_heads": 40, "num_layers": 40, "ffn_dim": 13824}

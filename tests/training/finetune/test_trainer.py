@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import os
-import signal
+import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import kill_many
 import pytest
+import tiny_run
 import torch
-from safetensors.torch import load_file
-
 from latent_physics.training.run import ProgressLine, RunError, StopRequest, read_log
 from latent_physics.training.trainer import train
 from latent_physics.training.trainer_data import TrainingClips, TrainingDataError
 from latent_physics.training.trainer_denoise import drop_prompts
 from latent_physics.training.trainer_tune import TuneConfig, TuneError, attach
-
-spec = importlib.util.spec_from_file_location("tiny_run", Path(__file__).with_name("tiny_run.py"))
-tiny_run = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny_run)
+from safetensors.torch import load_file
 
 
 def quiet() -> ProgressLine:
@@ -70,7 +65,9 @@ def test_a_run_leaves_checkpoint_log_and_curves_and_changes_what_it_should(mode,
 
 def test_training_learns(data, tmp_path):
     """On six clips the loss on fixed noise falls by a quarter."""
-    run = tiny_run.make_run(tmp_path, data, tune=TuneConfig(mode="full"), steps=60, rate=2e-3, held_out=0.2, validate_every=60, save_every=60)
+    run = tiny_run.make_run(
+        tmp_path, data, tune=TuneConfig(mode="full"), steps=60, rate=2e-3, held_out=0.2, validate_every=60, save_every=60
+    )
     train(run, progress=quiet())
     rows = read_log(tmp_path / "log.csv")
     early, late = (sum(row["denoise"] for row in part) / len(part) for part in (rows[:10], rows[-10:]))
@@ -95,35 +92,20 @@ def test_stopping_anywhere_changes_nothing(settings, data, tmp_path):
     assert outcome.step == 6
     assert_equal(tmp_path / "whole", tmp_path / "parts")
     drop = {"seconds"}
-    logs = [[{k: v for k, v in row.items() if k not in drop} for row in read_log(tmp_path / name / "log.csv")] for name in ("whole", "parts")]
+    logs = [
+        [{k: v for k, v in row.items() if k not in drop} for row in read_log(tmp_path / name / "log.csv")]
+        for name in ("whole", "parts")
+    ]
     assert logs[0] == logs[1]
 
 
-SCRIPT = """
-import importlib.util, sys
-from pathlib import Path
-spec = importlib.util.spec_from_file_location("tiny_run", sys.argv[1])
-tiny_run = importlib.util.module_from_spec(spec); spec.loader.exec_module(tiny_run)
-from latent_physics.training.trainer import train
-import torch; torch.set_num_threads(1)
-train(tiny_run.make_run(Path(sys.argv[2]), Path(sys.argv[3]), steps=40, save_every=3, validate_every=20, ema=0.9))
-"""
-
-
 def test_kill_9_changes_nothing(data, tmp_path):
-    """Killed three times at moments of the clock's choosing, the run ends with the weights of an uninterrupted one."""
-    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).with_name("tiny_run.py"))]
-    quietly = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    for attempt in range(3):
-        process = subprocess.Popen([*command, str(tmp_path / "killed"), str(data)], **quietly)
-        log = tmp_path / "killed" / "log.csv"
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and len(read_log(log)) < 6 + 11 * attempt and process.poll() is None:
-            time.sleep(0.003)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    subprocess.run([*command, str(tmp_path / "killed"), str(data)], check=True, **quietly)
-    train(tiny_run.make_run(tmp_path / "whole", data, steps=40, save_every=3, validate_every=20, ema=0.9), progress=quiet())
+    """Killed twice at moments of the clock's choosing, the run ends with the weights of an uninterrupted one.
+
+    `python tests/training/finetune/kill_many.py` does the same with as many kills as one likes.
+    """
+    kill_many.killed_run(tmp_path / "killed", data, kills=2, steps=30)
+    train(kill_many.the_run(tmp_path / "whole", data, 30), progress=quiet())
     assert_equal(tmp_path / "whole", tmp_path / "killed")
     assert not list((tmp_path / "killed").glob(".*.tmp"))
 
@@ -135,15 +117,14 @@ def test_accumulation_sees_the_same_clips_as_a_larger_batch(data, tmp_path):
     run.task.draw = lambda number, generator: parts[number]
     train(run, progress=quiet())
     both = tiny_run.make_run(tmp_path / "b", data, tune=TuneConfig(rank=4), steps=1, batch=2, held_out=0)
-    whole = both.task.clips.read([both.task.clips.entries.index(e) for e in both.task.clips.entries if e.path.name in parts[0][0].names + parts[1][0].names])
-    order = [whole.names.index(part[0].names[0]) for part in parts]
+    names = [entry.path.name for entry in both.task.clips.entries]
+    whole = both.task.clips.read([names.index(part[0].names[0]) for part in parts])
     joined = (torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts]))
-    whole = both.task.clips.read([[e.path.name for e in both.task.clips.entries].index(whole.names[place]) for place in order])
     both.task.draw = lambda number, generator: (whole, *joined)
     train(both, progress=quiet())
-    one, other = weights(tmp_path / "a"), weights(tmp_path / "b")
-    for key, value in one.items():
-        torch.testing.assert_close(value, other[key], rtol=1e-4, atol=1e-6)
+    one, other = (read_log(tmp_path / name / "log.csv")[0] for name in "ab")
+    for name in ("loss", "denoise", "gradient"):
+        assert one[name] == pytest.approx(other[name], rel=1e-4)
 
 
 def test_buckets_never_mix_sizes_and_every_clip_is_seen(tmp_path):
@@ -203,7 +184,7 @@ def test_full_disk_is_one_sentence_and_the_old_checkpoint_stays(data, tmp_path, 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(trainer_state.os, "replace", full)
+    monkeypatch.setattr(trainer_state.safetensors.torch, "save_file", full)
     with pytest.raises(RunError, match=r"No space left on device; the checkpoint before it is intact"):
         train(tiny_run.make_run(tmp_path, data, steps=4), progress=quiet())
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
@@ -239,7 +220,8 @@ def test_bad_data_is_one_sentence(tmp_path, data):
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"), [({"steps": 0}, "steps is 0"), ({"rate": -1}, "rate is -1"), ({"ema": 1.0}, "below 1"), ({"batch": 0}, "batch is 0")]
+    ("settings", "message"),
+    [({"steps": 0}, "steps is 0"), ({"rate": -1}, "rate is -1"), ({"ema": 1.0}, "below 1"), ({"batch": 0}, "batch is 0")],
 )
 def test_bad_settings_are_one_sentence(settings, message, data, tmp_path):
     run = tiny_run.make_run(tmp_path, data)
@@ -274,4 +256,43 @@ def test_gradient_checkpointing_and_bf16_train_too(data, tmp_path):
     assert all(value.dtype == torch.float32 for key, value in weights(tmp_path / "half").items() if key.startswith("model/"))
 
 
-os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+def test_two_processes_train_one_model(data, tmp_path):
+    """Two processes with a clip each take the steps of one process with two micro-batches."""
+    code = """
+import sys
+from pathlib import Path
+sys.path.append(sys.argv[1])
+import tiny_run
+from latent_physics.training.trainer import train
+run = tiny_run.make_run(Path(sys.argv[2]), Path(sys.argv[3]), steps=3, batch=1, tune=tiny_run.TuneConfig(rank=4))
+train(run)
+assert run.accelerator.num_processes == 2, run.accelerator.num_processes
+print("process", run.accelerator.process_index, flush=True)
+"""
+    (tmp_path / "two.py").write_text(code)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(free_port()),
+        str(tmp_path / "two.py"),
+    ]
+    command += [str(Path(__file__).parent), str(tmp_path / "two"), str(data)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {"process 0", "process 1"} <= set(done.stdout.splitlines())
+    train(tiny_run.make_run(tmp_path / "one", data, steps=3, batch=1, accumulate=2, tune=TuneConfig(rank=4)), progress=quiet())
+    logs = [read_log(tmp_path / name / "log.csv") for name in ("one", "two")]
+    for one, two in zip(*logs):
+        for name in ("denoise", "gradient"):
+            assert one[name] == pytest.approx(two[name], rel=2e-3)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

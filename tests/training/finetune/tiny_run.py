@@ -2,63 +2,76 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 from pathlib import Path
 
 import torch
-
 from latent_physics.training.backbones import Backbone
 from latent_physics.training.backbones.cogvideox import CogVideoXBackbone
 from latent_physics.training.backbones.wan import WanBackbone
 from latent_physics.training.dataset import ClipInfo, write_clip
+from latent_physics.training.finetune import FinetuneConfig, about
 from latent_physics.training.trainer import Run, TrainerConfig
 from latent_physics.training.trainer_data import TrainingClips
 from latent_physics.training.trainer_denoise import DenoisingTask
 from latent_physics.training.trainer_tune import TuneConfig, attach
 
-spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[1] / "backbones" / "tiny.py")
-tiny = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny)
+sys.path.append(str(Path(__file__).resolve().parents[1] / "backbones"))
+import tiny
 
 WIDTH = 32
 """Of the text tokens."""
 
 
-def backbone(family: str = "toy") -> Backbone:
+def backbone(family: str = "toy", width: int = WIDTH) -> Backbone:
     if family == "cogvideox":
-        return CogVideoXBackbone(latent_space="cogvideox", dit=tiny.cog_dit("5b", text_dim=WIDTH))
-    made = WanBackbone(latent_space=family, dit=tiny.wan_dit(text_dim=WIDTH))
+        return CogVideoXBackbone(latent_space="cogvideox", dit=tiny.cog_dit("2b", text_dim=width))
+    made = WanBackbone(latent_space=family, dit=tiny.wan_dit(text_dim=width))
     made.text_length = 8
     return made
 
 
-def clips(folder: Path, shapes=((3, 4, 4),) * 6, latent_space: str = "toy", tokens: bool = True, length: int = 5) -> Path:
+def clips(
+    folder: Path, shapes=((3, 4, 4),) * 6, latent_space: str = "toy", tokens: bool = True, length: int = 5, width: int = WIDTH
+) -> Path:
     """Writes random clips `16 T H W`, one film each."""
     for index, shape in enumerate(shapes):
         generator = torch.Generator().manual_seed(index)
         latent = torch.randn(16, *shape, generator=generator)
-        words = torch.randn(length, WIDTH, generator=generator)
-        frames, height, width = (shape[0] - 1) * 4 + 1, shape[1] * 8, shape[2] * 8
-        info = ClipInfo(source=f"clip{index}.mp4", source_hash=f"{index:032x}", key=f"key{index}", caption="", caption_from="none", window=0,
-                        last=True, start=0.0, frames=frames, width=width, height=height, fps=0)  # fmt: skip
+        words = torch.randn(length, width, generator=generator)
+        frames, high, wide = (shape[0] - 1) * 4 + 1, shape[1] * 8, shape[2] * 8
+        info = ClipInfo(
+            source=f"clip{index}.mp4", source_hash=f"{index:032x}", key=f"key{index}", caption="", caption_from="none", window=0,
+            last=True, start=0.0, frames=frames, width=wide, height=high, fps=0,
+        )  # fmt: skip
         path = folder / f"clip{index}.safetensors"
         write_clip(path, latent, words.mean(0), info, latent_space, tokens=words if tokens else None)
         (folder / "frames").mkdir(exist_ok=True)
         from safetensors.torch import save_file
 
         save_file(
-            {"frames": torch.randint(0, 256, (frames, height, width, 3), generator=generator, dtype=torch.uint8)},
+            {"frames": torch.randint(0, 256, (frames, high, wide, 3), generator=generator, dtype=torch.uint8)},
             folder / "frames" / path.name,
         )
     return folder
 
 
-def make_run(out: Path, data: Path, *, tune: TuneConfig | None = None, family: str = "toy", objectives=None, **settings) -> Run:
+def make_run(
+    out: Path, data: Path, *, tune: TuneConfig | None = None, family: str = "toy", objectives=None, width: int = WIDTH, **settings
+) -> Run:
     defaults = {"steps": 6, "batch": 2, "rate": 1e-3, "save_every": 2, "validate_every": 3, "held_out": 0.2, "tensorboard": False}
     config = TrainerConfig(**(defaults | settings))
-    made = backbone(family)
-    attach(made, tune or TuneConfig(rank=4, alpha=8, dropout=0.1), config.seed)
+    made = backbone(family, width)
+    tune = tune or TuneConfig(rank=4, alpha=8, dropout=0.1)
+    attach(made, tune, config.seed)
     found = TrainingClips(data, batch=config.batch, seed=config.seed, held_out=config.held_out)
-    null = torch.zeros(1, WIDTH) if config.drop_prompt else None
-    task = DenoisingTask(made, found, objectives, drop_prompt=config.drop_prompt, null_tokens=null, about={"recipe": "tiny"})
+    null = torch.zeros(1, width) if config.drop_prompt else None
+    task = DenoisingTask(
+        made,
+        found,
+        objectives,
+        drop_prompt=config.drop_prompt,
+        null_tokens=null,
+        about=about(FinetuneConfig(recipe="tiny", tune=tune), made),
+    )
     return Run(config=config, task=task, out=out)

@@ -1,0 +1,372 @@
+"""Objectives from words to a training step, with tiny teachers; recipes; the command from end to end."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+
+import pytest
+import tiny
+import tiny_run
+import torch
+from latent_physics.kernels.drift import drift_loss
+from latent_physics.methods import relational
+from latent_physics.methods.moalign import MotionHead
+from latent_physics.methods.weights import WeightsInfo, save_weights
+from latent_physics.training import finetune as command
+from latent_physics.training import motion_head as stage_one
+from latent_physics.training import objectives, trainer_data
+from latent_physics.training.backbones import Activation
+from latent_physics.training.finetune import FinetuneConfig, FinetuneError, finetune
+from latent_physics.training.objectives import ObjectiveError, StepView, TeacherNeed
+from latent_physics.training.recipes import RecipeError, load_recipe, names
+from latent_physics.training.run import ProgressLine, read_log
+from latent_physics.training.teachers import FeatureCache, VideoMAETeacher, VJEPATeacher
+from latent_physics.training.trainer import TrainerConfig
+from latent_physics.training.trainer_data import TrainingDataError, features_of
+from latent_physics.training.trainer_tune import TuneConfig
+from test_teachers import JEPA, MAE
+from transformers import VideoMAEConfig, VideoMAEModel, VJEPA2Config, VJEPA2Model
+
+ALL = [
+    "drift weight=0.4 lag=1",
+    "repa weight=0.5 block=1 stride=1 hidden=16",
+    "trd weight=0.5 block=0 stride=1 hidden=16",
+    "soft_trd weight=0.5 block=1 stride=1 hidden=16",
+    "tsa weight=0.5 block=1 stride=1 hidden=16",
+    "mtsa weight=0.5 block=1 stride=1 hidden=16 keep=0.3",
+    "pda weight=0.5 block=1 stride=1 hidden=16 context=0.25",
+]
+
+
+def quiet() -> ProgressLine:
+    return ProgressLine("test", io.StringIO())
+
+
+@pytest.fixture(autouse=True)
+def tiny_teachers(monkeypatch):
+    """Random encoders of the real classes instead of downloads."""
+
+    def load(name, source=None, device="cpu"):
+        torch.manual_seed(0)
+        if "videomae" in name:
+            return VideoMAETeacher(VideoMAEModel(VideoMAEConfig(**MAE)), name)
+        return VJEPATeacher(VJEPA2Model(VJEPA2Config(**JEPA)), name)
+
+    monkeypatch.setattr(trainer_data, "load_teacher", load)
+
+
+def view(grid=(3, 2, 2), target=(4, 4, 4), channels=6, seed=0) -> StepView:
+    generator = torch.Generator().manual_seed(seed)
+    latent = torch.randn(2, 16, 3, 4, 4, generator=generator)
+    tokens = torch.randn(2, math.prod(grid), 8, generator=generator)
+    features = {
+        "videomae, default": {
+            "features": torch.randn(2, channels, *target, generator=generator),
+            "exact_saliency": torch.rand(2, *target, generator=generator),
+        },
+        "vjepa2, default, context 0.5": {
+            "features": torch.randn(2, channels, 2, *target[1:], generator=generator),
+            "exact_seen": torch.tensor([2, 2]),
+        },
+    }
+    x0 = latent + 0.3 * torch.randn(latent.shape, generator=generator)
+    taps = {0: Activation(tokens=tokens, grid=grid)}
+    return StepView(latent=latent, x0=x0, signal=torch.tensor([0.9, 0.3]), taps=taps, features=features)
+
+
+def built(text: str):
+    torch.manual_seed(0)
+    channels = {"videomae, default": 6, "vjepa2, default, context 0.5": 6}
+    (objective,) = objectives.build([text], width=8, blocks=2, channels=channels).values()
+    return objective
+
+
+def test_drift_is_equation_six_and_has_the_papers_ablations():
+    seen = view()
+    torch.testing.assert_close(built("drift lag=2")(seen), 0.6 * drift_loss(seen.x0, seen.latent, 2))
+
+    def change(z, lag, dense):
+        moved = z[:, :, lag:] - z[:, :, :-lag]
+        return moved if dense else moved.mean(dim=(3, 4), keepdim=True)
+
+    for target in ("mean", "dense"):
+        for scale in ("relative", "raw"):
+            ours, theirs = (change(z, 1, target == "dense") for z in (seen.x0, seen.latent))
+            terms = []
+            for b in range(2):
+                for i in range(ours.shape[2]):
+                    error = (ours[b, :, i] - theirs[b, :, i]).square().sum()
+                    terms.append(error / (theirs[b, :, i].square().sum() + 1e-6) if scale == "relative" else error)
+            expected = 0.6 * torch.stack(terms).mean()
+            torch.testing.assert_close(built(f"drift lag=1 target={target} scale={scale}")(seen), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("text", ["repa", "trd", "soft_trd", "tsa", "mtsa keep=0.3", "pda"])
+def test_alignments_are_the_methods_on_projected_tokens(text):
+    """The objective projects the block without its first frame and calls the method; gradients reach block and projector."""
+    kind = text.split()[0]
+    objective, seen = built(f"{text} block=0 stride=1 hidden=8"), view()
+    seen.taps[0].tokens.requires_grad_(True)
+    later, grid = relational.without_first_frame(seen.taps[0].tokens, (3, 2, 2))
+    target = (4, 4, 4)
+    student = objective.projector(later, grid, target)
+    teacher = relational.to_tokens(seen.features[objective.teachers[0].key]["features"])
+    if kind == "repa":
+        expected = relational.repa(student, teacher)
+    elif kind == "pda":
+        from latent_physics.methods import ldo
+
+        expected = ldo.pda_loss(student[:, 32:], teacher, (2, 4, 4))
+    elif kind == "mtsa":
+        mask = relational.top_share(seen.features[objective.teachers[0].key]["exact_saliency"], 0.3)
+        expected = relational.mtsa(student, teacher, target, mask)
+    else:
+        expected = getattr(relational, kind)(student, teacher, target)
+    loss = objective(seen)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert seen.taps[0].tokens.grad[:, 4:].abs().sum() > 0
+    assert seen.taps[0].tokens.grad[:, :4].abs().sum() == 0
+    assert all(value.grad is not None for value in objective.projector.parameters())
+
+
+def test_soft_trd_with_a_motion_head_aligns_with_its_subspace(tmp_path):
+    torch.manual_seed(1)
+    sizes = {"channels": 6, "hidden": 5, "motion": 4, "size": [8, 8]}
+    head = MotionHead(**sizes)
+    path = tmp_path / "head.safetensors"
+    info = WeightsInfo(kind="motion_head", latent_space="pixels", config={"sizes": sizes, "teacher": "x"})
+    save_weights(path, head.state_dict(), info)
+    objective, seen = built(f"soft_trd block=0 stride=1 motion_head={path}"), view()
+    assert not any("frozen" in name or "compressor" in name for name in objective.state_dict())
+    with torch.no_grad():
+        motion = head.compressor(seen.features["videomae, default"]["features"])
+    later, grid = relational.without_first_frame(seen.taps[0].tokens, (3, 2, 2))
+    expected = relational.soft_trd(objective.projector(later, grid, (4, 4, 4)), relational.to_tokens(motion), (4, 4, 4))
+    torch.testing.assert_close(objective(seen), expected)
+    with pytest.raises(ObjectiveError, match="trained on features of 6 channels"):
+        objectives.load_compressor(str(path), 7)
+
+
+def test_weights_follow_their_schedule():
+    _, settings = objectives.parse("tsa weight=2 start=10 ramp=4 stop=20")
+    assert [settings.weight_at(step) for step in (0, 9, 10, 11, 13, 19, 20)] == [0, 0, 0.5, 1.0, 2.0, 2.0, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gravity weight=1", "objective 'gravity' is unknown; choose one of drift"),
+        ("drift wieght=1", "'wieght=1' is not a setting of the objective drift; it has weight"),
+        ("drift lag=two", "lag of the objective drift is 'two'"),
+        ("tsa block=9", "block of the objective tsa is 9; it must be 0 to 1"),
+        ("mtsa block=0 keep=0", "keep of the objective mtsa is 0.0"),
+        ("drift target=sparse", "it must be mean or dense"),
+        ("soft_trd block=0 motion_head=no.safetensors", "no.safetensors does not exist"),
+    ],
+)
+def test_bad_objectives_are_one_sentence(text, message):
+    with pytest.raises(ObjectiveError, match=message):
+        built(text)
+
+
+def test_features_leave_the_first_frame_out_and_know_what_moved():
+    teacher = trainer_data.load_teacher("videomae")
+    video = torch.rand(3, 9, 32, 32)
+    found = features_of(teacher, video, TeacherNeed(name="videomae"))
+    torch.testing.assert_close(found["features"], teacher.features(video[None, :, 1:])[0])
+    assert found["exact_saliency"].shape == found["features"].shape[1:] == (4, 4, 4)
+    predicted = features_of(trainer_data.load_teacher("vjepa2"), video, TeacherNeed(name="vjepa2", context=0.25))
+    assert int(predicted["exact_seen"]) == 1
+    assert predicted["features"].shape == (48, 3, 4, 4)
+
+
+def settings(tmp_path, **changes) -> FinetuneConfig:
+    data = tmp_path / "data"
+    if not data.exists():
+        data.mkdir()
+        tiny_run.clips(data, width=4096)
+        tiny.native_files(tmp_path / "base")
+    trainer = TrainerConfig(steps=2, batch=2, rate=1e-3, held_out=0.2, validate_every=1, save_every=1, tensorboard=False)
+    defaults = {"out": tmp_path / "run", "data": data, "backbone": "toy", "dit": tmp_path / "base" / "dit.safetensors"}
+    return FinetuneConfig(**(defaults | {"tune": TuneConfig(rank=2), "trainer": trainer, "objectives": ALL} | changes))
+
+
+def test_the_command_trains_with_every_objective_at_once(tmp_path):
+    outcome, path = finetune(settings(tmp_path), progress=quiet())
+    assert outcome.step == 2
+    assert path.is_file()
+    row = read_log(tmp_path / "run" / "log.csv")[-1]
+    for text in ALL:
+        kind = text.split()[0]
+        assert math.isfinite(row[kind])
+        assert math.isfinite(row[f"val_{kind}"])
+    weights = {text.split()[0]: objectives.parse(text)[1].weight for text in ALL}
+    assert row["loss"] == pytest.approx(row["denoise"] + sum(weights[kind] * row[kind] for kind in weights), rel=1e-4)
+    made = list((tmp_path / "data" / "features").glob("*.safetensors"))
+    assert len(made) == 12  # six clips, two teachers
+    before = {path: path.stat().st_mtime_ns for path in made}
+    finetune(settings(tmp_path, out=tmp_path / "again"), progress=quiet())
+    assert {path: path.stat().st_mtime_ns for path in made} == before
+
+
+def test_missing_videos_and_damaged_features_are_told(tmp_path):
+    config = settings(tmp_path)
+    frames = tmp_path / "data" / "frames" / "clip3.safetensors"
+    kept = frames.read_bytes()
+    frames.unlink()
+    with pytest.raises(TrainingDataError, match=r"clip3\.mp4 is needed for a teacher's features; give its folder with --videos"):
+        finetune(config, progress=quiet())
+    frames.write_bytes(kept)
+    finetune(config, progress=quiet())
+    cache = FeatureCache(tmp_path / "data" / "features")
+    for damaged in cache.folder.glob("*.safetensors"):
+        damaged.write_bytes(b"cut")
+    with pytest.raises(command.ERRORS, match="not a readable safetensors file"):
+        finetune(settings(tmp_path, out=tmp_path / "other"), progress=quiet())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": None}, "there is nothing to train on"),
+        ({"source": "x"}, "dit and source name two models"),
+        ({"tune": TuneConfig(mode="full"), "fp8_storage": True}, "fp8_storage is for a LoRA"),
+        ({"objectives": ["drift lag=3"]}, "the shortest clip has 3 latent frames, too few for a drift at lag 3"),
+    ],
+)
+def test_bad_commands_are_one_sentence(changes, message, tmp_path):
+    with pytest.raises((FinetuneError, ObjectiveError), match=message):
+        finetune(settings(tmp_path, **changes), progress=quiet())
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
+def test_motion_head_learns_flow_and_serves_stage_two(tmp_path, monkeypatch):
+    class Flow:
+        def flow(self, video, step, size):
+            frames = video.shape[2] // step
+            return torch.ones(1, 2, frames - 1, *size) * torch.tensor([2.0, -1.0]).view(1, 2, 1, 1, 1)
+
+    monkeypatch.setattr(stage_one, "load_raft", lambda *args: Flow())
+    config = settings(tmp_path)
+    trainer = TrainerConfig(steps=60, batch=3, rate=1e-2, held_out=0.2, validate_every=30, save_every=30, tensorboard=False)
+    head = stage_one.MotionHeadConfig(
+        data=config.data, out=tmp_path / "head", flow_height=16, flow_width=16, motion=4, hidden=8, trainer=trainer
+    )
+    outcome, path = stage_one.train_motion_head(head, progress=quiet())
+    rows = read_log(tmp_path / "head" / "log.csv")
+    assert rows[-1]["flow"] < 0.3 * rows[0]["flow"]
+    assert outcome.step == 60
+    text = f"soft_trd block=1 stride=1 motion_head={path}"
+    finetune(settings(tmp_path, objectives=[text]), progress=quiet())
+    assert math.isfinite(read_log(tmp_path / "run" / "log.csv")[-1]["soft_trd"])
+
+
+def test_every_recipe_is_whole():
+    papers = "lamo-2b-full lamo-5b-lora tsa-2b mtsa-2b moalign-2b moalign-wan videorepa-2b videorepa-5b repa-2b ldo-pda"
+    assert set(papers.split()) <= set(names())
+    for name in names():
+        recipe = load_recipe(name, FinetuneConfig)
+        assert recipe.about
+        assert recipe.recipe == name
+        for text in recipe.objectives:
+            objectives.parse(text)
+        if recipe.backbone != "toy":
+            assert recipe.trainer.batch * recipe.trainer.accumulate == 32
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"objektives": []}, "has the key 'objektives', which is unknown; keys there are about, backbone"),
+        ({"trainer": {"steps": "many"}}, "trainer: steps is 'many'; it must be of type int"),
+        ({"backbone": "sora"}, "backbone is 'sora'; it must be one of 'wan'"),
+        ({"tune": 4}, "tune must hold an object"),
+        ({"objectives": "drift"}, "objectives is 'drift'; it must be a list"),
+        ([], "must hold an object"),
+    ],
+)
+def test_bad_recipes_are_one_sentence(values, message, tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(str(path), FinetuneConfig)
+
+
+def test_recipes_that_are_no_recipes(tmp_path):
+    with pytest.raises(RecipeError, match="choose one of lamo-2b-full"):
+        load_recipe("lamo-9b", FinetuneConfig)
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(RecipeError, match="not a readable JSON"):
+        load_recipe(str(tmp_path / "x.json"), FinetuneConfig)
+
+
+def test_the_command_line_changes_a_recipe(tmp_path, capsys):
+    config = settings(tmp_path, objectives=[])
+    recipe = tmp_path / "mine.json"
+    recipe.write_text(
+        json.dumps({"backbone": "toy", "objectives": ["drift lag=1"], "tune": {"rank": 2}, "trainer": {"steps": 5}})
+    )
+    argv = ["--recipe", str(recipe), "--data", str(config.data), "--dit", str(config.dit), "--out", str(tmp_path / "cli")]
+    assert command.main([*argv, "--steps", "1", "--no-tensorboard", "--held-out", "0"]) == 0
+    assert "mine-lora.safetensors" in capsys.readouterr().out
+    assert command.main([*argv, "--objectives", "dirft"]) == 1
+    assert "objective 'dirft' is unknown" in capsys.readouterr().err
+
+
+def test_caption_lists(tmp_path):
+    from latent_physics.training.trainer_captions import CaptionError, read_captions
+
+    for name in ("a.mp4", "b.mp4", "c.webm"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "list.jsonl").write_text('{"video": "a.mp4", "caption": "one  ball"}\n\n{"file_name": "b", "text": "two"}\n')
+    (tmp_path / "openvid.csv").write_text("video,caption,aesthetic score\na.mp4,a ball,5.1\nmissing.mp4,none,4\n")
+    (tmp_path / "wisa.json").write_text(json.dumps({"c": {"captions": {"short": "ice", "long": "ice melts in the sun"}}}))
+    assert read_captions(tmp_path / "list.jsonl") == {tmp_path / "a.mp4": "one ball", tmp_path / "b.mp4": "two"}
+    assert read_captions(tmp_path / "openvid.csv") == {tmp_path / "a.mp4": "a ball"}
+    assert read_captions(tmp_path / "wisa.json") == {tmp_path / "c.webm": "ice melts in the sun"}
+    bad = {
+        "no.jsonl": (None, "does not exist"),
+        "b.jsonl": ('{"video": "a.mp4"}', "entry 1, names no caption"),
+        "c.jsonl": ("{", "cannot be read"),
+        "d.json": ("[1]", "a list of entries"),
+        "e.txt": ("x", "is no caption list"),
+        "f.csv": ("video,caption\nz.mp4,x\n", "none of the 1 videos"),
+    }
+    for name, (text, message) in bad.items():
+        if text is not None:
+            (tmp_path / name).write_text(text)
+        with pytest.raises(CaptionError, match=message):
+            read_captions(tmp_path / name)
+
+
+def test_frames_of_a_real_clip_come_back_as_they_were_cut(tmp_path):
+    """From the video itself: found by content, cut by index, refused where the cut differs."""
+    import imageio.v3 as imageio
+    import numpy as np
+    from latent_physics.training.dataset import ClipInfo
+    from latent_physics.training.trainer_data import Entry, FrameSource
+    from latent_physics.training.videos import content_hash, windows
+
+    frames = np.random.default_rng(0).integers(0, 255, (20, 32, 32, 3), dtype=np.uint8)
+    film = tmp_path / "film.mp4"
+    imageio.imwrite(film, frames, fps=8, codec="libx264")
+    cut = list(windows(film, frames=9, width=32, height=32, limit=0))
+    info = ClipInfo(
+        source=film.name, source_hash=content_hash(film), key="k", caption="", caption_from="none", window=1, last=True,
+        start=cut[1].start, frames=9, width=32, height=32, fps=cut[1].fps,
+    )  # fmt: skip
+    source = FrameSource(tmp_path / "none", [film], fps=0)
+    entry = Entry(path=tmp_path / "x.safetensors", shape=(16, 3, 4, 4), info=info)
+    source.check(entry)
+    torch.testing.assert_close(source.read(entry), torch.from_numpy(cut[1].frames).permute(3, 0, 1, 2).float() / 255)
+    with pytest.raises(TrainingDataError, match="cannot be cut as it was"):
+        FrameSource(tmp_path / "none", [film], fps=2).read(entry)
+
+
+def test_objectives_get_names_of_their_own():
+    channels = {"videomae, default": 6}
+    together = objectives.build(["repa block=0", "drift", "tsa block=0", "tsa block=1"], width=8, blocks=2, channels=channels)
+    assert list(together) == ["repa", "drift", "tsa", "tsa_2"]

@@ -1,0 +1,132 @@
+"""`latent-physics compare`: the toy backbone fine-tuned plainly and with each objective, same steps and data; one table of
+physics.
+
+Every fine-tune starts from the shipped toy model. A run that was stopped goes on with the same command.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from ..methods.weights import write_atomically
+from . import cli
+from .backbones import Backbone, load_backbone
+from .finetune import ERRORS, FinetuneConfig, FinetuneError, finetune
+from .recipes import load_recipe, names
+from .run import ProgressLine, StopRequest, saving
+from .trainer_toy import make_toy_clips, toy_prompts, toy_scores
+
+SCORES = ("law", "adherence", "dynamic_degree")
+
+
+def toy_recipes() -> list[str]:
+    """The toy twins, the control first."""
+    return sorted((name for name in names() if name.startswith("toy-")), key=lambda name: (name != "toy-plain", name))
+
+
+@dataclass(kw_only=True)
+class CompareConfig:
+    """Fine-tunes the toy model with each objective and scores what each draws."""
+
+    out: Path = Path("runs/compare")
+    """Folder of the runs and of the table."""
+    recipes: list[str] = field(default_factory=toy_recipes)
+    """Recipes to compare."""
+    steps: int | None = None
+    """Steps of every fine-tune; left out, the recipes'."""
+    clips: int = 512
+    """Drawn clips to train on, all with right dynamics."""
+    prompts: int = 64
+    """Clips to sample and score per model."""
+    sampling_steps: int = 20
+    """Sampler steps."""
+    cfg: float = 1.0
+    """Classifier-free guidance while sampling; 1 for none."""
+    seed: int = 0
+    """Seeds data, training and sampling."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice."""
+
+
+def compare(config: CompareConfig, stop: StopRequest, progress: ProgressLine) -> dict[str, dict[str, float]]:
+    """Runs what is not done yet; returns means and standard errors by model. Raises what `finetune` raises."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    backbone = load_backbone("toy")
+    data = config.out / "data"
+    make_toy_clips(data, backbone, config.clips, config.seed + 1, progress=progress)
+    results = {"before": scored(config, config.out / "before.json", backbone, progress)}
+    for name in config.recipes:
+        settings = recipe_for(config, name, data)
+        saved = config.out / name / "scores.json"
+        if not saved.is_file():
+            outcome, _ = finetune(settings, stop, ProgressLine(name, progress.stream))
+            if outcome.stopped:
+                break
+            load_trained(backbone, settings)
+        results[name] = scored(config, saved, backbone, progress)
+    return results
+
+
+def recipe_for(config: CompareConfig, name: str, data: Path) -> FinetuneConfig:
+    """The recipe with this comparison's data, seed and steps."""
+    settings = load_recipe(name, FinetuneConfig)
+    trainer = replace(settings.trainer, seed=config.seed, steps=config.steps or settings.trainer.steps, tensorboard=False)
+    return replace(settings, data=data, out=config.out / name, trainer=trainer, export_dtype="float32")
+
+
+def load_trained(backbone: Backbone, settings: FinetuneConfig) -> None:
+    """Puts the exported weights of a run into the backbone; refuses a LoRA."""
+    from .backbones.keys import to_diffusers
+
+    path = next(settings.out.glob("*-full.safetensors"), None)
+    if path is None:
+        raise FinetuneError(f"{settings.out} holds no exported full fine-tune; comparing works on those.")
+    backbone.dit.load_state_dict(to_diffusers(safetensors.torch.load_file(path), backbone.dit_keys))
+
+
+def scored(config: CompareConfig, path: Path, backbone: Backbone, progress: ProgressLine) -> dict[str, float]:
+    """Scores of the backbone as it is now, kept in `path`."""
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    progress.say(f"scoring {path.parent.name if path.stem == 'scores' else path.stem}")
+    backbone.dit.eval()
+    prompts, worlds = toy_prompts(config.prompts, config.seed + 10_007)
+    scores = toy_scores(backbone, prompts, worlds, steps=config.sampling_steps, cfg=config.cfg, seed=config.seed + 77)
+    values: dict[str, float] = {}
+    for name, value in scores.items():
+        values[name] = value.mean().item()
+        values[f"{name}_error"] = value.std().item() / len(value) ** 0.5
+    with saving(path.name, "the runs are safe"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(values, indent=2).encode())
+    return values
+
+
+def table(results: Mapping[str, Mapping[str, float]]) -> str:
+    """The table: mean and standard error of every score."""
+    lines = [f"{'model':<16}" + "".join(f"{name.replace('_', ' '):>20}" for name in SCORES)]
+    for model, values in results.items():
+        cells = "".join(f"{values[name]:>11.3f} +- {values[f'{name}_error']:.3f}" for name in SCORES)
+        lines.append(f"{model:<16}{cells}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    """The command. Returns the exit status."""
+
+    def command() -> int:
+        config = cli.parse(CompareConfig, argv, prog="latent-physics compare", description=CompareConfig.__doc__ or "")
+        with StopRequest() as stop:
+            results = compare(config, stop, ProgressLine("compare"))
+        print(table(results))
+        print(f"Mean and standard error over {config.prompts} clips, one seed; scores in {config.out}.")
+        return 130 if len(results) <= len(config.recipes) else 0
+
+    return cli.run_command(command, FinetuneError, *ERRORS)
