@@ -170,8 +170,9 @@ class ComfyServer:
         complete = {}
         for node, entry in graph.items():
             specs = known[entry["class_type"]]["input"].get("required", {})
-            defaults = {name: spec[1]["default"] for name, spec in specs.items() if len(spec) > 1 and "default" in spec[1]}
-            complete[node] = {**entry, "inputs": {**defaults, **entry["inputs"]}}
+            defaults = {name: default_of(spec) for name, spec in specs.items() if name not in entry["inputs"]}
+            present = {name: value for name, value in defaults.items() if value is not None}
+            complete[node] = {**entry, "inputs": {**present, **entry["inputs"]}}
         return complete
 
     def queue(self, graph: dict[str, Any]) -> str:
@@ -213,6 +214,13 @@ class ComfyServer:
     def path_of(self, item: dict[str, str]) -> Path:
         """Where an output file lies on this machine."""
         return self.base / item["type"] / item.get("subfolder", "") / item["filename"]
+
+
+def default_of(spec: list[Any]) -> Any:
+    """What a widget shows when its node is added: its default, a menu's first entry; None for a socket."""
+    kind, options = spec[0], spec[1] if len(spec) > 1 else {}
+    menu = kind if isinstance(kind, list) else options.get("options")
+    return options.get("default", menu[0] if menu else None)
 
 
 def output_files(entry: dict[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:

@@ -48,11 +48,11 @@ def last_line(text: str) -> str:
 
 
 def read_tail(path: Path, size: int = 20_000) -> str:
-    """The end of a log; empty where there is none."""
+    """The end of a log without the terminal's colours; empty where there is none."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, path.stat().st_size - size))
-            return file.read().decode("utf-8", "replace")
+            return re.sub(r"\x1b\[[0-9;]*m", "", file.read().decode("utf-8", "replace"))
     except OSError:
         return ""
 
