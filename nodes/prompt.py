@@ -124,12 +124,11 @@ class Endpoint:
 
     def _request(self, system: str, user: str, temperature: float, schema: str) -> str:
         try:
-            import httpx
             import openai
         except ImportError as error:
             raise EndpointError("the openai package is not installed: pip install openai") from error
         # A redirect could carry prompt and key elsewhere, and proxies from the environment could read them.
-        http = httpx.Client(follow_redirects=False, timeout=self.timeout)
+        http = openai.DefaultHttpxClient(follow_redirects=False, timeout=self.timeout)
         with openai.OpenAI(
             base_url=self.base_url, api_key=self.key or NO_KEY, timeout=self.timeout, max_retries=self.retries, http_client=http
         ) as client:

@@ -439,7 +439,8 @@ class PilaRun:
     def settings(self) -> dict[str, Any]:
         """What must be the same when a run goes on."""
         facts = {"data": self.clips.fingerprint(), "latent_space": self.clips.latent_space}
-        return {**asdict(self.config), "adapter": self.adapter_config.to_dict(), **facts}
+        adapter = self.adapter_config.to_dict()
+        return {**asdict(self.config), **adapter.pop("ablation"), **adapter, **facts}
 
     def recipe(self) -> dict[str, Any]:
         """How the weights came about, for their metadata."""
