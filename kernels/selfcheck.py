@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import drift, relational_tiled
+from . import balance, drift, relational_tiled
 from .relational_engine import TorchEngine
 
 GRID = (3, 5, 7)
@@ -30,7 +30,7 @@ def mismatch(device: torch.device) -> str | None:
 
 def _problems(device: torch.device) -> list[tuple[str, torch.dtype, Callable[[], list[Tensor]], Callable[[], list[Tensor]]]]:
     """(name, dtype, Triton's result, torch's result) for every twin."""
-    from . import drift_triton, relational_triton
+    from . import balance_triton, drift_triton, relational_triton
 
     generator = torch.Generator().manual_seed(0)
     shape = (2, GRID[0] * GRID[1] * GRID[2], CHANNELS)
@@ -54,12 +54,16 @@ def _problems(device: torch.device) -> list[tuple[str, torch.dtype, Callable[[],
             for module in (relational_triton, relational_tiled)
         ]
         problems.append(("cosine_alignment", dtype, *pair))
-    problems.append(
-        (
-            "drift",
-            torch.float32,
-            lambda: list(drift_triton.means_of_output(*latents, *numbers)),
-            lambda: list(drift.tiled_means_of_output(*latents, *numbers)),
-        )
-    )
+    means = [
+        lambda run=run: list(run(*latents, *numbers)) for run in (drift_triton.means_of_output, drift.tiled_means_of_output)
+    ]
+    problems.append(("drift", torch.float32, *means))
+    field, velocity, weight = latents[0][:, :1].contiguous(), latents[1][:, :2].contiguous(), latents[2][:, :1].abs()
+    for law in ("wave", "continuity", "transport"):
+        flow = None if law == "wave" else velocity
+        both = [
+            lambda run=run, law=law, flow=flow: list(filter(torch.is_tensor, run(field, flow, weight, *numbers, law, True)))
+            for run in (balance_triton.balance, balance.tiled_balance)
+        ]
+        problems.append((f"balance of {law}", torch.float32, *both))
     return problems
