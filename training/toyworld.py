@@ -49,14 +49,14 @@ class ToyWorldConfig:
 
     vae_width: int = 8
     """base_dim of the VAE; Wan's own is 96."""
-    vae_short_steps: int = 1500
+    vae_short_steps: int = 1300
     """Steps on 5-frame windows (batch 4)."""
-    vae_long_steps: int = 200
-    """Steps on 13-frame windows (batch 2) after those."""
-    vae_rate: float = 2e-3
-    """Peak learning rate of the VAE, falling along a cosine."""
+    vae_long_steps: int = 900
+    """Steps on 9-frame windows (batch 3) after those: the third latent frame is the first that is coded like all later ones."""
+    vae_rate: float = 1.5e-3
+    """Peak learning rate of the VAE, falling along a cosine; half of it on the longer windows."""
 
-    clips: int = 4096
+    clips: int = 2048
     """Clips in the mixture the base model is trained on."""
     wrong: float = 0.5
     """Share of them with corrupted dynamics."""
@@ -66,7 +66,7 @@ class ToyWorldConfig:
 
     layers: int = 6
     """Transformer blocks, 128 channels each."""
-    base_steps: int = 9000
+    base_steps: int = 6000
     """Steps of the base model."""
     batch: int = 16
     """Clips per step of the base model."""
@@ -76,6 +76,8 @@ class ToyWorldConfig:
     """Shift of the training noise levels towards noise."""
     drop_prompt: float = 0.1
     """Share of prompts replaced by the empty one, for classifier-free guidance."""
+    bf16: bool = True
+    """Compute the base model in bfloat16 (weights stay float32): 2.6 times as fast where the CPU has the instructions for it."""
     ema: float = 0.999
     """Decay of the exponential moving average that is exported."""
     save_every: int = 200
@@ -224,16 +226,19 @@ def decode_unclamped(vae: nn.Module, z: Tensor) -> Tensor:
 
 
 def train_vae(config: ToyWorldConfig) -> nn.Module:
-    """Windows of five frames (two latent frames) first, then of thirteen."""
+    """Windows of five frames first, then of nine, each with its own fall of the learning rate."""
     vae = build_vae(config).train()
-    steps = config.vae_short_steps + config.vae_long_steps
+    stages = (("vae_short", 4, 5, config.vae_short_steps, 1.0), ("vae_long", 3, 9, config.vae_long_steps, 0.5))
+    for name, count, length, steps, part in stages:
 
-    def step_loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        rng = np.random.default_rng((config.seed, 1, step))
-        clips, backgrounds = windows(4, 5, rng) if step < config.vae_short_steps else windows(2, 13, rng)
-        return vae_loss(vae, clips, backgrounds, generator)
+        def step_loss(
+            step: int, generator: torch.Generator, name: str = name, count: int = count, length: int = length
+        ) -> tuple[Tensor, dict[str, float]]:
+            clips, backgrounds = windows(count, length, np.random.default_rng((config.seed, len(name), step)))
+            return vae_loss(vae, clips, backgrounds, generator)
 
-    return run_steps("vae", config, steps, config.vae_rate, vae, None, step_loss).eval()
+        run_steps(name, config, steps, part * config.vae_rate, vae, None, step_loss)
+    return vae.eval()
 
 
 @torch.no_grad()
@@ -334,8 +339,9 @@ def train_base(config: ToyWorldConfig, latents: Tensor, prompts: list[str]) -> B
         dropped = torch.rand(config.batch, generator=generator) < config.drop_prompt
         texts = ["" if drop else prompts[index] for drop, index in zip(dropped.tolist(), chosen.tolist())]
         mixed = sigma.view(-1, 1, 1, 1, 1)
-        velocity = model((1 - mixed) * clean + mixed * eps, sigma, texts)
-        return nn.functional.mse_loss(velocity, eps - clean), {}
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
+            velocity = model((1 - mixed) * clean + mixed * eps, sigma, texts)
+        return nn.functional.mse_loss(velocity.float(), eps - clean), {}
 
     return run_steps("base", config, config.base_steps, config.base_rate, model, average, step_loss).eval()
 

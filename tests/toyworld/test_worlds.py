@@ -1,0 +1,141 @@
+"""Each world's closed-form motion against an independent computation of its law."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from latent_physics.toyworld.canvas import COLOURS, FRAMES, SIZE, box, disc, gaussian, moments, unmix
+from latent_physics.toyworld.corruption import TIMES, frozen, shuffled
+from latent_physics.toyworld.worlds import WORLDS
+from latent_physics.toyworld.worlds.base import balance
+from latent_physics.toyworld.worlds.fluid import upstream
+from latent_physics.toyworld.worlds.rigid_body import bounce_height
+from latent_physics.toyworld.worlds.thermal import blur
+
+
+def integrate_bounce(
+    time: float, y: float, speed: float, floor: float, gravity: float, restitution: float, dt: float = 1e-4
+) -> float:
+    """The same ball by small steps."""
+    for _ in range(round(time / dt)):
+        speed += gravity * dt
+        y += speed * dt
+        if y > floor and speed > 0:
+            y, speed = floor, -restitution * speed
+    return y
+
+
+@settings(deadline=None, max_examples=8)
+@given(y=st.floats(8, 40), speed=st.floats(-1.5, 1.5), time=st.floats(0, 33))
+def test_bouncing_ball_equals_small_steps(y, speed, time):
+    constants = WORLDS["rigid_body"].constants
+    exact = bounce_height(time, y, speed, 50.0, constants)
+    assert exact == pytest.approx(integrate_bounce(time, y, speed, 50.0, **constants), abs=0.05)
+
+
+def test_vortex_keeps_area_and_composes():
+    constants = WORLDS["fluid"].constants
+    x, y = upstream(5.0, 1.0, constants)
+    determinant = np.gradient(x, axis=1) * np.gradient(y, axis=0) - np.gradient(x, axis=0) * np.gradient(y, axis=1)
+    assert np.abs(determinant[2:-2, 2:-2] - 1).max() < 0.02  # divergence-free: the map keeps area
+    back_x, back_y = upstream(5.0, -1.0, constants)
+    radius = np.hypot(x - 31.5, y - 31.5)
+    assert np.allclose(radius, np.hypot(back_x - 31.5, back_y - 31.5), atol=1e-3)  # and radius, either way round
+
+
+@settings(deadline=None, max_examples=8)
+@given(variance=st.floats(4, 20), more=st.floats(2, 20))
+def test_blur_is_the_heat_equation(variance, more):
+    """A Gaussian stays a Gaussian whose variance grows by what was added, and whose mass stays."""
+    start = gaussian(31.5, 31.5, variance, 1.0)
+    expected = gaussian(31.5, 31.5, variance + more, variance / (variance + more))
+    assert np.abs(blur(start, more) - expected).max() < 2e-3
+
+
+def test_collision_keeps_momentum_and_energy():
+    world, rng = WORLDS["collision"], np.random.default_rng(0)
+    for _ in range(20):
+        value = world.draw(rng).values
+        masses = np.array([value["r0"] ** 2, value["r1"] ** 2])
+        before = np.array([value["v0"], value["v1"]])
+        mean = (masses * before).sum() / masses.sum()
+        after = 2 * mean - before
+        assert (masses * after).sum() == pytest.approx((masses * before).sum())
+        assert (masses * after**2).sum() == pytest.approx((masses * before**2).sum())
+        assert before[0] - before[1] == pytest.approx(world.constants["closing"])
+
+
+def test_melting_keeps_mass():
+    world = WORLDS["phase_change"]
+    frames = world.render(world.draw(np.random.default_rng(3)))
+    mass = world.unmix(frames).sum((1, 2, 3))
+    assert np.ptp(mass) < 0.03 * mass.mean()
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_scenes_stay_in_view(name):
+    """Nothing leaves the picture during a real clip: the mass of every thing stays above half of what it can be at least."""
+    world, rng = WORLDS[name], np.random.default_rng(11)
+    for _ in range(12):
+        scene = world.draw(rng)
+        frames = world.render(scene)
+        assert frames.shape == (FRAMES, 3, SIZE, SIZE)
+        assert frames.dtype == np.float32
+        assert frames.min() >= 0
+        assert frames.max() <= 1
+        mass = world.unmix(frames).sum((-2, -1))
+        for colour in scene.colours:
+            assert mass[:, COLOURS.index(colour)].min() > 0.5 * world.mass_range[0]
+
+
+@settings(deadline=None, max_examples=15)
+@given(x=st.floats(15, 48), y=st.floats(15, 48), radius=st.floats(3, 9))
+def test_disc_has_its_area_and_centre(x, y, radius):
+    mass, found_x, found_y = moments(disc(x, y, radius))
+    assert mass == pytest.approx(np.pi * radius**2, rel=0.05)
+    assert (found_x, found_y) == pytest.approx((x, y), abs=0.1)
+
+
+@settings(deadline=None, max_examples=15)
+@given(left=st.floats(1, 30), top=st.floats(1, 30), width=st.floats(0.5, 30), height=st.floats(0.5, 30))
+def test_box_has_its_exact_area(left, top, width, height):
+    assert box(left, top, left + width, top + height).sum() == pytest.approx(width * height, rel=1e-4)
+
+
+@settings(deadline=None, max_examples=10)
+@given(colour=st.sampled_from(COLOURS), opacity=st.floats(0.2, 1.0), name=st.sampled_from(list(WORLDS)))
+def test_unmixing_inverts_blending(colour, opacity, name):
+    from latent_physics.toyworld.canvas import blend
+
+    background = WORLDS[name].background
+    alpha = opacity * disc(32, 32, 7)
+    found = unmix(blend(background, alpha, colour)[None], background)[0]
+    assert np.abs(found[COLOURS.index(colour)] - alpha)[20:44, 20:44].max() < 0.2
+    assert found.sum() == pytest.approx(alpha.sum(), rel=0.1)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 10**6))
+def test_corruptions_are_times_of_the_clip(seed):
+    rng = np.random.default_rng(seed)
+    for make in [*TIMES.values(), frozen, shuffled]:
+        times = make(rng)
+        assert times.shape == (FRAMES,)
+        assert times.min() >= 0
+        assert times.max() <= FRAMES + 6
+    assert sorted(shuffled(rng)) == list(range(FRAMES))
+    assert np.ptp(frozen(rng)) == 0
+    assert (np.diff(TIMES["warped"](rng)) > 0).all()
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 10**6))
+def test_balance_is_bounded_and_zero_only_where_the_law_holds(seed):
+    rng = np.random.default_rng(seed)
+    observed, predicted, reference = rng.random((3, 5, 4, 4))
+    found = balance(observed, predicted, reference, floor=1e-6)
+    assert ((found >= 0) & (found <= 1)).all()
+    assert balance(predicted, predicted, reference, floor=1e-6).max() == 0
+    assert balance(reference, predicted, reference, floor=1e-9).min() == pytest.approx(1)
