@@ -31,15 +31,18 @@ def test_frames_of_single_images():
 
 
 def test_overlay_covers_the_hot_and_leaves_the_cold():
-    images = torch.rand(5, 16, 16, 3)
+    images = torch.full((5, 16, 16, 3), 0.25)
     maps = torch.zeros(1, 4, 4)
     maps[0, 1, 2] = 1.0
     shown = views.overlay(images, maps, 2, 1.0)
-    hot = views.heat_colours(torch.ones(()))
-    assert (shown[0, 6, 10] - hot).abs().max() < (images[0, 6, 10] - hot).abs().max()
+    heat = torch.tensor(0.765625)  # bilinear, an eighth of a cell off its middle on both axes
+    expected = 0.25 * (1 - heat) + views.heat_colours(heat) * heat
+    assert torch.allclose(shown[0, 5:7, 9:11], expected.expand(2, 2, 3), atol=1e-4)
     assert torch.equal(shown[0, 12:], images[0, 12:])
     assert torch.equal(shown[1:], images[1:])
     assert torch.equal(views.overlay(images, maps, 2, 0.0), images)
+    half = views.overlay(images, maps, 2, 0.5)
+    assert torch.allclose(half - images, 0.5 * (shown - images), atol=1e-6)
 
 
 def test_heat_is_monotone_in_brightness():
