@@ -12,6 +12,12 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {
     "cache": "encode a folder of videos: latents + prompt embeddings, one safetensors per clip",
     "predictor": "train LaMo's motion field predictor on cached latents",
+    "pila": "train the PILA physics adapter on a frozen backbone",
+    "finetune": "fine-tune a video model, LoRA or full, with any weighted set of physics objectives",
+    "motion-head": "train MoAlign's motion subspace (stage 1), which a fine-tune then aligns with",
+    "export": "write a fine-tune's checkpoint as a file that ComfyUI loads",
+    "compare": "fine-tune the toy model with each objective and print a table of physics",
+    "toy-teachers": "train the toy world's video encoders (VideoMAE, V-JEPA 2)",
     "toyworld": "train the toy world's models (VAE, DiT, text encoder)",
 }
 

@@ -26,6 +26,7 @@ from ..methods.weights import WeightsError, read_info, write_atomically
 from . import cli
 from .dataset import KIND, ClipInfo, described, read_clip_info, write_clip
 from .run import ProgressLine, RunError, StopRequest, remove_leftovers, saving
+from .trainer_captions import CaptionError, read_captions
 from .videos import VideoError, Window, caption_of, content_hash, find_clips, template_clips, windows
 
 TEXT_BATCH = 8
@@ -66,6 +67,9 @@ class CacheConfig:
     """Folder for the cached clips, one safetensors file each."""
     videos: list[Path] = field(default_factory=list)
     """Videos, or folders searched to any depth: mp4, webm, mov, mkv, gif, animated webp, folders of PNG frames."""
+    captions: Path | None = None
+    """A list of captions instead of .txt files: .jsonl, .csv (as OpenVid's) or .json (as WISA-80K's). Only the videos it names are
+    taken, looked up in the one folder given as `videos`, or beside the list."""
     templates: str | None = None
     """Also take the animated clips of ComfyUI's installed template packages whose names match this, for example '*wan*'."""
     limit: int | None = None
@@ -219,11 +223,12 @@ def plan(clips: Sequence[Path], config: CacheConfig, form: Format, report: Cache
         "source": config.source or [config.vae, config.text],
     }
 
+    listed = listed_captions(config)
     known = {match[2]: match[1] for path in config.out.glob("*.safetensors") if (match := CACHED_NAME.match(path.name))}
 
     def look(clip: Path) -> Job | VideoError:
         try:
-            caption, origin = caption_of(clip)
+            caption, origin = (listed[clip], "file") if clip in listed else caption_of(clip)
             if origin == "name" and not config.name_captions:
                 caption, origin = "", "none"
             source_hash = content_hash(clip)
@@ -245,6 +250,18 @@ def plan(clips: Sequence[Path], config: CacheConfig, form: Format, report: Cache
         else:
             jobs[job.source_hash] = job
     return list(jobs.values())
+
+
+def listed_captions(config: CacheConfig) -> dict[Path, str]:
+    """Video -> caption of `config.captions`; empty where there is no list. Raises CacheError where it cannot be used."""
+    if config.captions is None:
+        return {}
+    if len(config.videos) > 1:
+        raise CacheError("with a list of captions, give one folder of videos, the one its names are looked up in.")
+    try:
+        return read_captions(config.captions, config.videos[0] if config.videos else None)
+    except CaptionError as error:
+        raise CacheError(str(error)) from error
 
 
 def _finished(job: Job, out: Path, report: CacheReport) -> bool:
@@ -494,7 +511,10 @@ def main(argv: list[str]) -> int:
 def _command(argv: list[str]) -> int:
     config = cli.parse(CacheConfig, argv, prog="latent-physics cache", description="Videos -> latents and prompt embeddings.")
     format_of(config)
-    clips = find_clips(config.videos) if config.videos or config.templates is None else []
+    if config.captions is not None:
+        clips = sorted(listed_captions(config))
+    else:
+        clips = find_clips(config.videos) if config.videos or config.templates is None else []
     if config.templates is not None:
         extra = template_clips(config.templates)
         if not extra:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..methods.weights import WeightsError
 from . import cli, objectives
 from .backbones import Backbone, BackboneError, load_backbone
-from .cache import CacheConfig, CacheError, cache_clips, loaders
+from .cache import CacheConfig, CacheError, cache_clips, listed_captions, loaders
 from .export import DTYPES, ExportConfig, ExportError, export, read_lora
 from .objectives import ObjectiveError, TeacherNeed
 from .recipes import RecipeError, load_recipe, names
@@ -52,6 +52,8 @@ class FinetuneConfig:
     """Clips cached by `latent-physics cache --tokens`; left out, `videos` are cached into the run's folder first."""
     videos: list[Path] = field(default_factory=list)
     """Videos or folders of them: to cache, and for the teachers' features. Captions: .txt files of the same name."""
+    captions: Path | None = None
+    """A list of captions instead of .txt files: .jsonl, .csv (as OpenVid's) or .json (as WISA-80K's)."""
     limit: int | None = None
     """Use at most so many clips."""
     features: Path | None = None
@@ -136,8 +138,8 @@ def check(config: FinetuneConfig) -> None:
     """Everything that can be known before anything is loaded. Raises FinetuneError or ObjectiveError."""
     for text in config.objectives:
         objectives.parse(text)
-    if config.data is None and not config.videos:
-        raise FinetuneError("there is nothing to train on; give --data (cached clips) or --videos.")
+    if config.data is None and not config.videos and config.captions is None:
+        raise FinetuneError("there is nothing to train on; give --data (cached clips), --videos or --captions.")
     if config.dit and config.source:
         raise FinetuneError("dit and source name two models; give one of them.")
     if config.tune.mode == "full" and (config.fp8_storage or config.init):
@@ -152,10 +154,11 @@ def cache_videos(config: FinetuneConfig, out: Path, stop: StopRequest, progress:
     settings = CacheConfig(
         out=out, videos=config.videos, backbone=config.backbone, source=config.source, vae=config.vae, text=config.text,
         tokenizer=config.tokenizer, width=config.width, height=config.height, frames=config.frames, fps=config.fps,
-        limit=config.limit, tokens=True,
+        limit=config.limit, captions=config.captions, tokens=True,
     )  # fmt: skip
     load_text, load_vae = loaders(settings)
-    cache_clips(find_clips(config.videos)[: config.limit], settings, load_text, load_vae, stop=stop, progress=progress)
+    clips = sorted(listed_captions(settings)) if config.captions else find_clips(config.videos)
+    cache_clips(clips[: config.limit], settings, load_text, load_vae, stop=stop, progress=progress)
 
 
 def usual_fps(config: FinetuneConfig) -> float:

@@ -370,3 +370,37 @@ def test_objectives_get_names_of_their_own():
     channels = {"videomae, default": 6}
     together = objectives.build(["repa block=0", "drift", "tsa block=0", "tsa block=1"], width=8, blocks=2, channels=channels)
     assert list(together) == ["repa", "drift", "tsa", "tsa_2"]
+
+
+def test_caching_takes_captions_from_a_list(tmp_path):
+    """Only the listed videos are cached, under the list's captions."""
+    import imageio.v3 as imageio
+    import numpy as np
+    from latent_physics.training.cache import CacheConfig, CacheError, cache_clips, listed_captions
+    from latent_physics.training.dataset import read_clip
+
+    for index in range(3):
+        frames = np.random.default_rng(index).integers(0, 255, (9, 32, 32, 3), dtype=np.uint8)
+        imageio.imwrite(tmp_path / f"{index}.mp4", frames, fps=8, codec="libx264")
+    (tmp_path / "list.csv").write_text("video,caption\n0.mp4,a ball\n2.mp4,a spring\n")
+
+    class Encoder:
+        latent_space = "toy"
+
+        def embed_prompts(self, prompts):
+            return torch.ones(len(prompts), 2, 4), torch.ones(len(prompts), 2, dtype=torch.bool)
+
+        def encode_video(self, video):
+            return torch.zeros(1, 16, 3, 4, 4)
+
+    config = CacheConfig(
+        out=tmp_path / "out", captions=tmp_path / "list.csv", backbone="toy", width=32, height=32, frames=9, fps=0, tokens=True
+    )
+    cache_clips(sorted(listed_captions(config)), config, Encoder, Encoder, progress=quiet())
+    found = [read_clip(path) for path in sorted((tmp_path / "out").glob("*.safetensors"))]
+    assert [(clip.info.source, clip.info.caption, clip.info.caption_from) for clip in found] == [
+        ("0.mp4", "a ball", "file"),
+        ("2.mp4", "a spring", "file"),
+    ]
+    with pytest.raises(CacheError, match="does not exist"):
+        listed_captions(CacheConfig(out=tmp_path, captions=tmp_path / "no.csv"))
