@@ -34,6 +34,9 @@ def test_graph_runs_or_lacks_only_its_models(server: ComfyServer, run_and_open, 
     errors = [(node, error) for node, entry in refused.value.reply["node_errors"].items() for error in entry["errors"]]
     assert errors
     for node, error in errors:
+        if error["type"] == "custom_validation_failed":  # Load Motion Predictor says where the file belongs
+            assert "models/latent_physics" in error["details"], f"node {node}: {error}"
+            continue
         value = str(error["extra_info"].get("received_value"))
         assert error["type"] == "value_not_in_list", f"node {node}: {error}"
         assert value.endswith(MODEL_FILES), f"node {node}: {error}"
