@@ -68,8 +68,8 @@ class CacheConfig:
     videos: list[Path] = field(default_factory=list)
     """Videos, or folders searched to any depth: mp4, webm, mov, mkv, gif, animated webp, folders of PNG frames."""
     captions: Path | None = None
-    """A list of captions instead of .txt files: .jsonl, .csv (as OpenVid's) or .json (as WISA-80K's). Only the videos it names are
-    taken, looked up in the one folder given as `videos`, or beside the list."""
+    """A list of captions instead of .txt files: .jsonl, .csv (as OpenVid's) or .json (as WISA-80K's). Only the videos it names
+    are taken, looked up in the one folder given as `videos`, or beside the list."""
     templates: str | None = None
     """Also take the animated clips of ComfyUI's installed template packages whose names match this, for example '*wan*'."""
     limit: int | None = None

@@ -24,6 +24,7 @@ from .teachers import FeatureCache, TeacherError
 from .trainer import Outcome, Run, TrainerConfig, make_accelerator, train
 from .trainer_data import TrainingClips, TrainingDataError, cache_name, prepare_features
 from .trainer_denoise import DenoisingTask
+from .trainer_sample import Samples
 from .trainer_state import fill
 from .trainer_tune import TuneConfig, TuneError, attach, trainable
 from .videos import VideoError, find_clips
@@ -107,6 +108,10 @@ def finetune(
     """Runs the fine-tune; returns what `train` returns and the exported file. Raises one of ERRORS or FinetuneError."""
     check(config)
     accelerator = make_accelerator(config.trainer)
+    if "FSDP" in str(accelerator.distributed_type) and config.tune.mode == "lora" and config.weights != "float32":
+        raise FinetuneError(
+            f"weights is {config.weights}; FSDP2 shards weights of one format, and a LoRA's are float32: use float32."
+        )
     progress = progress or ProgressLine("fine-tune")
     stop = stop or StopRequest()
     needs = objectives.needed_teachers(config.objectives)
@@ -126,7 +131,8 @@ def finetune(
     accelerator.wait_for_everyone()
     null_tokens = empty_prompt(config) if config.trainer.drop_prompt else None
     backbone = load_dit(config)
-    task = make_task(config, backbone, clips, needs, features, null_tokens)
+    samples = make_samples(config, clips) if config.samples else None
+    task = make_task(config, backbone, clips, needs, features, null_tokens, samples)
     outcome = train(Run(config=config.trainer, task=task, out=config.out, accelerator=accelerator), stop, progress)
     path = None
     if config.export and not outcome.stopped and accelerator.is_main_process:
@@ -186,6 +192,22 @@ def empty_prompt(config: FinetuneConfig) -> Tensor:
     return kept.float()
 
 
+def make_samples(config: FinetuneConfig, clips: TrainingClips) -> Samples:
+    """What is needed to show clips on the way: embedded prompts and the VAE. Raises BackboneError where a part is missing."""
+    source: Any = config.source
+    if config.vae or config.text:
+        found = {"vae": config.vae, "text": config.text, "tokenizer": config.tokenizer}
+        source = {name: path for name, path in found.items() if path}
+    text = load_backbone(config.backbone, source, parts=("text",))
+    tokens, mask = text.embed_prompts(config.samples)
+    null = text.embed_prompts([""])
+    del text
+    gc.collect()
+    vae = load_backbone(config.backbone, source, parts=("vae",)).vae
+    shape = clips.entries[0].shape[1:]
+    return Samples(prompts=config.samples, tokens=tokens, mask=mask, null=null, vae=vae, shape=shape, fps=usual_fps(config))
+
+
 def make_task(
     config: FinetuneConfig,
     backbone: Backbone,
@@ -193,6 +215,7 @@ def make_task(
     needs: Sequence[TeacherNeed],
     features: FeatureCache,
     null_tokens: Tensor | None,
+    samples: Samples | None = None,
 ) -> DenoisingTask:
     """The task with its LoRA (or nothing frozen) and its objectives' projectors, all drawn from the run's seed."""
     attach(backbone, config.tune, config.trainer.seed)
@@ -214,6 +237,7 @@ def make_task(
         drop_prompt=config.trainer.drop_prompt,
         null_tokens=null_tokens,
         about=about(config, backbone),
+        samples=samples,
     )
 
 

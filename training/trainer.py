@@ -112,8 +112,11 @@ class Task:
         """Tensors beyond the trained parameters that a resumed run needs; they are saved, and written into on resuming."""
         return {}
 
-    def show(self, step: int, folder: Path) -> None:
-        """Called by every process after each validation, without gradients: a chance to write samples into `folder`."""
+    def show(self, step: int, folder: Path | None) -> None:
+        """Called by every process after each validation, without gradients: a chance to write samples into `folder`.
+
+        Only one process is given a folder.
+        """
 
 
 @dataclass(kw_only=True)
@@ -155,6 +158,10 @@ def train(run: Run, stop: StopRequest | None = None, progress: ProgressLine | No
     accelerator = run.accelerator = run.accelerator or make_accelerator(config)
     task.module.train()
     optimizer = make_optimizer(task, config)
+    if accelerator.state.deepspeed_plugin is not None:
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        settings |= {"train_micro_batch_size_per_gpu": config.batch, "gradient_accumulation_steps": config.accumulate}
+        settings["gradient_clipping"] = config.clip
     module, optimizer = accelerator.prepare(task.module, optimizer)
     task.placed(accelerator.device)
     average: dict[str, Tensor] = {}
@@ -333,7 +340,7 @@ class Loop:
     def _show(self) -> None:
         self.module.eval()
         with self.accelerator.autocast():
-            self.run.task.show(self.step, self.run.out)
+            self.run.task.show(self.step, self.run.out if self.main else None)
         self.module.train()
 
     def _note(self, values: Mapping[str, float]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from .run import RunError
 from .teachers import FeatureCache
 from .trainer import Task
 from .trainer_data import Batch, TrainingClips
+from .trainer_sample import Samples
 
 
 class Student(nn.Module):
@@ -23,6 +25,7 @@ class Student(nn.Module):
         super().__init__()
         self.dit = backbone.dit
         self.objectives = objectives
+        self._no_split_modules = backbone.dit._no_split_modules  # what FSDP shards one by one
         self.backbone = (backbone,)  # in a tuple: its other parts are not parameters of this module
 
     def forward(self, batch: Batch, t: Tensor, eps: Tensor) -> dict[str, Tensor]:
@@ -57,6 +60,7 @@ class DenoisingTask(Task):
         drop_prompt: float = 0.0,
         null_tokens: Tensor | None = None,
         about: dict[str, Any] | None = None,
+        samples: Samples | None = None,
     ) -> None:
         """null_tokens: `L D` of the empty prompt, for `drop_prompt`. Raises RunError where clips and backbone do not fit."""
         if clips.latent_space != backbone.latent_space:
@@ -73,6 +77,7 @@ class DenoisingTask(Task):
         self.names = ("denoise", *self.objectives)
         self.latent_space = backbone.latent_space
         self.about = about or {}
+        self.samples = samples
         self.validation_count = len(clips.validation)
 
     def weights(self, step: int) -> dict[str, float]:
@@ -91,6 +96,10 @@ class DenoisingTask(Task):
         times = self.backbone.sample_t(256, torch.Generator().manual_seed(1)).sort().values
         t = times[int((place + 0.5) * 0.618034 % 1 * 256)][None]
         return batch, t, torch.randn(batch.latent.shape, generator=generator)
+
+    def show(self, step: int, folder: Path | None) -> None:
+        if self.samples is not None:
+            self.samples.write(self.backbone, step, folder)
 
     def fingerprint(self) -> str:
         return self.clips.fingerprint()
