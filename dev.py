@@ -20,6 +20,7 @@ if sys.version_info < (3, 10):  # noqa: UP036 - whoever starts it with an older 
 import argparse
 import contextlib
 import os
+import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +131,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     options, rest = parse(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a server is stopped then, too
     try:
         return COMMANDS[options.command](prepare(options, rest))
     except BenchError as error:

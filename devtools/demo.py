@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -245,6 +246,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Runs the demo; returns the exit status."""
     options = parse(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that server and training are stopped then, too
     options.out.mkdir(parents=True, exist_ok=True)
     log = ROOT / ".bench" / "logs" / "demo-server.log"
     server = ComfyServer(python=Path(sys.executable), comfyui=options.comfyui, base=options.base, log=log)

@@ -74,11 +74,12 @@ def page(server: ComfyServer, browser) -> Iterator[Any]:
     for name, text in USER_FILES.items():
         (user / name).write_text(text, encoding="utf-8")
     page = browser.new_page(viewport={"width": 1600, "height": 1000})
+    page.set_default_timeout(120_000)  # a busy machine, not a broken page
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(f"exception: {error}"))
     page.on("console", lambda line: line.type == "error" and errors.append(f"{line.text} ({line.location.get('url')})"))
     page.goto(server.url)
-    page.wait_for_function("window.app && window.app.vueAppReady && window.app.graph", timeout=60_000)
+    page.wait_for_function("window.app && window.app.vueAppReady && window.app.graph")
     page.wait_for_load_state("networkidle")
     errors[:] = [error for error in errors if "/extensions/" in error]
     page.errors = errors
