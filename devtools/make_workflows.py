@@ -51,6 +51,8 @@ COG_VAE = ModelFile(
 COG = "cogvideox1.5_5b_t2v_bf16.safetensors"
 """Nobody repackages this one for ComfyUI; the workflow's note says what the file has to hold."""
 WAN_PREDICTOR, COG_PREDICTOR = "wan2.1_motion_predictor.safetensors", "cogvideox1.5_motion_predictor.safetensors"
+COG_CACHE = ("--backbone cogvideox --source THUDM/CogVideoX1.5-5B", "--width 1360 --height 768 --frames 77 --fps 16")
+"""Options of `training cache` for what the CogVideoX graph generates."""
 REAL_PROMPT = (
     "A glass marble rolls down a wooden ramp, drops onto a table, bounces twice and comes to rest. "
     "Close-up, steady camera, soft daylight."
@@ -105,7 +107,7 @@ def sampler(model: Out, *, key: str = "sampler", title: str = "", **values: obje
         "latent_image": Out("size", "LATENT"),
     }
     settings = {"seed": SEED, "steps": 20, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple"}
-    return Node(key=key, type="KSampler", title=title, values={**wires, **settings, **values}, height=480)
+    return Node(key=key, type="KSampler", title=title, values={**wires, **settings, **values})
 
 
 def decode(latent: Out, *, key: str = "decode", vae: Out = VAE, title: str = "") -> Node:
@@ -156,20 +158,19 @@ Prompts the toy world understands (colours: red, green, blue, yellow, purple; si
 """
 
 
-def how_to_train(backbone: str, name: str, cache: str = "") -> str:
+def how_to_train(name: str, *options: str) -> str:
+    lines = " \\\n  ".join(["python training cache --videos MY_CLIPS --out runs/cache", *options])
     return f"""
-**The motion predictor** is trained once per latent space, on videos of your own, and shared by all models of that space. In the
-folder of this pack, with the packages of `pip install -e .[train]`:
+**The motion predictor** is trained once per latent space, on videos of your own, and shared by all models of that space. In this
+pack's folder below ComfyUI/custom_nodes, after `pip install -e .[train]`:
 
 ```
-python training cache --videos MY_CLIPS --out runs/cache \\
-  --backbone {backbone}{cache}
+{lines}
 python training predictor --cache runs/cache --out runs/predictor \\
-  --export ComfyUI/models/latent_physics/{name}
+  --export ../../models/latent_physics/{name}
 ```
 
-Then press R, so that Load Motion Predictor lists `{name}`. docs/training.md says how many clips it takes and how to tell a good
-predictor.
+Then press R, so that Load Motion Predictor lists the file. The pack's docs/training.md says how to tell a good predictor.
 """
 
 
@@ -201,7 +202,7 @@ through **LaMo Guidance**.
 
 Try **strength** in LaMo Guidance: 0 gives the left clip again, too much stiffens the motion.
 {TOY_PROMPTS}""",
-        note_height=860,
+        note_height=640,
         columns=[
             Column(
                 title="1  Load",
@@ -232,7 +233,7 @@ Try **strength** in LaMo Guidance: 0 gives the left clip again, too much stiffen
                     Node(key="pair", type="ImageStitch", title="Side by side", values=side_by_side),
                     *save_toy(Out("pair", "IMAGE"), "toy_world_lamo", height=380),
                 ],
-                width=480,
+                width=420,
             ),
             Column(
                 title="5  Measure",
@@ -241,7 +242,7 @@ Try **strength** in LaMo Guidance: 0 gives the left clip again, too much stiffen
                     law_score(Out("guided_images", "IMAGE"), key="guided_score", title="Law Score with LaMo"),
                     trace(GUIDED, guided),
                 ],
-                width=480,
+                width=420,
             ),
         ],
     )
@@ -269,7 +270,7 @@ Both also give the raw maps as MASK (wire it wherever a mask fits) and the frame
 your own, encode it with VAE Encode and wire its LATENT and IMAGE in here; the field heatmap needs a predictor for that VAE's
 latents.
 {TOY_PROMPTS}""",
-        note_height=780,
+        note_height=560,
         columns=[
             Column(title="1  Load", nodes=[WORLD, predictor(TOY_PREDICTOR)], width=360),
             Column(title="2  Ask", nodes=[*prompts(TOY_PROMPT, "", TOY_CLIP), size(64, 64, 33)]),
@@ -301,7 +302,7 @@ clips). The text below it holds the same numbers as JSON.
 Set **strength** in LaMo Guidance to 0 for the plain model, run again with the same seed, and compare the means. Look at the
 dynamic degree too: a clip that stands still breaks no law.
 {TOY_PROMPTS}""",
-        note_height=760,
+        note_height=560,
         columns=[
             Column(title="1  Load", nodes=[WORLD, predictor(TOY_PREDICTOR), guidance(TOY_MODEL, TOY_STRENGTH)], width=360),
             Column(title="2  Ask", nodes=[PROMPT, *prompts(Out("prompt", "STRING"), "", TOY_CLIP), size(64, 64, 33, 8)]),
@@ -319,7 +320,7 @@ dynamic degree too: a clip that stands still breaks no law.
                         height=260,
                     ),
                 ],
-                width=480,
+                width=420,
             ),
         ],
     )
@@ -355,8 +356,9 @@ ComfyUI's own Wan 2.1 graph with two nodes more: **Load Motion Predictor** and *
    max_ratio to 0.1; where nothing changes, raise strength.
 
 Strength {PAPER_STRENGTH:g} is the paper's value for CogVideoX and only a start here.
-{how_to_train("wan", WAN_PREDICTOR)}""",
-        note_height=760,
+{how_to_train(WAN_PREDICTOR, "--backbone wan")}""",
+        note_height=620,
+        note_width=560,
         columns=[
             Column(title="1  Load", nodes=[model, *loaders(UMT5, "wan", WAN_VAE), predictor(WAN_PREDICTOR)], width=380),
             Column(
@@ -375,7 +377,7 @@ Strength {PAPER_STRENGTH:g} is the paper's value for CogVideoX and only a start 
                     *save_video(Out("decode", "IMAGE"), "video/wan2.1_lamo", 16.0),
                     trace(Out("shift", "MODEL"), latent),
                 ],
-                width=480,
+                width=420,
             ),
         ],
     )
@@ -416,8 +418,9 @@ Wan 2.2 14B has Wan 2.1's latents.
 
 **active** counts a sampler's own steps from its last. Of all 20 steps the last 16 are guided: 0.6 of the first sampler's ten,
 all of the second's.
-{how_to_train("wan", WAN_PREDICTOR)}""",
-        note_height=760,
+{how_to_train(WAN_PREDICTOR, "--backbone wan")}""",
+        note_height=620,
+        note_width=560,
         columns=[
             Column(
                 title="1  Load",
@@ -447,14 +450,14 @@ all of the second's.
                     decode(low),
                 ],
             ),
-            Column(title="5  Look", nodes=save_video(Out("decode", "IMAGE"), "video/wan2.2_lamo", 16.0), width=480),
+            Column(title="5  Look", nodes=save_video(Out("decode", "IMAGE"), "video/wan2.2_lamo", 16.0), width=420),
             Column(
                 title="6  Measure",
                 nodes=[
                     trace(Out("high_shift", "MODEL"), high, key="high_trace", title="Guidance Trace (high noise)"),
                     trace(Out("low_shift", "MODEL"), low, key="low_trace", title="Guidance Trace (low noise)"),
                 ],
-                width=480,
+                width=420,
             ),
         ],
     )
@@ -485,8 +488,9 @@ trained for.
 
 Strength {PAPER_STRENGTH:g} and active {PAPER_ACTIVE:g} are the paper's values. This model works on pairs of latent frames:
 77 frames are 20 latent frames; lengths that give an odd number (81, 49) spoil the last ones.
-{how_to_train("cogvideox --source THUDM/CogVideoX1.5-5B", COG_PREDICTOR, " --width 1360 --height 768 --frames 77 --fps 16")}""",
-        note_height=860,
+{how_to_train(COG_PREDICTOR, *COG_CACHE)}""",
+        note_height=620,
+        note_width=560,
         columns=[
             Column(
                 title="1  Load",
@@ -517,7 +521,7 @@ Strength {PAPER_STRENGTH:g} and active {PAPER_ACTIVE:g} are the paper's values. 
             Column(
                 title="5  Look",
                 nodes=[*save_video(Out("decode", "IMAGE"), "video/cogvideox_lamo", 16.0), trace(GUIDED, latent)],
-                width=480,
+                width=420,
             ),
         ],
     )

@@ -15,8 +15,10 @@ SEEDS = {"seed", "noise_seed"}
 """INT inputs that get a second widget, what to do with the number after a run."""
 TITLE, SLOT, WIDGET, TEXT = 30, 20, 24, 110
 """Heights on the canvas: a node's title bar, a row of sockets, a widget, a text field of several lines."""
-GAP, COLUMN_GAP, GROUP_HEAD, BORDER = 30, 70, 50, 20
+GAP, COLUMN_GAP, GROUP_HEAD, BORDER = 30, 60, 50, 20
 """Space between nodes, between columns, above a group's first node, and around what a group encloses."""
+READABLE = 0.62
+"""Below this zoom the interface draws no text."""
 COLOURS = {"positive": ("#232", "#353"), "negative": ("#322", "#533")}
 """Title and body colours of the prompts, as ComfyUI's own templates have them."""
 NAMESPACE = uuid.UUID("5b0f6b1c-8f6d-4a0e-9f0a-3a5f3f1d7c11")
@@ -79,6 +81,7 @@ class Graph:
     columns: list[Column]
     """Left to right, in the order of the flow."""
     note_height: int = 420
+    note_width: int = 400
 
     def nodes(self) -> list[Node]:
         return [node for column in self.columns for node in column.nodes]
@@ -203,7 +206,7 @@ def _note(graph: Graph) -> dict[str, Any]:
         "type": "MarkdownNote",
         "title": "What this is",
         "pos": [0, 0],
-        "size": [420, graph.note_height],
+        "size": [graph.note_width, graph.note_height],
         "flags": {},
         "order": 0,
         "mode": 0,
@@ -294,11 +297,11 @@ def _name_links(nodes: list[dict[str, Any]], links: list[list[Any]]) -> None:
 
 
 def _view(groups: list[dict[str, Any]], nodes: list[dict[str, Any]]) -> dict[str, Any]:
-    """Zoom and offset that show the whole graph in a window of 1600 x 1000, beside the menus."""
+    """Zoom and offset that show the graph in a window of 1600 x 1000, beside the menus, but not so small that texts vanish."""
     right = max(group["bounding"][0] + group["bounding"][2] for group in groups)
     bottom = max(node["pos"][1] + node["size"][1] for node in nodes) + BORDER
     top = -TITLE - GROUP_HEAD
-    scale = round(min(1.0, 1480 / right, 820 / (bottom - top)), 3)
+    scale = round(max(READABLE, min(1.0, 1480 / right, 820 / (bottom - top))), 3)
     return {"scale": scale, "offset": [round(80 / scale), round(110 / scale) - top]}
 
 
