@@ -72,9 +72,9 @@ def wrong_constants(world: World, rng: np.random.Generator, low: float = 0.35, h
     return {name: world.constants[name] * (factor if rng.random() < 0.5 else 1 / factor)}
 
 
-def corrupted(world: World, scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """The scene rendered under a random corruption of its dynamics: frames (T,3,H,W)."""
+def corrupted(world: World, scene: Scene, rng: np.random.Generator, part: slice = slice(None)) -> np.ndarray:
+    """The scene rendered under a random corruption of its dynamics: frames (T,3,H,W), or those of `part` alone."""
     kind = rng.integers(len(TIMES) + 1)
     if kind == len(TIMES):
-        return world.render(scene, **wrong_constants(world, rng))
-    return world.render(scene, list(TIMES.values())[kind](rng))
+        return world.render(scene, np.arange(FRAMES)[part], **wrong_constants(world, rng))
+    return world.render(scene, list(TIMES.values())[kind](rng)[part])

@@ -182,14 +182,18 @@ def _convert(state: dict[str, torch.Tensor], keys: Any, path: Path) -> dict[str,
 def _fill(
     model_type: type, config: dict[str, Any], state: Mapping[str, torch.Tensor], path: Path, dtype: torch.dtype
 ) -> nn.Module:
-    """A model of `config` with the weights of `state`, in `dtype`."""
+    """A model of `config` with the weights of `state`, in `dtype` but for the parts that diffusers keeps in float32."""
     model = model_type(**config)
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise BackboneError(f"{path.name} does not fit {model_type.__name__}: {reason}") from error
-    return model.to(dtype)
+    keep = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if value.is_floating_point() and not keep & set(name.split(".")):
+            value.data = value.data.to(dtype)
+    return model
 
 
 def _toy_text(path: Path, dtype: torch.dtype) -> nn.Module:
