@@ -239,7 +239,7 @@ class PilaRun:
         self.held = min(config.validation, len(clips) // 4)
         self.stages = stages_of(config, self.adapter_config)
         self.stage, self.step, self.seconds, self.val_gain = 0, 0, 0.0, None
-        self._epochs: dict[int, Any] = {}
+        self._epochs: dict[tuple[int, int], Any] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.adapter = PilaAdapter(self.adapter_config).to(self.device)
@@ -370,7 +370,7 @@ class PilaRun:
         losses = recovery_losses(fields, weights, mask)
         observable = observable_loss(fields["u"], batch.flow, batch.confidence)
         loss = sum(losses.values()) + config.observable_anchor * observable
-        row = {f"B {name}": float(value) for name, value in losses.items()}
+        row = {f"B {name}": value.item() for name, value in losses.items()}
         return loss, {"observable": observable.item(), "mask": mask.mean().item(), **row}
 
     def _mask(self, velocity: Tensor, estimate: Tensor, fields: dict[str, Tensor], labels: Tensor) -> Tensor:
@@ -400,7 +400,7 @@ class PilaRun:
             "flow": result.flow.item(),
             "base": result.base.item(),
             "gain": 1.0 - (result.flow / result.base).item(),
-            "physics": float(law.loss),
+            "physics": law.loss.item(),
             "samples": law.samples,
             "regulariser": result.regulariser.item(),
             "ratio": ((gate * out.delta).norm() / velocity.norm()).item(),

@@ -252,12 +252,12 @@ def _encode_toys(clips: Tensor, prompts: list[str], worlds: list[str], backbone:
     }
 
 
-def shuffled_index(number: int, count: int, seed: int, epochs: dict[int, np.ndarray]) -> int:
+def shuffled_index(number: int, count: int, seed: int, epochs: dict[tuple[int, int], np.ndarray]) -> int:
     """Place `number` of an endless sequence of shuffled epochs over `count` clips; `epochs` remembers the last permutation."""
     epoch, place = divmod(number, count)
-    if epoch not in epochs:
+    if (seed, epoch) not in epochs:
         epochs.clear()
-        epochs[epoch] = np.random.default_rng((seed, epoch)).permutation(count)
-    return int(epochs[epoch][place])
+        epochs[seed, epoch] = np.random.default_rng((seed, epoch)).permutation(count)
+    return int(epochs[seed, epoch][place])
 
 
