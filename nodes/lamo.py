@@ -57,16 +57,14 @@ class LoadMotionPredictor(io.ComfyNode):
             display_name="Load Motion Predictor",
             category=CATEGORY,
             description="Loads a network that was trained to say how a latent video frame changes next. LaMo Guidance and "
-            "Motion Field "
-            "Heatmap use it. It fits one latent space (Wan 2.1, CogVideoX, ...) only.",
+            "Motion Field Heatmap use it. It fits one latent space (Wan 2.1, CogVideoX, ...) only.",
             search_aliases=["lamo", "physics", "motion prior", "motion field"],
             inputs=[
                 io.Combo.Input(
                     "name",
                     options=files.list_files(KIND),
-                    tooltip="A file in models/latent_physics, written by `latent-physics predictor`. Names that begin with toy/ "
-                    "come "
-                    "with the pack and fit the toy world.",
+                    tooltip="A file in models/latent_physics, written by `latent-physics predictor`. Names that begin with "
+                    "toy/ come with the pack and fit the toy world.",
                 ),
             ],
             outputs=[
@@ -107,8 +105,8 @@ class LaMoGuidance(io.ComfyNode):
             display_name="LaMo Guidance",
             category=CATEGORY,
             description="While the sampler runs, nudges the video towards motion that the predictor expects (Motion Prior "
-            "Guidance). "
-            "Put it between the model loader and the sampler. The prompt is read from the sampler's positive conditioning.",
+            "Guidance). Put it between the model loader and the sampler. The prompt is read from the sampler's positive "
+            "conditioning.",
             search_aliases=["lamo", "physics", "motion prior guidance", "motion"],
             inputs=[
                 io.Model.Input("model", tooltip="A video model whose latents the predictor was trained on."),
@@ -119,9 +117,9 @@ class LaMoGuidance(io.ComfyNode):
                     min=0.0,
                     max=10000.0,
                     step=0.5,
-                    tooltip="How hard to push. 25 is the paper's value for CogVideoX; 0 leaves the model exactly as it was. Too "
-                    "much "
-                    "makes motion stiff or breaks the picture: lower it, or set max_ratio.",
+                    tooltip="How hard to push. 25 is the paper's value for CogVideoX; 0 leaves the model exactly as it was. "
+                    "Above about a quarter of the number of latent frames it can overshoot while the noise is high, which "
+                    "breaks the picture: lower it, or set max_ratio.",
                 ),
                 io.Float.Input(
                     "active",
@@ -129,9 +127,8 @@ class LaMoGuidance(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="The fraction of this sampler's steps that are guided, counted from the last. 0.8 leaves the first "
-                    "fifth, "
-                    "where the picture is still noise, alone. For the second of two samplers (Wan 2.2) use 1.",
+                    tooltip="The fraction of this sampler's steps that are guided, counted from the last. 0.8 leaves the "
+                    "first fifth, where the picture is still noise, alone. For the second of two samplers (Wan 2.2) use 1.",
                 ),
                 io.Int.Input(
                     "lag",
@@ -139,8 +136,7 @@ class LaMoGuidance(io.ComfyNode):
                     min=0,
                     max=16,
                     tooltip="Latent frames between the two frames that are compared. 0 uses the lag the predictor was trained "
-                    "with, "
-                    "which is what it predicts best.",
+                    "with, which is what it predicts best.",
                     advanced=True,
                 ),
                 io.Float.Input(
@@ -149,17 +145,15 @@ class LaMoGuidance(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.01,
-                    tooltip="A safety limit on the nudge, as a fraction of what the step removes as noise. 0 sets no limit. Try "
-                    "0.1 when "
-                    "a high strength breaks the picture.",
+                    tooltip="A safety limit on the nudge, as a fraction of what the step removes as noise. 0 sets no limit. "
+                    "Try 0.1 when a high strength breaks the picture.",
                     advanced=True,
                 ),
                 io.Boolean.Input(
                     "full_trace",
                     default=False,
-                    tooltip="Also measure the motion error after each nudge and in the steps that are not guided, for Guidance "
-                    "Trace. "
-                    "Runs the predictor once more per step.",
+                    tooltip="Also measure the motion error after each nudge and in the steps that are not guided, for "
+                    "Guidance Trace. Runs the predictor once more per step.",
                     advanced=True,
                 ),
             ],
@@ -198,8 +192,7 @@ class MotionDriftHeatmap(io.ComfyNode):
             display_name="Motion Drift Heatmap",
             category=CATEGORY,
             description="Shows where a video moves: how strongly each place changes in the direction in which the whole frame "
-            "changes. "
-            "Needs no trained network.",
+            "changes. Needs no trained network.",
             search_aliases=["lamo", "motion", "heatmap"],
             is_output_node=True,
             inputs=[_latent_input(), _images_input(), _lag_input(default=2, least=1), *_view_inputs()],
@@ -223,8 +216,7 @@ class MotionFieldHeatmap(io.ComfyNode):
             display_name="Motion Field Heatmap",
             category=CATEGORY,
             description="Shows where a motion predictor expects motion: what it says of each frame, less what it says of the "
-            "same scene "
-            "standing still.",
+            "same scene standing still.",
             search_aliases=["lamo", "motion", "heatmap"],
             is_output_node=True,
             inputs=[
@@ -275,8 +267,7 @@ class GuidanceTraceNode(io.ComfyNode):
             display_name="Guidance Trace",
             category=CATEGORY,
             description="Plots what LaMo Guidance did in the last run: the motion error per step, before and after, and how "
-            "large the "
-            "nudge was.",
+            "large the nudge was.",
             search_aliases=["lamo", "guidance", "plot", "debug"],
             is_output_node=True,
             inputs=[
@@ -357,8 +348,7 @@ def _heatmap_outputs() -> list[io.Output]:
         io.Int.Output(
             display_name="peak_frame",
             tooltip="The frame with the strongest common motion, of the first clip: its number among the images, or among the "
-            "latent "
-            "frames where no images are wired.",
+            "latent frames where no images are wired.",
         ),
     ]
 

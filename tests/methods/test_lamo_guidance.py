@@ -136,6 +136,19 @@ def test_a_still_clip_of_an_untrained_predictor_is_left_alone():
     assert torch.equal(MotionPriorGuidance(predictor).correct(still, make_step(still, torch.ones(1))), still)
 
 
+def test_overshoot_begins_at_a_quarter_of_the_pairs():
+    """With f = 0 the edit multiplies the fastest motion by 1 - 8 scale g^2 / pairs: pairs / (4 g^2) divides shrinking from growing."""
+    frames, gain = 40, 0.5
+    predictor = MotionFieldPredictor(2, 5, width=8, blocks=1).double()
+    flicker = torch.ones(1, 2, frames, 3, 3, dtype=torch.float64)
+    flicker[:, :, ::2] = -1
+    limit = (frames - 1) / (4 * gain**2)
+    for scale, grows in [(0.9 * limit, False), (1.1 * limit, True)]:
+        guided = MotionPriorGuidance(predictor, scale=scale, lag=1).correct(flicker, make_step(flicker, torch.tensor([gain])))
+        before, after = guidance_loss(flicker, predictor, lag=1), guidance_loss(guided, predictor, lag=1)
+        assert (after > before).item() is grows
+
+
 def test_max_ratio_bounds_each_sample():
     predictor = make_predictor()
     x0, noisy = torch.randn(2, 2, 3, 6, 4, 4, dtype=torch.float64)
