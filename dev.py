@@ -4,7 +4,7 @@
     python3 dev.py demo     generates toy clips with and without guidance and prints what it did to physics
     python3 dev.py test     runs the linter and every test; further arguments go to pytest
     python3 dev.py ui       starts ComfyUI with this pack and prints the address
-    python3 dev.py bench    runs the benchmarks; further arguments go to them
+    python3 dev.py bench    runs a benchmark by its name in benchmarks/, or all; further arguments go to it
 
 Needs Python 3.10 or newer and nothing else. Everything it makes lies in .venv, .comfyui, .bench and output; a second run goes
 on where the first one stopped. COMFYUI_PATH names an installation to use instead of downloading one.
@@ -111,8 +111,13 @@ def run_ui(bench: Bench) -> int:
 
 
 def run_bench(bench: Bench) -> int:
-    command = [str(bench.python), str(ROOT / "benchmarks" / "run.py"), *bench.rest]
-    return subprocess.call(command, cwd=ROOT, env=bench.environment())
+    """`bench NAME ...` runs benchmarks/NAME.py; without a name, benchmarks/run.py."""
+    scripts = {path.stem: path for path in sorted((ROOT / "benchmarks").glob("*.py"))}
+    named = bool(bench.rest) and bench.rest[0] in scripts
+    name, rest = (bench.rest[0], bench.rest[1:]) if named else ("run", bench.rest)
+    if name not in scripts:
+        raise BenchError(f"bench needs the name of a benchmark, one of {', '.join(scripts)}; its arguments follow.")
+    return subprocess.call([str(bench.python), str(scripts[name]), *rest], cwd=ROOT, env=bench.environment())
 
 
 COMMANDS = {"demo": run_demo, "test": run_test, "ui": run_ui, "bench": run_bench}

@@ -39,7 +39,7 @@ class Arm:
     predictor: str | None = None
     """A name of Load Motion Predictor's menu; None for no guidance."""
     strength: float = 0.0
-    """Chosen on clips with seeds of 1000 and above; the table's seeds begin at --seed."""
+    """Chosen by benchmarks/toy_guidance.py on seeds that the table does not use."""
 
 
 ARMS = (
@@ -238,7 +238,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=ROOT / "output" / "demo", help="folder for the files")
     parser.add_argument("--clips", type=int, default=64, help="clips per row of the table")
     parser.add_argument("--batch", type=int, default=8, help="clips per prompt")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the table's first clips")
+    parser.add_argument("--seed", type=int, default=5000, help="seed of the table's first clips")
     parser.add_argument("--minutes", type=float, default=1.0, help="how long the predictor is trained on real clips")
     return parser.parse_args(argv)
 

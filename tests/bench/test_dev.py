@@ -82,3 +82,14 @@ def test_test_lints_first_and_hands_its_arguments_to_pytest(root: Path, tmp_path
     assert calls.startswith(expected)
     assert calls.endswith("-k house --maxfail 1\n" if lint == 0 else "ruff check\n")
     assert result.returncode == (5 if lint == 0 else 1)
+
+
+def test_bench_runs_a_benchmark_by_its_name(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "drift.py").write_text("import sys; print('drift', sys.argv[1:])")
+    assert run_prepared(root, tmp_path, "bench", "drift", "--size", "8").stdout == "drift ['--size', '8']\n"
+    result = run_prepared(root, tmp_path, "bench", "drfit")
+    assert result.returncode == 1
+    assert result.stderr == "dev.py: bench needs the name of a benchmark, one of drift; its arguments follow.\n"
+    (tmp_path / "benchmarks" / "run.py").write_text("import sys; print('all', sys.argv[1:])")
+    assert run_prepared(root, tmp_path, "bench", "--quick").stdout == "all ['--quick']\n"
