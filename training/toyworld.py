@@ -2,9 +2,10 @@
 
     python training toyworld --stage all --out runs/toyworld
 
-Stages, each resumable: vae (a Wan 2.1 VAE of reduced width), latents (encodes the mixture once), base (a Wan transformer and the
-text encoder, flow matching, on a mixture of right and wrong dynamics), export (native names, half precision), clips (a folder of
-cached clips of the right dynamics, from which `latent-physics predictor`, `pila` and `finetune` learn; needs the exported files).
+Stages, each resumable: vae (a Wan 2.1 VAE of reduced width), decoder (its decoder again, alone), latents (encodes the mixture),
+base (a Wan transformer and the text encoder, flow matching, on a mixture of right and wrong dynamics), export (native names, half
+precision), clips (a folder of cached clips of the right dynamics, from which `latent-physics predictor`, `pila` and `finetune`
+learn; needs the exported files).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ SHIPPED = Path(__file__).resolve().parent.parent / "toyworld" / "weights"
 class ToyWorldConfig:
     """Trains the toy world's VAE, transformer and text encoder (about 80 minutes on two cores)."""
 
-    stage: Literal["all", "vae", "latents", "base", "export", "clips"] = "all"
+    stage: Literal["all", "vae", "decoder", "latents", "base", "export", "clips"] = "all"
     """Which stage to run; "all" runs those that are not finished."""
     out: Path = Path("runs/toyworld")
     """Run folder: checkpoints, logs, curves."""
@@ -53,6 +54,8 @@ class ToyWorldConfig:
     """base_dim of the VAE; Wan's own is 96."""
     vae_steps: int = 1900
     """Steps on 5-frame windows (two latent frames), batch 4."""
+    decoder_steps: int = 4000
+    """Steps that train the decoder alone after those; the latents stay as they are, so this can run beside the base stage."""
     vae_rate: float = 1.5e-3
     """Peak learning rate of the VAE, falling along a cosine."""
 
@@ -231,10 +234,14 @@ def vae_loss(vae: nn.Module, clips: Tensor, backgrounds: Tensor, generator: torc
     posterior = vae.encode(clips * 2 - 1).latent_dist
     z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
     error = decode_unclamped(vae, z) / 2 + 0.5 - clips
-    weight = 1 + 4 * ((clips - backgrounds).abs().amax(1, keepdim=True) > 0.04)
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-    weighted = ((error.abs() + 8 * error**2) * weight).sum() / (weight.sum() * 3)
-    return weighted + 3e-5 * kl, {"error": error.abs().mean().item(), "kl": kl.item()}
+    return weigh(error, clips, backgrounds) + 3e-5 * kl, {"error": error.abs().mean().item(), "kl": kl.item()}
+
+
+def weigh(error: Tensor, clips: Tensor, backgrounds: Tensor) -> Tensor:
+    """Mean of |error| + 8 error^2, moving things counted five times."""
+    weight = 1 + 4 * ((clips - backgrounds).abs().amax(1, keepdim=True) > 0.04)
+    return ((error.abs() + 8 * error**2) * weight).sum() / (weight.sum() * 3)
 
 
 def decode_unclamped(vae: nn.Module, z: Tensor) -> Tensor:
@@ -258,6 +265,21 @@ def train_vae(config: ToyWorldConfig) -> nn.Module:
         return vae_loss(vae, *windows(4, 5, np.random.default_rng((config.seed, 1, step))), generator)
 
     return run_steps("vae", config, config.vae_steps, config.vae_rate, vae, None, step_loss).eval()
+
+
+def train_decoder(config: ToyWorldConfig, vae: nn.Module) -> nn.Module:
+    """Sharpens the pictures with the encoder fixed."""
+    decoder = nn.ModuleList([vae.decoder, vae.post_quant_conv])
+
+    def step_loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        clips, backgrounds = windows(4, 5, np.random.default_rng((config.seed, 2, step)))
+        with torch.no_grad():
+            z = vae.encode(clips * 2 - 1).latent_dist.mean
+        error = decode_unclamped(vae, z + 0.02 * z.std() * torch.randn(z.shape, generator=generator)) / 2 + 0.5 - clips
+        return weigh(error, clips, backgrounds), {"error": error.abs().mean().item()}
+
+    run_steps("decoder", config, config.decoder_steps, config.vae_rate, decoder, None, step_loss)
+    return vae
 
 
 @torch.no_grad()
@@ -417,6 +439,10 @@ def train(config: ToyWorldConfig) -> None:
         return
     vae = train_vae(config)
     if config.stage == "vae":
+        return
+    if config.stage not in ("latents", "base"):
+        train_decoder(config, vae)
+    if config.stage == "decoder":
         return
     fit_latent_scale(vae, mixture(64, config.seed + 99, 0.0)[0])
     latents, prompts = encode_mixture(config, vae)
