@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {
+    "bench": "measure the kernels: time and peak memory against the naive and the peers' formulas",
     "cache": "encode a folder of videos: latents + prompt embeddings, one safetensors per clip",
     "predictor": "train LaMo's motion field predictor on cached latents",
     "pila": "train the PILA physics adapter on a frozen backbone",
