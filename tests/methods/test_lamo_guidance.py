@@ -137,7 +137,7 @@ def test_a_still_clip_of_an_untrained_predictor_is_left_alone():
 
 
 def test_overshoot_begins_at_a_quarter_of_the_pairs():
-    """With f = 0 the edit multiplies the fastest motion by 1 - 8 scale g^2 / pairs: pairs / (4 g^2) divides shrinking from growing."""
+    """With f = 0 the edit multiplies the fastest motion by 1 - 8 scale g^2 / pairs: it grows above pairs / (4 g^2)."""
     frames, gain = 40, 0.5
     predictor = MotionFieldPredictor(2, 5, width=8, blocks=1).double()
     flicker = torch.ones(1, 2, frames, 3, 3, dtype=torch.float64)

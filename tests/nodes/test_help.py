@@ -71,4 +71,4 @@ def test_the_english_texts_are_those_of_the_nodes(schemas):
         LOCALE.write_text(json.dumps(expected, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     written = json.loads(LOCALE.read_text(encoding="utf-8"))
     changed = [name for name in sorted(expected | written) if expected.get(name) != written.get(name)]
-    assert not changed, "run `LATENT_PHYSICS_WRITE=1 pytest tests/nodes/test_help.py`"
+    assert not changed, f"{changed} changed: run `LATENT_PHYSICS_WRITE=1 pytest tests/nodes/test_help.py`"
