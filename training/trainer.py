@@ -176,16 +176,11 @@ def make_accelerator(config: TrainerConfig) -> Any:
     """accelerate's Accelerator as the launcher's environment and `config` want it."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from accelerate.utils import DistributedDataParallelKwargs
 
     AcceleratorState._reset_state(reset_partial_state=False)  # an earlier run in this process may have had another precision
 
-    # A projector whose objective has not started yet gets no gradient in some steps.
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     cpu = not torch.cuda.is_available()
-    return Accelerator(
-        cpu=cpu or None, mixed_precision=config.precision, gradient_accumulation_steps=config.accumulate, kwargs_handlers=[unused]
-    )
+    return Accelerator(cpu=cpu or None, mixed_precision=config.precision, gradient_accumulation_steps=config.accumulate)
 
 
 def make_optimizer(task: Task, config: TrainerConfig) -> torch.optim.Optimizer:

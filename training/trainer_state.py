@@ -103,7 +103,7 @@ def load_state(run: Run, module: nn.Module, optimizer: Any, average: Mapping[str
 def check_same_run(run: Run, info: WeightsInfo, progress: Mapping[str, Any]) -> None:
     """Raises RunError where going on would not be going on with the same run."""
     changed = differing(info.recipe["trainer"], asdict(run.config), ignore=MAY_CHANGE)
-    changed = ", ".join(filter(None, [changed, differing(info.config, run.task.about)]))
+    changed = ", ".join(filter(None, [changed, differing(flat(info.config), flat(run.task.about))]))
     if changed:
         raise RunError(f"{run.out} holds a run with other settings ({changed}); give those, or another --out.")
     if progress["clips_per_step"] != clips_per_step(run):
@@ -113,6 +113,14 @@ def check_same_run(run: Run, info: WeightsInfo, progress: Mapping[str, Any]) -> 
         )
     if progress["data"] != run.task.fingerprint():
         raise RunError(f"the data is not what the run in {run.out} began with; use another --out.")
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level, "tune.rank" and the like."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 def clips_per_step(run: Run) -> int:

@@ -154,6 +154,8 @@ def test_a_run_with_other_settings_is_not_continued(data, tmp_path):
     train(tiny_run.make_run(tmp_path, data, steps=2), progress=quiet())
     with pytest.raises(RunError, match=r"rate 0\.001 -> 0\.01"):
         train(tiny_run.make_run(tmp_path, data, rate=1e-2), progress=quiet())
+    with pytest.raises(RunError, match=r"other settings \(tune.rank 4 -> 8"):
+        train(tiny_run.make_run(tmp_path, data, tune=TuneConfig(rank=8, alpha=8, dropout=0.1)), progress=quiet())
     with pytest.raises(RunError, match="2 clips a step, this one has 4"):
         train(tiny_run.make_run(tmp_path, data, accumulate=2), progress=quiet())
     outcome = train(tiny_run.make_run(tmp_path, data, steps=3), progress=quiet())
