@@ -551,7 +551,9 @@ def running_server() -> Iterator[ComfyServer]:
 def write(info: dict) -> None:
     """Writes both forms of every graph. Raises BenchError for a graph that does not fit the server's nodes."""
     (FOLDER / "api").mkdir(parents=True, exist_ok=True)
-    for build in GRAPHS:
+    from .pila_workflows import GRAPHS as PILA_GRAPHS  # it uses the pieces above
+
+    for build in (*GRAPHS, *PILA_GRAPHS):
         graph = build()
         check(graph, info)
         workflow = ui_form(graph, info)

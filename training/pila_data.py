@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..methods.lamo import pool_tokens
 from ..methods.pila.categories import label_vector
 from ..methods.pila.flow import latent_flow, video_flow
 from ..methods.pila.labels import rule_labels
@@ -238,14 +239,12 @@ def toy_clips(count: int, seed: int, folder: Path, backbone: Any, on_part: Calla
 def _encode_toys(clips: Tensor, prompts: list[str], worlds: list[str], backbone: Any) -> dict[str, Tensor]:
     latents = torch.cat([backbone.encode_video(part).cpu() for part in clips.split(8)])
     tokens, mask = backbone.embed_prompts(prompts)
-    mask = mask.to(tokens).unsqueeze(-1)
-    cond = (tokens * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
     flows = [video_flow(clip, latents.shape[2], tuple(latents.shape[3:])) for clip in clips]
     names = [world.replace("_", " ").title() for world in worlds]
     return {
         "latent": latents,
-        "tokens": (tokens * mask).cpu().half(),
-        "cond": cond.cpu().float(),
+        "tokens": (tokens * mask.to(tokens).unsqueeze(-1)).cpu().half(),
+        "cond": pool_tokens(tokens, mask).cpu(),
         "labels": torch.stack([label_vector([name]) for name in names]),
         "flow": torch.stack([flow for flow, _ in flows]),
         "confidence": torch.stack([confidence for _, confidence in flows]),

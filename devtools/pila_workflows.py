@@ -1,0 +1,340 @@
+"""PILA's graphs, for make_workflows: the toy world, its views, Wan 2.1, Wan 2.2 in two stages, and PILA with LaMo."""
+
+from __future__ import annotations
+
+from .make_workflows import (
+    PAPER_ACTIVE,
+    PAPER_STRENGTH,
+    PROMPT,
+    REAL_PROMPT,
+    SEED,
+    TOY_CLIP,
+    TOY_MODEL,
+    TOY_PREDICTOR,
+    TOY_PROMPTS,
+    TOY_STRENGTH,
+    TOY_VAE,
+    UMT5,
+    WAN_NEGATIVE,
+    WAN_PREDICTOR,
+    WAN_SMALL,
+    WAN_VAE,
+    WORLD,
+    decode,
+    expert,
+    guidance,
+    law_score,
+    loaders,
+    predictor,
+    prompts,
+    sampler,
+    save_toy,
+    save_video,
+    shift,
+    size,
+)
+from .workflow_format import Column, Graph, Node, Out
+
+TOY_ADAPTER = "toy/toy_pila.safetensors"
+WAN_ADAPTER = "wan2.1_pila.safetensors"
+"""Trained on Wan 2.1; Wan 2.2 14B has the same latents."""
+LABELS, ADAPTER = Out("parser", "labels"), Out("adapter", "adapter")
+DESCRIPTION = Out("parser", "prompt")
+
+HOW_TO_TRAIN = f"""
+**The PILA adapter** is trained once on Wan 2.1 1.3B, on videos of your own, and serves Wan 2.2 14B too. In the folder of this
+pack,
+with the packages of `pip install -e .[train]`:
+
+```
+python training cache --videos MY_CLIPS --out runs/cache --tokens
+python training pila --recipe wan --cache runs/cache --out runs/pila \\
+  --export ComfyUI/models/latent_physics/{WAN_ADAPTER}
+```
+
+Then press R, so that Load PILA Adapter lists it.
+"""
+
+
+def adapter(name: str) -> Node:
+    return Node(key="adapter", type="LatentPhysicsLoadPilaAdapter", values={"name": name})
+
+
+def parser(prompt: object) -> Node:
+    return Node(key="parser", type="LatentPhysicsPromptParser", values={"prompt": prompt}, height=420)
+
+
+def pila(model: Out, *, key: str = "pila", title: str = "", **values: object) -> Node:
+    wires = {"model": model, "adapter": ADAPTER, "labels": LABELS}
+    return Node(key=key, type="LatentPhysicsPilaCorrection", title=title, values={**wires, **values})
+
+
+def router(model: Out, latent: Out, *, key: str = "router", title: str = "") -> Node:
+    return Node(key=key, type="LatentPhysicsRouterPlot", title=title, values={"model": model, "latent": latent}, height=520)
+
+
+def toy_world_pila() -> Graph:
+    models = {
+        "plain": ("nothing", TOY_MODEL),
+        "lamo": ("LaMo", Out("guidance", "MODEL")),
+        "pila_only": ("PILA", Out("pila", "MODEL")),
+        "both": ("PILA and LaMo", Out("stacked", "MODEL")),
+    }
+    seed = Out("seed", "INT")
+
+    def stitch(key: str, left: str, right: str) -> Node:
+        images = {"image1": Out(left, "IMAGE"), "image2": Out(right, "IMAGE"), "direction": "right", "spacing_width": 4}
+        return Node(key=key, type="ImageStitch", title="Side by side", values=images)
+
+    return Graph(
+        name="toy_world_pila",
+        note=f"""# The same clip four times: plain, LaMo, PILA, both
+
+Press **Run**. Needs no download and no GPU: the models come with the pack.
+
+Four samplers get the same prompt, seed and settings. **Physics Prompt Parser** reads from the prompt which physics it is about
+and
+**PILA Correction** prefers the experts for it; its rules need no language model.
+
+- **Save Animated WEBP**: from left to right plain, LaMo, PILA, both.
+- **Law Score**: how well each clip keeps its world's law. One clip says little: raise batch_size in *Video size*.
+- **Router Plot**: which experts worked at each step, and how large the correction was.
+
+Try **strength** in PILA Correction: 0 gives the plain clip again.
+{TOY_PROMPTS}""",
+        note_height=860,
+        columns=[
+            Column(title="1  Load", nodes=[WORLD, predictor(TOY_PREDICTOR), adapter(TOY_ADAPTER)], width=360),
+            Column(
+                title="2  Ask",
+                nodes=[
+                    PROMPT,
+                    parser(Out("prompt", "STRING")),
+                    Node(key="seed", type="PrimitiveInt", title="Seed of all", values={"value": SEED}),
+                    *prompts(DESCRIPTION, "", TOY_CLIP),
+                    size(64, 64, 33),
+                ],
+                width=380,
+            ),
+            Column(
+                title="3  Correct",
+                nodes=[
+                    guidance(TOY_MODEL, TOY_STRENGTH, title="LaMo Guidance"),
+                    pila(TOY_MODEL, title="PILA Correction"),
+                    guidance(Out("pila", "MODEL"), TOY_STRENGTH, key="stacked", title="LaMo Guidance after PILA"),
+                ],
+            ),
+            Column(
+                title="4  Sample",
+                nodes=[
+                    sampler(model, key=key, title=f"KSampler with {title}", seed=seed) for key, (title, model) in models.items()
+                ],
+            ),
+            Column(
+                title="5  Look: plain, LaMo, PILA, both",
+                nodes=[
+                    *(decode(Out(key, "LATENT"), key=f"{key}_images", vae=TOY_VAE) for key in models),
+                    stitch("first_pair", "plain_images", "lamo_images"),
+                    stitch("second_pair", "pila_only_images", "both_images"),
+                    stitch("four", "first_pair", "second_pair"),
+                    *save_toy(Out("four", "IMAGE"), "toy_world_pila", height=380),
+                ],
+                width=560,
+            ),
+            Column(
+                title="6  Measure",
+                nodes=[
+                    *(
+                        law_score(Out(f"{key}_images", "IMAGE"), key=f"{key}_score", title=f"Law Score with {title}")
+                        for key, (title, _) in models.items()
+                    ),
+                    router(Out("pila", "MODEL"), Out("pila_only", "LATENT")),
+                ],
+                width=480,
+            ),
+        ],
+    )
+
+
+def pila_views() -> Graph:
+    latent, larger = Out("sampler", "LATENT"), Out("larger", "IMAGE")
+    corrected = Out("pila", "MODEL")
+
+    def bank(field: str, key: str) -> Node:
+        values = {"latent": latent, "adapter": ADAPTER, "images": larger, "field": field}
+        return Node(key=key, type="LatentPhysicsAttributeBankView", values=values, height=460)
+
+    maps = {"model": corrected, "latent": latent, "images": larger, "expert": "strongest"}
+    return Graph(
+        name="pila_views",
+        note=f"""# What does the PILA adapter see and do?
+
+Press **Run**. Needs no download and no GPU: the models come with the pack.
+
+- **Router Plot**: which experts worked at each step.
+- **Expert Maps**: where the strongest expert acted (needs keep_for_maps on in PILA Correction).
+- **Attribute Bank View**: fields that the adapter reads out of the finished video. The velocity's colour is its direction. They
+are
+  proxies without units, not measurements.
+{TOY_PROMPTS}""",
+        note_height=760,
+        columns=[
+            Column(title="1  Load", nodes=[WORLD, adapter(TOY_ADAPTER)], width=360),
+            Column(
+                title="2  Ask",
+                nodes=[PROMPT, parser(Out("prompt", "STRING")), *prompts(DESCRIPTION, "", TOY_CLIP), size(64, 64, 33)],
+                width=380,
+            ),
+            Column(
+                title="3  Sample",
+                nodes=[pila(TOY_MODEL, keep_for_maps=True), sampler(corrected), decode(latent, vae=TOY_VAE)],
+            ),
+            Column(title="4  The clip", nodes=save_toy(Out("decode", "IMAGE"), "pila_views")),
+            Column(
+                title="5  Experts",
+                nodes=[
+                    router(corrected, latent),
+                    Node(key="maps", type="LatentPhysicsExpertMaps", values=maps, height=520),
+                ],
+                width=480,
+            ),
+            Column(
+                title="6  Fields",
+                nodes=[
+                    bank("u: velocity (colour: direction, brightness: speed)", "velocity"),
+                    bank("rho: density", "density"),
+                    bank("T: temperature", "temperature"),
+                ],
+                width=420,
+            ),
+        ],
+    )
+
+
+def wan21_pila(lamo: bool = False) -> Graph:
+    latent = Out("sampler", "LATENT")
+    model = Node(key="model", type="UNETLoader", values={"unet_name": WAN_SMALL.name}, files=(WAN_SMALL,))
+    settings = {"steps": 30, "cfg": 5.0, "sampler_name": "uni_pc"}
+    correct = [pila(Out("model", "MODEL"))]
+    if lamo:
+        correct.append(guidance(Out("pila", "MODEL"), PAPER_STRENGTH, active=PAPER_ACTIVE))
+    last = "guidance" if lamo else "pila"
+    title = "PILA and LaMo" if lamo else "PILA"
+    files = "train a PILA adapter and a motion predictor" if lamo else "train a PILA adapter"
+    order = "\nThe two corrections act one after the other at each step: PILA first, then LaMo on what PILA left.\n"
+    stacking = order if lamo else ""
+    return Graph(
+        name="wan2.1_t2v_1.3B_pila_lamo" if lamo else "wan2.1_t2v_1.3B_pila",
+        note=f"""# Wan 2.1 1.3B, text to video, with {title}
+
+1. Fetch the three model files (the names in *Load* are those of ComfyUI's own template), and {files}.
+2. Press **Run**. Set **strength** in PILA Correction to 0 and run again for the same video without PILA.
+3. **Physics Prompt Parser** labels the prompt by rules. With an LLM (see its help page) it also rewrites the prompt so that
+   materials, motion and contacts are spelled out, which is how the paper's numbers were made.
+4. **Router Plot** shows which experts worked, and how large the correction was.
+{stacking}{HOW_TO_TRAIN}""",
+        note_height=800,
+        columns=[
+            Column(
+                title="1  Load",
+                nodes=[
+                    model,
+                    *loaders(UMT5, "wan", WAN_VAE),
+                    adapter(WAN_ADAPTER),
+                    *([predictor(WAN_PREDICTOR)] if lamo else []),
+                ],
+                width=380,
+            ),
+            Column(title="2  Ask", nodes=[parser(REAL_PROMPT), *prompts(DESCRIPTION, WAN_NEGATIVE)], width=420),
+            Column(title="3  Correct", nodes=[*correct, shift("shift", last, 5.0), size(832, 480, 81)]),
+            Column(title="4  Sample", nodes=[sampler(Out("shift", "MODEL"), **settings), decode(latent)]),
+            Column(
+                title="5  Look",
+                nodes=[
+                    *save_video(Out("decode", "IMAGE"), f"video/wan2.1_{'pila_lamo' if lamo else 'pila'}", 16.0),
+                    router(Out("shift", "MODEL"), latent),
+                ],
+                width=480,
+            ),
+        ],
+    )
+
+
+def wan21_pila_lamo() -> Graph:
+    return wan21_pila(lamo=True)
+
+
+def wan22_pila() -> Graph:
+    def stage(noise: str, latent: Out, **values: object) -> Node:
+        wires = {
+            "model": Out(f"{noise}_shift", "MODEL"),
+            "positive": Out("positive", "CONDITIONING"),
+            "negative": Out("negative", "CONDITIONING"),
+            "latent_image": latent,
+        }
+        settings = {"steps": 20, "cfg": 3.5, "sampler_name": "euler", "scheduler": "simple"}
+        title = f"KSampler ({noise} noise)"
+        return Node(key=noise, type="KSamplerAdvanced", title=title, values={**wires, **settings, **values})
+
+    def corrected(noise: str) -> Node:
+        return pila(Out(f"{noise}_model", "MODEL"), key=f"{noise}_pila", title=f"PILA Correction ({noise} noise)")
+
+    first = {"add_noise": "enable", "noise_seed": SEED, "end_at_step": 10, "return_with_leftover_noise": "enable"}
+    second = {"add_noise": "disable", "start_at_step": 10, "return_with_leftover_noise": "disable"}
+    high, low = Out("high", "LATENT"), Out("low", "LATENT")
+    return Graph(
+        name="wan2.2_t2v_14B_pila",
+        note=f"""# Wan 2.2 14B, text to video, with PILA on both experts
+
+ComfyUI's own Wan 2.2 graph (the 20-step one) with **PILA Correction** for each of the two models. Both use one adapter, trained
+on
+Wan 2.1 1.3B: the latents are the same.
+
+1. Fetch the four model files (the names in *Load* are those of ComfyUI's own template), and train a PILA adapter.
+2. Press **Run**. Set both **strength** to 0 and run again for the same video without PILA.
+3. To correct only one of the models, set the other's strength to 0. The **Router Plot** of each shows what its adapter did.
+{HOW_TO_TRAIN}""",
+        note_height=760,
+        columns=[
+            Column(
+                title="1  Load",
+                nodes=[
+                    expert("high", "wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors"),
+                    expert("low", "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors"),
+                    *loaders(UMT5, "wan", WAN_VAE),
+                    adapter(WAN_ADAPTER),
+                ],
+                width=420,
+            ),
+            Column(
+                title="2  Ask",
+                nodes=[parser(REAL_PROMPT), *prompts(DESCRIPTION, WAN_NEGATIVE), size(640, 640, 81)],
+                width=420,
+            ),
+            Column(
+                title="3  Correct",
+                nodes=[
+                    corrected("high"),
+                    shift("high_shift", "high_pila", 5.0),
+                    corrected("low"),
+                    shift("low_shift", "low_pila", 5.0),
+                ],
+            ),
+            Column(
+                title="4  Sample",
+                nodes=[stage("high", Out("size", "LATENT"), **first), stage("low", high, **second), decode(low)],
+            ),
+            Column(title="5  Look", nodes=save_video(Out("decode", "IMAGE"), "video/wan2.2_pila", 16.0), width=480),
+            Column(
+                title="6  Measure",
+                nodes=[
+                    router(Out("high_shift", "MODEL"), high, key="high_router", title="Router Plot (high noise)"),
+                    router(Out("low_shift", "MODEL"), low, key="low_router", title="Router Plot (low noise)"),
+                ],
+                width=480,
+            ),
+        ],
+    )
+
+
+GRAPHS = (toy_world_pila, pila_views, wan21_pila, wan21_pila_lamo, wan22_pila)
