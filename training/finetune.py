@@ -26,6 +26,7 @@ from .trainer_data import TrainingClips, TrainingDataError, cache_name, prepare_
 from .trainer_denoise import DenoisingTask
 from .trainer_sample import Samples
 from .trainer_state import fill
+from .trainer_toy import make_toy_clips
 from .trainer_tune import TuneConfig, TuneError, attach, trainable
 from .videos import VideoError, find_clips
 
@@ -55,6 +56,8 @@ class FinetuneConfig:
     """Videos or folders of them: to cache, and for the teachers' features. Captions: .txt files of the same name."""
     captions: Path | None = None
     """A list of captions instead of .txt files: .jsonl, .csv (as OpenVid's) or .json (as WISA-80K's)."""
+    toy_clips: int = 0
+    """With the toy backbone: draw so many toy clips to train on, instead of reading videos."""
     limit: int | None = None
     """Use at most so many clips."""
     features: Path | None = None
@@ -144,8 +147,11 @@ def check(config: FinetuneConfig) -> None:
     """Everything that can be known before anything is loaded. Raises FinetuneError or ObjectiveError."""
     for text in config.objectives:
         objectives.parse(text)
-    if config.data is None and not config.videos and config.captions is None:
-        raise FinetuneError("there is nothing to train on; give --data (cached clips), --videos or --captions.")
+    if config.toy_clips and config.backbone != "toy":
+        raise FinetuneError(f"toy_clips are for the toy backbone, not for {config.backbone}; give --videos.")
+    if config.data is None and not config.videos and config.captions is None and not config.toy_clips:
+        what = "--data (cached clips), --videos or --captions" + (", or --toy-clips" if config.backbone == "toy" else "")
+        raise FinetuneError(f"there is nothing to train on; give {what}.")
     if config.dit and config.source:
         raise FinetuneError("dit and source name two models; give one of them.")
     if config.tune.mode == "full" and (config.fp8_storage or config.init):
@@ -156,7 +162,11 @@ def check(config: FinetuneConfig) -> None:
 
 
 def cache_videos(config: FinetuneConfig, out: Path, stop: StopRequest, progress: ProgressLine) -> None:
-    """Caches `config.videos` with their prompts' tokens; clips that are there already are kept."""
+    """Caches `config.videos` with their prompts' tokens, or draws toy clips; clips that are there already are kept."""
+    if config.toy_clips:
+        backbone = load_backbone("toy", parts=("vae", "text"))
+        make_toy_clips(out, backbone, config.toy_clips, config.trainer.seed + 1, progress=progress)
+        return
     settings = CacheConfig(
         out=out, videos=config.videos, backbone=config.backbone, source=config.source, vae=config.vae, text=config.text,
         tokenizer=config.tokenizer, width=config.width, height=config.height, frames=config.frames, fps=config.fps,

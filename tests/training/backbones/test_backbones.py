@@ -231,3 +231,24 @@ def test_toy_backbone_is_wan_with_a_text_encoder_of_its_own(tmp_path):
     torch.testing.assert_close(*out)
     with pytest.raises(BackboneError, match="native files"):
         load_backbone("toy", tmp_path)
+
+
+def test_fp8_storage_computes_with_the_rounded_weights(tmp_path):
+    """Weights rest in float8; output and LoRA gradients are those of the same weights held in float32."""
+    from latent_physics.training.trainer_tune import TuneConfig, attach, trainable
+
+    files = tiny.native_files(tmp_path)
+    stored, plain = (load_backbone("toy", files, parts=("dit",), fp8_storage=fp8) for fp8 in (True, False))
+    assert torch.float8_e4m3fn in {value.dtype for value in stored.dit.parameters()}
+    for ours, theirs in zip(plain.dit.parameters(), stored.dit.parameters()):
+        ours.data = theirs.data.float()
+    latent, tokens, t = torch.randn(1, 16, 2, 4, 4), torch.randn(1, 24, 4096), torch.tensor([0.5])
+    results = []
+    for backbone in (stored, plain):
+        attach(backbone, TuneConfig(rank=2), 0)
+        for value in trainable(backbone.dit).values():
+            value.data.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(value.numel())) * 0.1)
+        out = backbone.predict(latent, t, tokens)
+        out.square().sum().backward()
+        results.append((out.detach(), [value.grad for value in trainable(backbone.dit).values()]))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-3)

@@ -18,6 +18,7 @@ from latent_physics.training import finetune as command
 from latent_physics.training import motion_head as stage_one
 from latent_physics.training import objectives, trainer_data
 from latent_physics.training.backbones import Activation
+from latent_physics.training.export import lora_to_diffusers
 from latent_physics.training.finetune import FinetuneConfig, FinetuneError, finetune
 from latent_physics.training.objectives import ObjectiveError, StepView, TeacherNeed
 from latent_physics.training.recipes import RecipeError, load_recipe, names
@@ -26,6 +27,7 @@ from latent_physics.training.teachers import FeatureCache, VideoMAETeacher, VJEP
 from latent_physics.training.trainer import TrainerConfig
 from latent_physics.training.trainer_data import TrainingDataError, features_of
 from latent_physics.training.trainer_tune import TuneConfig
+from safetensors.torch import load_file
 from test_teachers import JEPA, MAE
 from transformers import VideoMAEConfig, VideoMAEModel, VJEPA2Config, VJEPA2Model
 
@@ -404,3 +406,23 @@ def test_caching_takes_captions_from_a_list(tmp_path):
     ]
     with pytest.raises(CacheError, match="does not exist"):
         listed_captions(CacheConfig(out=tmp_path, captions=tmp_path / "no.csv"))
+
+
+def test_a_lora_goes_on_from_a_file(tmp_path):
+    _, path = finetune(settings(tmp_path, objectives=[]), progress=quiet())
+    first = command.load_dit(config := settings(tmp_path, objectives=[], init=path))
+    clips = trainer_data.TrainingClips(config.data, batch=2, seed=0)
+    command.make_task(config, first, clips, [], FeatureCache(tmp_path / "none"), None)
+    file = load_file(path)
+    found = {key.replace(".default.", "."): value for key, value in first.dit.named_parameters() if "lora_" in key}
+    for key, value in lora_to_diffusers(file, "wan").items():
+        torch.testing.assert_close(found[key], value)
+    with pytest.raises(command.ExportError, match="give --rank 2"):
+        finetune(settings(tmp_path, objectives=[], init=path, tune=TuneConfig(rank=3), out=tmp_path / "other"), progress=quiet())
+
+
+def test_toy_clips_are_for_the_toy_backbone(tmp_path):
+    with pytest.raises(FinetuneError, match="not for wan"):
+        finetune(FinetuneConfig(out=tmp_path, toy_clips=4), progress=quiet())
+    with pytest.raises(FinetuneError, match="or --toy-clips"):
+        finetune(FinetuneConfig(out=tmp_path, backbone="toy"), progress=quiet())

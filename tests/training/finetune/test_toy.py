@@ -1,0 +1,90 @@
+"""The toy teachers' training and the comparison command, at their smallest."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import tiny
+import tiny_run
+import torch
+from latent_physics.toyworld.text import ToyTextEncoder
+from latent_physics.training import backbones, compare, toy_teachers
+from latent_physics.training.run import ProgressLine, StopRequest, read_log
+from latent_physics.training.teachers import load_teacher
+from latent_physics.training.trainer import TrainerConfig
+from latent_physics.training.trainer_data import TrainingClips
+from safetensors.torch import load_file
+
+
+def quiet() -> ProgressLine:
+    return ProgressLine("test", io.StringIO())
+
+
+def settings(tmp_path, **changes) -> toy_teachers.ToyTeachersConfig:
+    trainer = TrainerConfig(
+        **({"steps": 2, "batch": 2, "rate": 1e-3, "validate_every": 2, "validation_clips": 1, "tensorboard": False} | changes)
+    )
+    return toy_teachers.ToyTeachersConfig(out=tmp_path / "runs", export=tmp_path, width=32, layers=1, trainer=trainer)
+
+
+@pytest.mark.parametrize("name", ["videomae", "vjepa2"])
+def test_toy_teachers_train_and_come_back(name, tmp_path):
+    path = toy_teachers.train_teacher(name, settings(tmp_path), StopRequest(), quiet())
+    teacher = load_teacher(f"toy_{name}", path)
+    features = teacher.features(torch.rand(1, 3, 32, 64, 64))
+    assert features.shape == (1, 32, 16, 8, 8)
+    assert torch.isfinite(features).all()
+    assert len(read_log(tmp_path / "runs" / name / "log.csv")) == 2
+
+
+def test_the_target_encoder_survives_a_stop(tmp_path):
+    """V-JEPA's moving average is trained by no optimiser, yet is part of the checkpoint."""
+    config = settings(tmp_path / "whole")
+    toy_teachers.train_teacher("vjepa2", config, StopRequest(), quiet())
+    parts = settings(tmp_path / "parts")
+    toy_teachers.train_teacher("vjepa2", settings(tmp_path / "parts", steps=1), StopRequest(), quiet())
+    toy_teachers.train_teacher("vjepa2", parts, StopRequest(), quiet())
+    one, other = (load_file(tmp_path / name / "runs" / "vjepa2" / "checkpoint.safetensors") for name in ("whole", "parts"))
+    assert any(key.startswith("task/") for key in one)
+    for key, value in one.items():
+        assert torch.equal(value, other[key]), key
+
+
+def test_the_comparison_prints_a_table_and_is_resumed(tmp_path, monkeypatch):
+    weights = tmp_path / "weights"
+    tiny.native_files(weights)
+    (weights / "dit.safetensors").rename(weights / "toy_dit.safetensors")
+    (weights / "vae.safetensors").rename(weights / "toy_vae.safetensors")
+    torch.manual_seed(0)
+    ToyTextEncoder().save(weights / "toy_text.safetensors", {})
+    monkeypatch.setattr(backbones, "TOY_WEIGHTS", weights)
+    config = compare.CompareConfig(
+        out=tmp_path / "out", recipes=["toy-plain", "toy-drift"], steps=1, clips=4, prompts=2, sampling_steps=1
+    )
+    results = compare.compare(config, StopRequest(), quiet())
+    assert list(results) == ["before", "toy-plain", "toy-drift"]
+    lines = compare.table(results).splitlines()
+    assert lines[0].split() == ["model", "law", "adherence", "dynamic", "degree"]
+    assert len(lines) == 4
+    scored = {path: path.stat().st_mtime_ns for path in config.out.rglob("*.json")}
+    assert compare.compare(config, StopRequest(), quiet()) == results
+    assert {path: path.stat().st_mtime_ns for path in config.out.rglob("*.json")} == scored
+    assert compare.toy_recipes()[0] == "toy-plain"
+
+
+def test_toy_clips_are_cached_clips_with_their_frames(tmp_path):
+    from latent_physics.training.trainer_data import FrameSource
+    from latent_physics.training.trainer_toy import write_toy_clip
+
+    backbone = tiny_run.backbone()
+    backbone.vae = tiny.wan_vae()
+    clip = torch.rand(3, 5, 32, 32)
+    tokens, mask = torch.randn(6, 32), torch.tensor([True] * 4 + [False] * 2)
+    for name in ("a", "b"):
+        write_toy_clip(tmp_path / f"{name}.safetensors", backbone, clip, "a ball", tokens, mask)
+    clips = TrainingClips(tmp_path, batch=1, seed=0)
+    batch = clips.read([0])
+    assert batch.tokens.shape == (1, 4, 32)
+    assert batch.latent.shape == (1, 16, 2, 4, 4)
+    torch.testing.assert_close(FrameSource(tmp_path, [], 0).read(clips.entries[0]), clip, atol=1 / 254, rtol=0)
