@@ -22,7 +22,8 @@ class SamplingStep:
     sigma: Tensor
     """The sampler's noise level per sample, `B`."""
     gain: Tensor
-    """g of x0 = a z_t - g out (specs: LaMo, eq 9), `B`: sigma/sqrt(alpha_bar) for eps, sqrt(1-alpha_bar) for v, sigma for flow."""
+    """g of x0 = a z_t - g out (LaMo, eq 9), `B`: sigma/sqrt(alpha_bar) for eps, sqrt(1-alpha_bar) for v, sigma for
+    flow."""
     index: int
     """The sampler's step, 0 at the noisy end."""
     count: int

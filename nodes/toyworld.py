@@ -116,7 +116,7 @@ class LawScore(io.ComfyNode):
             node_id="LatentPhysicsLawScore",
             display_name="Law Score",
             category=CATEGORY,
-            description="Measures from pixels alone how well toy-world clips keep their world's law, whether what the prompt asked "
+            description="Measures from pixels alone how well toy-world clips keep their law, whether what the prompt asked "
             "for is there, and how much moves.",
             search_aliases=["toy", "physics", "metric", "evaluate"],
             is_output_node=True,

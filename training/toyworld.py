@@ -2,9 +2,9 @@
 
     python training toyworld --stage all --out runs/toyworld
 
-Stages, each resumable: vae (a Wan 2.1 VAE of reduced width), decoder (its decoder again, alone), latents (encodes the mixture),
-base (a Wan transformer and the text encoder, flow matching, on a mixture of right and wrong dynamics), export (native names, half
-precision), clips (a folder of cached clips of the right dynamics, from which `latent-physics predictor`, `pila` and `finetune`
+Stages, each resumable: text (the text encoder), vae (a Wan 2.1 VAE of reduced width), decoder (its decoder again, alone), latents
+(encodes the mixture), base (a Wan transformer, flow matching, on a mixture of right and wrong dynamics), export (native names,
+half precision), clips (a folder of cached clips of the right dynamics, from which `latent-physics predictor`, `pila` and `finetune`
 learn; needs the exported files).
 """
 
@@ -21,17 +21,20 @@ import torch
 from torch import Tensor, nn
 
 from ..methods.weights import WeightsError, WeightsInfo, load_weights, save_weights
-from ..toyworld.canvas import FRAMES, SIZE
+from ..toyworld.canvas import COLOURS, FRAMES, SIZE
 from ..toyworld.corruption import corrupted
 from ..toyworld.data import mixture
+from ..toyworld.prompts import describe
 from ..toyworld.text import ToyTextEncoder
 from ..toyworld.worlds import WORLDS
 from .backbones.keys import to_native
-from .backbones.wan import LATENTS_MEAN, LATENTS_STD, WanBackbone
+from .backbones.wan import LATENTS_MEAN, LATENTS_STD, TIMESTEPS, WanBackbone
 from .cli import parse, run_command
 from .dataset import ClipInfo, write_clip
 from .run import Log, ProgressLine, RunError, StopRequest, draw_curves, load_checkpoint, save_checkpoint, saving
 
+WORDS = ("small", "large", "thin", "thick", "left", "right", "up", "above", "below", "middle", "clockwise", "counterclockwise")
+"""What the text encoder learns to tell beside worlds and colours."""
 SHIPPED = Path(__file__).resolve().parent.parent / "toyworld" / "weights"
 
 
@@ -39,7 +42,7 @@ SHIPPED = Path(__file__).resolve().parent.parent / "toyworld" / "weights"
 class ToyWorldConfig:
     """Trains the toy world's VAE, transformer and text encoder (about 80 minutes on two cores)."""
 
-    stage: Literal["all", "vae", "decoder", "latents", "base", "export", "clips"] = "all"
+    stage: Literal["all", "text", "vae", "decoder", "latents", "base", "export", "clips"] = "all"
     """Which stage to run; "all" runs those that are not finished."""
     out: Path = Path("runs/toyworld")
     """Run folder: checkpoints, logs, curves."""
@@ -50,11 +53,14 @@ class ToyWorldConfig:
     threads: int = 0
     """CPU threads; 0 leaves torch's choice."""
 
+    text_steps: int = 600
+    """Steps of the text encoder (batch 64), which learns to tell what a prompt asks for."""
+
     vae_width: int = 8
     """base_dim of the VAE; Wan's own is 96."""
     vae_steps: int = 1900
     """Steps on 5-frame windows (two latent frames), batch 4."""
-    decoder_steps: int = 4000
+    decoder_steps: int = 2600
     """Steps that train the decoder alone after those; the latents stay as they are, so this can run beside the base stage."""
     vae_rate: float = 1.5e-3
     """Peak learning rate of the VAE, falling along a cosine."""
@@ -69,7 +75,7 @@ class ToyWorldConfig:
 
     layers: int = 6
     """Transformer blocks, 128 channels each."""
-    base_steps: int = 6000
+    base_steps: int = 5000
     """Steps of the base model."""
     batch: int = 16
     """Clips per step of the base model."""
@@ -87,8 +93,7 @@ class ToyWorldConfig:
     """Steps between checkpoints."""
 
 
-# --- the loop every stage shares
-# -------------------------------------------------------------------------------------------------
+# --- the loop every stage shares ---
 
 
 def run_steps(
@@ -157,8 +162,51 @@ def update_average(average: nn.Module, trained: nn.Module, decay: float) -> None
         old.lerp_(new, 1 - decay)
 
 
-# --- VAE
-# -------------------------------------------------------------------------------------------------------------------------
+# --- text encoder ---
+
+
+class PromptReader(nn.Module):
+    """The text encoder with one linear head on its mean token, which says what the prompt asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = ToyTextEncoder()
+        self.answers = (*WORLDS, *COLOURS, *WORDS)
+        self.head = nn.Linear(self.text.width, len(self.answers))
+
+    def forward(self, prompts: list[str]) -> Tensor:
+        tokens, mask = self.text(prompts)
+        return self.head(tokens.sum(1) / mask.sum(1, keepdim=True).clamp(min=1))
+
+
+def draw_prompts(count: int, rng: np.random.Generator) -> tuple[list[str], list[set[str]]]:
+    """Prompts, and what each asks for: its world, colours, sizes and direction or place."""
+    prompts, asked = [], []
+    for _ in range(count):
+        world = WORLDS[list(WORLDS)[rng.integers(len(WORLDS))]]
+        scene = world.draw(rng)
+        prompts.append(describe(world, scene, rng))
+        asked.append({world.name, *scene.colours, *scene.words.values()})
+    return prompts, asked
+
+
+def train_text(config: ToyWorldConfig) -> ToyTextEncoder:
+    """Reading comprehension: which world, which colours, which words of WORDS a prompt asks for."""
+    torch.manual_seed(config.seed + 2)
+    reader = PromptReader().train()
+
+    def step_loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        prompts, asked = draw_prompts(64, np.random.default_rng((config.seed, 3, step)))
+        target = torch.tensor([[float(answer in wanted) for answer in reader.answers] for wanted in asked])
+        logits = reader(prompts)
+        right = ((logits > 0) == (target > 0.5)).float().mean().item()
+        return nn.functional.binary_cross_entropy_with_logits(logits, target), {"right": right}
+
+    run_steps("text", config, config.text_steps, 1e-3, reader, None, step_loss)
+    return reader.text.eval().requires_grad_(False)
+
+
+# --- VAE ---
 
 
 def build_vae(config: ToyWorldConfig) -> nn.Module:
@@ -268,11 +316,11 @@ def train_vae(config: ToyWorldConfig) -> nn.Module:
 
 
 def train_decoder(config: ToyWorldConfig, vae: nn.Module) -> nn.Module:
-    """Sharpens the pictures with the encoder fixed."""
+    """Sharpens the pictures with the encoder fixed, on windows of nine frames: the third latent frame is coded as all later ones are."""
     decoder = nn.ModuleList([vae.decoder, vae.post_quant_conv])
 
     def step_loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        clips, backgrounds = windows(4, 5, np.random.default_rng((config.seed, 2, step)))
+        clips, backgrounds = windows(2, 9, np.random.default_rng((config.seed, 2, step)))
         with torch.no_grad():
             z = vae.encode(clips * 2 - 1).latent_dist.mean
         error = decode_unclamped(vae, z + 0.02 * z.std() * torch.randn(z.shape, generator=generator)) / 2 + 0.5 - clips
@@ -304,7 +352,7 @@ def fit_latent_scale(vae: nn.Module, clips: Tensor) -> None:
     back.weight /= scale.view(1, -1, 1, 1, 1)
 
 
-# --- the mixture's latents ------------------------------------------------------------------------------------------------------
+# --- the mixture's latents ---
 
 
 @torch.no_grad()
@@ -330,7 +378,7 @@ def encode_mixture(config: ToyWorldConfig, vae: nn.Module) -> tuple[Tensor, list
     return torch.cat(latents), prompts
 
 
-# --- base model -----------------------------------------------------------------------------------------------------------------
+# --- base model ---
 
 
 def build_dit(config: ToyWorldConfig) -> nn.Module:
@@ -349,27 +397,9 @@ def build_dit(config: ToyWorldConfig) -> nn.Module:
     )
 
 
-class BaseModel(nn.Module):
-    """Transformer and text encoder, trained together."""
-
-    def __init__(self, dit: nn.Module, text: ToyTextEncoder) -> None:
-        super().__init__()
-        self.dit, self.text = dit, text
-
-    def forward(self, noisy: Tensor, sigma: Tensor, prompts: list[str]) -> Tensor:
-        tokens, _ = self.text(prompts)
-        return self.dit(noisy, sigma * 1000, tokens, return_dict=False)[0]
-
-
-def train_base(config: ToyWorldConfig, latents: Tensor, prompts: list[str]) -> BaseModel:
-    """Flow matching on the mixture: v = eps - x0 at shifted uniform noise levels."""
-
-    def build() -> BaseModel:
-        dit = build_dit(config)
-        return BaseModel(dit, ToyTextEncoder())
-
-    model, average = build().train(), build().requires_grad_(False)
-    average.load_state_dict(model.state_dict())
+def train_base(config: ToyWorldConfig, text: ToyTextEncoder, latents: Tensor, prompts: list[str]) -> nn.Module:
+    """Flow matching on the mixture: v = eps - x0 at shifted uniform noise levels. The text encoder stays as it is."""
+    model, average = build_dit(config).train(), build_dit(config).requires_grad_(False)
 
     def step_loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         chosen = torch.randint(len(latents), (config.batch,), generator=generator)
@@ -379,29 +409,31 @@ def train_base(config: ToyWorldConfig, latents: Tensor, prompts: list[str]) -> B
         sigma = config.shift * u / (1 + (config.shift - 1) * u)
         dropped = torch.rand(config.batch, generator=generator) < config.drop_prompt
         texts = ["" if drop else prompts[index] for drop, index in zip(dropped.tolist(), chosen.tolist())]
+        with torch.no_grad():
+            tokens, _ = text(texts)
         mixed = sigma.view(-1, 1, 1, 1, 1)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-            velocity = model((1 - mixed) * clean + mixed * eps, sigma, texts)
+            velocity = model((1 - mixed) * clean + mixed * eps, sigma * TIMESTEPS, tokens, return_dict=False)[0]
         return nn.functional.mse_loss(velocity.float(), eps - clean), {}
 
     return run_steps("base", config, config.base_steps, config.base_rate, model, average, step_loss).eval()
 
 
-# --- files that ship ------------------------------------------------------------------------------------------------------------
+# --- files that ship ---
 
 
-def export(config: ToyWorldConfig, vae: nn.Module, base: BaseModel) -> None:
+def export(config: ToyWorldConfig, text: ToyTextEncoder, vae: nn.Module, dit: nn.Module) -> None:
     """Writes toy_vae, toy_dit (native names: ComfyUI's own loaders read them) and toy_text, in half precision."""
     recipe = {
         key: value if isinstance(value, (int, float, str)) else str(value)
         for key, value in asdict(config).items()
         if key not in ("out", "export")
     }
-    for name, module, keys in (("vae", vae, WanBackbone.vae_keys), ("dit", base.dit, WanBackbone.dit_keys)):
+    for name, module, keys in (("vae", vae, WanBackbone.vae_keys), ("dit", dit, WanBackbone.dit_keys)):
         state = {key: value.half() for key, value in to_native(module.state_dict(), keys).items()}
         info = WeightsInfo(kind=f"toy_{name}", latent_space="toy", config={"frames": FRAMES, "size": SIZE}, recipe=recipe)
         save_weights(config.export / f"toy_{name}.safetensors", state, info)
-    base.text.save(config.export / "toy_text.safetensors", recipe)
+    text.save(config.export / "toy_text.safetensors", recipe)
 
 
 def cache_real_clips(config: ToyWorldConfig) -> None:
@@ -437,6 +469,9 @@ def train(config: ToyWorldConfig) -> None:
     if config.stage == "clips":
         cache_real_clips(config)
         return
+    text = train_text(config)
+    if config.stage == "text":
+        return
     vae = train_vae(config)
     if config.stage == "vae":
         return
@@ -448,10 +483,10 @@ def train(config: ToyWorldConfig) -> None:
     latents, prompts = encode_mixture(config, vae)
     if config.stage == "latents":
         return
-    base = train_base(config, latents, prompts)
+    dit = train_base(config, text, latents, prompts)
     if config.stage == "base":
         return
-    export(config, vae, base)
+    export(config, text, vae, dit)
     if config.stage == "all":
         cache_real_clips(config)
 

@@ -88,9 +88,10 @@ class RigidBody(World):
             return 1.0
         before = energy[: turn[0]][away[: turn[0]]]
         after = energy[turn[0] + 2 : turn[0] + 14][away[turn[0] + 2 : turn[0] + 14]]
+        before, after = before[np.isfinite(before)], after[np.isfinite(after)]  # a ball may vanish
         if before.size < 2 or after.size < 2:
             return 1.0
-        ratio = np.sqrt(max(np.nanmedian(after), 0) / max(np.nanmedian(before), 1e-3))
+        ratio = np.sqrt(max(np.median(after), 0) / max(np.median(before), 1e-3))
         return float(np.clip(abs(ratio - self.constants["restitution"]) / 0.4, 0, 1))
 
 
