@@ -80,7 +80,7 @@ def run_test(bench: Bench) -> int:
     # on one worker, and so do all tests of the server (see tests/conftest.py).
     workers = [] if any(part.startswith(("-n", "--numprocesses")) for part in bench.rest) else ["-n", str(os.cpu_count() or 1)]
     # The script, not `python -m pytest`: that puts this folder on sys.path, where our nodes/ hides ComfyUI's nodes.py.
-    command = [str(scripts / "pytest"), *workers, "--dist", "loadgroup", *bench.rest]
+    command = [str(scripts / "pytest"), *workers, "--dist", "loadgroup", "-rs", *bench.rest]
     return subprocess.call(command, cwd=ROOT, env=bench.environment(OMP_NUM_THREADS="1"))
 
 

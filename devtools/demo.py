@@ -237,7 +237,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--base", type=Path, required=True, help="base directory whose custom_nodes holds the pack")
     parser.add_argument("--out", type=Path, default=ROOT / "output" / "demo", help="folder for the files")
     parser.add_argument("--clips", type=int, default=64, help="clips per row of the table")
-    parser.add_argument("--batch", type=int, default=8, help="clips per prompt")
+    parser.add_argument("--batch", type=int, default=4, help="clips per prompt")
     parser.add_argument("--seed", type=int, default=5000, help="seed of the table's first clips")
     parser.add_argument("--minutes", type=float, default=1.0, help="how long the predictor is trained on real clips")
     return parser.parse_args(argv)

@@ -76,7 +76,7 @@ class ComfyServer:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self, timeout: float = 180) -> None:
+    def start(self, timeout: float = 300) -> None:
         """Returns once the server answers. Raises BenchError: port taken, server died, no answer within `timeout` seconds."""
         self.port = claim_port(self.port)
         for folder in ("custom_nodes", "input", "output", "temp", "user"):
