@@ -121,8 +121,9 @@ class PilaAdapter(nn.Module):
         """
         self.check_latent(x0)
         x0, velocity = x0.detach().float(), velocity.detach().float()
-        level = self.level(sigma.float()[:, None])
-        c = self.condition(level, None if cond is None else cond.float(), ramp)
+        with torch.autocast(x0.device.type, enabled=False):
+            level = self.level(sigma.float()[:, None])
+            c = self.condition(level, None if cond is None else cond.float(), ramp)
         out = PilaOutput(delta=torch.zeros_like(x0), cond=c)
         if self.config.ablation.plain_adapter:
             out.feature = self._encode(x0, level)
@@ -142,7 +143,9 @@ class PilaAdapter(nn.Module):
         if not hasattr(self, "afe"):
             raise ValueError("this adapter was trained without anchored field estimation; it has no fields to show.")
         out = PilaOutput(delta=x0)
-        self._estimate(out, x0.detach().float(), x0, self.level(sigma.float()[:, None]), phase)
+        with torch.autocast(x0.device.type, enabled=False):
+            level = self.level(sigma.float()[:, None])
+        self._estimate(out, x0.detach().float(), x0, level, phase)
         return out.fields
 
     def check_latent(self, x0: Tensor) -> None:

@@ -56,7 +56,8 @@ class Router(nn.Module):
 
     def forward(self, cond: Tensor, labels: Tensor | None, top_k: int) -> Routing:
         """`cond` is c `B hidden`; `labels` `B 8` in [0, 1] or None. Runs in float32 (Eq 21, 22)."""
-        logits = self.net(cond.float())
+        with torch.autocast(cond.device.type, enabled=False):
+            logits = self.net(cond.float())
         if labels is not None:
             logits = logits + self.label_bias * labels.to(logits)
         return select(logits, top_k, self.temperature)

@@ -170,6 +170,17 @@ def test_every_ablation_trains(name):
     assert (len(training.stages) == 1) == (not ABLATIONS[name].staged_recovery)
 
 
+def test_training_in_bfloat16_keeps_weights_and_fields_in_float32():
+    training = run(config=dataclasses.replace(QUICK, bf16=True))
+    seen = []
+    training.adapter.afe.register_forward_hook(lambda module, inputs, output: seen.extend(output[0].values()))
+    training.adapter.router.register_forward_hook(lambda module, inputs, output: seen.append(output.logits))
+    training.run()
+    assert {value.dtype for value in seen} == {torch.float32}
+    assert {p.dtype for p in training.adapter.parameters()} == {torch.float32}
+    assert all(torch.isfinite(p).all() for p in training.adapter.parameters())
+
+
 def test_the_correction_learns_to_remove_error():
     quick = {"observable_steps": 1, "recovery_steps": 5, "coupling_steps": 60, "every": 60, "shift": 0.3, "clip": 10.0}
     training = run(config=dataclasses.replace(QUICK, lr=1e-2, **quick))

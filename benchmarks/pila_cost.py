@@ -1,0 +1,95 @@
+"""What PILA adds to a sampling step: operations at any shape, seconds and memory where there is a device to measure on.
+
+    python benchmarks/pila_cost.py                      # operations at Wan 2.1 1.3B's shape, 480x832, 81 frames
+    python benchmarks/pila_cost.py --measure cuda       # also seconds per correction and peak memory, k = 0..8
+    python benchmarks/pila_cost.py --measure cpu --latent 9 16 16
+
+The paper reports 192.6 s for 50 steps at k = 0 and 198.8 s at k = 8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import torch
+from latent_physics.methods.pila import PilaAdapter, PilaConfig, PilaCorrection, PilaSettings
+from latent_physics.methods.pila.bank import BANK_CHANNELS
+from latent_physics.methods.step import SamplingStep
+from torch.utils.flop_counter import FlopCounterMode
+
+WAN_FORWARD = 2.8e14
+"""Operations of one forward pass of Wan 2.1 1.3B at 21x60x104; a step with CFG takes two."""
+WAN_LATENT = (21, 60, 104)
+
+
+def operations(config: PilaConfig, latent: tuple[int, int, int]) -> dict[str, float]:
+    """Operations of each part at a latent's size, counted on the meta device."""
+    with torch.device("meta"):
+        adapter = PilaAdapter(config)
+        x0 = torch.empty(1, config.channels, *latent)
+        heads = [adapter.afe.scaffold, adapter.afe.p_rho_head, *adapter.afe.heads.values()]
+        bank, cond = torch.empty(1, BANK_CHANNELS, *latent), torch.empty(1, config.hidden)
+        parts = {
+            "encoder": lambda: adapter.encoder(x0),
+            "field estimation": lambda: [head(torch.empty(1, head[0].in_channels, *latent)) for head in heads],
+            "one expert": lambda: adapter.experts[0](bank, cond),
+            "decoder": lambda: adapter.decoder(bank, cond, x0),
+        }
+        counted = {}
+        for name, work in parts.items():
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                work()
+            counted[name] = float(counter.get_total_flops())
+    return counted
+
+
+def measure(device: str, latent: tuple[int, int, int], repeats: int) -> None:
+    """Seconds per correction and peak memory at k = 0..8."""
+    on_gpu = device.startswith("cuda")
+    adapter = PilaAdapter().to(device).eval().requires_grad_(False)
+    x0 = torch.randn(1, 16, *latent, device=device)
+    sigma = torch.tensor([0.5], device=device)
+    step = SamplingStep(
+        noisy=x0 + torch.randn_like(x0), sigma=sigma, gain=sigma, index=1, count=2, cond=torch.randn(1, 4096, device=device)
+    )
+    print("| k | s per correction | peak memory, MB |\n|---|---|---|")
+    for k in range(9):
+        correction = PilaCorrection(adapter, PilaSettings(top_k=k))
+        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=on_gpu):
+            correction.correct(x0, step)
+            if on_gpu:
+                torch.cuda.reset_peak_memory_stats()
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            for _ in range(repeats):
+                correction.correct(x0, step)
+            if on_gpu:
+                torch.cuda.synchronize()
+        seconds = (time.perf_counter() - start) / repeats
+        memory = f"{torch.cuda.max_memory_allocated() / 2**20:.0f}" if on_gpu else "-"
+        print(f"| {k} | {seconds:.4f} | {memory} |", flush=True)
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--latent", type=int, nargs=3, default=WAN_LATENT, metavar=("T", "H", "W"))
+    parser.add_argument("--measure", metavar="DEVICE", help="cuda, cuda:N or cpu")
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    latent = tuple(args.latent)
+    parts = operations(PilaConfig(), latent)
+    fixed = parts["encoder"] + parts["field estimation"] + parts["decoder"]
+    print(f"latent {latent[0]}x{latent[1]}x{latent[2]}; " + ", ".join(f"{name} {value:.2e}" for name, value in parts.items()))
+    print("| k | operations per correction | share of a Wan 2.1 1.3B step with CFG |\n|---|---|---|")
+    for k in range(9):
+        total = fixed + k * parts["one expert"]
+        share = f"{total / (2 * WAN_FORWARD):.2%}" if latent == WAN_LATENT else "-"
+        print(f"| {k} | {total:.2e} | {share} |")
+    if args.measure:
+        measure(args.measure, latent, args.repeats)
+
+
+if __name__ == "__main__":
+    main()
