@@ -31,14 +31,15 @@ def scaled(world: World, scene: Scene, factor: float) -> np.ndarray:
 
 
 def residuals(world: World, kind: str, count: int, seed: int, noise: float) -> tuple[np.ndarray, np.ndarray]:
-    """Residual and mean change per clip; `noise` is the deviation of pixel noise, which stands for a decoder's."""
+    """Residual and motion per clip; `noise` is the deviation of pixel noise, which stands for a decoder's."""
     rng, found, motion = np.random.default_rng(seed), [], []
     for _ in range(count):
         scene = world.draw(rng)
         frames = KINDS[kind](world, scene, rng)
         frames = np.clip(frames + noise * rng.standard_normal(frames.shape), 0, 1).astype(np.float32)
-        found.append(world.residual(frames, world.unmix(frames)))
-        motion.append(np.abs(np.diff(frames, axis=0)).mean())
+        alphas = world.unmix(frames)
+        found.append(world.residual(frames, alphas))
+        motion.append(scores.motion(alphas))
     return np.array(found), np.array(motion)
 
 
@@ -54,7 +55,7 @@ def main() -> None:
             round(float(np.median(real)), 3),
             round(float(np.median(residuals(world, "shuffled", args.clips, 1, 0.0)[0])), 3),
         )
-        motion[name] = round(float(change.mean()), 5)
+        motion[name] = round(float(change.mean()), 1)
     print("CALIBRATION =", calibration)
     print("REAL_MOTION =", motion)
     scores.CALIBRATION.update(calibration)

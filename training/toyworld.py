@@ -75,7 +75,7 @@ class ToyWorldConfig:
 
     layers: int = 6
     """Transformer blocks, 128 channels each."""
-    base_steps: int = 5000
+    base_steps: int = 7500
     """Steps of the base model."""
     batch: int = 16
     """Clips per step of the base model."""
@@ -87,7 +87,7 @@ class ToyWorldConfig:
     """Share of prompts replaced by the empty one, for classifier-free guidance."""
     bf16: bool = True
     """Compute the base model in bfloat16 (weights stay float32): 2.6 times as fast where the CPU has the instructions for it."""
-    ema: float = 0.999
+    ema: float = 0.998
     """Decay of the exponential moving average that is exported."""
     save_every: int = 200
     """Steps between checkpoints."""
