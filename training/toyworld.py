@@ -4,13 +4,13 @@
 
 Stages, each resumable: text (the text encoder), vae (a Wan 2.1 VAE of reduced width), decoder (its decoder again, alone), latents
 (encodes the mixture), base (a Wan transformer, flow matching, on a mixture of right and wrong dynamics), export (native names,
-half precision), clips (a folder of cached clips of the right dynamics, from which `latent-physics predictor`, `pila` and `finetune`
-learn; needs the exported files).
+half precision), clips (a folder of cached clips of the right dynamics, from which `predictor`, `pila` and `finetune` learn; needs the exported files).
 """
 
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MethodType
@@ -114,7 +114,7 @@ def run_steps(
         if average is not None:
             average.load_state_dict(states["average"])
         done = progress["step"]
-    log, progress = None, ProgressLine(f"toy world: {name}")
+    log, progress, start = None, ProgressLine(f"toy world: {name}"), time.monotonic()
     with StopRequest() as stop:
         for step in range(done, steps):
             warm = min(1.0, (step + 1) / 100)
@@ -133,9 +133,9 @@ def run_steps(
             values = {"loss": loss.item(), **values}
             log = log or Log(config.out / f"{name}.csv", list(values), after=done)
             log.add(step=step + 1, **values)
-            progress.show(
-                (step + 1) / steps, f"step {step + 1}/{steps} " + " ".join(f"{key} {value:.4f}" for key, value in values.items())
-            )
+            text = " ".join(f"{key} {value:.4f}" for key, value in values.items())
+            left = (time.monotonic() - start) / (step + 1 - done) * (steps - step - 1)
+            progress.show((step + 1) / steps, f"step {step + 1}/{steps} {text}", left)
             if (step + 1) % config.save_every == 0 or step + 1 == steps or stop.asked:
                 states = {"model": trained.state_dict()} | ({"average": average.state_dict()} if average is not None else {})
                 with saving(str(path), "the last checkpoint is intact"):
@@ -316,7 +316,7 @@ def train_vae(config: ToyWorldConfig) -> nn.Module:
 
 
 def train_decoder(config: ToyWorldConfig, vae: nn.Module) -> nn.Module:
-    """Sharpens the pictures with the encoder fixed, on windows of nine frames: the third latent frame is coded as all later ones are."""
+    """Sharpens the pictures with the encoder fixed. Windows of nine frames: the third latent frame is coded as all later ones."""
     decoder = nn.ModuleList([vae.decoder, vae.post_quant_conv])
 
     def step_loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
