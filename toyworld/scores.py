@@ -68,7 +68,7 @@ def score(clips: Tensor, worlds: str | Sequence[str]) -> Tensor:
 
 
 def dynamic_degree(clips: Tensor, worlds: str | Sequence[str]) -> Tensor:
-    """How much the moving things change over four frames, over that of real clips of the world, `B` float32. Raises as `score` does.
+    """How much the moving things change over four frames, over that of real clips, `B` float32. Raises as `score` does.
 
     Things, not pixels: the faint unrest of a decoded background is not motion. Four frames are one latent frame of the toy VAE,
     whose flicker inside a latent frame is not motion either.
