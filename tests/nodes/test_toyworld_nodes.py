@@ -210,6 +210,17 @@ def test_the_world_is_read_from_the_prompt() -> None:
     assert score(transparent, prompt=prompts[0])[:3] == pytest.approx(score(as_images(clips), prompt=prompts[0])[:3])
 
 
+def test_a_ball_that_blinks_has_a_score() -> None:
+    """From whichever frame on: right after a contact there is then nothing left to measure a rebound with."""
+    clips, prompts = worlds.sample("rigid_body", 1, seed=11)
+    empty = torch.from_numpy(worlds.WORLDS["rigid_body"].background)[None, :, None]
+    blinking = clips.repeat(20, 1, 1, 1, 1)
+    for clip in range(20):
+        blinking[clip : clip + 1, :, 4 + clip :: 2] = empty
+    rows = json.loads(score(as_images(blinking), prompt=prompts[0])[-1])
+    assert all(0 <= law < 1 for law in rows["law"])
+
+
 BAD = {
     "another size": (torch.rand(33, 32, 48, 3), BALL, 33, "64"),
     "no whole number of clips": (torch.rand(40, 64, 64, 3), BALL, 33, "40 images"),
