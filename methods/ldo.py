@@ -23,10 +23,9 @@ def increments(features: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
 def pda_loss(student: Tensor, predicted: Tensor, grid: Grid, decay: float | None = 10.0) -> Tensor:
     """Predictive dynamics alignment: the relations among the student's increments follow those among the predicted ones. Scalar.
 
-    student: the generator's tokens, projected, `B N C`; predicted: what the world model expects of the same tokens, given
-    the frames
-    before them, `B N C'`. Both on `grid`, at least 2 frames. The relation matrices (cosines within a frame and across frames) are
-    compared as MoAlign compares them (its eqs 5-8), with the same temporal decay.
+    student: the generator's tokens, projected, `B N C`; predicted: what the world model expects of the same tokens, given the
+    frames before them, `B N C'`. Both on `grid`, at least 2 frames. The relation matrices (cosines within a frame and across
+    frames) are compared as MoAlign compares them (its eqs 5-8), with the same temporal decay.
     """
     moved, shorter = increments(student, grid)
     expected, _ = increments(predicted, grid)

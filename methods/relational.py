@@ -71,12 +71,10 @@ def mtsa(student: Tensor, teacher: Tensor, grid: Grid, mask: Tensor, temperature
 def motion_mask(video: Tensor, patch: tuple[int, int, int], keep: float = 0.2) -> Tensor:
     """Where a video moves: bool `B F H W`, exactly ceil(keep * H * W) tokens True in every frame.
 
-    video: `B 3 T H W`, any scale; patch: the teacher's tubelet (P_t, P_h, P_w) in pixels. Frames, rows and columns that do
-    not fill a
-    tubelet are left out, as the teacher leaves them out. Tokens are ranked by the L1 difference of consecutive tubelets, the
-    first
-    frame by the second one's; ties go to the lower index. Source: TSA eqs 11-12.
-    Raises ValueError for fewer than two tubelets in time, none in space, or `keep` outside (0, 1].
+    video: `B 3 T H W`, any scale; patch: the teacher's tubelet (P_t, P_h, P_w) in pixels. Frames, rows and columns that do not
+    fill a tubelet are left out, as the teacher leaves them out. Tokens are ranked by the L1 difference of consecutive tubelets,
+    the first frame by the second one's; ties go to the lower index. Source: TSA eqs 11-12. Raises ValueError for fewer than two
+    tubelets in time, none in space, or `keep` outside (0, 1].
     """
     return top_share(motion_saliency(video, patch), keep)
 
@@ -114,10 +112,9 @@ def top_share(saliency: Tensor, keep: float) -> Tensor:
 class TokenProjector(nn.Module):
     """The trainable map from a generator's tokens to a teacher's grid and width.
 
-    A three-layer MLP with SiLU per token, then one convolution in space that brings the grid to the teacher's (TSA section
-    5; VideoREPA).
-    Time is stretched by linear interpolation before it; where the stride does not land on the teacher's grid, the rest is
-    interpolated.
+    A three-layer MLP with SiLU per token, then one convolution in space that brings the grid to the teacher's (TSA section 5;
+    VideoREPA). Time is stretched by linear interpolation before it; where the stride does not land on the teacher's grid, the
+    rest is interpolated.
     """
 
     def __init__(self, channels: int, out_channels: int, hidden: int = 2048, stride: int = 3) -> None:

@@ -148,9 +148,8 @@ class Run:
 def train(run: Run, stop: StopRequest | None = None, progress: ProgressLine | None = None) -> Outcome:
     """Trains from the last checkpoint in `run.out`, or from the start, to the last step.
 
-    Leaves a checkpoint, log.csv and curves.png. Raises RunError where a setting makes no sense, the loss is no longer
-    finite, a file
-    cannot be written, or the checkpoint belongs to another run.
+    Leaves a checkpoint, log.csv and curves.png. Raises RunError where a setting makes no sense, the loss is no longer finite, a
+    file cannot be written, or the checkpoint belongs to another run.
     """
     config, task = run.config, run.task
     check_config(config)
@@ -178,7 +177,6 @@ def make_accelerator(config: TrainerConfig) -> Any:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=False)  # an earlier run in this process may have had another precision
-
     cpu = not torch.cuda.is_available()
     return Accelerator(cpu=cpu or None, mixed_precision=config.precision, gradient_accumulation_steps=config.accumulate)
 
@@ -228,8 +226,6 @@ class Loop:
         """Runs to the end, or to the next step after a stop request."""
         config = self.config
         values: dict[str, float] = self.log.rows[-1] if self.log.rows else {}
-        if self.step == 0 and not self.log.rows:
-            self._validate(values := {})
         while self.step < config.steps and not self._stopping(stop):
             start = time.monotonic()
             values = self._one_step()

@@ -79,9 +79,8 @@ def sample(
 ) -> Tensor:
     """Latents `B C T H W` in model scaling from prompts `B L D` (mask `B L`).
 
-    shape: `T H W` of the latent; cfg: guidance over `null`, the empty prompt's tokens `1 L D` and mask, 1 for none;
-    corrections see the
-    same SamplingStep as in ComfyUI. Noise of row i is seeded by seed + i, whatever the batch.
+    shape: `T H W` of the latent; cfg: guidance over `null`, the empty prompt's tokens `1 L D` and mask, 1 for none; corrections
+    see the same SamplingStep as in ComfyUI. Noise of row i is seeded by seed + i, whatever the batch.
     """
     rows = [torch.Generator().manual_seed(seed + row) for row in range(len(tokens))]
     noise = torch.stack([torch.randn(backbone.latent_channels, *shape, generator=generator) for generator in rows])

@@ -45,7 +45,7 @@ def save_state(run: Run, module: nn.Module, optimizer: Any, average: Mapping[str
         states["optimizer"] = {
             f"{index}/{key}": value for index, values in state["state"].items() for key, value in values.items()
         }
-    tensors = {f"{name}/{key}": whole(value) for name, state in states.items() for key, value in state.items()}
+    tensors = gathered(states, accelerator.is_main_process)
     progress = {
         "step": step,
         "data": run.task.fingerprint(),
@@ -126,6 +126,18 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def clips_per_step(run: Run) -> int:
     """Clips that one optimiser step sees."""
     return run.config.batch * run.config.accumulate * run.accelerator.num_processes
+
+
+def gathered(states: Mapping[str, Mapping[str, Any]], main: bool) -> dict[str, Tensor]:
+    """Whole tensors on the CPU, named "state/key", on the main process; other processes only take part where there are shards."""
+    tensors: dict[str, Tensor] = {}
+    for name, state in states.items():
+        for key, value in state.items():
+            if main or hasattr(value, "full_tensor"):
+                value = whole(value)
+            if main:
+                tensors[f"{name}/{key}"] = value
+    return tensors
 
 
 def whole(value: Any) -> Tensor:

@@ -28,9 +28,8 @@ class RaftFlow:
     def flow(self, video: Tensor, step: int = 2, size: tuple[int, int] = FLOW_SIZE, chunk: int = 8) -> Tensor:
         """Flow from frame `step * i` to frame `step * (i + 1)`: `B 2 n h w` in pixels of `size`, float32.
 
-        step: the teacher's tubelet, so that flow i lies between feature frames i and i + 1. Raises TeacherError for a size
-        that RAFT
-        cannot take and for fewer than two frames.
+        step: the teacher's tubelet, so that flow i lies between feature frames i and i + 1. Raises TeacherError for a size that
+        RAFT cannot take and for fewer than two frames.
         """
         if min(size) < SMALLEST or size[0] % 8 or size[1] % 8:
             raise TeacherError(

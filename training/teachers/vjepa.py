@@ -41,9 +41,8 @@ class VJEPATeacher(Teacher):
     def predicted(self, video: Tensor, context: int) -> Tensor:
         """What the predictor expects after the first `context` feature frames: `B C F - context H' W'` float32.
 
-        The context frames are encoded alone: the model's own `context_mask` masks after encoding the whole clip, so the
-        future would
-        leak into the context. Raises TeacherError where nothing is left on one side.
+        The context frames are encoded alone: the model's own `context_mask` masks after encoding the whole clip, so the future
+        would leak into the context. Raises TeacherError where nothing is left on one side.
         """
         clip = self.resized(video)
         tubelet, patch, _ = self.patch
