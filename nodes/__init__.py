@@ -14,6 +14,6 @@ class LatentPhysicsExtension(ComfyExtension):
         files.register_folder()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        from . import lamo, pila, prompt, toyworld
+        from . import lamo, pila, prompt, toyworld, train
 
-        return [*toyworld.NODES, *lamo.NODES, *prompt.NODES, *pila.NODES]
+        return [*toyworld.NODES, *lamo.NODES, *train.NODES, *prompt.NODES, *pila.NODES]

@@ -26,6 +26,8 @@ MAY_IMPORT = {
     "training": {"training", "toyworld", "methods", "kernels"},
     "nodes": {"nodes", "toyworld", "methods", "kernels"},
 }
+# Inside a function only: a node that trains, or looks through a teacher's eyes, calls the code that the commands call.
+MAY_IMPORT_WHEN_CALLED = {"nodes": {"training"}}
 # Top-level modules that only exist inside ComfyUI. `nodes` and `utils` are among them, which is why ours are imported relatively.
 OF_COMFYUI = {
     "app",
