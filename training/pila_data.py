@@ -214,9 +214,10 @@ def toy_clips(count: int, seed: int, folder: Path, backbone: Any, on_part: Calla
     from ..toyworld.data import mixture
 
     stored: list[dict[str, Tensor]] = []
+    encoders = _fingerprint(getattr(backbone, "vae", None), getattr(backbone, "text", None))
     for start in range(0, count, TOY_PART):
         size = min(TOY_PART, count - start)
-        path = folder / f"{seed}-{start:06}-{size}.safetensors"
+        path = folder / f"{encoders}-{seed}-{start:06}-{size}.safetensors"
         try:
             state, _ = load_weights(path, TOY_KIND)
         except WeightsError:
@@ -234,6 +235,15 @@ def toy_clips(count: int, seed: int, folder: Path, backbone: Any, on_part: Calla
     shape = columns["latent"].shape
     names = [f"toy clip {seed}/{index}" for index in range(count)]
     return PilaClips(names=names, latent_space="toy", channels=shape[1], cond_dim=columns["cond"].shape[1], load=load)
+
+
+def _fingerprint(*modules: torch.nn.Module | None) -> str:
+    """A hash of weights: clips encoded by other weights are encoded again."""
+    digest = hashlib.blake2b(digest_size=4)
+    for module in modules:
+        for value in module.state_dict().values() if isinstance(module, torch.nn.Module) else ():
+            digest.update(value.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _encode_toys(clips: Tensor, prompts: list[str], worlds: list[str], backbone: Any) -> dict[str, Tensor]:
