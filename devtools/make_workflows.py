@@ -569,14 +569,15 @@ def write(info: dict) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--thumbnails", action="store_true", help="make the thumbnails instead; samples the toy graphs")
+    sentence = "make the thumbnails instead, of these workflows or of all; samples the toy graphs"
+    parser.add_argument("--thumbnails", nargs="*", metavar="NAME", help=sentence)
     options = parser.parse_args(argv)
     try:
         with running_server() as server:
-            if options.thumbnails:
+            if options.thumbnails is not None:
                 from .thumbnails import make_thumbnails
 
-                make_thumbnails(server, FOLDER)
+                make_thumbnails(server, FOLDER, options.thumbnails)
             else:
                 write(server.object_info())
     except BenchError as error:

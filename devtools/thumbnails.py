@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +22,43 @@ WIDTH, LABEL = 640, 26
 """Of a thumbnail, and of a line of text above a row, in pixels."""
 PAPER, INK = (24, 24, 28), (235, 235, 235)
 
+WAN21, WAN22 = "where a clip of Wan 2.1 moves", "where a clip of Wan 2.2 14B moves"
+VOID = "where a clip of VOID (CogVideoX) moves"
 REAL_CLIPS = {
-    "wan2.1_t2v_1.3B_lamo": ("text_to_video_wan-1.webp", "where a clip of Wan 2.1 moves", (416, 240)),
-    "wan2.2_t2v_14B_lamo": ("video_wan2_2_14B_t2v-1.webp", "where a clip of Wan 2.2 14B moves", (320, 320)),
-    "cogvideox_lamo": ("utility_void_video_inpainting-1.webp", "where a clip of VOID (CogVideoX) moves", (320, 320)),
+    "wan2.1_t2v_1.3B_lamo": ("text_to_video_wan-1.webp", WAN21, (416, 240)),
+    "wan2.1_t2v_1.3B_pila": ("image_to_video_wan-1.webp", WAN21, (320, 320)),
+    "wan2.1_t2v_1.3B_pila_lamo": ("video_wan_vace_14B_t2v-1.webp", WAN21, (320, 320)),
+    "wan2.2_t2v_14B_lamo": ("video_wan2_2_14B_t2v-1.webp", WAN22, (320, 320)),
+    "wan2.2_t2v_14B_pila": ("video_wan2_2_14B_i2v-1.webp", WAN22, (320, 320)),
+    "cogvideox_lamo": ("utility_void_video_inpainting-1.webp", VOID, (320, 320)),
 }
 """Workflow -> animation of the template packages, caption, size to look at it in."""
 
 
-def make_thumbnails(server: ComfyServer, folder: Path) -> None:
-    """Writes folder/NAME.jpg for every workflow. Raises BenchError where a graph fails or an animation is not installed."""
-    for name, picture in (
-        ("toy_world_lamo", side_by_side),
-        ("motion_heatmaps", heatmaps),
-        ("toy_world_score", eight_clips),
-    ):
-        graph = json.loads((folder / "api" / f"{name}.json").read_text(encoding="utf-8"))
-        save(picture(Outputs(server, graph)), folder / f"{name}.jpg")
-    for name, (clip, caption, size) in REAL_CLIPS.items():
+def make_thumbnails(server: ComfyServer, folder: Path, names: Sequence[str] = ()) -> None:
+    """Writes folder/NAME.jpg for the named workflows, or all of them. One that fails does not stop the others.
+
+    Raises BenchError at the end, where a graph failed or an animation is not installed.
+    """
+    failed = []
+    for name in names or sorted(path.stem for path in (folder / "api").glob("*.json")):
+        try:
+            save(picture_of(server, folder, name), folder / f"{name}.jpg")
+        except BenchError as error:
+            failed.append(f"{name}: {error}")
+    if failed:
+        raise BenchError(" ".join(failed))
+
+
+def picture_of(server: ComfyServer, folder: Path, name: str) -> Image.Image:
+    if name in REAL_CLIPS:
+        clip, caption, size = REAL_CLIPS[name]
         frames = Outputs(server, heat_of_clip(server, clip, size)).frames("LatentPhysicsMotionDriftHeatmap")
-        tiles = [fitted(frame, WIDTH // 2) for frame in spread(frames, 4)]
-        save(stacked([label(caption), row(tiles[:2]), row(tiles[2:])]), folder / f"{name}.jpg")
+        tiles = spread(frames[1:], 4)  # the first latent frame is one image, the others are four: their difference is no motion
+        return stacked([label(caption), row(tiles[:2]), row(tiles[2:])])
+    if name not in TOY:
+        raise BenchError("no picture is defined for this workflow: add it to TOY or REAL_CLIPS in devtools/thumbnails.py.")
+    return TOY[name](Outputs(server, json.loads((folder / "api" / f"{name}.json").read_text(encoding="utf-8"))))
 
 
 class Outputs:
@@ -60,22 +77,30 @@ class Outputs:
         raise BenchError(f"the graph wrote no file with {kind}.")
 
 
-def side_by_side(outputs: Outputs) -> Image.Image:
-    """Four moments of the plain clip above the same moments of the guided one."""
-    frames = spread(outputs.frames("SaveAnimatedWEBP"), 5)
-    half = frames[0].height
-    plain = [frame.crop((0, 0, half, half)) for frame in frames]
-    guided = [frame.crop((frame.width - half, 0, frame.width, half)) for frame in frames]
-    parts = [label("without LaMo"), row(plain), label("with LaMo, same seed"), row(guided)]
+def columns(picture: Image.Image, count: int) -> list[Image.Image]:
+    """The square clips that were put side by side with a border between them."""
+    step = (picture.width - picture.height) / max(count - 1, 1)
+    lefts = [round(number * step) for number in range(count)]
+    return [picture.crop((left, 0, left + picture.height, picture.height)) for left in lefts]
+
+
+def side_by_side(outputs: Outputs, *texts: str) -> Image.Image:
+    """The same five moments of each of the clips that were put side by side, a row per clip."""
+    moments = [columns(frame, len(texts)) for frame in spread(outputs.frames("SaveAnimatedWEBP"), 5)]
+    parts = []
+    for number, text in enumerate(texts):
+        parts += [label(text), row([moment[number] for moment in moments])]
     return stacked(parts)
 
 
-def heatmaps(outputs: Outputs) -> Image.Image:
-    rows = []
-    for kind, text in (("MotionDriftHeatmap", "motion drift"), ("MotionFieldHeatmap", "motion field (predictor)")):
+def overlays(outputs: Outputs, **texts: str) -> Image.Image:
+    """Five moments of what each of these nodes shows."""
+    parts = []
+    for kind, text in texts.items():
         frames = outputs.frames(f"LatentPhysics{kind}")
-        rows += [label(text), row(spread(frames[: len(frames) * 3 // 4], 5))]  # the last frames have no successor, so no heat
-    return stacked(rows)
+        last = len(frames) * 3 // 4 if kind.startswith("Motion") else len(frames)  # the last frames have no successor, so no heat
+        parts += [label(text), row(spread(frames[:last], 5))]
+    return stacked(parts)
 
 
 def eight_clips(outputs: Outputs) -> Image.Image:
@@ -85,6 +110,18 @@ def eight_clips(outputs: Outputs) -> Image.Image:
     middle = [frames[clip * length + length // 2] for clip in range(8)]
     plot = outputs.frames("LatentPhysicsLawScore")[0]
     return stacked([row(middle), fitted(plot, WIDTH)])
+
+
+TOY: dict[str, Callable[[Outputs], Image.Image]] = {
+    "toy_world_lamo": lambda outputs: side_by_side(outputs, "without LaMo", "with LaMo, same seed"),
+    "toy_world_pila": lambda outputs: side_by_side(outputs, "plain", "with LaMo", "with PILA", "with both, same seed"),
+    "motion_heatmaps": lambda outputs: overlays(
+        outputs, MotionDriftHeatmap="motion drift", MotionFieldHeatmap="motion field (predictor)"
+    ),
+    "pila_views": lambda outputs: overlays(outputs, ExpertMaps="where an expert acts", AttributeBankView="velocity"),
+    "toy_world_score": eight_clips,
+}
+"""Workflow -> its picture, from what it put out."""
 
 
 def heat_of_clip(server: ComfyServer, name: str, size: tuple[int, int]) -> dict[str, Any]:
