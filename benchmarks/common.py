@@ -24,7 +24,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 MIB = 2**20
 Step = Callable[[], object]
-"""One forward and backward pass."""
+"""One forward and backward pass; returns the loss."""
 
 
 @dataclass(frozen=True, kw_only=True)

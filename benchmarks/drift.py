@@ -26,9 +26,11 @@ def prepare(variant: str, device: str, size: list[int], batch: int) -> Step:
     output.requires_grad_()
     loss = drift_loss_of_output if variant == "ours" else torch.compile(definition) if "compiled" in variant else definition
 
-    def step() -> None:
+    def step() -> Tensor:
         output.grad = None
-        loss(output, noisy, target, scale, gain).backward()
+        value = loss(output, noisy, target, scale, gain)
+        value.backward()
+        return value.detach()
 
     return step
 

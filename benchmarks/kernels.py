@@ -37,16 +37,16 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     args = _parser().parse_args(argv)
     if args.show:
-        if not RESULTS.exists():
-            print("There are no stored results; run without --show first.", file=sys.stderr)
+        if not args.results.exists():
+            print(f"there are no stored results in {args.results}; measure with --write first.", file=sys.stderr)
             return 1
-        print(render(json.loads(RESULTS.read_text())))
+        print(render(json.loads(args.results.read_text())))
         return 0
     results = collect(args)
     text = render(results)
     print(text)
     if args.write:
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        args.results.write_text(json.dumps(results, indent=1) + "\n")
         write_docs(text)
     plot = args.plot or (PLOT if args.write else None)
     if results["growth"] and plot:
@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeat", type=int, default=3, help="timed calls; the best counts")
     parser.add_argument("--plot", type=Path, help="where to save the memory plot (PNG); needs --growth")
     parser.add_argument("--write", action="store_true", help="store the results in docs/benchmarks.md")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where --write stores and --show finds the figures (JSON)")
     parser.add_argument("--show", action="store_true", help="print the stored results and measure nothing")
     return parser
 

@@ -81,9 +81,11 @@ def prepare(name: str, variant: str, device: str, grid: list[int], channels: int
     if "compiled" in variant:
         loss = torch.compile(loss)
 
-    def step() -> None:
+    def step() -> Tensor:
         student.grad = None
-        loss(student, teacher, tuple(grid)).backward()
+        value = loss(student, teacher, tuple(grid))
+        value.backward()
+        return value.detach()
 
     return step
 

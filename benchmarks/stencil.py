@@ -50,9 +50,11 @@ def prepare(name: str, variant: str, device: str, size: list[int], batch: int) -
     if "compiled" in variant:
         loss = torch.compile(loss)
 
-    def step() -> None:
+    def step() -> Tensor:
         field.grad = velocity.grad = None
-        loss(field, velocity, weight).sum().backward()
+        value = loss(field, velocity, weight).sum()
+        value.backward()
+        return value.detach()
 
     return step
 
