@@ -61,7 +61,7 @@ class ToyWorldConfig:
     """base_dim of the VAE; Wan's own is 96."""
     vae_steps: int = 1900
     """Steps on 5-frame windows (two latent frames), batch 4."""
-    decoder_steps: int = 2600
+    decoder_steps: int = 1900
     """Steps that train the decoder alone after those; the latents stay as they are, so this can run beside the base stage."""
     vae_rate: float = 1.5e-3
     """Peak learning rate of the VAE, falling along a cosine."""
@@ -76,7 +76,7 @@ class ToyWorldConfig:
 
     layers: int = 6
     """Transformer blocks, 128 channels each."""
-    base_steps: int = 6800
+    base_steps: int = 10000
     """Steps of the base model."""
     batch: int = 16
     """Clips per step of the base model."""
