@@ -62,10 +62,9 @@ class RigidBody(World):
         radius = np.sqrt(np.median(mass) / np.pi)
         expected = self.constants["gravity"] * LAG**2
         bend = y[2 * LAG :] - 2 * y[LAG:-LAG] + y[: -2 * LAG]
-        contact = (
-            np.nanmax(np.stack([y[offset : len(y) - 2 * LAG + offset] for offset in range(2 * LAG + 1)]), axis=0)
-            > FLOOR - radius - 3
-        )
+        seen = np.where(np.isnan(y), -np.inf, y)
+        lowest = np.max([seen[offset : len(y) - 2 * LAG + offset] for offset in range(2 * LAG + 1)], axis=0)
+        contact = lowest > FLOOR - radius - 3
         gravity = (np.abs(bend - expected) / expected)[~contact | np.isnan(bend)]
         drift = np.abs(x[2 * LAG :] - 2 * x[LAG:-LAG] + x[: -2 * LAG]) / 1.5
         shape = np.abs(mass / max(np.median(mass), 1e-6) - 1) / 0.5
