@@ -63,7 +63,7 @@ def graph_of(again: int, *, steps: int = 3, sampler: str = "uni_pc", guided: boo
         "save": {"class_type": "SaveLatent", "inputs": {"samples": ["sampler", 0], "filename_prefix": "untouched"}},
     }
     if guided:
-        predictor = {"name": "toy/toy_predictor.safetensors"}
+        predictor = {"name": "toy/toy_predictor_order1.safetensors"}
         graph["predictor"] = {"class_type": "LatentPhysicsLoadMotionPredictor", "inputs": predictor}
         graph["guidance"] = {
             "class_type": "LatentPhysicsLaMoGuidance",
