@@ -98,8 +98,9 @@ def overlays(outputs: Outputs, **texts: str) -> Image.Image:
     parts = []
     for kind, text in texts.items():
         frames = outputs.frames(f"LatentPhysics{kind}")
-        last = len(frames) * 3 // 4 if kind.startswith("Motion") else len(frames)  # the last frames have no successor, so no heat
-        parts += [label(text), row(spread(frames[:last], 5))]
+        if kind.startswith("Motion"):  # see picture_of for the first frame; the last ones have no successor, so no heat
+            frames = frames[1 : len(frames) * 3 // 4]
+        parts += [label(text), row(spread(frames, 5))]
     return stacked(parts)
 
 
