@@ -551,9 +551,10 @@ def running_server() -> Iterator[ComfyServer]:
 def write(info: dict) -> None:
     """Writes both forms of every graph. Raises BenchError for a graph that does not fit the server's nodes."""
     (FOLDER / "api").mkdir(parents=True, exist_ok=True)
-    from .pila_workflows import GRAPHS as PILA_GRAPHS  # it uses the pieces above
+    from .alignment_workflows import GRAPHS as ALIGNMENT_GRAPHS  # they use the pieces above
+    from .pila_workflows import GRAPHS as PILA_GRAPHS
 
-    for build in (*GRAPHS, *PILA_GRAPHS):
+    for build in (*GRAPHS, *PILA_GRAPHS, *ALIGNMENT_GRAPHS):
         graph = build()
         check(graph, info)
         workflow = ui_form(graph, info)
