@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,20 @@ def run_and_open() -> Callable[[ComfyServer, dict[str, Any]], dict[str, np.ndarr
 
 @pytest.fixture
 def page(server: ComfyServer, browser) -> Iterator[Any]:
+    """ComfyUI's interface as `open_page` gives it, for one test that clicks."""
+    with open_page(server, browser) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def shared_page(server: ComfyServer, browser) -> Iterator[Any]:
+    """The same for tests that only load graphs one after another: opening it takes longer than all of them."""
+    with open_page(server, browser) as page:
+        yield page
+
+
+@contextmanager
+def open_page(server: ComfyServer, browser) -> Iterator[Any]:
     """ComfyUI's interface, loaded and idle; `page.errors` lists what went wrong since.
 
     What the pack itself serves counts from the start. Errors of the stock interface while it loads do not: it misses files.

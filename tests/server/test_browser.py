@@ -42,10 +42,10 @@ def without_titles(graph: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_interface_turns_the_workflow_into_its_api_twin(page, path: Path) -> None:
+def test_interface_turns_the_workflow_into_its_api_twin(shared_page, path: Path) -> None:
     """The UI graph through the interface's own conversion is the graph that test_workflows.py gives to the server."""
-    load(page, path)
-    made = page.evaluate("async () => (await window.app.graphToPrompt()).output")
+    load(shared_page, path)
+    made = shared_page.evaluate("async () => (await window.app.graphToPrompt()).output")
     twin = json.loads((path.parent / "api" / path.name).read_text(encoding="utf-8"))
     assert without_titles(made) == without_titles(twin)
 
