@@ -121,6 +121,10 @@ TOY: dict[str, Callable[[Outputs], Image.Image]] = {
     ),
     "pila_views": lambda outputs: overlays(outputs, ExpertMaps="where an expert acts", AttributeBankView="velocity"),
     "toy_world_score": eight_clips,
+    "toy_train_predictor": lambda outputs: stacked(
+        [label("guided by the predictor the graph trained"), row(spread(outputs.frames("SaveAnimatedWEBP"), 5))]
+    ),
+    "correspondence_map": lambda outputs: overlays(outputs, CorrespondenceMap="where the chosen point is in every frame"),
 }
 """Workflow -> its picture, from what it put out."""
 
