@@ -40,7 +40,7 @@ def values_and_gradient(loss, student):
 def assert_agree(ours, theirs, tolerance, floor=1e-6, gradient_slack=0.0):
     """Relative in the value and in the gradient's norm; `floor` is the size of what counts as nothing."""
     (value, gradient), (expected, expected_gradient) = ours, theirs
-    assert ((value - expected).abs() <= tolerance * expected.abs() + tolerance * floor + 1e-7 * (tolerance > 1e-8)).all()
+    assert ((value - expected).abs() <= tolerance * expected.abs() + tolerance * floor + 1e-7 * (tolerance > 1e-8) + 1e-13).all()
     error = (gradient - expected_gradient).norm()
     assert error <= (tolerance + gradient_slack) * (expected_gradient.norm() + floor) + 1e-7 * (tolerance > 1e-8) + 1e-13
 
