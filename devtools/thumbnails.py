@@ -54,7 +54,7 @@ def picture_of(server: ComfyServer, folder: Path, name: str) -> Image.Image:
     if name in REAL_CLIPS:
         clip, caption, size = REAL_CLIPS[name]
         frames = Outputs(server, heat_of_clip(server, clip, size)).frames("LatentPhysicsMotionDriftHeatmap")
-        tiles = spread(frames[1:], 4)  # the first latent frame is one image, the others are four: their difference is no motion
+        tiles = spread(frames, 4)
         return stacked([label(caption), row(tiles[:2]), row(tiles[2:])])
     if name not in TOY:
         raise BenchError("no picture is defined for this workflow: add it to TOY or REAL_CLIPS in devtools/thumbnails.py.")
@@ -98,7 +98,7 @@ def overlays(outputs: Outputs, **texts: str) -> Image.Image:
     parts = []
     for kind, text in texts.items():
         frames = outputs.frames(f"LatentPhysics{kind}")
-        if kind.startswith("Motion"):  # see picture_of for the first frame; the last ones have no successor, so no heat
+        if kind.startswith("Motion"):  # see heat_of_clip for the first frame; the last ones have no successor, so no heat
             frames = frames[1 : len(frames) * 3 // 4]
         parts += [label(text), row(spread(frames, 5))]
     return stacked(parts)
@@ -139,9 +139,11 @@ def heat_of_clip(server: ComfyServer, name: str, size: tuple[int, int]) -> dict[
         "3": {"class_type": "ImageScale", "inputs": scaled},
         "4": {"class_type": "LatentPhysicsLoadToyWorld", "inputs": {}},
         "5": {"class_type": "VAEEncode", "inputs": {"pixels": ["3", 0], "vae": ["4", 2]}},
-        "6": {
+        # The first latent frame holds one image, the others four each: what lies between them is no motion.
+        "6": {"class_type": "LatentCut", "inputs": {"samples": ["5", 0], "dim": "t", "index": 1, "amount": 8}},
+        "7": {
             "class_type": "LatentPhysicsMotionDriftHeatmap",
-            "inputs": {"latent": ["5", 0], "lag": 2, "opacity": 0.7, "scale_mask": False},
+            "inputs": {"latent": ["6", 0], "lag": 2, "opacity": 0.7, "scale_mask": False},
         },
     }
 
