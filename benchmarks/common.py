@@ -60,7 +60,7 @@ class Measurement:
 def measure(
     script: str, kernel: str, variant: str, shape: dict[str, Any], *, device: str, threads: int, repeat: int, clock: str
 ) -> Measurement:
-    """Runs one variant of one kernel in a fresh process. clock: "wall" or "processor"."""
+    """Runs one variant of one kernel in a fresh process. clock: "wall" or "processor"; repeat 0 times the first call."""
     order = {"script": script, "kernel": kernel, "variant": variant, "shape": shape}
     order |= {"device": device, "repeat": repeat, "clock": clock}
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
@@ -82,8 +82,9 @@ def _work(order: dict[str, Any]) -> None:
     step = kernel.prepare(order["variant"], device, **order["shape"])
     _limit_memory()
     try:
-        peak = _peak_of(step, device)
-        seconds = min(_seconds_of(step, device, order["clock"]) for _ in range(order["repeat"]))
+        first = []
+        peak = _peak_of(lambda: first.append(_seconds_of(step, device, order["clock"])), device)
+        seconds = min([_seconds_of(step, device, order["clock"]) for _ in range(order["repeat"])] or first)
     except (RuntimeError, MemoryError, torch.OutOfMemoryError) as error:
         text = str(error)
         note = "cannot allocate" if "allocate" in text or isinstance(error, MemoryError) else text.splitlines()[0]

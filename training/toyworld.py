@@ -76,7 +76,7 @@ class ToyWorldConfig:
 
     layers: int = 6
     """Transformer blocks, 128 channels each."""
-    base_steps: int = 9000
+    base_steps: int = 24000
     """Steps of the base model."""
     batch: int = 16
     """Clips per step of the base model."""
@@ -88,6 +88,8 @@ class ToyWorldConfig:
     """Share of prompts replaced by the empty one, for classifier-free guidance."""
     bf16: bool = True
     """Compute the base model in bfloat16 (weights stay float32): 2.6 times as fast where the CPU has the instructions for it."""
+    compiled: bool = False
+    """Compile the base model first (needs a C++ compiler): a step then takes two thirds of the time."""
     ema: float = 0.998
     """Decay of the exponential moving average that is exported."""
     save_every: int = 200
@@ -401,6 +403,7 @@ def build_dit(config: ToyWorldConfig) -> nn.Module:
 def train_base(config: ToyWorldConfig, text: ToyTextEncoder, latents: Tensor, prompts: list[str]) -> nn.Module:
     """Flow matching on the mixture: v = eps - x0 at shifted uniform noise levels. The text encoder stays as it is."""
     model, average = build_dit(config).train(), build_dit(config).requires_grad_(False)
+    predict = torch.compile(model) if config.compiled else model
 
     def step_loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         chosen = torch.randint(len(latents), (config.batch,), generator=generator)
@@ -414,7 +417,7 @@ def train_base(config: ToyWorldConfig, text: ToyTextEncoder, latents: Tensor, pr
             tokens, _ = text(texts)
         mixed = sigma.view(-1, 1, 1, 1, 1)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-            velocity = model((1 - mixed) * clean + mixed * eps, sigma * TIMESTEPS, tokens, return_dict=False)[0]
+            velocity = predict((1 - mixed) * clean + mixed * eps, sigma * TIMESTEPS, tokens, return_dict=False)[0]
         return nn.functional.mse_loss(velocity.float(), eps - clean), {}
 
     return run_steps("base", config, config.base_steps, config.base_rate, model, average, step_loss).eval()
