@@ -130,10 +130,11 @@ class Demo:
             self.files.append(target)
 
     def run_workflows(self) -> None:
-        """Every shipped graph that needs no model but the toy one."""
+        """Every shipped graph that needs no model but the toy one; not those that train, as the demo itself trains."""
         for path in sorted((ROOT / "workflows" / "api").glob("*.json")):
             graph = json.loads(path.read_text(encoding="utf-8"))
-            if any(entry["class_type"] == "LatentPhysicsLoadToyWorld" for entry in graph.values()):
+            kinds = {entry["class_type"] for entry in graph.values()}
+            if "LatentPhysicsLoadToyWorld" in kinds and "LatentPhysicsTrainMotionPredictor" not in kinds:
                 self.say(f"workflow {path.stem}")
                 self.keep(self.server.run(graph), None, f"workflows/{path.stem}")
 
@@ -177,23 +178,25 @@ def seconds_of(entry: dict[str, Any]) -> float:
     return (times["execution_success"] - times["execution_start"]) / 1000
 
 
-def difference(values: list[float], reference: list[float]) -> tuple[float, float, float]:
-    """Mean paired difference and its 95 % confidence interval, by resampling the pairs."""
-    pairs = np.asarray(values) - np.asarray(reference)
-    chosen = np.random.default_rng(0).integers(0, len(pairs), (RESAMPLES, len(pairs)))
-    low, high = np.percentile(pairs[chosen].mean(axis=1), [2.5, 97.5])
-    return float(pairs.mean()), float(low), float(high)
+def difference(values: list[float], reference: list[float], batch: int) -> tuple[float, float, float]:
+    """Mean paired difference and its 95 % confidence interval. What is resampled are the prompts, `batch` clips each: clips of
+    one prompt are alike, and resampling them one by one would draw the interval too narrow."""
+    prompts = (np.asarray(values) - np.asarray(reference)).reshape(-1, batch).mean(axis=1)
+    chosen = np.random.default_rng(0).integers(0, len(prompts), (RESAMPLES, len(prompts)))
+    low, high = np.percentile(prompts[chosen].mean(axis=1), [2.5, 97.5])
+    return float(prompts.mean()), float(low), float(high)
 
 
-def table_of(measured: dict[Arm, Measured]) -> Iterator[str]:
-    """The lines of the table: means per arm, and for guided ones the paired difference to the unguided with its interval."""
+def table_of(measured: dict[Arm, Measured], batch: int) -> Iterator[str]:
+    """The lines of the table: means per arm, and for guided ones the paired difference to the unguided with its interval.
+    `batch` clips in a row share a prompt."""
     reference = measured[ARMS[0]]
     yield f"{'':36}{'law':>26}{'adherence':>26}{'dynamic degree':>26}{'s/clip':>8}"
     for arm, found in measured.items():
         cells = [f"{np.mean(found.scores[name]):.3f}" for name in SCORES]
         yield f"{arm.name:36}{''.join(f'{cell:>26}' for cell in cells)}{np.mean(found.seconds):8.2f}"
         if arm.predictor is not None:
-            gains = (difference(found.scores[name], reference.scores[name]) for name in SCORES)
+            gains = (difference(found.scores[name], reference.scores[name], batch) for name in SCORES)
             cells = [f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" for mean, low, high in gains]
             yield f"{f'  strength {arm.strength:g}, less unguided':36}{''.join(f'{cell:>26}' for cell in cells)}"
 
@@ -239,7 +242,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--base", type=Path, required=True, help="base directory whose custom_nodes holds the pack")
     parser.add_argument("--out", type=Path, default=ROOT / "output" / "demo", help="folder for the files")
     parser.add_argument("--clips", type=int, default=64, help="clips per row of the table")
-    parser.add_argument("--batch", type=int, default=4, help="clips per prompt")
+    parser.add_argument("--batch", type=int, default=2, help="clips per prompt")
     parser.add_argument("--seed", type=int, default=5000, help="seed of the table's first clips")
     parser.add_argument("--minutes", type=float, default=1.0, help="how long the predictor is trained on real clips")
     return parser.parse_args(argv)
@@ -270,7 +273,7 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         if training is not None:
             training.stop()
-    lines = list(table_of(measured))
+    lines = list(table_of(measured, min(options.batch, options.clips)))
     (options.out / "table.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     say("\nfiles:")
     for path in [*demo.files, options.out / "table.txt"]:
