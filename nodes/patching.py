@@ -72,8 +72,8 @@ def require_video_model(model: comfy.model_patcher.ModelPatcher, node: str) -> N
 
 
 def manage(network: nn.Module) -> comfy.model_patcher.ModelPatcher:
-    """Puts a network under ComfyUI's memory management: it loads it for sampling and takes it off the device when room is "
-    "short."""
+    """Puts a network under ComfyUI's memory management: it loads it for sampling and takes it off the device when room is
+    short."""
     return comfy.model_patcher.CoreModelPatcher(
         network,
         load_device=comfy.model_management.get_torch_device(),

@@ -7,6 +7,8 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -44,7 +46,8 @@ def origin(url: str) -> str:
         port = f":{parts.port}" if parts.port else ""
     except ValueError as error:
         raise EndpointError(f"{clean(url)[:80]!r} is not an address") from error
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
+    odd = parts.username or parts.password or parts.query or parts.fragment
+    if parts.scheme not in ("http", "https") or not parts.hostname or odd:
         raise EndpointError(f"the address must look like {LOCAL_URL}")
     return f"{parts.scheme}://{parts.hostname.lower()}{port}"
 
@@ -62,15 +65,54 @@ def find_key(base_url: str) -> str | None:
     own = os.environ.get(URL_VARIABLE)
     if own and origin(own) == here and os.environ.get(KEY_VARIABLE):
         return os.environ[KEY_VARIABLE]
+    return next((key for url, key in listed_keys().items() if key and origin(url) == here), None)
+
+
+def listed_keys() -> dict[str, str]:
+    """Address -> key of llm_keys.json in the system user directory; empty where there is no such file or it cannot be read."""
     path = Path(folder_paths.get_system_user_directory(SYSTEM_USER)) / KEY_FILE
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    for url, key in listed.items() if isinstance(listed, dict) else ():
-        if isinstance(key, str) and key and origin(url) == here:
-            return key
-    return None
+        return {}
+    return {url: key for url, key in listed.items() if isinstance(key, str)} if isinstance(listed, dict) else {}
+
+
+def require_known(base_url: str) -> None:
+    """Raises EndpointError unless prompts may go to an address: this machine, OpenAI, and the servers that the user has named
+    in LATENT_PHYSICS_LLM_BASE_URL or llm_keys.json.
+
+    A workflow from elsewhere may bring any address. Without this, running it would send the prompt to a stranger, or a request
+    into the local network.
+    """
+    here, host = origin(base_url), urlsplit(base_url.strip()).hostname
+    if host == "localhost" or here == OPENAI_ORIGIN:
+        return
+    with suppress(ValueError):
+        if ip_address(host).is_loopback:
+            return
+    own = os.environ.get(URL_VARIABLE)
+    if here not in {origin(url) for url in [*([own] if own else []), *listed_keys()]}:
+        raise EndpointError(
+            f"{here} is not on this machine and you have not allowed it: name it in the environment as {URL_VARIABLE}, "
+            f"or in {KEY_FILE} (see the node's help)"
+        )
+
+
+SENT = {"accept", "accept-encoding", "authorization", "connection", "content-length", "content-type", "host", "user-agent"}
+"""Headers that any server may see."""
+
+
+def stripped(base_url: str, key: str) -> Callable[[Any], None]:
+    """A hook of the HTTP client that keeps to SENT and to `key`. The openai package adds what the environment says of the user's
+    account (organisation, project, headers of his own, which may hold another key); that is OpenAI's business alone."""
+
+    def strip(request: Any) -> None:
+        for name in [name for name in request.headers if name.lower() not in SENT]:
+            del request.headers[name]
+        request.headers["authorization"] = f"Bearer {key}"
+
+    return (lambda request: None) if origin(base_url) == OPENAI_ORIGIN else strip
 
 
 def without(secret: str | None, text: str) -> str:
@@ -93,8 +135,9 @@ class Endpoint:
     """Answers already given, by question; shared, so that a prompt is asked once per session."""
 
     def __init__(self, base_url: str, model: str, timeout: float = 30.0, retries: int = 2, seed: int = 0) -> None:
-        """Raises EndpointError for an address that cannot be one, a missing model name, and where the client is not installed."""
-        origin(base_url)
+        """Raises EndpointError for an address that cannot be one or is not the user's (see require_known), and a missing model
+        name."""
+        require_known(base_url)
         if not model.strip():
             raise EndpointError("no model name was given")
         self.base_url, self.model, self.timeout, self.retries, self.seed = base_url.strip(), model.strip(), timeout, retries, seed
@@ -127,8 +170,13 @@ class Endpoint:
             import openai
         except ImportError as error:
             raise EndpointError("the openai package is not installed: pip install openai") from error
-        # A redirect could carry prompt and key elsewhere, and proxies from the environment could read them.
-        http = openai.DefaultHttpxClient(follow_redirects=False, timeout=self.timeout)
+        # A redirect could carry prompt and key elsewhere; a proxy could read what is not encrypted, and knows no local server.
+        http = openai.DefaultHttpxClient(
+            follow_redirects=False,
+            trust_env=self.base_url.lower().startswith("https:"),
+            timeout=self.timeout,
+            event_hooks={"request": [stripped(self.base_url, self.key or NO_KEY)]},
+        )
         with openai.OpenAI(
             base_url=self.base_url, api_key=self.key or NO_KEY, timeout=self.timeout, max_retries=self.retries, http_client=http
         ) as client:
@@ -248,8 +296,8 @@ class PhysicsPromptParser(io.ComfyNode):
                     "base_url",
                     default=LOCAL_URL,
                     optional=True,
-                    tooltip="For LLM endpoint: its address, ending in /v1. The default is Ollama on this machine. Keys are never "
-                    "typed here; see the help page.",
+                    tooltip="For LLM endpoint: its address, ending in /v1. The default is Ollama on this machine. Servers on "
+                    "other machines have to be allowed once, and keys are never typed here: see the help page.",
                     advanced=True,
                 ),
                 io.String.Input(

@@ -35,7 +35,8 @@ class Server:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                requests.append({"path": self.path, "body": body, "key": self.headers.get("Authorization", "")})
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                requests.append({"path": self.path, "body": body, "key": headers.get("authorization", ""), "headers": headers})
                 status, text = server.answer(body)
                 payload = text.encode("utf-8", "surrogatepass")
                 self.send_response(status)
@@ -83,7 +84,8 @@ def serve():
 @pytest.fixture(autouse=True)
 def clean_room(monkeypatch, tmp_path):
     """No keys, no cached answers, a user directory of its own."""
-    for name in ("OPENAI_API_KEY", prompts.KEY_VARIABLE, prompts.URL_VARIABLE):
+    account = ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_CUSTOM_HEADERS")
+    for name in (*account, prompts.KEY_VARIABLE, prompts.URL_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path))
     prompts.Endpoint.answers.clear()
@@ -176,7 +178,7 @@ def test_a_slow_server_costs_the_timeout_and_no_more(serve):
 @pytest.mark.parametrize(
     ("url", "model"),
     [("http://127.0.0.1:1/v1", "m"), ("ftp://host/v1", "m"), ("nonsense", "m"), ("http://user:pass@host/v1", "m"),
-     ("http://host:99999/v1", "m"), ("", "m"), ("http://127.0.0.1:1/v1", " ")],
+     ("http://host:99999/v1", "m"), ("http://127.0.0.1:1/v1?x=", "m"), ("", "m"), ("http://127.0.0.1:1/v1", " ")],
 )  # fmt: skip
 def test_addresses_that_lead_nowhere(url, model):
     labels, report = run(base_url=url, model=model, timeout=2.0, retries=0)[1:]
@@ -199,6 +201,46 @@ def test_a_key_goes_only_to_the_server_it_is_for(serve, monkeypatch, clean_room)
     ask(other, seed=1)
     assert mine.requests[-1]["key"] == f"Bearer {KEY}"
     assert KEY not in other.requests[-1]["key"]
+
+
+@pytest.mark.parametrize("url", ["http://192.0.2.1/v1", "https://llm.example/v1", "http://localhost.example:11434/v1"])
+def test_strange_servers_are_not_asked(url, monkeypatch, clean_room):
+    """A workflow from elsewhere names a server; nothing is sent to it before the user has named it too."""
+    asked = []
+    monkeypatch.setattr(prompts.Endpoint, "_request", lambda self, *_: asked.append(self.base_url) or "")
+    labels, report = run(base_url=url, model="m")[1:]
+    assert labels == rule_labels(PROMPT)
+    assert prompts.URL_VARIABLE in report
+    assert url.removesuffix("/v1") in report
+    assert not asked
+    folder = clean_room / "__latent_physics"
+    folder.mkdir()
+    (folder / prompts.KEY_FILE).write_text(json.dumps({url: ""}))
+    run(base_url=url, model="m")
+    assert asked == [url] * 2
+    (folder / prompts.KEY_FILE).unlink()
+    monkeypatch.setenv(prompts.URL_VARIABLE, url)
+    run(base_url=url, model="m")
+    assert asked == [url] * 4
+
+
+@pytest.mark.parametrize("url", ["http://localhost:11434/v1", "http://127.0.0.2/v1", "http://[::1]:80/v1", "https://api.openai.com/v1"])
+def test_servers_on_this_machine_and_openai_need_no_permission(url):
+    prompts.require_known(url)
+
+
+def test_the_environment_tells_a_server_nothing_of_the_users_account(serve, monkeypatch):
+    """The openai package sends these with every request, wherever it goes; a proxy would even get requests to this machine."""
+    server = serve()
+    secrets = {"OPENAI_ORG_ID": "org-secret", "OPENAI_PROJECT_ID": "secret-project", "OPENAI_ADMIN_KEY": KEY,
+               "OPENAI_CUSTOM_HEADERS": f"Authorization: Bearer {KEY}\nX-Mine: secret"}  # fmt: skip
+    for name, value in {**secrets, "HTTP_PROXY": "http://127.0.0.1:1", "http_proxy": "http://127.0.0.1:1"}.items():
+        monkeypatch.setenv(name, value)
+    assert ask(server)[1] == {"Phase Change": 0.9, "Fluid": 0.6}
+    for request in server.requests:
+        assert set(request["headers"]) <= prompts.SENT
+        assert request["key"] == f"Bearer {prompts.NO_KEY}"
+        assert "secret" not in json.dumps(request["headers"])
 
 
 def test_a_key_from_the_system_user_directory(serve, clean_room):
