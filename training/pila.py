@@ -5,14 +5,18 @@
 
 Stage A fits the velocity slot to optical flow on ever noisier estimates, stage B recovers the fields that no data shows, stage C
 trains everything with the flow-matching loss and the routed residuals. A run goes on where it stopped, inside a stage and
-between stages; every random draw is a function of (seed, stage, step). Started by torchrun or accelerate, each process takes
-its own clips and gradients are averaged.
+between stages; every random draw is a function of (seed, stage, step). Several processes share the clips of a step:
+
+    accelerate launch --config_file training/recipes/ddp.yaml training pila --recipe wan --cache CLIPS --out runs/pila_wan
+
+Each takes its own stretch of what one process with all the clips would draw, so the number of processes changes the speed and
+not the result (up to rounding).
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -36,7 +40,7 @@ from ..methods.pila.objective import (
 from ..methods.pila.recovery import RECOVERY_NAMES, observable_loss, phase_weights, recovery_losses
 from ..methods.pila.residuals import TERMS
 from ..methods.weights import WeightsError
-from . import cli
+from . import cli, processes
 from .dataset import DatasetError
 from .pila_data import Batch, FlowSource, PilaClips, cached_clips, shuffled_index, toy_clips
 from .run import Log, ProgressLine, RunError, StopRequest, clock, differing, draw_curves, load_checkpoint, save_checkpoint, saving
@@ -173,28 +177,30 @@ def draw_sigma(count: int, low: float, shift: float, generator: torch.Generator)
 # --- several processes ----------------------------------------------------------------------------------------------------
 
 
-def world() -> tuple[int, int]:
-    """(rank, number of processes)."""
-    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if ready else (0, 1)
+def make_accelerator(config: PilaTraining, device: str | None = None) -> Any:
+    """accelerate's Accelerator for a run; `device` goes before the config's."""
+    from accelerate import DistributedDataParallelKwargs
+
+    # A step uses the experts that its clips are routed to, so some parameters get no gradient.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    precision = "bf16" if config.bf16 else "no"
+    return processes.start(precision, device=cli.pick_device(device or config.device), handlers=[unused])
 
 
-def average(tensor: Tensor) -> Tensor:
-    """The sum over processes, divided by their number; the tensor itself in a single process."""
-    _, count = world()
-    if count > 1:
-        torch.distributed.all_reduce(tensor)
-        tensor /= count
-    return tensor
+class StageLoss(nn.Module):
+    """A stage's loss as a module around the adapter: what accelerate prepares, so that gradients are averaged."""
 
+    def __init__(self, adapter: PilaAdapter, formula: Callable[..., tuple[Tensor, dict[str, float]]], several: bool) -> None:
+        """`several`: whether other processes wait for this one's gradients."""
+        super().__init__()
+        self.adapter, self.formula, self.several = adapter, formula, several
 
-def join_processes(device: str) -> str:
-    """Joins the group torchrun or accelerate started; returns this process's device. Does nothing for a single process."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return device
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device.startswith("cuda") else device
+    def forward(self, *arguments: Any) -> tuple[Tensor, dict[str, float]]:
+        """The loss, and what to log of it."""
+        loss, row = self.formula(*arguments)
+        if self.several and not loss.requires_grad:  # an ablation in which no clip of this process counted: zeros, not silence
+            loss = loss + 0.0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
+        return loss, row
 
 
 # --- the run --------------------------------------------------------------------------------------------------------------
@@ -228,6 +234,7 @@ class PilaRun:
         config: PilaTraining,
         adapter: PilaConfig,
         folder: Path | None = None,
+        accelerator: Any = None,
     ) -> None:
         """Raises RunError where backbone, clips, settings or the run in `folder` do not fit."""
         check(config)
@@ -235,7 +242,9 @@ class PilaRun:
             raise RunError(f"PILA corrects a flow's velocity; the {backbone.family} backbone predicts {backbone.prediction!r}.")
         self.backbone, self.clips, self.config, self.folder = backbone, clips, config, folder
         self.adapter_config = replace(adapter, channels=clips.channels, cond_dim=clips.cond_dim)
-        self.device = torch.device(backbone.device)
+        self.accelerator = accelerator or make_accelerator(config, str(backbone.device))
+        self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
+        self.device = self.accelerator.device
         self.held = min(config.validation, len(clips) // 4)
         self.stages = stages_of(config, self.adapter_config)
         self.stage, self.step, self.seconds, self.val_gain = 0, 0, 0.0, None
@@ -248,7 +257,12 @@ class PilaRun:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             self._resume()
-        self.log = Log(folder / LOG if folder and world()[0] == 0 else None, COLUMNS, after=self.total_steps)
+        self.log = Log(folder / LOG if folder and self.main else None, COLUMNS, after=self.total_steps)
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files."""
+        return self.accelerator.is_main_process
 
     @property
     def total_steps(self) -> int:
@@ -282,11 +296,27 @@ class PilaRun:
             learns = self.stages[self.stage].name.startswith("A") or not self.adapter_config.ablation.staged_recovery
             self.adapter.afe.u_head.requires_grad_(learns)
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Hands the stage's loss and optimiser to accelerate; anew whenever other parameters begin to learn."""
+        stage = self.stages[self.stage].name
+        self._slow_learns = stage == "C" and self.step >= self.config.freeze_steps
+        for module in parts_of(self.adapter, stage)["slow"]:
+            module.requires_grad_(self._slow_learns)
+        formula = {"A": self._observable, "B": self._recovery, "C": self._coupling}[stage[0]]
+        self._stage_loss = None  # the one before lets go of the gradients it averages
+        self.accelerator.free_memory()
+        module = StageLoss(self.adapter, formula, self.processes > 1)
+        self._stage_loss, self.optimizer = self.accelerator.prepare(module, self.optimizer)
+
+    _stage_loss: nn.Module | None = None
+    _slow_learns = False
 
     def run(self, stop: StopRequest | None = None, on_step: Callable[[PilaRun, dict[str, float]], None] | None = None) -> None:
         """Trains until every stage is done or `stop` is asked for; saves at the end of each stage and every so many steps."""
         last, began = self.seconds, time.monotonic()
-        while not self.finished and not (stop and stop.asked):
+        while not self.finished and not processes.stopping(self.accelerator, stop):
             row = self.train_step()
             self.seconds = last + time.monotonic() - began
             number, stage_done = self.total_steps, self.step >= self.stages[self.stage].steps
@@ -306,42 +336,46 @@ class PilaRun:
     def train_step(self) -> dict[str, float]:
         """One optimiser step; returns what to log. Raises RunError where the loss is not finite."""
         stage = self.stages[self.stage]
-        if stage.name == "C" and self.step >= self.config.freeze_steps:
-            for module in parts_of(self.adapter, "C")["slow"]:
-                module.requires_grad_(True)
-        rank, _ = world()
-        generator = torch.Generator().manual_seed(((self.config.seed * 8 + self.stage) * 1_000_003 + self.step) * 64 + rank)
-        batch = self.draw(self.step, rank).to(self.device)
-        sigma = draw_sigma(len(batch.latent), stage.low, self.config.shift, generator)
-        noised = self.noised(batch, sigma, generator)
-        kind = {"A": self._observable, "B": self._recovery, "C": self._coupling}[stage.name[0]]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
-            loss, row = kind(batch, *noised, generator)
-        if not torch.isfinite(loss):
-            raise RunError(f"the loss is {loss.item()} at step {self.step} of stage {stage.name}; {self._kept()}: lower --lr.")
+        if stage.name == "C" and self.step >= self.config.freeze_steps and not self._slow_learns:
+            self._prepare()
+        generator = torch.Generator().manual_seed(((self.config.seed * 8 + self.stage) * 1_000_003 + self.step) * 64)
+        batch = self.draw(self.step).to(self.device)
+        sigma = draw_sigma(self.processes * len(batch.latent), stage.low, self.config.shift, generator)
+        noise = torch.randn(self.processes * len(batch.latent), *batch.latent.shape[1:], generator=generator)
+        noised = self.noised(batch, self._share(sigma), self._share(noise))
+        with self.accelerator.autocast():
+            loss, row = self._stage_loss(batch, *noised, generator)
+        row = processes.mean_row(self.accelerator, {"loss": loss.item(), **row}, COLUMNS)
+        if not math.isfinite(row["loss"]):
+            raise RunError(f"the loss is {row['loss']} at step {self.step} of stage {stage.name}; {self._kept()}: lower --lr.")
         self.optimizer.zero_grad(set_to_none=True)
         if loss.requires_grad:
-            loss.backward()
+            self.accelerator.backward(loss)
         learning = [p for p in self.adapter.parameters() if p.requires_grad]
-        for parameter in learning if world()[1] > 1 else ():
-            parameter.grad = average(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
-        norm = nn.utils.clip_grad_norm_(learning, self.config.clip)
+        norm = self.accelerator.clip_grad_norm_(learning, self.config.clip)
         self.optimizer.step()
         self.step += 1
-        return {"loss": loss.item(), "grad_norm": norm.item(), **row}
+        return {**row, "grad_norm": norm.item()}
 
-    def draw(self, step: int, rank: int = 0) -> Batch:
-        """The clips of one step: a stretch of an endless sequence of shuffled epochs over the clips that are not held out."""
+    def _share(self, values: Tensor) -> Tensor:
+        """This process's stretch of what was drawn for the clips of all processes."""
+        return values.chunk(self.processes)[self.rank]
+
+    def _average(self, value: Tensor) -> Tensor:
+        """The mean over the processes, without gradient."""
+        return self.accelerator.reduce(value.detach(), "mean")
+
+    def draw(self, step: int) -> Batch:
+        """This process's clips of a step: a stretch of an endless sequence of shuffled epochs over the clips not held out."""
         count, size = len(self.clips) - self.held, self.config.batch
-        first = (step * world()[1] + rank) * size
+        first = (step * self.processes + self.rank) * size
         seed = self.config.seed * 16 + self.stage
         return self.clips.batch([self.held + shuffled_index(first + i, count, seed, self._epochs) for i in range(size)])
 
     @torch.no_grad()
-    def noised(self, batch: Batch, sigma: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def noised(self, batch: Batch, sigma: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(estimate, frozen velocity, target velocity, sigma) of the clips noised to `sigma`; float32 (Eq 1)."""
-        noise = torch.randn(batch.latent.shape, generator=generator).to(self.device)
-        sigma = sigma.to(self.device)
+        noise, sigma = noise.to(self.device), sigma.to(self.device)
         level = sigma[:, None, None, None, None]
         noisy = (1.0 - level) * batch.latent + level * noise
         velocity = self.backbone.predict(noisy, sigma, batch.tokens).float()
@@ -354,7 +388,7 @@ class PilaRun:
     ) -> tuple[Tensor, dict[str, float]]:
         """Stage A: the velocity slot follows optical flow."""
         fields = self.adapter.estimate(estimate, sigma, "core")
-        loss = observable_loss(fields["u"], batch.flow, batch.confidence)
+        loss = observable_loss(fields["u"], batch.flow, batch.confidence, self._average)
         return loss, {"observable": loss.item()}
 
     def _recovery(
@@ -368,7 +402,7 @@ class PilaRun:
         fields = self.adapter.estimate(estimate, sigma, phase)
         mask = self._mask(velocity, estimate, fields, batch.labels)
         losses = recovery_losses(fields, weights, mask)
-        observable = observable_loss(fields["u"], batch.flow, batch.confidence)
+        observable = observable_loss(fields["u"], batch.flow, batch.confidence, self._average)
         loss = sum(losses.values()) + config.observable_anchor * observable
         row = {f"B {name}": value.item() for name, value in losses.items()}
         return loss, {"observable": observable.item(), "mask": mask.mean().item(), **row}
@@ -382,14 +416,18 @@ class PilaRun:
     ) -> tuple[Tensor, dict[str, float]]:
         """Stage C: flow matching through the correction, plus routed residuals (Eq 11)."""
         config, ablation = self.config, self.adapter_config.ablation
-        labels = random_labels(batch.labels, generator) if ablation.random_label else batch.labels
-        kept = (torch.rand(len(sigma), 1, generator=generator) >= config.drop_prompt).to(self.device)
+        labels = batch.labels
+        if ablation.random_label:
+            labels = self._share(random_labels(self.accelerator.gather(labels), generator))
+        kept = self._share(torch.rand(self.processes * len(sigma), 1, generator=generator) >= config.drop_prompt).to(self.device)
         fade = ramp(self.step, config.condition_warmup) * kept.float()
         out = self.adapter(estimate, velocity, sigma, batch.cond, labels, ramp=fade, keep_updates=True)
         mask = None if out.refined is None else self._mask(velocity, estimate, self.adapter.read(out.refined.detach()), labels)
         limit = largest_sigma(self.step, config.physics_warmup)
-        law = physics_loss(self.adapter, out, labels, sigma, mask=mask, sigma_max=limit, weights=self.weights)
-        self.weights.update(law.terms, average if world()[1] > 1 else None)
+        law = physics_loss(
+            self.adapter, out, labels, sigma, mask=mask, sigma_max=limit, weights=self.weights, synchronise=self._average
+        )
+        self.weights.update(law.terms, self._average)
         result = coupling_loss(
             self.adapter, out, velocity, target, sigma, law, step=self.step,
             physics_weight=config.physics_weight, physics_warmup=config.physics_warmup,
@@ -420,25 +458,28 @@ class PilaRun:
         if self.held == 0 or self.finished or self.stages[self.stage].name != "C":
             return {}
         errors = torch.zeros(2)
-        for start in range(0, self.held, self.config.batch):
+        for start in range(self.rank * self.config.batch, self.held, self.processes * self.config.batch):
             indices = list(range(start, min(start + self.config.batch, self.held)))
             batch = self.clips.batch(indices).to(self.device)
             generator = torch.Generator().manual_seed(977 + start)
             sigma = draw_sigma(len(indices), 0.0, self.config.shift, generator)
-            estimate, velocity, target, sigma = self.noised(batch, sigma, generator)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+            noise = torch.randn(batch.latent.shape, generator=generator)
+            estimate, velocity, target, sigma = self.noised(batch, sigma, noise)
+            with self.accelerator.autocast():
                 out = self.adapter(estimate, velocity, sigma, batch.cond, batch.labels)
             gate = self.adapter.gate(sigma)[:, None, None, None, None]
             errors[0] += (velocity + gate * out.delta - target).square().sum().cpu()
             errors[1] += (velocity - target).square().sum().cpu()
+        errors = self.accelerator.reduce(errors.to(self.device), "sum")
         self.val_gain = 1.0 - float(errors[0] / errors[1])
         return {"val_gain": self.val_gain}
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
     def settings(self) -> dict[str, Any]:
-        """What must be the same when a run goes on."""
+        """What must be the same when a run goes on; "batch" is that of all processes together."""
         facts = {"data": self.clips.fingerprint(), "latent_space": self.clips.latent_space}
+        facts["batch"] = self.config.batch * self.processes
         adapter = self.adapter_config.to_dict()
         return {**asdict(self.config), **adapter.pop("ablation"), **adapter, **facts}
 
@@ -450,7 +491,7 @@ class PilaRun:
 
     def save(self) -> None:
         """Checkpoint, adapter and curves, each all or nothing. Raises RunError where the disk is full."""
-        if self.folder is None or world()[0] != 0:
+        if self.folder is None or not self.main:
             return
         states = {"adapter": self.adapter.state_dict(), "weights": self.weights.state_dict()}
         progress = {"stage": self.stage, "step": self.step, "seconds": self.seconds, "val_gain": self.val_gain}
@@ -572,30 +613,39 @@ def _command(argv: list[str]) -> int:
     check(command.config)
     if (command.cache is None) == (command.toy_clips == 0):
         raise RunError("give either --cache (a folder of cached clips) or --toy-clips (how many to draw), not both or neither.")
-    command.config.device = join_processes(cli.pick_device(command.config.device))
-    if command.fresh:
+    accelerator = make_accelerator(command.config)
+    if command.fresh and accelerator.is_main_process:
         for name in (CHECKPOINT, EXPORT, LOG, CURVES, RESIDUALS):
             (command.out / name).unlink(missing_ok=True)
+    command.config.device = str(accelerator.device)
     backbone = _backbone(command)
-    clips = _clips(command, backbone)
-    run = PilaRun(backbone, clips, command.config, adapter, command.out)
+    with accelerator.main_process_first():  # the others read what it made
+        clips = _clips(command, backbone)
+    run = PilaRun(backbone, clips, command.config, adapter, command.out, accelerator)
+    with StopRequest() as stop:
+        _train(run, stop)
+    if command.export and run.main:
+        run.export(command.export)
+    if run.finished:
+        removed = "" if run.val_gain is None else f" It removes {run.val_gain:.2%} of the frozen model's error on held-out clips."
+        accelerator.print(f"Adapter: {command.export or command.out / EXPORT}.{removed}")
+        return 0
+    accelerator.print(f"Stopped at step {run.total_steps} of {run.planned_steps}; the same command goes on from there.")
+    return 130
+
+
+def _train(run: PilaRun, stop: StopRequest) -> None:
+    """Runs it, with a line that says how far it is."""
+    say = run.accelerator.print
     size = sum(p.numel() for p in run.adapter.parameters()) / 1e6
     plan = ", ".join(f"{stage.name} {stage.steps}" for stage in run.stages)
-    print(f"{len(clips)} clips of {clips.latent_space} latents; {size:.2f}M parameters on {run.device}; steps: {plan}.")
+    where = f"{run.device}" if run.processes == 1 else f"{run.processes} processes"
+    say(f"{len(run.clips)} clips of {run.clips.latent_space} latents; {size:.2f}M parameters on {where}; steps: {plan}.")
     if run.total_steps:
-        print(f"Going on from step {run.total_steps} ({clock(run.seconds)} of training so far).")
-    with StopRequest() as stop:
-        progress = ProgressLine("PILA")
-        run.run(stop, lambda now, row: _show(progress, now, row))
-        progress.close()
-    if command.export:
-        run.export(command.export)
-    if not run.finished:
-        print(f"Stopped at step {run.total_steps} of {run.planned_steps}; the same command goes on from there.")
-        return 130
-    removed = "" if run.val_gain is None else f" It removes {run.val_gain:.2%} of the frozen model's error on held-out clips."
-    print(f"Adapter: {command.export or command.out / EXPORT}.{removed}")
-    return 0
+        say(f"Going on from step {run.total_steps} ({clock(run.seconds)} of training so far).")
+    progress = ProgressLine("PILA")
+    run.run(stop, (lambda now, row: _show(progress, now, row)) if run.main else None)
+    progress.close()
 
 
 def _parse(argv: list[str]) -> PilaCommand:

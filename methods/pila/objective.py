@@ -34,8 +34,8 @@ def largest_sigma(step: int, warmup: int = PHYSICS_WARMUP) -> float:
 class AdaptiveWeights(nn.Module):
     """w of Eq 6: within a category, terms that are usually small get more weight, usually large ones less, by at most 2.
 
-    w = clamp(median of the running means / own running mean, 0.5, 2), detached. `synchronise` averages a vector over the ranks
-    of a distributed run. Unseen terms have weight 1.
+    w = clamp(median of the running means / own running mean, 0.5, 2), detached. `synchronise` averages a tensor over the
+    processes of a run. Unseen terms have weight 1.
     """
 
     def __init__(self, decay: float = 0.99, adaptive: bool = True) -> None:
@@ -50,7 +50,7 @@ class AdaptiveWeights(nn.Module):
         value, present = torch.zeros_like(self.mean), torch.zeros_like(self.mean)
         for name, term in terms.items():
             index = TERM_NAMES.index(name)
-            value[index], present[index] = term.detach().mean(), 1.0
+            value[index], present[index] = term.detach().sum(), term.numel()
         if synchronise is not None:
             value, present = synchronise(value), synchronise(present)
         value = value / present.clamp(min=1e-8)
@@ -81,8 +81,8 @@ class PhysicsLoss:
     """Scalar; 0 where no sample counts."""
     terms: dict[str, Tensor] = field(default_factory=dict)
     """Residuals by "Category/term", per contributing sample, detached: for logs and adaptive weights."""
-    samples: int = 0
-    """How many samples counted."""
+    samples: float = 0
+    """How many samples counted; the mean over the processes of a run."""
 
 
 def category_loss(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
@@ -107,11 +107,14 @@ def physics_loss(
     sigma_max: float = 1.0,
     weights: AdaptiveWeights | None = None,
     settings: ResidualSettings | None = None,
+    synchronise: Callable[[Tensor], Tensor] | None = None,
 ) -> PhysicsLoss:
     """Eq 7: residuals of experts that are both selected and labelled, weighted by the renormalised routing weights.
 
     Needs `keep_updates=True` in the forward pass. The routing weights are detached: a live one would teach the router to
     prefer whichever law is easiest. Samples without such an expert, or noisier than `sigma_max`, do not count at all.
+    `synchronise` averages a tensor over the processes of a run: with it, the mean of their losses is the mean over all their
+    samples that count, however they are spread.
     """
     ablation = adapter.config.ablation
     zero = out.delta.sum() * 0.0
@@ -121,7 +124,8 @@ def physics_loss(
     share = out.routing.weights.detach() * active
     share = share / share.sum(dim=1, keepdim=True).clamp(min=1e-12)
     counted = active.any(dim=1)
-    result = PhysicsLoss(zero, samples=int(counted.sum()))
+    samples = counted.sum().float()
+    result = PhysicsLoss(zero, samples=float(samples if synchronise is None else synchronise(samples)))
     for index, category in enumerate(CATEGORIES):
         samples = active[:, index].nonzero()[:, 0]
         if len(samples) == 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -43,14 +45,18 @@ RANGE_WEIGHT = 0.1
 SPARSE_WEIGHT = 0.1
 
 
-def observable_loss(velocity: Tensor, flow: Tensor, confidence: Tensor) -> Tensor:
+def observable_loss(
+    velocity: Tensor, flow: Tensor, confidence: Tensor, synchronise: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """Stage A: confidence-weighted smooth L1 between the velocity proxy and cached optical flow.
 
     `velocity` `B 2 T H W`; `flow` `B 2 T-1 H W` in latent pixels per latent frame, between consecutive latent frames;
     `confidence` `B 1 T-1 H W` in [0, 1]. The velocity is compared at the middle of the interval, where the flow is centred.
+    `synchronise` averages a tensor over the processes of a run, so that every pixel counts the same in all of them.
     """
     error = F.smooth_l1_loss(st.step_mean(velocity), flow, reduction="none").mean(dim=1, keepdim=True)
-    return (confidence * error).sum() / confidence.sum().clamp(min=1e-6)
+    total = confidence.sum() if synchronise is None else synchronise(confidence.sum())
+    return (confidence * error).sum() / total.clamp(min=1e-6)
 
 
 def phase_weights(step: int, starts: dict[str, int]) -> tuple[str, dict[str, float]]:
