@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -197,6 +199,28 @@ def test_every_package_is_listed(project: dict) -> None:
     folders = sorted({path.parent for path in modules(*MAY_IMPORT) if path.name == "__init__.py"})
     found = [".".join(["latent_physics", *folder.relative_to(ROOT).parts]) for folder in folders]
     assert sorted(project["tool"]["setuptools"]["packages"]) == sorted(["latent_physics", *found])
+
+
+def test_a_wheel_holds_what_the_pack_needs_and_its_commands_run(tmp_path: Path) -> None:
+    """`pip install .`: weights, recipes, help, texts and workflows come along, and `latent-physics --help` answers."""
+    left_out = shutil.ignore_patterns(".*", "build", "*.egg-info", "output", "runs", "tests", "__pycache__")
+    source, folder = tmp_path / "source", tmp_path / "installed"
+    shutil.copytree(ROOT, source, ignore=left_out)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(source)]
+    made = subprocess.run(command, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name.removeprefix("latent_physics/") for name in archive.namelist()}
+        archive.extractall(folder)
+    rooms = [*MAY_IMPORT, "web", "locales", "workflows"]
+    kinds = (".py", ".safetensors", ".json", ".yaml", ".md", ".jpg")
+    needed = {name_of(path) for room in rooms for path in (ROOT / room).rglob("*") if path.suffix in kinds}
+    assert needed <= held, sorted(needed - held)
+    start = f"sys.path.insert(0, {str(folder)!r}); from latent_physics.training.__main__ import main; main(['--help'])"
+    result = run_bare(start, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "commands:" in result.stdout
 
 
 def test_version_is_stated_once(project: dict) -> None:
