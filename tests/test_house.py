@@ -261,6 +261,9 @@ def test_every_node_has_help_and_texts() -> None:
         texts = json.loads((locale / "nodeDefs.json").read_text(encoding="utf-8"))
         assert set(texts) == nodes, locale.name
         assert all(text.get("display_name") and text.get("description") for text in texts.values()), locale.name
+    english = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert not [text["display_name"] for text in english.values() if text["display_name"] not in readme]
 
 
 def test_every_workflow_has_a_thumbnail_and_an_api_twin() -> None:
@@ -268,6 +271,8 @@ def test_every_workflow_has_a_thumbnail_and_an_api_twin() -> None:
     assert shown
     assert {path.stem for path in (ROOT / "workflows").glob("*.jpg")} == shown
     assert {path.stem for path in (ROOT / "workflows" / "api").glob("*.json")} == shown
+    listed = re.findall(r"^\| \[(\w[\w.]*)\]", (ROOT / "docs" / "workflows.md").read_text(encoding="utf-8"), flags=re.M)
+    assert sorted(listed) == sorted(shown)
 
 
 def test_links_between_documents_lead_somewhere() -> None:
@@ -324,9 +329,16 @@ def test_every_room_but_nodes_imports_without_comfyui_and_installation(tmp_path:
     assert result.stdout.strip() == "[]"
 
 
-def run_training(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    source = f"import runpy; sys.argv[0] = 'training'; runpy.run_path({str(ROOT / 'training')!r}, run_name='__main__')"
+def run_training(*arguments: str, cwd: Path, before: str = "") -> subprocess.CompletedProcess[str]:
+    source = f"{before}import runpy; sys.argv[0] = 'training'; runpy.run_path({str(ROOT / 'training')!r}, run_name='__main__')"
     return run_bare(source, *arguments, cwd=cwd)
+
+
+def test_a_missing_package_is_one_sentence(tmp_path: Path) -> None:
+    result = run_training("cache", "--help", cwd=tmp_path, before="sys.modules['torch'] = None; ")
+    assert result.returncode == 1
+    expected = "error: latent-physics cache needs torch, which is not installed: install it for your hardware first."
+    assert result.stderr.strip() == expected
 
 
 def test_training_works_from_a_bare_clone(tmp_path: Path) -> None:
@@ -334,6 +346,9 @@ def test_training_works_from_a_bare_clone(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     commands = re.findall(r"^  ([\w-]+) +\S", result.stdout.split("commands:")[1], flags=re.M)
     assert {"cache", "predictor"} <= set(commands)
+    for page in ("README.md", "docs/training.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert not [command for command in commands if f"`{command}`" not in text], page
     for command in commands:
         result = run_training(command, "--help", cwd=tmp_path)
         assert result.returncode == 0, f"{command}: {result.stderr}"

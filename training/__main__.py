@@ -48,7 +48,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     import_package()
-    module = importlib.import_module(f"latent_physics.training.{args.command.replace('-', '_')}")
+    try:
+        module = importlib.import_module(f"latent_physics.training.{args.command.replace('-', '_')}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("latent_physics"):
+            raise
+        how = "install it for your hardware first" if error.name == "torch" else "pip install -e '.[train]'"
+        print(f"error: latent-physics {args.command} needs {error.name}, which is not installed: {how}.", file=sys.stderr)
+        return 1
     return module.main(args.rest) or 0
 
 
