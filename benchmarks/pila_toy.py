@@ -4,8 +4,7 @@
         --predictor toyworld/weights/toy_predictor_order2.safetensors --clips 8
 
 One row per model: law score (1 = like real clips), adherence, dynamic degree, each with its standard error over clips, and
-seconds
-per clip. Adapters are named by their ablation; the first one is also stacked with LaMo where a predictor is given.
+seconds per clip. Adapters are named by their ablation; the first one is also stacked with LaMo where a predictor is given.
 """
 
 from __future__ import annotations

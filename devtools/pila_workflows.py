@@ -43,8 +43,7 @@ DESCRIPTION = Out("parser", "prompt")
 
 HOW_TO_TRAIN = f"""
 **The PILA adapter** is trained once on Wan 2.1 1.3B, on videos of your own, and serves Wan 2.2 14B too. In the folder of this
-pack,
-with the packages of `pip install -e .[train]`:
+pack, with the packages of `pip install -e .[train]`:
 
 ```
 python training cache --videos MY_CLIPS --out runs/cache --tokens

@@ -30,9 +30,9 @@ class MotionCompressor(nn.Module):
 class FlowDecoder(nn.Module):
     """F of eq 4: the motion subspace -> optical flow between consecutive feature frames, `B 64 F H W` -> `B 2 F-1 h w`.
 
-    A convolution (2, 3, 3) that takes F to F - 1, two transposed convolutions that double the sides twice, one convolution
-    to two channels, and
-    a trilinear resize (appendix A.3). The width of the first convolution's output is not stated; it is the subspace's own here.
+    A convolution (2, 3, 3) that takes F to F - 1, two transposed convolutions that double the sides twice, one convolution to
+    two channels, and a trilinear resize (appendix A.3). The width of the first convolution's output is not stated; it is the
+    subspace's own here.
     """
 
     def __init__(self, motion: int = 64, size: tuple[int, int] = FLOW_SIZE) -> None:

@@ -38,8 +38,8 @@ def trd(student: Tensor, teacher: Tensor, grid: Grid, margin: float = 0.1, poole
     """Token relation distillation of VideoREPA. Scalar.
 
     pooled: one mean over all N x N pairs, as its code does (spatial / F + temporal in the terms of `relation_l1`); otherwise
-    the sum of
-    the spatial and the temporal mean, which is MoAlign's loss without decay. Differences below `margin` count as none.
+    the sum of the spatial and the temporal mean, which is MoAlign's loss without decay. Differences below `margin` count as
+    none.
     """
     spatial, temporal = relation_l1(student, teacher, grid, margin=margin)
     return (spatial / grid[0] if pooled else spatial) + temporal

@@ -1,8 +1,7 @@
 """`latent-physics export`: a checkpoint of a fine-tune -> a safetensors file that ComfyUI's own loaders take.
 
 A LoRA becomes `diffusion_model.<native name>.lora_A.weight`, `.lora_B.weight` and `.alpha` (Load LoRA); a full fine-tune
-becomes the
-whole transformer under native names (Load Diffusion Model). The projectors of the objectives stay behind.
+becomes the whole transformer under native names (Load Diffusion Model). The projectors of the objectives stay behind.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ class ToyWorldConfig:
 
     layers: int = 6
     """Transformer blocks, 128 channels each."""
-    base_steps: int = 24000
+    base_steps: int = 28000
     """Steps of the base model."""
     batch: int = 16
     """Clips per step of the base model."""
@@ -104,9 +104,8 @@ def run_steps(
 ) -> nn.Module:
     """Trains `trained` for `steps` and returns the module to use (the average where there is one).
 
-    `step_loss(step, generator) -> (loss, values to log)`; its randomness comes from the generator alone, seeded by the step,
-    so that
-    a resumed run repeats an uninterrupted one. Raises RunError when stopped or when the loss is no longer finite.
+    `step_loss(step, generator) -> (loss, values to log)`; its randomness comes from the generator alone, seeded by the step, so
+    that a resumed run repeats an uninterrupted one. Raises RunError when stopped or when the loss is no longer finite.
     """
     path = config.out / f"{name}.safetensors"
     optimizer = torch.optim.AdamW(trained.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=1e-2)
@@ -339,8 +338,7 @@ def fit_latent_scale(vae: nn.Module, clips: Tensor) -> None:
     latents.
 
     ComfyUI and diffusers subtract Wan's channel means and divide by its deviations whichever VAE of this architecture is
-    loaded; after
-    this, what the transformer sees has mean 0 and deviation 1.
+    loaded; after this, what the transformer sees has mean 0 and deviation 1.
     """
     latents = torch.cat([vae.encode(part * 2 - 1).latent_dist.mean for part in clips.split(8)])
     mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))

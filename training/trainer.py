@@ -1,9 +1,8 @@
 """The one training loop. What is trained, on what, is a `Task`; fine-tuning and MoAlign's motion head are two of them.
 
 Every random draw of a step (noise, times, dropped prompts, dropout) comes from a generator seeded by the run's seed and the
-number of
-the micro-batch, and which clips a micro-batch takes is a function of the seed and that number. A run that was stopped, or killed,
-therefore goes on from its last checkpoint exactly as if nothing had happened.
+number of the micro-batch, and which clips a micro-batch takes is a function of the seed and that number. A run that was
+stopped, or killed, therefore goes on from its last checkpoint exactly as if nothing had happened.
 """
 
 from __future__ import annotations
