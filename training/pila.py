@@ -346,6 +346,8 @@ class PilaRun:
         with self.accelerator.autocast():
             loss, row = self._stage_loss(batch, *noised, generator)
         row = processes.mean_row(self.accelerator, {"loss": loss.item(), **row}, COLUMNS)
+        if "flow" in row:
+            row["gain"] = 1.0 - row["flow"] / row["base"]
         if not math.isfinite(row["loss"]):
             raise RunError(f"the loss is {row['loss']} at step {self.step} of stage {stage.name}; {self._kept()}: lower --lr.")
         self.optimizer.zero_grad(set_to_none=True)
@@ -437,7 +439,6 @@ class PilaRun:
         row = {
             "flow": result.flow.item(),
             "base": result.base.item(),
-            "gain": 1.0 - (result.flow / result.base).item(),
             "physics": law.loss.item(),
             "samples": law.samples,
             "regulariser": result.regulariser.item(),
@@ -457,13 +458,16 @@ class PilaRun:
         """The share of the frozen model's flow-matching error that the correction removes on held-out clips, fixed noise."""
         if self.held == 0 or self.finished or self.stages[self.stage].name != "C":
             return {}
-        errors = torch.zeros(2)
-        for start in range(self.rank * self.config.batch, self.held, self.processes * self.config.batch):
-            indices = list(range(start, min(start + self.config.batch, self.held)))
-            batch = self.clips.batch(indices).to(self.device)
+        errors, mine = torch.zeros(2), self.config.batch
+        for start in range(0, self.held, self.processes * mine):
+            count = min(self.processes * mine, self.held - start)
             generator = torch.Generator().manual_seed(977 + start)
-            sigma = draw_sigma(len(indices), 0.0, self.config.shift, generator)
-            noise = torch.randn(batch.latent.shape, generator=generator)
+            sigma = draw_sigma(count, 0.0, self.config.shift, generator)
+            part = slice(self.rank * mine, min((self.rank + 1) * mine, count))
+            if part.start >= part.stop:
+                continue
+            batch = self.clips.batch(range(start + part.start, start + part.stop)).to(self.device)
+            sigma, noise = sigma[part], torch.randn(count, *batch.latent.shape[1:], generator=generator)[part]
             estimate, velocity, target, sigma = self.noised(batch, sigma, noise)
             with self.accelerator.autocast():
                 out = self.adapter(estimate, velocity, sigma, batch.cond, batch.labels)

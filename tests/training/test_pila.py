@@ -1,5 +1,10 @@
 import csv
 import dataclasses
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,6 +36,7 @@ from latent_physics.training.pila_data import (
     toy_clips,
 )
 from latent_physics.training.run import RunError, StopRequest, read_log
+from safetensors.torch import load_file
 
 SMALL = PilaConfig(channels=4, hidden=8, blocks=1, head_width=8, cond_dim=6)
 QUICK = PilaTraining(
@@ -47,7 +53,8 @@ class FrozenField:
 
     def predict(self, noisy, t, tokens, mask=None):
         assert not torch.is_grad_enabled()
-        return 0.5 * noisy + 0.1 * t.view(-1, 1, 1, 1, 1) + 0.01 * tokens.mean()
+        words = tokens.sum(dim=(1, 2)) / 100  # of each clip by itself, however the prompts are filled up
+        return 0.5 * noisy + (0.1 * t + words).view(-1, 1, 1, 1, 1)
 
     def decode_latent(self, latent):
         frames = 4 * (latent.shape[2] - 1) + 1
@@ -118,6 +125,64 @@ def test_a_stopped_run_ends_with_the_same_weights(tmp_path, undrawn, stop_at):
     for (name, a), b in zip(whole.adapter.state_dict().items(), second.adapter.state_dict().values()):
         assert torch.equal(a, b), name
     assert [row["step"] for row in read_log(tmp_path / LOG)] == list(range(1, 17))
+
+
+TWO = """
+import dataclasses
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+sys.path.append(sys.argv[1])
+import test_pila
+
+torch.set_num_threads(1)
+test_pila.pila.draw_curves = lambda *arguments: None
+out = Path(sys.argv[2])
+training = test_pila.run(out, dataclasses.replace(test_pila.QUICK, batch=1))
+training.run(on_step=lambda now, row: now.total_steps == 2 and now.main and save_file(now.adapter.state_dict(), out / "second"))
+assert training.accelerator.num_processes == 2, training.accelerator.num_processes
+assert type(training._stage_loss).__name__ == "DistributedDataParallel"
+print("process", training.rank, flush=True)
+"""
+
+
+def flat(state):
+    return torch.cat([value.flatten().double() for _, value in sorted(state.items())])
+
+
+def test_two_processes_end_where_one_with_their_clips_ends(tmp_path, undrawn):
+    """Every stage: two processes with a clip each, started by the repository's config file, against one with two clips."""
+    (tmp_path / "two.py").write_text(TWO)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    recipes = Path(pila.__file__).parent / "recipes"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(recipes / "ddp.yaml")]
+    launch += ["--num_processes", "2", "--main_process_port", port, str(tmp_path / "two.py")]
+    launch += [str(Path(__file__).parent), str(tmp_path / "two")]
+    done = subprocess.run(launch, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {"process 0", "process 1"} <= set(done.stdout.splitlines())
+    one, states = run(tmp_path / "one"), []
+    begin = flat(one.adapter.state_dict())
+    one.run(on_step=lambda now, row: states.append(flat(now.adapter.state_dict())))
+    second = flat(load_file(tmp_path / "two" / "second"))
+    assert (second - states[1]).norm() < 2e-3 * (states[1] - begin).norm()
+    assert (second - states[1]).abs().max() < 1e-4  # of at most 2e-3 that a weight moves
+    rows = [read_log(tmp_path / name / LOG) for name in ("one", "two")]
+    for first, other in zip(*rows, strict=True):
+        assert first.keys() == other.keys()
+        # AdamW turns rounding noise into a step where a gradient is all but zero, so late rows agree less.
+        early = first["step"] <= 13
+        assert first["loss"] == pytest.approx(other["loss"], rel=1e-4 if early else 2e-3), first["step"]
+        assert first["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4 if early else 2e-2), first["step"]
+    assert rows[0][-1]["samples"] == 2 * rows[1][-1]["samples"] > 0
+    assert run(tmp_path / "two").finished  # one process with batch 2 is the same run; with batch 1 it is not:
+    with pytest.raises(RunError, match="batch 2 -> 1"):
+        run(tmp_path / "two", dataclasses.replace(QUICK, batch=1))
 
 
 def test_a_run_with_other_settings_is_not_continued(tmp_path, undrawn):
