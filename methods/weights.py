@@ -36,6 +36,12 @@ class WeightsInfo:
     """How it was trained: steps, data, seed, learning rate, final losses."""
     version: int = FORMAT_VERSION
 
+    def __post_init__(self) -> None:
+        """Raises ValueError where a field is not of its type: metadata comes from outside."""
+        for name, kind in {"kind": str, "latent_space": str, "config": dict, "recipe": dict, "version": int}.items():
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name} is {getattr(self, name)!r:.80}, no {kind.__name__}")
+
 
 def save_weights(path: str | os.PathLike[str], state: Mapping[str, Tensor], info: WeightsInfo) -> None:
     """Writes `state` and `info` to a temporary name beside `path`, then renames: `path` is never half-written.
@@ -91,7 +97,7 @@ def read_info(path: str | os.PathLike[str]) -> WeightsInfo:
         raise WeightsError(f"{path.name} carries no latent_physics metadata; it was not written by this pack's training scripts.")
     try:
         info = WeightsInfo(**json.loads(metadata[METADATA_KEY]))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path.name} has latent_physics metadata that cannot be read ({error}).") from error
     if info.version > FORMAT_VERSION:
         raise WeightsError(f"{path.name} has format version {info.version}; this pack reads up to {FORMAT_VERSION}: update it.")

@@ -45,6 +45,9 @@ def load_predictor(
     name = Path(path).name
     check_fits(read_info(path), latent_space, name)
     state, info = load_weights(path, KIND)
+    lag = info.config.get("lag")
+    if not isinstance(lag, int) or lag < 1:
+        raise WeightsError(f"{name} says that its lag is {lag!r}; it must be a whole number of latent frames, at least 1.")
     arguments = {key: info.config.get(key) for key in ("channels", "cond_dim", "width", "blocks", "order")}
     try:
         with torch.device("meta"):

@@ -185,11 +185,22 @@ def test_broken_files_are_refused(tmp_path):
         "foreign": safetensors.torch.save({"a": torch.zeros(2)}),
     }
     info = predictor_info(MotionFieldPredictor(4, 6, width=8, blocks=1), "toy")
-    for name, config in {"other sizes": {"width": 16}, "huge": {"width": 10**7}, "no number": {"blocks": "many"}}.items():
+    odd = {"other sizes": {"width": 16}, "huge": {"width": 10**7}, "no number": {"blocks": "many"}, "no lag": {"lag": 0}}
+    for name, config in odd.items():
         weights.save_weights(tmp_path / "made", state, dataclasses.replace(info, config={**info.config, **config}))
         cases[name] = (tmp_path / "made").read_bytes()
     weights.save_weights(tmp_path / "made", state, dataclasses.replace(info, kind="pila_adapter"))
     cases["other kind"] = (tmp_path / "made").read_bytes()
+    metadata = [
+        "[]",
+        "[" * 100000,
+        '{"kind": "motion_predictor", "latent_space": "toy", "config": {}, "version": "2"}',
+        '{"kind": 1, "latent_space": "toy", "config": {}}',
+        '{"kind": "motion_predictor", "latent_space": "toy", "config": []}',
+        '{"kind": "motion_predictor", "latent_space": "toy", "config": {}}',
+    ]
+    for text in metadata:
+        cases[text[:80]] = safetensors.torch.save(state, {weights.METADATA_KEY: text})
     for name, content in cases.items():
         path = tmp_path / "case.safetensors"
         path.unlink(missing_ok=True)
