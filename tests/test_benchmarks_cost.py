@@ -1,0 +1,124 @@
+"""What guidance costs: the counts agree with arithmetic on small models, every timing runs, the list of benchmarks is whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+NAMES = ("common", "cost_models", "cost_seconds", "import_time", "guidance_cost", "run")
+LATENT = (5, 6, 8)
+SIZES = {"num_attention_heads": 2, "attention_head_dim": 32, "num_layers": 3}
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """The benchmark scripts as modules, which are forgotten again afterwards."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    for name in NAMES:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield {name: importlib.import_module(name) for name in NAMES}
+    for name in NAMES:
+        sys.modules.pop(name, None)
+
+
+def small(scripts, number: int):
+    """A published model at a tiny size: 0 is Wan, 2 and 3 are CogVideoX without and with rotary positions."""
+    model = scripts["cost_models"].MODELS[number]
+    config = {**model.config, **SIZES, **({"ffn_dim": 96} if model.family == "wan" else {})}
+    return dataclasses.replace(model, config=config, latent=LATENT)
+
+
+def self_attention_and_layers(scripts, number: int) -> tuple[float, float]:
+    """Counted operations of one layer, from two models that differ by it, and of what attention alone must take in it."""
+    models = scripts["cost_models"]
+    model = small(scripts, number)
+    one, three = (models.forward_operations(models.build(model, num_layers=n), LATENT) for n in (1, 3))
+    return (three - one) / 2, 4 * model.attended**2 * 64
+
+
+def test_operations_of_a_wan_layer_are_those_of_its_formula(scripts):
+    layer, attention = self_attention_and_layers(scripts, 0)
+    tokens, text, width, hidden = 5 * 3 * 4, 512, 64, 96
+    products = 2 * tokens * (6 * width**2 + 2 * width * hidden) + 2 * text * 2 * width**2  # q k v o, cross q o; cross k v
+    assert layer == attention + 4 * tokens * text * width + products
+
+
+def test_operations_of_a_cogvideox_layer_are_those_of_its_formula(scripts):
+    for number in (2, 3):
+        layer, attention = self_attention_and_layers(scripts, number)
+        tokens, width = 5 * 3 * 4 + 226, 64
+        assert layer == attention + 2 * tokens * (4 + 8) * width**2 + 2 * 2 * 512 * 6 * width
+
+
+def test_training_takes_three_forward_passes_in_every_layer(scripts):
+    models = scripts["cost_models"]
+    one, three = (models.build(small(scripts, 0), num_layers=n) for n in (1, 3))
+    counts = (models.forward_operations, models.training_operations)
+    forward, training = (count(three, LATENT) - count(one, LATENT) for count in counts)
+    assert training == 3 * forward
+    assert 0 < models.drift_operations(three, LATENT) < 1e-3 * training
+
+
+def test_a_correction_counts_the_predictor_twice_for_every_pair(scripts):
+    models = scripts["cost_models"]
+    sizes = {"width": 16, "blocks": 2, "cond_dim": 8}
+    whole, half = (models.correction_operations((frames, 6, 8), models.make_predictor(**sizes)) for frames in (6, 4))
+    convolutions = 2 * 9 * 6 * 8 * (2 * 16 * 16 + 2 * 2 * 16**2)  # in and out, two blocks of two
+    assert whole == pytest.approx(2 * half, rel=0.01)
+    assert 2 * 4 * convolutions <= whole < 2.05 * 4 * convolutions
+
+
+def test_the_average_weighs_the_steps_that_are_guided(scripts):
+    cost = scripts["cost_models"].GuidanceCost(step=100.0, correction=10.0, share=0.8)
+    assert (cost.active, cost.average) == (pytest.approx(1.1), pytest.approx(1.08))
+    assert scripts["cost_models"].guided_share(50, 0.8) == 0.8
+    assert scripts["cost_models"].guided_share(4, 0.8) == 0.75
+    counted = scripts["cost_models"].guidance_operations(small(scripts, 0), share=0.5)
+    assert counted.active > counted.average > 1
+
+
+def test_every_way_of_timing_runs(scripts, monkeypatch):
+    models, timed = scripts["cost_models"], scripts["cost_seconds"]
+    predictor = models.make_predictor("cpu", width=8, blocks=1)
+    assert timed.correction_by_parts(LATENT, repeats=1, predictor=predictor) > 0
+    for number in (0, 2, 3):
+        model = small(scripts, number)
+        for training in (False, True):
+            assert timed.transformer_by_parts(model, repeats=1, training=training, tokens=16) > 0
+    backbone = models.build(small(scripts, 0), device="cpu", dtype=torch.bfloat16)
+    half = models.make_predictor("cpu", torch.bfloat16, width=8, blocks=1)
+    whole = timed.guidance_whole(backbone, LATENT, half, share=0.5, repeats=1)
+    assert whole.step > 0
+    step, drift = timed.training_whole(backbone, LATENT, repeats=1)
+    assert step > 0
+    assert drift > 0
+
+
+def test_a_missed_target_is_said(scripts):
+    verdict = scripts["guidance_cost"].verdict
+    assert [verdict(1.019, 1.02), verdict(1.021, 1.02), verdict(2.0, None)] == ["1.02 (met)", "1.02 (missed)", "-"]
+
+
+def test_the_list_names_every_benchmark_that_is_a_command(scripts):
+    commands = {
+        path.stem for path in BENCHMARKS.glob("*.py") if '"__main__"' in path.read_text() and path.stem not in ("run", "common")
+    }
+    assert {entry.name for entry in scripts["run"].BENCHMARKS} == commands
+    assert "* guidance_cost" in scripts["run"].listing(scripts["run"].BENCHMARKS)
+
+
+def test_a_failing_benchmark_does_not_stop_the_next(scripts, tmp_path, monkeypatch, capsys):
+    for name, status in (("first", 0), ("second", 3), ("third", 0)):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / name)!r}, 'w').close(); raise SystemExit({status})")
+    assert scripts["run"].run(["first", "second", "third"], tmp_path) == ["second"]
+    assert all((tmp_path / name).exists() for name in ("first", "second", "third"))
+    monkeypatch.setattr(scripts["run"], "run", lambda names: ["pila_cost"])
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    assert scripts["run"].main() == 1
+    assert capsys.readouterr().err == "\nfailed: pila_cost.\n"
