@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import os
 import re
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..methods.lamo import MotionFieldPredictor, load_predictor, pool_tokens, save_predictor
+from ..methods.lamo import MotionFieldPredictor, pool_tokens, predictor_info, save_predictor
 from . import files, patching, views
 from .lamo import CATEGORY, MotionPredictor, MotionPredictorType
 
@@ -28,7 +30,10 @@ if TYPE_CHECKING:
 SPACES = ["toy", *patching.LATENT_SPACES.values()]
 PROMPT_WIDTH = {"cosmos1": 1024, "hunyuan_video1.5": 3584}
 """Numbers per token of a space's text encoder, for a training without prompts; the others have 4096."""
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}")
+NAME = re.compile(r"(?!(con|prn|aux|nul|com\d|lpt\d)(\.|$))[a-z0-9][a-z0-9 ._-]{0,99}", re.IGNORECASE)
+"""File names that every system takes; Windows reads those at the start as devices."""
+ROOM = 64 * 1024**2
+"""Bytes that must be free before training: the largest predictor takes 43 MB."""
 POINTS = 300
 """At most so many points per curve; longer runs are averaged over stretches of steps."""
 BYTES_PER_ACTIVATION = 34.0
@@ -159,6 +164,7 @@ class TrainMotionPredictor(io.ComfyNode):
         from ..training.predictor import RECIPES, PredictorTraining
 
         check_name(name)
+        check_place(name)
         video = sampled_latents(latent, latent_space)
         conds = pooled_prompts(positive, len(video))
         config = dataclasses.replace(
@@ -181,9 +187,9 @@ class TrainMotionPredictor(io.ComfyNode):
         network = training.averaged()
         if conds is None:
             forget_prompts(network)
-        predictor, place = keep(name, network, latent_space, lag, training.recipe())
+        predictor, kept = keep(name, network, latent_space, lag, training.recipe())
         image = views.plot(curves(training), title=f"{latent_space}, {training.step} steps")
-        return io.NodeOutput(predictor, image, summary(training, place), ui=views.preview_image(image, cls))
+        return io.NodeOutput(predictor, image, summary(training, kept), ui=views.preview_image(image, cls))
 
 
 def check_name(name: str) -> None:
@@ -193,6 +199,21 @@ def check_name(name: str) -> None:
             f"{name!r} cannot be the predictor's file name: use letters, digits, spaces, dots, dashes and underscores, "
             "and no folder."
         )
+
+
+def check_place(name: str) -> None:
+    """Raises ValueError, before the training and not after it, where nothing could be saved."""
+    if not name:
+        return
+    files.register_folder()
+    folder = Path(folder_paths.models_dir) / files.FOLDER
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written to ({error.strerror}): allow it, or leave the name empty.") from error
+    if free < ROOM:
+        raise ValueError(f"{folder} has {free / 1e6:.0f} MB free and needs {ROOM / 1e6:.0f}: make room, or leave the name empty.")
 
 
 def sampled_latents(latent: dict[str, Any], space: str) -> Tensor:
@@ -259,14 +280,28 @@ def forget_prompts(network: MotionFieldPredictor) -> None:
 
 def keep(
     name: str, network: MotionFieldPredictor, space: str, lag: int, recipe: dict[str, Any]
-) -> tuple[MotionPredictor, Path | None]:
-    """(what travels on the wire, the file). Both come about as they would by Load Motion Predictor. Raises OSError."""
-    with tempfile.TemporaryDirectory() as scratch:
-        path = free_path(name) if name else Path(scratch) / "unsaved.safetensors"
-        save_predictor(path, network, space, lag, recipe)
-        with torch.inference_mode(False):  # weights made in inference mode could not be differentiated through
-            loaded, info = load_predictor(path, operations=comfy.ops.manual_cast)
-    return MotionPredictor(name=path.name, patcher=patching.manage(loaded), info=info), path if name else None
+) -> tuple[MotionPredictor, str]:
+    """(what travels on the wire, a line about the file). It is what Load Motion Predictor would make of the file.
+
+    Where the file cannot be written after all, the line says so, and the predictor is on the wire nevertheless.
+    """
+    state = {key: value.detach().float().cpu() for key, value in network.state_dict().items()}
+    info = predictor_info(network, space, lag, recipe)
+    with torch.inference_mode(False):  # weights made in inference mode could not be differentiated through
+        with torch.device("meta"):  # draws nothing from the random generators
+            loaded = MotionFieldPredictor(**network.config, operations=comfy.ops.manual_cast)
+        loaded.to_empty(device="cpu").load_state_dict(state)
+        loaded.requires_grad_(False).eval()
+    path, line = Path("unsaved"), "not saved: no name was given"
+    if name:
+        path = free_path(name)
+        try:
+            save_predictor(path, network, space, lag, recipe)
+            line = f"saved as {path.name} in models/{files.FOLDER}"
+        except OSError as error:
+            line = f"NOT SAVED: {path} could not be written ({error.strerror}); the predictor is on the wire only"
+            logging.error("Train Motion Predictor: %s", line)
+    return MotionPredictor(name=path.name, patcher=patching.manage(loaded), info=info), line
 
 
 def free_path(name: str) -> Path:
@@ -301,7 +336,7 @@ def chunks(rows: list[Any], size: int) -> list[list[Any]]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def summary(training: PredictorTraining, place: Path | None) -> str:
+def summary(training: PredictorTraining, kept_as: str) -> str:
     """What came out, for the info output."""
     kept = training.kept()
     held = "no clip was held out, so nothing is known of new clips"
@@ -310,7 +345,7 @@ def summary(training: PredictorTraining, place: Path | None) -> str:
     rows = [row["loss"] for row in training.log.rows if "loss" in row]
     return "\n".join(
         [
-            f"saved as {place.name} in models/{files.FOLDER}" if place else "not saved: no name was given",
+            kept_as,
             f"{len(training.clips)} clips of {training.clips.latent_space} latents, {len(training.pairs)} frame pairs",
             f"{training.step} steps in {training.seconds:.0f} s, last loss {rows[-1]:.4f}" if rows else "no step was made",
             held,

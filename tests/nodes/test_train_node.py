@@ -93,7 +93,38 @@ def test_never_replaces_a_file_and_may_save_none(models):
     assert sorted(path.name for path in models.iterdir()) == [f"twice{n}.safetensors" for n in ("", "_2", "_3")]
 
 
-@pytest.mark.parametrize("name", ["../mine", "a/b", "a\\b", "/etc/x", ".hidden", "C:x", "a\nb", "x" * 101, "..", "a\x00"])
+def test_a_full_disk_is_told_before_training_and_loses_nothing_after_it(models, monkeypatch, caplog):
+    usage = type("Usage", (), {"free": 1_000_000})
+    with monkeypatch.context() as patch:
+        patch.setattr(train.shutil, "disk_usage", lambda folder: usage)
+        patch.setattr(train, "train", lambda training: pytest.fail("trained for nothing"))
+        with pytest.raises(ValueError, match="has 1 MB free and needs 67"):
+            run(moving())
+
+    def forbidden(dir):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.tempfile, "TemporaryFile", forbidden)
+        with pytest.raises(ValueError, match="Permission denied"):
+            run(moving())
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train.os, "fsync", full)
+    predictor, _, info = run(moving())
+    assert "NOT SAVED" in info
+    assert "No space left on device" in info
+    assert "NOT SAVED" in caplog.text
+    assert predictor.network(torch.randn(1, 16, 4, 4)).shape == (1, 16, 4, 4)
+    assert not list(models.iterdir())
+
+
+BAD_NAMES = ["../mine", "a/b", "a\\b", "/etc/x", ".hidden", "C:x", "a\nb", "x" * 101, "..", "a\x00", "NUL", "com1.safetensors"]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
 def test_names_that_lead_elsewhere_are_refused(models, name):
     assert "file name" in train.TrainMotionPredictor.validate_inputs(name=name)
     with pytest.raises(ValueError, match="file name"):
@@ -118,7 +149,7 @@ def test_without_prompts_it_ignores_them(models):
     predictor, _, _ = run(moving(), steps=20)
     network, frames = predictor.network, torch.randn(2, 16, 4, 4)
     assert network.cond_dim == 4096
-    assert torch.equal(network(frames, torch.randn(2, 4096)), network(frames))
+    assert torch.equal(network(frames, torch.randn(1, 4096)), network(frames))
     assert network(frames).abs().sum() > 0
 
 
