@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -178,12 +179,14 @@ def draw_sigma(count: int, low: float, shift: float, generator: torch.Generator)
 
 
 def make_accelerator(config: PilaTraining, device: str | None = None) -> Any:
-    """accelerate's Accelerator for a run; `device` goes before the config's."""
+    """accelerate's Accelerator for a run; `device` goes before the config's. Raises RunError where the launch shards weights."""
     from accelerate import DistributedDataParallelKwargs
 
     # A step uses the experts that its clips are routed to, so some parameters get no gradient.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     precision = "bf16" if config.bf16 else "no"
+    if {"ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"} & {name for name, value in os.environ.items() if value == "true"}:
+        raise RunError("PILA's adapter and its optimiser take under 200 MB, nothing worth sharding; launch it with ddp.yaml.")
     return processes.start(precision, device=cli.pick_device(device or config.device), handlers=[unused])
 
 

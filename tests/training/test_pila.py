@@ -355,6 +355,12 @@ def test_data_that_does_not_fit_is_refused(tmp_path):
     assert labels_of("a cat on a sofa", {}).sum() == 0
 
 
+def test_launches_that_shard_are_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(RunError, match=r"launch it with ddp.yaml"):
+        run()
+
+
 def test_backbones_that_predict_no_velocity_are_refused():
     backbone = FrozenField()
     backbone.prediction = "v"
