@@ -1,0 +1,124 @@
+"""How the toy models are trained: the VAE's two changes that no loader may notice, resuming, two processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from latent_physics.training.backbones.wan import LATENTS_MEAN, LATENTS_STD
+from latent_physics.training.run import RunError
+from latent_physics.training.toyworld import (
+    ToyWorldConfig,
+    build_vae,
+    decode_unclamped,
+    fit_latent_scale,
+    forget_the_past,
+    run_steps,
+)
+from torch import nn
+
+CLIPS = torch.rand(2, 3, 9, 16, 24, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture
+def vae():
+    return build_vae(ToyWorldConfig()).eval().requires_grad_(False)
+
+
+def test_any_wan_vae_reads_the_weights_of_one_that_sees_the_present_frame_only(vae):
+    forget_the_past(vae)
+    stock = build_vae(ToyWorldConfig(seed=5)).eval()
+    stock.load_state_dict(vae.state_dict())
+    with torch.no_grad():
+        latents = vae.encode(CLIPS * 2 - 1).latent_dist.mean
+        assert torch.allclose(stock.encode(CLIPS * 2 - 1).latent_dist.mean, latents, atol=1e-5)
+        assert torch.allclose(stock.decode(latents).sample, vae.decode(latents).sample, atol=1e-4)
+
+
+def test_the_unclamped_picture_is_the_decoders_before_its_clamp(vae):
+    with torch.no_grad():
+        latents = vae.encode(CLIPS * 2 - 1).latent_dist.mean * 20  # far enough to be clamped somewhere
+        free = decode_unclamped(vae, latents)
+        assert free.abs().max() > 1
+        assert torch.allclose(free.clamp(-1, 1), vae.decode(latents).sample, atol=1e-5)
+
+
+def test_the_latent_gets_wans_statistics_and_no_picture_changes(vae):
+    with torch.no_grad():
+        before = decode_unclamped(vae, vae.encode(CLIPS * 2 - 1).latent_dist.mean)
+        fit_latent_scale(vae, CLIPS)
+        latents = vae.encode(CLIPS * 2 - 1).latent_dist.mean
+        assert torch.allclose(latents.mean((0, 2, 3, 4)), torch.tensor(LATENTS_MEAN), atol=1e-4)
+        assert torch.allclose(latents.std((0, 2, 3, 4)), torch.tensor(LATENTS_STD), rtol=1e-4)
+        assert torch.allclose(decode_unclamped(vae, latents), before, atol=1e-3 * float(before.abs().max()))
+
+
+def fit(out: Path, steps: int, ask=lambda step: None) -> nn.Module:
+    """A line fitted to points that the step's generator draws; `ask(step)` may interrupt."""
+    torch.manual_seed(0)
+    line = nn.Linear(3, 1)
+
+    def step_loss(step, generator):
+        ask(step)
+        points = torch.randn(8, 3, generator=generator)
+        return (line(points) - points.sum(1, keepdim=True)).square().mean(), {}
+
+    config = ToyWorldConfig(out=out, save_every=1000)
+    out.mkdir(exist_ok=True)
+    return run_steps("line", config, steps, 1e-2, line, None, step_loss)
+
+
+def test_a_stopped_run_ends_with_the_weights_of_one_that_was_not(tmp_path):
+    def interrupt(step):
+        if step == 7:
+            os.kill(os.getpid(), 2)
+
+    with pytest.raises(RunError, match="stopped after step 8 of 20"):
+        fit(tmp_path / "stopped", 20, interrupt)
+    resumed, whole = fit(tmp_path / "stopped", 20), fit(tmp_path / "whole", 20)
+    assert torch.equal(resumed.weight, whole.weight)
+    assert torch.equal(resumed.bias, whole.bias)
+
+
+TWO = """
+import sys
+from pathlib import Path
+import torch
+from torch import nn
+from latent_physics.training import processes
+from latent_physics.training.toyworld import ToyWorldConfig, run_steps
+
+accelerator = processes.start(device="cpu")
+print("process", accelerator.process_index, "of", accelerator.num_processes)
+mine = slice(accelerator.process_index, None, accelerator.num_processes)
+torch.manual_seed(0)
+line = nn.Linear(3, 1)
+
+def step_loss(step, generator):
+    points = torch.randn(8, 3, generator=generator)[mine]
+    return (line(points) - points.sum(1, keepdim=True)).square().mean(), {}
+
+run_steps("line", ToyWorldConfig(out=Path(sys.argv[1])), 20, 1e-2, line, None, step_loss)
+torch.save(line.state_dict(), Path(sys.argv[1]) / f"line{accelerator.process_index}.pt")
+"""
+
+
+def test_two_processes_with_half_a_batch_each_end_where_one_ends(tmp_path):
+    (tmp_path / "two.py").write_text(TWO)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([*command, str(tmp_path / "two.py"), str(tmp_path)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {"process 0 of 2", "process 1 of 2"} <= set(done.stdout.splitlines())
+    one = fit(tmp_path / "one", 20)
+    for index in range(2):
+        other = torch.load(tmp_path / f"line{index}.pt", weights_only=True)
+        assert torch.allclose(other["weight"], one.weight, atol=1e-6)
