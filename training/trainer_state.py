@@ -185,6 +185,7 @@ def _save_deepspeed(run: Run, step: int) -> None:
     folder = run.out / "deepspeed"
     final, partial = folder / f"{step:06}", folder / f"{step:06}.partial"
     run.accelerator.save_state(os.fspath(partial))
+    run.accelerator.wait_for_everyone()  # every process has written its part
     if run.accelerator.is_main_process:
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
