@@ -19,14 +19,12 @@ OLDER = comfyui.find(ROOT, RELEASE)
 
 @pytest.mark.skipif(OLDER is None, reason=f"needs ComfyUI {RELEASE}: `python3 dev.py test` puts it into .comfyui")
 def test_corrections_in_an_older_release():
-    chosen = "eq_9 or other_models or cogvideox or context_windows or interrupted or memory or trace or field_heatmap"
-    files = [str(ROOT / "tests" / "nodes" / name) for name in ("test_patching.py", "test_lamo_nodes.py")]
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", chosen, *files]
-    environment = {
-        **os.environ,
-        "COMFYUI_PATH": str(OLDER.path),
-        "PYTHONSAFEPATH": "1",
-    }  # else our nodes/ hides ComfyUI's nodes.py
+    files = [str(ROOT / "tests" / "nodes" / name) for name in ("test_patching.py", "test_lamo_nodes.py", "test_pila_nodes.py")]
+    # The script, not `python -m pytest`: that puts this folder on sys.path, where our nodes/ hides ComfyUI's nodes.py. Compiling
+    # takes longer than all the rest, and is torch's business more than the release's.
+    pytest_script = str(Path(sys.executable).with_name("pytest"))
+    command = [pytest_script, "-p", "no:cacheprovider", "-k", "not torch_compile", *files]
+    environment = {**os.environ, "COMFYUI_PATH": str(OLDER.path)}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-4000:]
     assert " passed" in result.stdout
