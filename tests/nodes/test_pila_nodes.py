@@ -208,3 +208,26 @@ def test_it_stacks_with_lamo(models, wan, conditioning, make_predictor):
     assert not torch.equal(*results)
 
 
+
+
+def test_fields_over_frames_and_what_has_none(models):
+    adapter = loaded(models)
+    arguments = {"adapter": adapter, "field": next(iter(pila.FIELD_MENU)), "noise_level": 0.0, "opacity": 1.0}
+    latent = torch.randn(2, 16, 5, 8, 8)
+    images = torch.rand(2 * 17, 64, 64, 3)
+    over, _ = execute(pila.AttributeBankView, latent={"samples": latent}, images=images, **arguments)
+    alone, _ = execute(pila.AttributeBankView, latent={"samples": latent}, **arguments)
+    assert over.shape == images.shape
+    for clip in range(2):  # the last image of a clip shows its last latent frame
+        small = torch.nn.functional.avg_pool2d(over[clip * 17 + 16].movedim(-1, 0), 8).movedim(0, -1)
+        apart = (small - alone[:, ::8, ::8]).abs().mean(dim=(1, 2, 3))
+        assert int(apart.argmin()) == clip * 5 + 4
+    cases = [
+        (torch.full_like(latent, torch.nan), None, "NaN"),
+        (torch.randn(1, 16, 8, 8), None, "needs"),
+        (torch.randn(1, 12, 5, 8, 8), None, "needs"),
+        (latent, images[:33], "decoded video"),
+    ]
+    for samples, pictures, words in cases:
+        with pytest.raises(ValueError, match=words):
+            execute(pila.AttributeBankView, latent={"samples": samples}, images=pictures, **arguments)
