@@ -1,0 +1,55 @@
+"""Errors and intervals of means over clips, against closed forms and the case that clustering is for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from latent_physics.toyworld.statistics import paired_difference, standard_error
+
+
+def test_without_repeated_prompts_the_error_is_the_textbook_one():
+    values = np.random.default_rng(1).normal(size=30)
+    assert standard_error(values, range(30)) == pytest.approx(values.std(ddof=1) / np.sqrt(30))
+
+
+def test_equal_prompts_count_as_one_clip_each():
+    """Copies of a clip add nothing: the error is that of the prompts' means, whatever order they come in."""
+    values = np.random.default_rng(2).normal(size=12)
+    copies, prompts = np.tile(values, 5), list(range(12)) * 5
+    assert standard_error(copies, prompts) == pytest.approx(values.std(ddof=1) / np.sqrt(12))
+    many, once = paired_difference(copies, 0 * copies, prompts), paired_difference(values, 0 * values, range(12))
+    np.testing.assert_allclose((many.mean, many.low, many.high), (once.mean, once.low, once.high))
+
+
+def test_one_prompt_says_nothing_about_others():
+    assert np.isnan(standard_error([0.1, 0.2], ["a", "a"]))
+
+
+def test_prompts_of_unequal_numbers_of_clips_weigh_by_their_clips():
+    found = paired_difference([1.0, 1.0, 1.0, 5.0], [0.0, 0.0, 0.0, 1.0], ["a", "a", "a", "b"])
+    assert found.mean == pytest.approx(7 / 4)
+    assert (found.low, found.high) == (1.0, 4.0)  # each prompt alone
+
+
+def test_the_interval_of_many_prompts_is_the_normal_one():
+    values = np.random.default_rng(3).normal(0.3, 1.0, size=400)
+    found = paired_difference(values, np.zeros(400), range(400))
+    half = 1.96 * values.std() / 20
+    assert found.mean == pytest.approx(values.mean())
+    np.testing.assert_allclose((found.low, found.high), (values.mean() - half, values.mean() + half), atol=0.1 * half)
+
+
+def test_noise_that_both_share_cancels():
+    shared = np.random.default_rng(4).normal(size=20)
+    found = paired_difference(shared + 0.5, shared, range(20))
+    np.testing.assert_allclose((found.mean, found.low, found.high), 0.5, atol=1e-12)
+    assert str(found) == "+0.500 [+0.500, +0.500]"
+
+
+def test_lists_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="2 values are compared with 1"):
+        paired_difference([1.0, 2.0], [1.0], ["a", "b"])
+    with pytest.raises(ValueError, match="2 values were given for 1 prompts"):
+        standard_error([1.0, 2.0], ["a"])
+    with pytest.raises(ValueError, match="at least one"):
+        paired_difference([], [], [])
