@@ -28,7 +28,6 @@ WORLDS = ("rigid_body", "elastic", "fluid", "compressible_flow", "collision", "p
 FRAMES, STEPS, CFG = 33, 20, 3.0
 REAL_CLIPS = "*wan*"  # names of the clips in ComfyUI's template packages that Wan generated
 SCORES = ("law", "adherence", "dynamic_degree")
-RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -178,26 +177,19 @@ def seconds_of(entry: dict[str, Any]) -> float:
     return (times["execution_success"] - times["execution_start"]) / 1000
 
 
-def difference(values: list[float], reference: list[float], batch: int) -> tuple[float, float, float]:
-    """Mean paired difference and its 95 % confidence interval. What is resampled are the prompts, `batch` clips each: clips of
-    one prompt are alike, and resampling them one by one would draw the interval too narrow."""
-    prompts = (np.asarray(values) - np.asarray(reference)).reshape(-1, batch).mean(axis=1)
-    chosen = np.random.default_rng(0).integers(0, len(prompts), (RESAMPLES, len(prompts)))
-    low, high = np.percentile(prompts[chosen].mean(axis=1), [2.5, 97.5])
-    return float(prompts.mean()), float(low), float(high)
-
-
 def table_of(measured: dict[Arm, Measured], batch: int) -> Iterator[str]:
     """The lines of the table: means per arm, and for guided ones the paired difference to the unguided with its interval.
     `batch` clips in a row share a prompt."""
+    from latent_physics.toyworld.statistics import paired_difference
+
     reference = measured[ARMS[0]]
     yield f"{'':36}{'law':>26}{'adherence':>26}{'dynamic degree':>26}{'s/clip':>8}"
     for arm, found in measured.items():
         cells = [f"{np.mean(found.scores[name]):.3f}" for name in SCORES]
         yield f"{arm.name:36}{''.join(f'{cell:>26}' for cell in cells)}{np.mean(found.seconds):8.2f}"
         if arm.predictor is not None:
-            gains = (difference(found.scores[name], reference.scores[name], batch) for name in SCORES)
-            cells = [f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" for mean, low, high in gains]
+            prompts = [index // batch for index in range(len(found.scores[SCORES[0]]))]
+            cells = [str(paired_difference(found.scores[name], reference.scores[name], prompts)) for name in SCORES]
             yield f"{f'  strength {arm.strength:g}, less unguided':36}{''.join(f'{cell:>26}' for cell in cells)}"
 
 
