@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,12 +14,16 @@ from .encoder import ResidualBlock, broadcast, zero_last
 class FlowDecoder(nn.Module):
     """D of Eq 9: [bank, condition, frozen velocity] -> velocity correction. Its last layer starts at zero."""
 
-    def __init__(self, inputs: int, hidden: int, channels: int, blocks: int = 1, operations: Any = nn) -> None:
+    def __init__(
+        self, inputs: int, hidden: int, channels: int, blocks: int | Sequence[int] = 1, operations: Any = nn
+    ) -> None:
+        """`blocks`: how many residual blocks, or the inner width of each."""
         super().__init__()
+        widths = [hidden] * blocks if isinstance(blocks, int) else blocks
         self.net = nn.Sequential(
             operations.Conv3d(inputs + hidden + channels, hidden, 1),
             nn.SiLU(),
-            *(ResidualBlock(hidden, hidden, operations) for _ in range(blocks)),
+            *(ResidualBlock(hidden, hidden, operations, inner) for inner in widths),
             operations.Conv3d(hidden, channels, 1),
         )
         zero_last(self.net)

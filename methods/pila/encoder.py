@@ -17,11 +17,13 @@ class ResidualBlock(nn.Module):
     Padding in time is symmetric: the adapter looks ahead, which suits text-to-video and not streaming.
     """
 
-    def __init__(self, channels: int, width: int, operations: Any = nn) -> None:
+    def __init__(self, channels: int, width: int, operations: Any = nn, inner: int | None = None) -> None:
+        """`inner`: channels between the two convolutions, a multiple of 8; left out, `width`."""
         super().__init__()
-        self.conv1 = operations.Conv3d(channels, width, 3, padding=1)
-        self.norm1 = operations.GroupNorm(GROUPS, width)
-        self.conv2 = operations.Conv3d(width, width, 3, padding=1)
+        inner = inner or width
+        self.conv1 = operations.Conv3d(channels, inner, 3, padding=1)
+        self.norm1 = operations.GroupNorm(GROUPS, inner)
+        self.conv2 = operations.Conv3d(inner, width, 3, padding=1)
         self.norm2 = operations.GroupNorm(GROUPS, width)
         self.shortcut = operations.Conv3d(channels, width, 1) if channels != width else nn.Identity()
 

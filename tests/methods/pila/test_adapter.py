@@ -8,6 +8,7 @@ from hypothesis import strategies as some
 from latent_physics.methods.pila import (
     ABLATIONS,
     CATEGORIES,
+    TOY,
     Ablation,
     PilaAdapter,
     PilaConfig,
@@ -55,7 +56,14 @@ def test_parameter_counts_of_the_full_size():
     assert count(full.encoder) + count(full.afe) + count(full.level) == pytest.approx(3.27e6, rel=1e-3)
     assert count(full.experts) == pytest.approx(7.26e6, rel=1e-3)
     assert count(full.decoder) == pytest.approx(0.910e6, rel=1e-3)
-    assert count(plain) == pytest.approx(count(full), rel=0.03)
+    assert count(plain) == pytest.approx(count(full), rel=1e-3)
+
+
+@pytest.mark.parametrize("config", [TOY, PilaConfig(hidden=64, blocks=2), PilaConfig(hidden=96, channels=4, cond_dim=512)])
+def test_the_plain_adapter_has_the_full_methods_size(config):
+    with torch.device("meta"):
+        plain, full = PilaAdapter(config.with_ablation("plain_adapter")), PilaAdapter(config)
+    assert count(plain) == pytest.approx(count(full), rel=0.01)
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
