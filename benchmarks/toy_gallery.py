@@ -60,7 +60,7 @@ def main() -> None:
     guidance = MotionPriorGuidance(predictor, scale=args.strength, lag=info.config["lag"])
     for title, corrections in (("toy model", []), ("toy model + LaMo guidance", [guidance])):
         latent = generate(
-            backbone, tokens, mask, (9, 8, 8), cfg=3.0, null=backbone.embed_prompts([""]), seed=args.seed, corrections=corrections
+            backbone, tokens, mask, (9, 8, 8), cfg=2.0, null=backbone.embed_prompts([""]), seed=args.seed, corrections=corrections
         )
         with torch.no_grad():
             columns[title] = backbone.decode_latent(latent).clamp(0, 1)

@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=4, help="clips per world")
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--cfg", type=float, default=3.0)
+    parser.add_argument("--cfg", type=float, default=2.0)
     parser.add_argument("--active", type=float, default=0.8)
     parser.add_argument("--worlds", action="store_true", help="print every world's law score too")
     args = parser.parse_args()

@@ -106,7 +106,7 @@ def sampler(model: Out, *, key: str = "sampler", title: str = "", **values: obje
         "negative": Out("negative", "CONDITIONING"),
         "latent_image": Out("size", "LATENT"),
     }
-    settings = {"seed": SEED, "steps": 20, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple"}
+    settings = {"seed": SEED, "steps": 20, "cfg": 2.0, "sampler_name": "euler", "scheduler": "simple"}
     return Node(key=key, type="KSampler", title=title, values={**wires, **settings, **values})
 
 

@@ -46,7 +46,7 @@ class CompareConfig:
     """Clips to sample and score per model."""
     sampling_steps: int = 20
     """Sampler steps."""
-    cfg: float = 1.0
+    cfg: float = 2.0
     """Classifier-free guidance while sampling; 1 for none."""
     seed: int = 0
     """Seeds data, training and sampling."""
