@@ -67,7 +67,14 @@ def prepare(options: argparse.Namespace, rest: list[str]) -> Bench:
 
 def run_demo(bench: Bench) -> int:
     command = [bench.python, ROOT / "devtools" / "demo.py", "--comfyui", bench.comfyui.path, "--base", bench.base(), *bench.rest]
-    return subprocess.call([str(part) for part in command], cwd=ROOT, env=bench.environment())
+    with subprocess.Popen([str(part) for part in command], cwd=ROOT, env=bench.environment()) as demo:
+        try:
+            return demo.wait()
+        except KeyboardInterrupt:  # Ctrl-C reached the demo as well: it says so, and has a server to stop
+            return demo.wait()
+        except SystemExit:
+            demo.terminate()
+            raise
 
 
 def run_test(bench: Bench) -> int:

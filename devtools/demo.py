@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from latent_physics.devtools.server import ComfyServer, output_files
-from latent_physics.devtools.shell import BenchError, last_line, read_tail, say
+from latent_physics.devtools.server import ComfyServer, output_files, was_interrupted
+from latent_physics.devtools.shell import BenchError, explain, last_line, read_tail, say
 
 ROOT = Path(__file__).resolve().parent.parent
+LOG = ROOT / ".bench" / "logs" / "demo-server.log"
 WORLDS = ("rigid_body", "elastic", "fluid", "compressible_flow", "collision", "phase_change", "thermal", "optical")
-FRAMES, STEPS, CFG = 33, 20, 3.0
+FRAMES, STEPS, CFG = 33, 20, 2.0
 REAL_CLIPS = "*wan*"  # names of the clips in ComfyUI's template packages that Wan generated
 SCORES = ("law", "adherence", "dynamic_degree")
 
@@ -118,6 +119,13 @@ class Demo:
     def say(self, text: str) -> None:
         say(f"{time.monotonic() - self.started:4.0f} s  {text}")
 
+    def run(self, graph: dict[str, Any]) -> dict[str, Any]:
+        """The history entry of a graph, each widget that it leaves out at its default. Raises BenchError."""
+        entry = self.server.run(self.server.with_defaults(graph))
+        if was_interrupted(entry):
+            raise BenchError(f"somebody interrupted a prompt at {self.server.url}: run the demo again. Log: {self.server.log}")
+        return entry
+
     def keep(self, entry: dict[str, Any], only: str | None, name: str) -> None:
         """Copies a prompt's saved files (of node `only`) to `out` under `name`, numbered where there are several."""
         found = [item for node_id, item in output_files(entry) if item["type"] == "output" and only in (None, node_id)]
@@ -135,7 +143,7 @@ class Demo:
             kinds = {entry["class_type"] for entry in graph.values()}
             if "LatentPhysicsLoadToyWorld" in kinds and "LatentPhysicsTrainMotionPredictor" not in kinds:
                 self.say(f"workflow {path.stem}")
-                self.keep(self.server.run(graph), None, f"workflows/{path.stem}")
+                self.keep(self.run(graph), None, f"workflows/{path.stem}")
 
     def draw_heatmaps(self, count: int) -> None:
         """Drift heatmaps over real clips: those that ComfyUI's own template packages install."""
@@ -145,14 +153,14 @@ class Demo:
         for path in clips[:: max(1, len(clips) // count)][:count]:
             shutil.copyfile(path, self.server.base / "input" / path.name)
             self.say(f"drift heatmap over {path.name}")
-            self.keep(self.server.run(self.server.with_defaults(heatmap_graph(path.name))), "file", f"heatmaps/{path.stem}")
+            self.keep(self.run(heatmap_graph(path.name)), "file", f"heatmaps/{path.stem}")
 
     def measure(self, clips: int) -> dict[Arm, Measured]:
         """Generates and scores `clips` clips per arm, the arms by turns so that none has a quieter machine."""
         from latent_physics.toyworld import sample
 
         for arm in ARMS:  # loads the models, so that no row pays for it
-            self.server.run(self.server.with_defaults(clip_graph(arm, WORLDS[0], "", 0, 1, steps=1)))
+            self.run(clip_graph(arm, WORLDS[0], "", 0, 1, steps=1))
         measured = {arm: Measured() for arm in ARMS}
         batch = min(self.options.batch, clips)
         rounds = -(-clips // batch)
@@ -160,7 +168,7 @@ class Demo:
             world, seed = WORLDS[index % len(WORLDS)], self.options.seed + index
             prompt = sample(world, 1, seed)[1][0]
             for arm in ARMS:
-                entry = self.server.run(self.server.with_defaults(clip_graph(arm, world, prompt, seed, batch)))
+                entry = self.run(clip_graph(arm, world, prompt, seed, batch))
                 table = json.loads(entry["outputs"]["table"]["text"][0])
                 for name in SCORES:
                     measured[arm].scores[name] += table[name]
@@ -193,6 +201,13 @@ def table_of(measured: dict[Arm, Measured], batch: int) -> Iterator[str]:
             yield f"{f'  strength {arm.strength:g}, less unguided':36}{''.join(f'{cell:>26}' for cell in cells)}"
 
 
+def training_commands(out: Path, run: Path, minutes: float, clips: int) -> list[list[str]]:
+    """Caches `clips` real clips, then trains a predictor on them; what it makes lies in `run`."""
+    cache = [sys.executable, "training", "cache", "--backbone", "toy", "--templates", REAL_CLIPS, "--limit", str(clips)]
+    train = [sys.executable, "training", "predictor", "--recipe", "toy", "--minutes", str(minutes), "--every", "100"]
+    return [[*cache, "--out", str(out / "cache")], [*train, "--cache", str(out / "cache"), "--out", str(run)]]
+
+
 class Training:
     """Caching real clips and training a predictor on them, in the background."""
 
@@ -200,20 +215,21 @@ class Training:
         self.log = out / "training.log"
         self.run = out / "predictor"
         shutil.rmtree(self.run, ignore_errors=True)
-        cache = [sys.executable, "training", "cache", "--backbone", "toy", "--templates", REAL_CLIPS, "--limit", str(clips)]
-        train = [sys.executable, "training", "predictor", "--recipe", "toy", "--minutes", str(minutes), "--every", "100"]
-        self.commands = [[*cache, "--out", str(out / "cache")], [*train, "--cache", str(out / "cache"), "--out", str(self.run)]]
+        commands = json.dumps(training_commands(out, self.run, minutes, clips))
         # The second command follows the first; both give way to the server where the system knows priorities.
         script = "import json, os, subprocess, sys\nhasattr(os, 'nice') and os.nice(10)\n"
-        script += "for command in json.loads(sys.argv[1]):\n    subprocess.run(command, check=True)"
+        script += "for command in json.loads(sys.argv[1]):\n    subprocess.call(command) == 0 or sys.exit(1)"
+        # A process group of its own: `stop` ends the running command, too.
+        group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", script, json.dumps(self.commands)],
+                [sys.executable, "-c", script, commands],
                 cwd=ROOT,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
+                **group,
             )
 
     def wait(self) -> list[Path]:
@@ -224,8 +240,18 @@ class Training:
 
     def stop(self) -> None:
         if self.process.poll() is None:
-            self.process.terminate()
+            if os.name == "nt":
+                self.process.send_signal(signal.CTRL_BREAK_EVENT)
+            else:
+                os.killpg(self.process.pid, signal.SIGTERM)
             self.process.wait()
+
+
+def at_least_1(text: str) -> int:
+    """A count from the command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a count: give 1 or more")
+    return int(text)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -233,24 +259,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of ComfyUI's main.py")
     parser.add_argument("--base", type=Path, required=True, help="base directory whose custom_nodes holds the pack")
     parser.add_argument("--out", type=Path, default=ROOT / "output" / "demo", help="folder for the files")
-    parser.add_argument("--clips", type=int, default=64, help="clips per row of the table")
-    parser.add_argument("--batch", type=int, default=2, help="clips per prompt")
+    parser.add_argument("--clips", type=at_least_1, default=64, help="clips per row of the table")
+    parser.add_argument("--batch", type=at_least_1, default=2, help="clips per prompt")
     parser.add_argument("--seed", type=int, default=5000, help="seed of the table's first clips")
     parser.add_argument("--minutes", type=float, default=1.0, help="how long the predictor is trained on real clips")
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the demo; returns the exit status."""
-    options = parse(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that server and training are stopped then, too
+def run(options: argparse.Namespace) -> None:
+    """The whole demo. Raises BenchError, and OSError where a file cannot be written; server and training have ended then."""
     options.out.mkdir(parents=True, exist_ok=True)
-    log = ROOT / ".bench" / "logs" / "demo-server.log"
-    server = ComfyServer(python=Path(sys.executable), comfyui=options.comfyui, base=options.base, log=log)
     training = None
     try:
         say(f"starting ComfyUI from {options.comfyui}")
-        with server:
+        with ComfyServer(python=Path(sys.executable), comfyui=options.comfyui, base=options.base, log=LOG) as server:
             demo = Demo(server, options)
             demo.say("training a motion predictor on real clips, in the background")
             training = Training(options.out, options.minutes, clips=24)
@@ -259,9 +281,6 @@ def main(argv: list[str] | None = None) -> int:
             measured = demo.measure(options.clips)
             demo.say("waiting for the training to end")
             demo.files += training.wait()
-    except BenchError as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
     finally:
         if training is not None:
             training.stop()
@@ -270,8 +289,31 @@ def main(argv: list[str] | None = None) -> int:
     say("\nfiles:")
     for path in [*demo.files, options.out / "table.txt"]:
         say(f"  {os.path.relpath(path)}")
-    say(f"\n{options.clips} clips per row, the same prompts and seeds in each; differences with 95 % confidence intervals\n")
+    count = len(measured[ARMS[0]].seconds)
+    say(f"\n{count} clips per row, the same prompts and seeds in each; differences with 95 % confidence intervals\n")
     say("\n".join(lines))
+
+
+def sentence(error: Exception) -> str:
+    """What went wrong, in one line that names a log."""
+    text = " ".join(str(error).split())  # exceptions of nodes may have several lines
+    if isinstance(error, OSError):
+        text = explain(text) or text
+    return text if "Log: " in text else f"{text.rstrip('.')}. Log: {LOG}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the demo; returns the exit status."""
+    options = parse(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that server and training are stopped then, too
+    try:
+        run(options)
+    except (BenchError, OSError) as error:
+        print(f"demo: {sentence(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"demo: stopped; what it made until then is in {options.out}. Log: {LOG}", file=sys.stderr)
+        return 130
     return 0
 
 

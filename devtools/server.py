@@ -157,6 +157,8 @@ class ComfyServer:
         except urllib.error.HTTPError:
             raise
         except (OSError, http.client.HTTPException) as error:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # its connections close before the process has ended
+                self.process and self.process.wait(1)
             self.require_alive()
             raise BenchError(f"ComfyUI did not answer {path}: {error}. Log: {self.log}") from error
 
@@ -165,10 +167,13 @@ class ComfyServer:
         return self.get_json("/object_info")
 
     def with_defaults(self, graph: dict[str, Any]) -> dict[str, Any]:
-        """The graph with every widget that it leaves out at its default, as the interface would send it."""
+        """The graph with every widget that it leaves out at its default, as the interface would send it. Raises BenchError for a
+        node that the server does not know."""
         known = self.object_info()
         complete = {}
         for node, entry in graph.items():
+            if entry["class_type"] not in known:
+                raise BenchError(f"ComfyUI has no node {entry['class_type']}: did its pack load? Log: {self.log}")
             specs = known[entry["class_type"]]["input"].get("required", {})
             defaults = {name: default_of(spec) for name, spec in specs.items() if name not in entry["inputs"]}
             present = {name: value for name, value in defaults.items() if value is not None}
@@ -180,7 +185,11 @@ class ComfyServer:
         try:
             return json.loads(self.request("/prompt", {"prompt": graph, "client_id": self.client_id}))["prompt_id"]
         except urllib.error.HTTPError as error:
-            raise PromptRejected(json.loads(error.read())) from error
+            try:
+                reply = json.loads(error.read())
+            except ValueError:  # a server that broke answers with a page
+                raise BenchError(f"ComfyUI answered /prompt with {error}. Log: {self.log}") from error
+            raise PromptRejected(reply) from error
 
     def wait(self, prompt_id: str, timeout: float = 600) -> dict[str, Any]:
         """The history entry of a finished prompt, interrupted or not. Raises BenchError where it failed or took longer."""
