@@ -44,8 +44,8 @@ class Arm:
 
 ARMS = (
     Arm("unguided"),
-    Arm("LaMo, the paper's prior (order 1)", "toy/toy_predictor_order1.safetensors", 4.0),
-    Arm("LaMo, order-2 prior", "toy/toy_predictor_order2.safetensors", 4.0),
+    Arm("LaMo, the paper's prior (order 1)", "toy/toy_predictor_order1.safetensors", 2.0),
+    Arm("LaMo, order-2 prior", "toy/toy_predictor_order2.safetensors", 2.0),
 )
 
 

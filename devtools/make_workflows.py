@@ -23,7 +23,7 @@ from .workflow_format import Column, Graph, ModelFile, Node, Out, api_form, chec
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "workflows"
 
-TOY_STRENGTH = 4.0
+TOY_STRENGTH = 2.0
 """LaMo's strength in the toy world."""
 TOY_PREDICTOR = "toy/toy_predictor_order1.safetensors"
 TOY_FPS = 16.0
