@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from ..methods.weights import WeightsError, WeightsInfo, load_weights, read_info, save_weights
 
 KIND = "cached_clip"
+AGAIN = "run the cache command again: it replaces damaged clips."
 
 
 class DatasetError(ValueError):
@@ -74,23 +75,39 @@ def write_clip(
 
 
 def read_clip(path: str | os.PathLike[str]) -> CachedClip:
-    """Reads one clip whole. Raises WeightsError where the file is missing, damaged or something else."""
+    """Reads one clip whole. Raises WeightsError where the file is missing, damaged or something else, and DatasetError where
+    its metadata or tensors are not those of this version."""
     tensors, info = load_weights(path, KIND)
+    origin = clip_info(path, info)
+    if missing := {"latent", "cond"} - tensors.keys():
+        raise DatasetError(f"{Path(path).name} holds no {' and no '.join(sorted(missing))}; {AGAIN}")
     return CachedClip(
         latent=tensors["latent"],
         cond=tensors["cond"],
         tokens=tensors.get("tokens"),
-        info=ClipInfo(**info.recipe),
+        info=origin,
         latent_space=info.latent_space,
     )
+
+
+def clip_info(path: str | os.PathLike[str], info: WeightsInfo) -> ClipInfo:
+    """The metadata of a file of this kind. Raises DatasetError where fields are missing or unknown."""
+    known = {field.name for field in fields(ClipInfo)}
+    needed = {field.name for field in fields(ClipInfo) if field.default is MISSING}
+    missing = sorted(needed - info.recipe.keys()) + sorted({"channels", "shape", "cond_dim"} - info.config.keys())
+    unknown = sorted(info.recipe.keys() - known)
+    if missing or unknown:
+        wrong = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has an unknown {', '.join(unknown)}"] * bool(unknown)
+        raise DatasetError(f"{Path(path).name} was cached by another version (its metadata {' and '.join(wrong)}); {AGAIN}")
+    return ClipInfo(**info.recipe)
 
 
 def read_clip_info(path: str | os.PathLike[str]) -> ClipInfo | None:
     """The metadata of a finished clip; None where there is none (no file, or a damaged one, which is then written anew)."""
     try:
         info = read_info(path)
-        return ClipInfo(**info.recipe) if info.kind == KIND else None
-    except (WeightsError, TypeError):
+        return clip_info(path, info) if info.kind == KIND else None
+    except (WeightsError, DatasetError):
         return None
 
 
@@ -141,7 +158,6 @@ class Clips:
         """
         folder = Path(folder)
         hint = f"make it with: latent-physics cache --videos YOUR_CLIPS --out {folder}"
-        again = "run the cache command again: it replaces damaged clips."
         if not folder.is_dir():
             raise DatasetError(f"{folder} is not a folder; {hint}")
         paths, infos = [], []
@@ -149,8 +165,9 @@ class Clips:
             try:
                 info = read_info(path)
             except WeightsError as error:
-                raise DatasetError(f"{str(error).rstrip('.')}; {again}") from error
+                raise DatasetError(f"{str(error).rstrip('.')}; {AGAIN}") from error
             if info.kind == KIND:
+                clip_info(path, info)
                 paths.append(path)
                 infos.append(info)
         if not paths:
@@ -170,7 +187,7 @@ class Clips:
                     if size <= memory_gb * 2**30:
                         latents[index] = file.get_tensor("latent")
             except (safetensors.SafetensorError, OSError) as error:
-                raise DatasetError(f"{path.name} is damaged ({error}); {again}") from error
+                raise DatasetError(f"{path.name} is damaged ({error}); {AGAIN}") from error
         clips = cls(
             latents=latents,
             shapes=[info.config["shape"] for info in infos],

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..methods.relational import motion_saliency
 from ..methods.weights import WeightsError, read_info
-from .dataset import KIND, ClipInfo, read_clip
+from .dataset import KIND, ClipInfo, DatasetError, clip_info, read_clip
 from .objectives import TeacherNeed, seen_of
 from .run import ProgressLine, saving
 from .teachers import TOY_WEIGHTS, FeatureCache, Teacher, VJEPATeacher, load_teacher
@@ -101,7 +101,11 @@ class TrainingClips:
             except WeightsError as error:
                 raise TrainingDataError(f"{error} Run the cache command again: it replaces damaged clips.") from error
             if info.kind == KIND:
-                entries.append(Entry(path=path, shape=tuple(info.config["shape"]), info=ClipInfo(**info.recipe)))
+                try:
+                    origin = clip_info(path, info)
+                except DatasetError as error:
+                    raise TrainingDataError(str(error)) from error
+                entries.append(Entry(path=path, shape=tuple(info.config["shape"]), info=origin))
                 spaces.add(info.latent_space)
         if not entries:
             raise TrainingDataError(
@@ -174,7 +178,7 @@ class TrainingClips:
                 clip = read_clip(entry.path)
                 for need in needs:
                     features[need.key].append(cache.read(cache_name(need), entry.identity))
-            except (WeightsError, OSError, safetensors.SafetensorError) as error:
+            except (WeightsError, DatasetError, OSError, safetensors.SafetensorError) as error:
                 raise TrainingDataError(
                     f"{entry.path.name} or its features cannot be read ({error}); run the command again to mend them."
                 ) from error

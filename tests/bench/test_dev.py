@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -93,3 +95,38 @@ def test_bench_runs_a_benchmark_by_its_name(root: Path, tmp_path: Path) -> None:
     assert result.stderr == "dev.py: bench needs the name of a benchmark, one of drift; its arguments follow.\n"
     (tmp_path / "benchmarks" / "run.py").write_text("import sys; print('all', sys.argv[1:])")
     assert run_prepared(root, tmp_path, "bench", "--quick").stdout == "all ['--quick']\n"
+
+
+DEMO = """
+import signal, sys, time
+from pathlib import Path
+def end(*_):
+    time.sleep(1)  # a server takes its time
+    Path("ended").touch()
+    sys.exit(1)
+signal.signal(signal.SIGINT, end)
+signal.signal(signal.SIGTERM, end)
+Path("started").touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a program cannot press Ctrl-C for another one there")
+@pytest.mark.parametrize("pressed", [True, False], ids=["Ctrl-C", "terminated"])
+def test_stopped_demo_may_end_what_it_started(root: Path, tmp_path: Path, pressed: bool) -> None:
+    (tmp_path / "devtools").mkdir()
+    (tmp_path / "devtools" / "demo.py").write_text(DEMO)
+    stand_in(tmp_path, "")
+    command = [*BARE, "-c", PREPARED, str(root), str(tmp_path), sys.executable, "demo"]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    for _ in range(600):
+        if (tmp_path / "started").exists() or process.poll() is not None:
+            break
+        time.sleep(0.05)
+    if pressed:  # a terminal tells the whole group
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.terminate()
+    _, errors = process.communicate(timeout=30)
+    assert (tmp_path / "ended").exists(), errors
+    assert process.returncode == (1 if pressed else 143)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from latent_physics.methods.weights import WeightsError, read_info
+from latent_physics.methods.weights import WeightsError, load_weights, read_info, save_weights
 from latent_physics.training import cache
 from latent_physics.training.backbones import load_backbone
 from latent_physics.training.cache import CacheConfig, CacheError, cache_clips
-from latent_physics.training.dataset import Clips, DatasetError, read_clip
+from latent_physics.training.dataset import KIND, Clips, DatasetError, read_clip
 from latent_physics.training.run import ProgressLine, RunError, StopRequest
 from latent_physics.training.videos import find_clips, template_clips, windows
 from PIL import Image
@@ -433,6 +435,42 @@ def test_reading_back_refuses_what_does_not_fit(videos):
         Clips.from_folder(config.out)
     with pytest.raises(WeightsError, match="does not exist"):
         read_clip(config.out / "gone.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "config", "words"),
+    [
+        ({"key": None}, {}, "its metadata lacks key"),
+        ({"colour": "red"}, {}, "its metadata has an unknown colour"),
+        ({"fps": None, "start": None, "mood": 1}, {}, "its metadata lacks fps, start and has an unknown mood"),
+        ({}, {"shape": None}, "its metadata lacks shape"),
+    ],
+)
+def test_clip_of_another_version_is_one_sentence_and_cached_again(videos, recipe, config, words):
+    """None takes a field away."""
+    report, _, _ = run(settings(videos))
+    path = report.written[1]
+    tensors, info = load_weights(path, KIND)
+    changed = {
+        part: {key: value for key, value in {**getattr(info, part), **change}.items() if value is not None}
+        for part, change in {"recipe": recipe, "config": config}.items()
+    }
+    save_weights(path, tensors, dataclasses.replace(info, **changed))
+    sentence = f"^{re.escape(path.name)} was cached by another version \\({words}\\); run the cache command again: [a-z ]+\\.$"
+    for read in (lambda: read_clip(path), lambda: Clips.from_folder(path.parent)):
+        with pytest.raises(DatasetError, match=sentence):
+            read()
+    again, _, _ = run(settings(videos))
+    assert again.written == [path]
+    assert read_clip(path).info.source == "clip_1.webp"
+
+
+def test_clip_without_a_tensor_is_one_sentence(videos):
+    report, _, _ = run(settings(videos))
+    tensors, info = load_weights(report.written[0], KIND)
+    save_weights(report.written[0], {"cond": tensors["cond"]}, info)
+    with pytest.raises(DatasetError, match=r"holds no latent; run the cache command again"):
+        read_clip(report.written[0])
 
 
 def test_lazy_and_in_memory_reading_agree(videos):
