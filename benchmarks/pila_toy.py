@@ -1,102 +1,292 @@
 """What PILA does to the toy world's physics: base model, adapters and their combination with LaMo, same prompts and noise.
 
+    python benchmarks/pila_toy.py --train runs/pila_toy                       # trains PILA and the plain adapter, then compares
+    python benchmarks/pila_toy.py --train runs/pila_toy --ablations full no_routing no_pde --seeds 0 1 2
     python benchmarks/pila_toy.py --adapters toyworld/weights/toy_pila.safetensors runs/pila_plain/pila_adapter.safetensors \\
         --predictor toyworld/weights/toy_predictor_order2.safetensors --clips 8
 
-One row per model: law score (1 = like real clips), adherence, dynamic degree, each with its standard error over clips, and
-seconds per clip. Adapters are named by their ablation; the first one is also stacked with LaMo where a predictor is given.
+One row per model: its size and training, then law score (1 = like real clips), adherence and dynamic degree, each with its
+standard error and the paired difference to the base model with a 95 % interval (bootstrap), both over prompts. Adapters are
+named by their ablation; the first one is also stacked with LaMo where a predictor is given.
+
+--train keeps every run in a folder of its own, below one that is named after the base model's weights; all learn from the same
+clips. Runs that are finished are not trained again, a stopped one goes on. Every adapter gets as many steps: one that skips the
+stages before the last trains longer in that.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import io
+import sys
 import time
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from latent_physics.methods.lamo import MotionPriorGuidance, load_predictor
-from latent_physics.methods.pila import Ablation, PilaAdapter, PilaCorrection, PilaSettings, label_batch, load_adapter
+from latent_physics.methods.pila import (
+    ABLATIONS,
+    Ablation,
+    PilaAdapter,
+    PilaConfig,
+    PilaCorrection,
+    PilaSettings,
+    label_batch,
+    load_adapter,
+)
+from latent_physics.methods.pila.adapter import count
 from latent_physics.methods.pila.labels import rule_labels
+from latent_physics.methods.step import Correction
+from latent_physics.methods.weights import WeightsError, write_atomically
 from latent_physics.toyworld import WORLDS, evaluate, sample
-from latent_physics.training.backbones import load_backbone
+from latent_physics.toyworld.statistics import paired_difference, standard_error
+from latent_physics.training.backbones import BackboneError, load_backbone
+from latent_physics.training.cli import run_command
+from latent_physics.training.pila import EXPORT, RECIPES, PilaRun, PilaTraining, stages_of, train
+from latent_physics.training.pila_data import toy_clips, weights_hash
+from latent_physics.training.run import ProgressLine, RunError, StopRequest
 from latent_physics.training.trainer_sample import sample as generate
 from torch import Tensor
 
 LATENT = (9, 8, 8)
+SCORES = ("law", "adherence", "dynamic_degree")
+HEAD = "model | parameters | steps | min | law | less base | adherence | less base | dynamic degree | less base | s/clip"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One row of the table: how clips are made."""
+
+    title: str
+    corrections: Callable[[slice], list[Correction]]
+    """Of a slice of the prompts."""
+    size: str = ""
+    """Parameters of the adapter."""
+    steps: str = ""
+    """Steps that it was trained for."""
+    minutes: str = ""
+    """How long that took."""
 
 
 def name_of(adapter: PilaAdapter) -> str:
     """What an adapter has switched off, or "PILA" for the full method."""
-    default = Ablation()
-    changed = [field.name for field in fields(Ablation) if getattr(adapter.config.ablation, field.name) != getattr(default,
-    field.name)]
-    return "plain adapter" if "plain_adapter" in changed else f"PILA without {', '.join(changed)}" if changed else "PILA"
+    ablation = adapter.config.ablation
+    known = {row: name for name, row in reversed(ABLATIONS.items())}.get(ablation)
+    if known is not None:
+        return {"full": "PILA", "plain_adapter": "plain adapter"}.get(known, f"PILA, {known.replace('_', ' ')}")
+    changed = [field.name for field in fields(Ablation) if getattr(ablation, field.name) != getattr(Ablation(), field.name)]
+    return f"PILA without {', '.join(changed)}"
 
 
-def mean_and_error(values: Tensor) -> str:
-    """Mean and standard error."""
-    return f"{values.mean():.3f} ± {values.std() / len(values) ** 0.5:.3f}"
+# --- training -------------------------------------------------------------------------------------------------------------
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--adapters", nargs="+", required=True, help="PILA adapter files for the toy world")
-    parser.add_argument("--predictor", help="a motion predictor: adds LaMo, and LaMo with the first adapter")
-    parser.add_argument("--lamo-strength", type=float, default=5.0)
-    parser.add_argument("--strengths", type=float, nargs="+", default=[1.0], help="factors on the adapters' correction")
-    parser.add_argument("--clips", type=int, default=8, help="clips per world")
-    parser.add_argument("--seed", type=int, default=5000)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--cfg", type=float, default=3.0)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--worlds", action="store_true", help="also print every world's law score")
-    args = parser.parse_args(argv)
-    backbone = load_backbone("toy")
-    prompts = [prompt for name in WORLDS for prompt in sample(name, args.clips, args.seed)[1]]
-    names = [name for name in WORLDS for _ in range(args.clips)]
-    labels = label_batch([rule_labels(prompt) for prompt in prompts])
-    loaded = [load_adapter(path)[0] for path in args.adapters]
+def same_budget(ablation: str, seed: int, steps: int | None) -> tuple[PilaTraining, PilaConfig]:
+    """The toy recipe of an ablation with `steps` steps in all, by default those of the full method.
+
+    Raises RunError where the last stage would have none, ValueError for an unknown ablation.
+    """
+    config, full = RECIPES["toy"]
+    adapter = full.with_ablation(ablation)
+    before = sum(stage.steps for stage in stages_of(config, adapter)[:-1])
+    total = steps or sum(stage.steps for stage in stages_of(config, full))
+    if total <= before:
+        raise RunError(f"--train-steps is {total}; {ablation} needs more than {before}, which the stages before the last take.")
+    return replace(config, seed=seed, coupling_steps=total - before), adapter
+
+
+def train_adapters(backbone: Any, args: argparse.Namespace) -> list[Path] | None:
+    """Trains what is not trained yet; the adapters' files, or None where the user stopped it. Raises as `PilaRun` does."""
+    plans = [(seed, name, *same_budget(name, seed, args.train_steps)) for seed in args.seeds for name in args.ablations]
+    base = args.train / f"base-{weights_hash(backbone.dit)}"
+    clips, files = None, []
+    for seed, name, config, adapter in plans:
+        folder = base / f"{name}-seed{seed}"
+        files.append(folder / EXPORT)
+        if clips is None:
+            progress = ProgressLine("toy clips")
+            clips = toy_clips(
+                args.train_clips,
+                0,
+                args.train / "toy_clips",
+                backbone,
+                lambda done, line=progress: line.show(done / args.train_clips, f"{done} of {args.train_clips}"),
+            )
+            progress.close()
+        run = PilaRun(backbone, clips, config, adapter, folder)
+        if run.finished:
+            continue
+        print(f"Training {name}, seed {seed}, in {folder}.", flush=True)
+        with StopRequest() as stop:
+            train(run, stop)
+        if not run.finished:
+            print(f"Stopped at step {run.total_steps} of {run.planned_steps}; the same command goes on from there.")
+            return None
+    return files
+
+
+# --- comparison -----------------------------------------------------------------------------------------------------------
+
+
+def arms_of(files: Sequence[Path], labels: Tensor, args: argparse.Namespace) -> dict[str, list[Arm]]:
+    """Rows by what they compare; those of one ablation differ in the seed of their training. Raises WeightsError."""
 
     def pila(adapter: PilaAdapter, strength: float, rows: slice) -> PilaCorrection:
         return PilaCorrection(adapter, PilaSettings(labels=(labels[rows] > 0).float(), strength=strength))
 
-    plans = {"base": lambda rows: []}
-    for adapter in loaded:
+    groups: dict[str, list[Arm]] = {"base": [Arm(title="base", corrections=lambda rows: [])]}
+    loaded = [load_adapter(path) for path in files]
+    runs = [f"{name_of(adapter)}, seed {info.recipe.get('seed')}" for adapter, info in loaded]
+    for path, run, (adapter, info) in zip(files, runs, loaded):
         for strength in args.strengths:
             title = name_of(adapter) + ("" if strength == 1 else f" x {strength:g}")
-            plans[title] = lambda rows, adapter=adapter, strength=strength: [pila(adapter, strength, rows)]
+            arm = Arm(
+                title=title,
+                corrections=lambda rows, adapter=adapter, strength=strength: [pila(adapter, strength, rows)],
+                size=f"{count(adapter):,}",
+                steps=str(info.recipe.get("steps", "")),
+                minutes=f"{info.recipe['seconds'] / 60:.1f}" if "seconds" in info.recipe else "",
+            )
+            which = f"seed {info.recipe.get('seed')}" if runs.count(run) == 1 else f"{path}"
+            groups.setdefault(title, []).append(replace(arm, title=f"{title}, {which}"))
     if args.predictor:
         predictor, info = load_predictor(args.predictor)
         guidance = MotionPriorGuidance(predictor, scale=args.lamo_strength, lag=info.config["lag"], active=0.8)
-        plans["LaMo"] = lambda rows: [guidance]
-        plans[f"{name_of(loaded[0])} + LaMo"] = lambda rows: [pila(loaded[0], 1.0, rows), guidance]
-    print(f"{len(prompts)} clips, {args.steps} steps, cfg {args.cfg:g}, seed {args.seed}")
-    print("| model | law | adherence | dynamic degree | s/clip |\n|---|---|---|---|---|")
-    for title, plan in plans.items():
-        clips, seconds = draw(backbone, prompts, plan, args)
-        found = evaluate(clips, names, prompts)
-        cells = [mean_and_error(values.float()) for values in (found.law, found.adherence, found.dynamic_degree)]
-        print(f"| {title} | {' | '.join(cells)} | {seconds:.2f} |", flush=True)
-        if args.worlds:
-            laws = found.law.view(-1, args.clips).mean(1)
-            print("  " + ", ".join(f"{name} {law:.2f}" for name, law in zip(WORLDS, laws)), flush=True)
+        both = f"{name_of(loaded[0][0])} + LaMo"
+        groups["LaMo"] = [Arm(title="LaMo", corrections=lambda rows: [guidance])]
+        groups[both] = [Arm(title=both, corrections=lambda rows: [pila(loaded[0][0], 1.0, rows), guidance])]
+    return {title: [replace(arms[0], title=title)] if len(arms) == 1 else arms for title, arms in groups.items()}
 
 
-def draw(backbone: object, prompts: list[str], plan: object, args: argparse.Namespace) -> tuple[Tensor, float]:
-    """Clips of every prompt with a plan's corrections, and seconds of sampling per clip."""
+def draw(backbone: Any, prompts: list[str], arm: Arm, args: argparse.Namespace) -> tuple[Tensor, float]:
+    """Clips of every prompt with an arm's corrections, and seconds of sampling per clip."""
     null, latents, start = backbone.embed_prompts([""]), [], time.perf_counter()
     for first in range(0, len(prompts), args.batch):
         rows = slice(first, first + args.batch)
         tokens, mask = backbone.embed_prompts(prompts[rows])
         settings = {"steps": args.steps, "cfg": args.cfg, "null": null, "seed": args.seed + first}
-        latents.append(generate(backbone, tokens, mask, LATENT, corrections=plan(rows), **settings))
+        latents.append(generate(backbone, tokens, mask, LATENT, corrections=arm.corrections(rows), **settings))
     seconds = (time.perf_counter() - start) / len(prompts)
     with torch.no_grad():
         clips = [backbone.decode_latent(part) for latent in latents for part in latent.split(8)]
     return torch.cat(clips).clamp(0, 1), seconds
 
 
+Found = dict[str, list[float]]
+"""Per score, the values of the clips."""
+
+
+def line_of(arm: Arm, found: Found, base: Found | None, prompts: list[str], seconds: float) -> str:
+    """A row of the table."""
+    cells = []
+    for name in SCORES:
+        mean = sum(found[name]) / len(found[name])
+        cells.append(f"{mean:.3f} ± {standard_error(found[name], prompts):.3f}")
+        cells.append("" if base is None else str(paired_difference(found[name], base[name], prompts)))
+    return f"| {' | '.join([arm.title, arm.size, arm.steps, arm.minutes, *cells, f'{seconds:.2f}'])} |"
+
+
+def compare(backbone: Any, files: Sequence[Path], args: argparse.Namespace) -> None:
+    """Samples, prints the table, and writes every clip's scores where asked."""
+    drawn = [(world, prompt) for world in WORLDS for prompt in sample(world, args.clips, args.seed)[1]]
+    worlds = [world for world, _ in drawn for _ in range(args.per_prompt)]
+    prompts = [prompt for _, prompt in drawn for _ in range(args.per_prompt)]
+    groups = arms_of(files, label_batch([rule_labels(prompt) for prompt in prompts]), args)
+    print(f"{len(prompts)} clips of {len(set(prompts))} prompts, {args.steps} steps, cfg {args.cfg:g}, seed {args.seed}")
+    print(f"| {HEAD} |\n|{'---|' * len(HEAD.split(' | '))}")
+    results: dict[str, Found] = {}
+    for title, arms in groups.items():
+        for arm in arms:
+            clips, seconds = draw(backbone, prompts, arm, args)
+            scores = evaluate(clips, worlds, prompts)
+            found = results[arm.title] = {name: getattr(scores, name).tolist() for name in SCORES}
+            print(line_of(arm, found, results["base"] if arm.title != "base" else None, prompts, seconds), flush=True)
+            if args.worlds:
+                laws = scores.law.view(len(WORLDS), -1).mean(1)
+                print("  " + ", ".join(f"{name} {law:.2f}" for name, law in zip(WORLDS, laws)), flush=True)
+        if len(arms) > 1:
+            mean = replace(arms[0], title=f"{title}, mean of {len(arms)}", minutes="")
+            columns = {name: zip(*(results[arm.title][name] for arm in arms)) for name in SCORES}
+            results[mean.title] = {name: [sum(row) / len(row) for row in rows] for name, rows in columns.items()}
+            print(line_of(mean, results[mean.title], results["base"], prompts, seconds), flush=True)
+    print_pairs(results, prompts)
+    if args.out:
+        write_scores(args.out, results, worlds, prompts)
+
+
+def print_pairs(results: dict[str, Found], prompts: list[str]) -> None:
+    """The first adapter less each other one: what the interval against the base model does not say."""
+    titles = [title for title in results if title != "base" and "LaMo" not in title]
+    means = [title for title in titles if "mean of" in title]
+    first, *others = means or titles or [""]
+    for other in others:
+        gains = (paired_difference(results[first][name], results[other][name], prompts) for name in SCORES)
+        words = (f"{name.replace('_', ' ')} {gain}" for name, gain in zip(SCORES, gains))
+        print(f"{first} less {other}: {', '.join(words)}")
+
+
+def write_scores(path: Path, results: dict[str, Found], worlds: list[str], prompts: list[str]) -> None:
+    """A CSV with a line per model and clip. Raises OSError."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["model", "clip", "world", "prompt", *SCORES])
+    for title, found in results.items():
+        rows = zip(worlds, prompts, *(found[name] for name in SCORES))
+        table.writerows([title, index, *row] for index, row in enumerate(rows))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text.getvalue().encode())
+
+
+# --- command line ---------------------------------------------------------------------------------------------------------
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", type=Path, metavar="FOLDER", help="train the adapters below in runs of this folder first")
+    parser.add_argument("--ablations", nargs="+", default=["full", "plain_adapter"], choices=ABLATIONS, metavar="NAME",
+                        help=f"which adapters --train trains: {', '.join(ABLATIONS)}")  # fmt: skip
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the training; each adapter once per seed")
+    parser.add_argument("--train-steps", type=int, help="steps of every training in all; left out, the toy recipe's")
+    parser.add_argument("--train-clips", type=int, default=512, help="clips that --train draws, the same for every adapter")
+    parser.add_argument("--adapters", type=Path, nargs="+", default=[], help="PILA adapter files for the toy world")
+    parser.add_argument("--predictor", help="a motion predictor: adds LaMo, and LaMo with the first adapter")
+    parser.add_argument("--lamo-strength", type=float, default=2.0)
+    parser.add_argument("--strengths", type=float, nargs="+", default=[1.0], help="factors on the adapters' correction")
+    parser.add_argument("--clips", type=int, default=8, help="prompts per world")
+    parser.add_argument("--per-prompt", type=int, default=1, help="clips per prompt")
+    parser.add_argument("--seed", type=int, default=5000, help="of the prompts and the noise")
+    parser.add_argument("--steps", type=int, default=20, help="sampling steps")
+    parser.add_argument("--cfg", type=float, default=3.0)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--worlds", action="store_true", help="also print every world's law score")
+    parser.add_argument("--out", type=Path, help="write every clip's scores to this CSV")
+    args = parser.parse_args(argv)
+    if args.train is None and not args.adapters:
+        parser.error("give --train FOLDER to train adapters, or --adapters FILES to compare trained ones")
+    for name in ("clips", "per_prompt", "steps", "batch", "train_clips"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains what is asked for and prints the table; returns the exit status."""
+    args = parse(argv)
+
+    def command() -> int:
+        backbone = load_backbone("toy")
+        trained = train_adapters(backbone, args) if args.train else []
+        if trained is None:
+            return 130
+        compare(backbone, [*trained, *args.adapters], args)
+        return 0
+
+    return run_command(command, RunError, WeightsError, BackboneError)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

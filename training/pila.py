@@ -630,7 +630,7 @@ def _command(argv: list[str]) -> int:
         clips = _clips(command, backbone)
     run = PilaRun(backbone, clips, command.config, adapter, command.out, accelerator)
     with StopRequest() as stop:
-        _train(run, stop)
+        train(run, stop)
     if command.export and run.main:
         run.export(command.export)
     if run.finished:
@@ -641,8 +641,8 @@ def _command(argv: list[str]) -> int:
     return 130
 
 
-def _train(run: PilaRun, stop: StopRequest) -> None:
-    """Runs it, with a line that says how far it is."""
+def train(run: PilaRun, stop: StopRequest) -> None:
+    """Runs it until it is finished or `stop` is asked for, with a line that says how far it is. Raises as `PilaRun.run`."""
     say = run.accelerator.print
     size = sum(p.numel() for p in run.adapter.parameters()) / 1e6
     plan = ", ".join(f"{stage.name} {stage.steps}" for stage in run.stages)

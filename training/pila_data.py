@@ -214,7 +214,7 @@ def toy_clips(count: int, seed: int, folder: Path, backbone: Any, on_part: Calla
     from ..toyworld.data import mixture
 
     stored: list[dict[str, Tensor]] = []
-    encoders = _fingerprint(getattr(backbone, "vae", None), getattr(backbone, "text", None))
+    encoders = weights_hash(getattr(backbone, "vae", None), getattr(backbone, "text", None))
     for start in range(0, count, TOY_PART):
         size = min(TOY_PART, count - start)
         path = folder / f"{encoders}-{seed}-{start:06}-{size}.safetensors"
@@ -237,8 +237,8 @@ def toy_clips(count: int, seed: int, folder: Path, backbone: Any, on_part: Calla
     return PilaClips(names=names, latent_space="toy", channels=shape[1], cond_dim=columns["cond"].shape[1], load=load)
 
 
-def _fingerprint(*modules: torch.nn.Module | None) -> str:
-    """A hash of weights: clips encoded by other weights are encoded again."""
+def weights_hash(*modules: torch.nn.Module | None) -> str:
+    """A short hash of weights: clips encoded by other weights are encoded again."""
     digest = hashlib.blake2b(digest_size=4)
     for module in modules:
         for value in module.state_dict().values() if isinstance(module, torch.nn.Module) else ():
