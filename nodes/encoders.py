@@ -21,7 +21,7 @@ from torch import Tensor
 from ..methods.correspondence import correspondence
 from ..methods.relational import motion_mask
 from ..methods.weights import WeightsError
-from . import files, patching, tap, views
+from . import files, patching, tap, views, wires
 
 if TYPE_CHECKING:
     from ..training.teachers import Teacher
@@ -394,9 +394,7 @@ def tapped_features(
     if latent is None:
         raise ValueError("Correspondence Map has a model but no latent: wire the sampler's output, so that it waits for it.")
     found = tap.tapped(model)
-    samples = latent["samples"]
-    if getattr(samples, "is_nested", False):
-        samples = next((part for part in samples.unbind() if part.ndim == 5), samples.unbind()[0])
+    samples = wires.video_in(latent)
     clips, frames = samples.shape[0], samples.shape[2]
     if frames != found.frames:
         raise ValueError(f"the tapped block saw {found.frames} latent frames and this latent has {frames}: wire the sampler's.")

@@ -23,7 +23,7 @@ from ..methods.lamo import (
 )
 from ..methods.lamo.weights import check_fits
 from ..methods.weights import WeightsError, WeightsInfo
-from . import files, patching, traces, views
+from . import files, patching, traces, views, wires
 
 CATEGORY = "latent physics/lamo"
 MotionPredictorType = io.Custom("MOTION_PREDICTOR")
@@ -203,7 +203,7 @@ class MotionDriftHeatmap(io.ComfyNode):
     def execute(
         cls, latent: dict[str, Any], lag: int, opacity: float, scale_mask: bool, images: Tensor | None = None
     ) -> io.NodeOutput:
-        video = _video(latent)
+        video = wires.finite_video(latent, "no motion to show")
         maps, peak = drift_heatmap(video, lag)
         return _show(maps, peak, video.shape[2], images, opacity, scale_mask, cls)
 
@@ -245,7 +245,7 @@ class MotionFieldHeatmap(io.ComfyNode):
         images: Tensor | None = None,
         positive: list[Any] | None = None,
     ) -> io.NodeOutput:
-        video = _video(latent)
+        video = wires.finite_video(latent, "no motion to show")
         network, patcher = predictor.network, predictor.patcher
         guidance = MotionPriorGuidance(network, lag=predictor.lag(lag))
         guidance.check(tuple(video.shape))
@@ -351,18 +351,6 @@ def _heatmap_outputs() -> list[io.Output]:
             "latent frames where no images are wired.",
         ),
     ]
-
-
-def _video(latent: dict[str, Any]) -> Tensor:
-    """The video of a LATENT, `B C T H W` in float32. Raises ValueError for images and for NaN."""
-    samples = latent["samples"]
-    if getattr(samples, "is_nested", False):
-        samples = next((part for part in samples.unbind() if part.ndim == 5), samples.unbind()[0])
-    if not torch.isfinite(samples).all():
-        raise ValueError(
-            "the latent holds NaN or infinite values, so it has no motion to show: look at the sampler that made it."
-        )
-    return samples.float()
 
 
 def _show(

@@ -26,7 +26,7 @@ from ..methods.pila.adapter import KIND
 from ..methods.pila.bank import SLOTS
 from ..methods.pila.correction import STAGES, WAN22_BOUNDARY
 from ..methods.weights import WeightsError, WeightsInfo
-from . import files, patching, views
+from . import files, patching, views, wires
 from .prompt import PhysicsLabelsType
 
 CATEGORY = "latent physics/pila"
@@ -471,12 +471,10 @@ class AttributeBankView(io.ComfyNode):
         images: Tensor | None = None,
     ) -> io.NodeOutput:
         network, correction = adapter.network, PilaCorrection(adapter.network)
-        video = latent["samples"]
-        if not torch.isfinite(video).all():
-            raise ValueError("the latent holds NaN or infinite values, so it has no fields to show: look at what made it.")
+        video = wires.finite_video(latent, "no fields to show")
         correction.check(tuple(video.shape))
         form = patching.latent_format(adapter.info.latent_space)
-        inside = (video if form is None else form.process_in(video)).float()
+        inside = video if form is None else form.process_in(video)
         device = adapter.patcher.load_device
 
         def work() -> dict[str, Tensor]:

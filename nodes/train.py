@@ -21,7 +21,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..methods.lamo import MotionFieldPredictor, pool_tokens, predictor_info, save_predictor
-from . import files, patching, views
+from . import files, patching, views, wires
 from .lamo import CATEGORY, MotionPredictor, MotionPredictorType
 
 if TYPE_CHECKING:
@@ -221,9 +221,7 @@ def sampled_latents(latent: dict[str, Any], space: str) -> Tensor:
 
     Wires carry the VAE's latents; predictors read what samplers see. Raises ValueError where the latent is not of that space.
     """
-    video = latent["samples"]
-    if getattr(video, "is_nested", False):
-        video = next((part for part in video.unbind() if part.ndim == 5), video.unbind()[0])
+    video = wires.video_in(latent)
     if video.ndim != 5:
         raise ValueError(f"Train Motion Predictor needs a video latent, B C T H W, but this one is {tuple(video.shape)}.")
     form = patching.latent_format(space)

@@ -9,10 +9,11 @@ import torch
 
 pytest.importorskip("comfy", reason="needs ComfyUI: run dev.py once, or set COMFYUI_PATH")
 
+import comfy.model_management
 import comfy.samplers
 import folder_paths
 from latent_physics.methods.pila import CATEGORIES, PilaAdapter, PilaConfig, save_adapter
-from latent_physics.methods.pila.correction import PilaTrace
+from latent_physics.methods.pila.correction import WAN22_BOUNDARY, PilaTrace
 from latent_physics.methods.weights import WeightsError, WeightsInfo, save_weights
 from latent_physics.nodes import files, patching, pila
 
@@ -52,11 +53,19 @@ def loaded(models, space="toy", **options):
     return execute(pila.LoadPilaAdapter, name="pila.safetensors")[0]
 
 
-def sample(model, conditioning, steps=3, cfg=4.0, batch=1, size=(5, 8, 8)):
+def sample(
+    model, conditioning, steps=3, cfg=4.0, batch=1, size=(5, 8, 8), sampler="euler", latent=None, mask=None, callback=None
+):
     noise = torch.randn(batch, 16, *size, generator=torch.Generator().manual_seed(3))
-    sampler = comfy.samplers.KSampler(model, steps=steps, device="cpu", sampler="euler", scheduler="simple", denoise=1.0)
+    run = comfy.samplers.KSampler(model, steps=steps, device="cpu", sampler=sampler, scheduler="simple", denoise=1.0)
+    start = torch.zeros_like(noise) if latent is None else latent
+    options = {"denoise_mask": mask, "callback": callback, "disable_pbar": True, "seed": 5}
     with torch.inference_mode():
-        return sampler.sample(noise, conditioning(1), conditioning(2), cfg=cfg, latent_image=torch.zeros_like(noise)).clone()
+        return run.sample(noise, conditioning(1), conditioning(2), cfg=cfg, latent_image=start, **options).clone()
+
+
+def trace_of(model) -> PilaTrace:
+    return patching.corrections(model)[-1][1].settings.trace
 
 
 def corrected(model, adapter, **options):
@@ -86,6 +95,122 @@ def test_strength_zero_and_an_untrained_adapter_leave_sampling_bit_identical(mod
     assert torch.isfinite(changed).all()
     assert not torch.equal(changed, plain)
     assert torch.equal(sample(wan, conditioning), plain)  # the model that was wired in is as it was
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps"),
+    [("heun", [0, 1, 1, 2, 2]), ("dpmpp_2m_sde", [0, 1, 2])],  # heun asks the model twice in all but its last step
+    ids=["heun", "dpmpp_2m_sde"],
+)
+def test_every_sampler_is_corrected_in_its_own_steps(models, wan, conditioning, sampler, steps):
+    adapter = loaded(models)
+    model = corrected(wan, adapter, labels={"Fluid": 1.0})
+    plain = sample(wan, conditioning, sampler=sampler)
+    changed = sample(model, conditioning, sampler=sampler)
+    assert torch.isfinite(changed).all()
+    assert (changed - plain).abs().max() > 1e-3
+    assert trace_of(model).index == steps
+    assert torch.equal(changed, sample(corrected(wan, adapter, labels={"Fluid": 1.0}), conditioning, sampler=sampler))
+    assert torch.equal(plain, sample(corrected(wan, adapter, strength=0.0), conditioning, sampler=sampler))
+
+
+def test_context_windows_are_corrected_once_for_all(models, wan, conditioning):
+    windows = pytest.importorskip("comfy_extras.nodes_context_windows", reason="this ComfyUI has no context windows")
+    arguments = {
+        "context_length": 13,
+        "context_overlap": 4,
+        "context_schedule": "standard_static",
+        "context_stride": 1,
+        "closed_loop": False,
+        "fuse_method": "pyramid",
+        "freenoise": False,
+    }
+    windowed = windows.WanContextWindowsManualNode.execute(wan, **arguments).args[0]
+    model = corrected(windowed, loaded(models), labels={"Fluid": 1.0})
+    plain = sample(windowed, conditioning, size=(7, 8, 8))
+    changed = sample(model, conditioning, size=(7, 8, 8))
+    other_order = windows.WanContextWindowsManualNode.execute(
+        corrected(wan, loaded(models), labels={"Fluid": 1.0}), **arguments
+    ).args[0]
+    assert not torch.equal(plain, sample(wan, conditioning, size=(7, 8, 8)))
+    assert torch.isfinite(changed).all()
+    assert (changed - plain).abs().max() > 1e-3
+    assert trace_of(model).index == [0, 1, 2]  # several windows a step, one correction of what they make together
+    assert torch.equal(changed, sample(other_order, conditioning, size=(7, 8, 8)))
+
+
+def test_denoise_mask_keeps_what_it_protects(models, wan, conditioning):
+    held = torch.randn(1, 16, 5, 8, 8, generator=torch.Generator().manual_seed(9))
+    mask = torch.zeros(1, 1, 5, 8, 8)
+    mask[:, :, 2:, :, 4:] = 1
+    plain = sample(wan, conditioning, latent=held, mask=mask)
+    changed = sample(corrected(wan, loaded(models)), conditioning, latent=held, mask=mask)
+    protected = (mask == 0).expand_as(held)
+    assert torch.allclose(changed[protected], held[protected], atol=1e-5)
+    assert (changed - plain)[~protected].abs().max() > 1e-3
+
+
+def test_an_interrupted_run_leaves_nothing_behind(models, wan, conditioning):
+    plain = sample(wan, conditioning)
+    model = corrected(wan, loaded(models), labels={"Fluid": 1.0})
+    whole = sample(model, conditioning)
+
+    def stop(step, *_):
+        if step == 1:
+            comfy.model_management.interrupt_current_processing()
+
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        sample(model, conditioning, callback=stop)
+    assert trace_of(model).index == [0, 1]
+    assert torch.equal(plain, sample(wan, conditioning))
+    assert torch.equal(whole, sample(model, conditioning))
+    assert trace_of(model).index == [0, 1, 2]
+
+
+STEPS = 6
+
+
+def two_stages(high, low, conditioning, split):
+    """Wan 2.2 14B as its template wires it: KSampler (Advanced) twice, the second going on with the first one's noise."""
+    import nodes as stock
+
+    held = {"samples": torch.zeros(1, 16, 5, 8, 8)}
+    common = {"noise_seed": 5, "steps": STEPS, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple"}
+    common |= {"positive": conditioning(1), "negative": conditioning(2)}
+    first = {"add_noise": "enable", "start_at_step": 0, "end_at_step": split, "return_with_leftover_noise": "enable"}
+    second = {"add_noise": "disable", "start_at_step": split, "end_at_step": 10000, "return_with_leftover_noise": "disable"}
+    with torch.inference_mode():
+        (half,) = stock.KSamplerAdvanced().sample(model=high, latent_image=held, **first, **common)
+        (whole,) = stock.KSamplerAdvanced().sample(model=low, latent_image=half, **second, **common)
+    return whole["samples"].clone()
+
+
+def test_two_models_split_by_noise_each_trace_their_own_steps(models, wan, conditioning):
+    sigmas = comfy.samplers.calculate_sigmas(wan.get_model_object("model_sampling"), "simple", STEPS).tolist()
+    split = sum(sigma >= WAN22_BOUNDARY for sigma in sigmas)
+    assert 0 < split < STEPS - 1
+    adapter = loaded(models)
+    plain = two_stages(wan, wan, conditioning, split)
+    whole = corrected(wan, adapter)
+    expected = two_stages(whole, whole, conditioning, split)
+    results = {}
+    for stage, traced in [
+        ("any", (sigmas[:split], sigmas[split:-1])),
+        ("high noise", (sigmas[:split], [])),
+        ("low noise", ([], sigmas[split:-1])),
+    ]:
+        high, low = corrected(wan, adapter, stage=stage), corrected(wan, adapter, stage=stage)
+        results[stage] = two_stages(high, low, conditioning, split)
+        for model, steps in zip((high, low), traced):  # steps are counted within each sampler
+            assert trace_of(model).index == list(range(len(steps)))
+            assert trace_of(model).sigma == pytest.approx(steps, rel=1e-4)
+        assert not torch.equal(results[stage], plain)
+    assert torch.equal(results["any"], expected)
+    assert not torch.equal(results["any"], results["high noise"])
+    half, rest = corrected(wan, adapter), corrected(wan, adapter, start=0.5)
+    two_stages(half, rest, conditioning, split)
+    count = STEPS - split
+    assert trace_of(rest).index == list(range(-(-count // 2), count))  # of its own steps, not of all six
 
 
 @pytest.mark.parametrize("options", [{"cfg": 1.0}, {"batch": 2}])
@@ -188,7 +313,7 @@ def test_stages_and_ranges_choose_the_steps(models, wan, conditioning):
     for options, steps in [({"start": 0.5}, [2, 3]), ({"end": 0.5}, [0, 1]), ({"stage": "high noise", "boundary": 0.8}, None)]:
         model = corrected(wan, adapter, **options)
         sample(model, conditioning, steps=4)
-        trace: PilaTrace = patching.corrections(model)[-1][1].settings.trace
+        trace = trace_of(model)
         if steps is not None:
             assert trace.index == steps
         else:
@@ -208,6 +333,17 @@ def test_it_stacks_with_lamo(models, wan, conditioning, make_predictor):
     assert not torch.equal(*results)
 
 
+def test_fields_of_the_video_in_a_nested_latent(models):
+    """A model with sound puts both on one wire."""
+    from comfy.nested_tensor import NestedTensor
+
+    video = torch.randn(1, 16, 5, 8, 8)
+    nested = NestedTensor([torch.randn(1, 8, 10, 2), video])
+    arguments = {"adapter": loaded(models), "field": next(iter(pila.FIELD_MENU)), "noise_level": 0.0, "opacity": 1.0}
+    alone = execute(pila.AttributeBankView, latent={"samples": video}, **arguments)
+    found = execute(pila.AttributeBankView, latent={"samples": nested}, **arguments)
+    for one, other in zip(alone, found):
+        assert torch.equal(one, other)
 
 
 def test_fields_over_frames_and_what_has_none(models):
