@@ -83,8 +83,8 @@ def _work(order: dict[str, Any]) -> None:
     _limit_memory()
     try:
         first = []
-        peak = _peak_of(lambda: first.append(_seconds_of(step, device, order["clock"])), device)
-        seconds = min([_seconds_of(step, device, order["clock"]) for _ in range(order["repeat"])] or first)
+        peak = peak_of(lambda: first.append(seconds_of(step, device, order["clock"])), device)
+        seconds = min([seconds_of(step, device, order["clock"]) for _ in range(order["repeat"])] or first)
     except (RuntimeError, MemoryError, torch.OutOfMemoryError) as error:
         text = str(error)
         note = "cannot allocate" if "allocate" in text or isinstance(error, MemoryError) else text.splitlines()[0]
@@ -98,7 +98,8 @@ def _tiny(shape: dict[str, Any]) -> dict[str, Any]:
     return {"grid": [2, 5, 5]} if "grid" in shape else {"size": [5, 6, 6]}
 
 
-def _seconds_of(step: Step, device: str, clock: str) -> float:
+def seconds_of(step: Step, device: str, clock: str) -> float:
+    """Seconds of one call, by the wall clock or ("processor") by the processor time of this process."""
     import torch
 
     now = time.process_time if clock == "processor" else time.perf_counter
@@ -112,7 +113,8 @@ def _seconds_of(step: Step, device: str, clock: str) -> float:
     return now() - start
 
 
-def _peak_of(step: Step, device: str) -> float:
+def peak_of(step: Step, device: str) -> float:
+    """MiB that one call needs at its peak, beyond what is there before it."""
     if device == "cuda":
         import torch
 

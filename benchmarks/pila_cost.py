@@ -1,8 +1,8 @@
 """What PILA adds to a sampling step: operations at any shape, seconds and memory where there is a device to measure on.
 
     python benchmarks/pila_cost.py                      # operations at Wan 2.1 1.3B's shape, 480x832, 81 frames
-    python benchmarks/pila_cost.py --measure cuda       # also seconds per correction and peak memory, k = 0..8
-    python benchmarks/pila_cost.py --measure cpu --latent 9 16 16
+    python benchmarks/pila_cost.py --measure cuda       # also seconds and peak memory, k = 0..8
+    python benchmarks/pila_cost.py --measure cpu        # the same on one core, by processor time: some minutes
 
 The paper reports 192.6 s for 50 steps at k = 0 and 198.8 s at k = 8.
 """
@@ -10,9 +10,12 @@ The paper reports 192.6 s for 50 steps at k = 0 and 198.8 s at k = 8.
 from __future__ import annotations
 
 import argparse
-import time
+from functools import partial
 
 import torch
+from common import peak_of, seconds_of
+from cost_models import MODELS, WAN_LATENT, build, fill, latent_of, time_of, tokens_of
+from cost_seconds import seconds, transformer_by_parts
 from latent_physics.methods.pila import PilaAdapter, PilaConfig, PilaCorrection, PilaSettings
 from latent_physics.methods.pila.bank import BANK_CHANNELS
 from latent_physics.methods.step import SamplingStep
@@ -20,7 +23,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 WAN_FORWARD = 2.8e14
 """Operations of one forward pass of Wan 2.1 1.3B at 21x60x104; a step with CFG takes two."""
-WAN_LATENT = (21, 60, 104)
 
 
 def operations(config: PilaConfig, latent: tuple[int, int, int]) -> dict[str, float]:
@@ -44,31 +46,39 @@ def operations(config: PilaConfig, latent: tuple[int, int, int]) -> dict[str, fl
     return counted
 
 
-def measure(device: str, latent: tuple[int, int, int], repeats: int) -> None:
-    """Seconds per correction and peak memory at k = 0..8."""
+def step_seconds(device: str) -> float:
+    """Seconds of a sampling step of Wan 2.1 1.3B with CFG: whole on a GPU, put together from parts on a processor."""
+    if device == "cpu":
+        return 2 * transformer_by_parts(MODELS[0], repeats=1)
+    backbone = build(MODELS[0], device=device, dtype=torch.bfloat16)
+    fill(backbone.dit)
+    noisy, moment, tokens = latent_of(WAN_LATENT, device), time_of(backbone), tokens_of(backbone)
+    with torch.no_grad():
+        return 2 * seconds(lambda: backbone.predict(noisy, moment, tokens), device, 1)
+
+
+def measure(device: str, latent: tuple[int, int, int]) -> None:
+    """Seconds per correction at k = 0..8, beside a step of the model they correct, and peak memory. One thread on a processor."""
     on_gpu = device.startswith("cuda")
+    kind, clock = device.split(":")[0], "wall" if on_gpu else "processor"
+    torch.set_num_threads(1)
     adapter = PilaAdapter().to(device).eval().requires_grad_(False)
     x0 = torch.randn(1, 16, *latent, device=device)
     sigma = torch.tensor([0.5], device=device)
     step = SamplingStep(
         noisy=x0 + torch.randn_like(x0), sigma=sigma, gain=sigma, index=1, count=2, cond=torch.randn(1, 4096, device=device)
     )
-    print("| k | s per correction | peak memory, MB |\n|---|---|---|")
-    for k in range(9):
-        correction = PilaCorrection(adapter, PilaSettings(top_k=k))
-        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=on_gpu):
-            correction.correct(x0, step)
-            if on_gpu:
-                torch.cuda.reset_peak_memory_stats()
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            for _ in range(repeats):
-                correction.correct(x0, step)
-            if on_gpu:
-                torch.cuda.synchronize()
-        seconds = (time.perf_counter() - start) / repeats
-        memory = f"{torch.cuda.max_memory_allocated() / 2**20:.0f}" if on_gpu else "-"
-        print(f"| {k} | {seconds:.4f} | {memory} |", flush=True)
+    plain = step_seconds(device) if latent == WAN_LATENT else None
+    if plain:
+        print(f"a step of Wan 2.1 1.3B with CFG: {plain:.4g} s on {device}{'' if on_gpu else ', one thread, from parts'}")
+    print("| k | s per correction | step with PILA / step without | memory at its peak, MiB |\n|---|---|---|---|")
+    with torch.autocast(kind, torch.bfloat16, enabled=on_gpu):
+        for k in range(9):
+            correct = partial(PilaCorrection(adapter, PilaSettings(top_k=k)).correct, x0, step)
+            peak = peak_of(correct, kind)
+            taken = seconds_of(correct, kind, clock)
+            ratio = f"{1 + taken / plain:.4f}" if plain else "-"
+            print(f"| {k} | {taken:.4g} | {ratio} | {peak:.0f} |", flush=True)
 
 
 def main() -> None:
@@ -76,7 +86,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--latent", type=int, nargs=3, default=WAN_LATENT, metavar=("T", "H", "W"))
     parser.add_argument("--measure", metavar="DEVICE", help="cuda, cuda:N or cpu")
-    parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     latent = tuple(args.latent)
     parts = operations(PilaConfig(), latent)
@@ -88,7 +97,7 @@ def main() -> None:
         share = f"{total / (2 * WAN_FORWARD):.2%}" if latent == WAN_LATENT else "-"
         print(f"| {k} | {total:.2e} | {share} |")
     if args.measure:
-        measure(args.measure, latent, args.repeats)
+        measure(args.measure, latent)
 
 
 if __name__ == "__main__":
