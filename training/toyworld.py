@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..methods.weights import WeightsError, WeightsInfo, load_weights, save_weights
+from ..methods.weights import WeightsError, WeightsInfo, load_weights, read_info, save_weights
 from ..toyworld.canvas import COLOURS, FRAMES, SIZE
 from ..toyworld.corruption import corrupted
 from ..toyworld.data import mixture
@@ -37,10 +37,17 @@ from .backbones.keys import to_native
 from .backbones.wan import LATENTS_MEAN, LATENTS_STD, TIMESTEPS, WanBackbone
 from .cli import parse, run_command
 from .dataset import ClipInfo, write_clip
-from .run import Log, ProgressLine, RunError, StopRequest, draw_curves, load_checkpoint, save_checkpoint, saving
+from .run import Log, ProgressLine, RunError, StopRequest, differing, draw_curves, load_checkpoint, save_checkpoint, saving
 
 WORDS = ("small", "large", "thin", "thick", "left", "right", "up", "above", "below", "middle", "clockwise", "counterclockwise")
 """What the text encoder learns to tell beside worlds and colours."""
+SHAPED_BY = {
+    "vae": ("vae_width",),
+    "decoder": ("vae_width",),
+    "base": ("clips", "wrong", "layers", "batch", "shift", "drop_prompt", "ema"),
+}
+"""Which settings a stage's run depends on, beside its seed and rate: it goes on with the same ones alone. The number of steps may
+change (the learning rate then follows the new schedule from there), and how a step is computed."""
 SHIPPED = Path(__file__).resolve().parent.parent / "toyworld" / "weights"
 
 
@@ -111,13 +118,15 @@ def run_steps(
 
     `step_loss(step, generator) -> (loss, values to log)`; its randomness comes from the generator alone, seeded by the step, so
     that a resumed run repeats an uninterrupted one. Several processes (torchrun) average their gradients. Raises RunError when
-    stopped or when the loss is no longer finite.
+    stopped, when the loss is no longer finite, or where the run in the folder has other settings.
     """
     accelerator = processes.start(device="cpu")
     path = config.out / f"{name}.safetensors"
     optimizer = torch.optim.AdamW(trained.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=1e-2)
+    settings = {"seed": config.seed, "rate": rate} | {key: getattr(config, key) for key in SHAPED_BY.get(name, ())}
     done = 0
     if path.is_file():
+        check_settings(path, settings)
         states, progress, _ = load_checkpoint(path, kind=f"toy_{name}_run", optimizer=optimizer)
         trained.load_state_dict(states["model"])
         if average is not None:
@@ -158,7 +167,7 @@ def run_steps(
                         path,
                         kind=f"toy_{name}_run",
                         latent_space="toy",
-                        config={},
+                        config=settings,
                         progress={"step": step + 1},
                         states=states,
                         optimizer=optimizer,
@@ -168,6 +177,14 @@ def run_steps(
                 raise RunError(f"stopped after step {step + 1} of {steps}; the same command goes on from there.")
     progress.close()
     return average if average is not None else trained
+
+
+def check_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Raises RunError where the checkpoint at `path` was trained with other settings; one that says nothing of them fits."""
+    stored = read_info(path).config
+    changed = differing(stored, settings) if stored else ""
+    if changed:
+        raise RunError(f"{path} holds a run with other settings ({changed}): give those again, or another --out.")
 
 
 def average_gradients(module: nn.Module, accelerator: Any) -> None:

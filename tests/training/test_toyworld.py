@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from latent_physics.methods.weights import load_weights, read_info, save_weights
 from latent_physics.training.backbones.wan import LATENTS_MEAN, LATENTS_STD
 from latent_physics.training.run import RunError
 from latent_physics.training.toyworld import (
@@ -58,7 +60,7 @@ def test_the_latent_gets_wans_statistics_and_no_picture_changes(vae):
         assert torch.allclose(decode_unclamped(vae, latents), before, atol=1e-3 * float(before.abs().max()))
 
 
-def fit(out: Path, steps: int, ask=lambda step: None) -> nn.Module:
+def fit(out: Path, steps: int, ask=lambda step: None, name="line", rate=1e-2, **settings) -> nn.Module:
     """A line fitted to points that the step's generator draws; `ask(step)` may interrupt."""
     torch.manual_seed(0)
     line = nn.Linear(3, 1)
@@ -68,9 +70,9 @@ def fit(out: Path, steps: int, ask=lambda step: None) -> nn.Module:
         points = torch.randn(8, 3, generator=generator)
         return (line(points) - points.sum(1, keepdim=True)).square().mean(), {}
 
-    config = ToyWorldConfig(out=out, save_every=1000)
+    config = ToyWorldConfig(out=out, save_every=1000, **settings)
     out.mkdir(exist_ok=True)
-    return run_steps("line", config, steps, 1e-2, line, None, step_loss)
+    return run_steps(name, config, steps, rate, line, None, step_loss)
 
 
 def test_a_stopped_run_ends_with_the_weights_of_one_that_was_not(tmp_path):
@@ -83,6 +85,41 @@ def test_a_stopped_run_ends_with_the_weights_of_one_that_was_not(tmp_path):
     resumed, whole = fit(tmp_path / "stopped", 20), fit(tmp_path / "whole", 20)
     assert torch.equal(resumed.weight, whole.weight)
     assert torch.equal(resumed.bias, whole.bias)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"seed": 1}, "seed 0 -> 1"),
+        ({"rate": 0.5}, "rate 0.01 -> 0.5"),
+        ({"layers": 8, "ema": 0.9}, "ema 0.998 -> 0.9, layers 6 -> 8"),
+        ({"wrong": 0.25}, "wrong 0.5 -> 0.25"),
+    ],
+)
+def test_a_run_goes_on_with_its_own_settings_alone(tmp_path, changed, words):
+    fit(tmp_path, 2, name="base")
+    with pytest.raises(RunError, match=rf"base.safetensors holds a run with other settings \({words}\): "):
+        fit(tmp_path, 4, name="base", **changed)
+    # A setting of another stage, how a step is computed and the number of steps are free.
+    fit(tmp_path, 4, name="base", vae_width=16, threads=1, bf16=False)
+    assert read_info(tmp_path / "base.safetensors").recipe["progress"] == {"step": 4}
+
+
+def test_every_setting_that_decides_about_continuing_exists():
+    from latent_physics.training.toyworld import SHAPED_BY
+
+    fields = {field.name for field in dataclasses.fields(ToyWorldConfig)}
+    assert {name for names in SHAPED_BY.values() for name in names} <= fields
+
+
+def test_a_checkpoint_that_says_nothing_of_its_settings_goes_on(tmp_path):
+    fit(tmp_path, 2)
+    path = tmp_path / "line.safetensors"
+    state, info = load_weights(path)
+    save_weights(path, state, dataclasses.replace(info, config={}))
+    fit(tmp_path, 3, seed=5)
+    assert read_info(path).config["seed"] == 5
+    assert read_info(path).recipe["progress"] == {"step": 3}
 
 
 TWO = """
