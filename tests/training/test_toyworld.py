@@ -115,7 +115,7 @@ def test_every_setting_that_decides_about_continuing_exists():
 def test_a_checkpoint_that_says_nothing_of_its_settings_goes_on(tmp_path):
     fit(tmp_path, 2)
     path = tmp_path / "line.safetensors"
-    state, info = load_weights(path)
+    state, info = load_weights(path, "toy_line_run")
     save_weights(path, state, dataclasses.replace(info, config={}))
     fit(tmp_path, 3, seed=5)
     assert read_info(path).config["seed"] == 5
