@@ -41,7 +41,7 @@ BENCHMARKS = (
     Entry(name="kernels", what="every kernel against the definition, the peers' formula and the machine", takes="many minutes"),
     Entry(name="objectives", what="what each objective adds to a training step of CogVideoX-2B", takes="3 minutes"),
     Entry(name="pila_residuals", what="every PILA residual on fields that obey its law and on broken ones", takes="a minute"),
-    Entry(name="pila_toy", what="what PILA does to the toy world's physics; needs trained adapters", takes="many minutes"),
+    Entry(name="pila_toy", what="what PILA does to the toy world's physics; can train the adapters", takes="many minutes"),
     Entry(name="toy_scores", what="calibration and validation of the toy world's scores", takes="minutes"),
     Entry(name="toy_guidance", what="LaMo in the toy world over strengths; needs a predictor", takes="many minutes"),
     Entry(name="toy_gallery", what="draws docs/images/worlds.png; needs a predictor", takes="a minute"),
