@@ -102,3 +102,11 @@ def test_what_cannot_be_trained_is_said_in_one_sentence(script, tmp_path, capsys
         with pytest.raises(SystemExit):
             script.main(arguments)
         assert words in capsys.readouterr().err
+
+
+def test_a_training_that_is_stopped_ends_the_command(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(script, "train", lambda run, stop: None)
+    assert script.main(["--train", str(tmp_path), "--train-clips", "2", *SAMPLING]) == 130
+    out = capsys.readouterr().out
+    assert "Stopped at step 0 of 10" in out
+    assert "| model" not in out
