@@ -211,8 +211,10 @@ def test_a_wheel_holds_what_the_pack_needs_and_its_commands_run(tmp_path: Path) 
     assert made.returncode == 0, made.stderr
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = [archive.read(name).decode() for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         held = {name.removeprefix("latent_physics/") for name in archive.namelist()}
         archive.extractall(folder)
+    assert {"License-Expression: Apache-2.0", "License-File: LICENSE"} <= set(metadata.splitlines())
     rooms = [*MAY_IMPORT, "web", "locales", "workflows"]
     kinds = (".py", ".safetensors", ".json", ".yaml", ".md", ".jpg")
     needed = {name_of(path) for room in rooms for path in (ROOT / room).rglob("*") if path.suffix in kinds}

@@ -59,20 +59,35 @@ def test_guidance_with_every_sampler_and_no_trace_of_it_without(wan, make_predic
     assert torch.equal(plain, sample(guide(wan, make_predictor(), strength=0.0), *prompts, sampler=sampler))
 
 
-def attention_mask(name):
-    return {"attention_mask": torch.tensor([[1, 1, 1, 1, 0, 0]])} if name == "ltxv" else {}
+MASK = {"attention_mask": torch.tensor([[1, 1, 1, 1, 0, 0]])}
 
 
-@pytest.mark.parametrize("name", ["wan", "hunyuan", "ltxv"])
-def test_other_models(make_model, make_predictor, sample, conditioning, name):
+@pytest.mark.parametrize(
+    ("name", "options", "cfg"),
+    [("wan", {}, 3.0), ("hunyuan", {}, 3.0), ("hunyuan", MASK, 1.0), ("ltxv", MASK, 3.0)],  # ComfyUI's Hunyuan takes one mask
+    ids=["wan", "hunyuan", "hunyuan with a masked prompt", "ltxv"],
+)
+def test_other_models(make_model, make_predictor, sample, conditioning, name, options, cfg):
     model = make_model(name)
-    prompts = [conditioning(seed, **attention_mask(name)) for seed in (1, 2)]
+    prompts = [conditioning(seed, **options) for seed in (1, 2)]
     predictor = make_predictor(SHAPES[name][1], patching.latent_space(model))
-    plain = sample(model, *prompts, shape=SHAPES[name])
-    guided = sample(guide(model, predictor), *prompts, shape=SHAPES[name])
+    plain = sample(model, *prompts, shape=SHAPES[name], cfg=cfg)
+    guided = sample(guide(model, predictor), *prompts, shape=SHAPES[name], cfg=cfg)
     assert torch.isfinite(guided).all()
     assert (guided - plain).abs().max() > 1e-3
-    assert torch.equal(plain, sample(model, *prompts, shape=SHAPES[name]))
+    assert torch.equal(plain, sample(model, *prompts, shape=SHAPES[name], cfg=cfg))
+
+
+def test_tokens_under_the_mask_alone_are_pooled(make_model, sample, conditioning):
+    """HunyuanVideo's padding is no zeros: the mask alone says what of a prompt counts."""
+    correction = Affine()
+    positive, negative = conditioning(1, **MASK), conditioning(2, **MASK)
+    positive[0][0][:, 4:] = 7.0
+    model = patching.add_correction(make_model("hunyuan"), correction)
+    sample(model, positive, negative, shape=SHAPES["hunyuan"], steps=2, cfg=1.0)
+    assert len(correction.steps) == 2
+    for step in correction.steps:
+        assert torch.allclose(step.cond, positive[0][0][:, :4].mean(dim=1))
 
 
 def test_cogvideox_with_its_own_sampler(make_model, make_predictor, prompts):
@@ -213,11 +228,9 @@ def test_partial_denoise_counts_the_samplers_own_steps(wan, sample, prompts):
 
 
 def test_torch_compile(wan, make_predictor, sample, prompts):
-    helpers = pytest.importorskip("comfy_api.torch_helpers", reason="this ComfyUI has no TorchCompileModel")
-    compiled = wan.clone()
-    helpers.set_torch_compile_wrapper(
-        model=compiled, backend="eager"
-    )  # inductor takes a minute to compile and meets the same hook
+    stock = pytest.importorskip("comfy_extras.nodes_torch_compile", reason="this ComfyUI has no TorchCompileModel")
+    # The menu's inductor takes a minute and more to compile, and meets the same hook.
+    (compiled,) = stock.TorchCompileModel.execute(wan, "eager").args
     plain = sample(compiled, *prompts)
     guided = sample(guide(compiled, make_predictor()), *prompts)
     assert torch.allclose(plain, sample(wan, *prompts), atol=1e-4)
