@@ -89,7 +89,9 @@ wire encoded videos instead: VAE Encode for each, joined by Latent Batch; or tra
 
 def correspondence() -> Graph:
     images = Out("decode", "IMAGE")
-    heat = {"images": images, "model": TAPPED, "latent": Out("sampler", "LATENT"), "x": 32, "y": 32, "frame": 16}
+    point = {"images": images, "x": 32, "y": 32, "frame": 16}
+    heat = {**point, "model": TAPPED, "latent": Out("sampler", "LATENT")}
+    known = {**point, "encoder": Out("teacher", "encoder")}
     saliency = {"images": images, "keep": 0.2, "patch": 8}
     return Graph(
         name="correspondence_map",
@@ -100,10 +102,9 @@ Press **Run**. Needs no download and no GPU: the model comes with the pack.
 - **Tap Block** remembers what one block of the model says at one step. The video is the same as without it.
 - **Correspondence Map** takes a point of one frame (the cross) and shows, in every frame, where that block believes it to be. Put
   x, y and frame onto the ball. Try other blocks and steps; lower the temperature for one place, raise it for many.
+- The second **Correspondence Map** asks a video encoder for the same point: generator and teacher side by side. The small
+  VideoMAE here has seen the toy world only; for other videos load VideoMAE or V-JEPA 2. Keep both points equal.
 - **Motion Saliency Mask** marks the fifth of every frame that changes most.
-
-To see what a video encoder knows of the same point, add **Load Video Encoder** and a second Correspondence Map, and wire its
-encoder instead of model and latent.
 {TOY_PROMPTS}""",
         note_height=560,
         columns=[
@@ -112,19 +113,27 @@ encoder instead of model and latent.
                 nodes=[
                     WORLD,
                     Node(key="tap", type="LatentPhysicsTapBlock", values={"model": TOY_MODEL, "block": 1, "step": 15}),
+                    Node(key="teacher", type="LatentPhysicsLoadVideoEncoder", values={"name": "toy/toy_videomae.safetensors"}),
                 ],
             ),
             Column(title="2  Ask", nodes=[*prompts(TOY_PROMPT, "", TOY_CLIP), size(64, 64, 33)]),
             Column(title="3  Sample", nodes=[sampler(TAPPED), decode(Out("sampler", "LATENT"), vae=TOY_VAE)]),
             Column(
-                title="4  The same thing",
+                title="4  The same thing, says the model",
                 nodes=[
                     Node(key="map", type="LatentPhysicsCorrespondenceMap", values=heat, height=520),
                     *enlarged("map", Out("map", "overlay"), "correspondence_map"),
                 ],
             ),
             Column(
-                title="5  What moves",
+                title="5  The same thing, says the encoder",
+                nodes=[
+                    Node(key="known", type="LatentPhysicsCorrespondenceMap", values=known, height=520),
+                    *enlarged("known", Out("known", "overlay"), "correspondence_encoder"),
+                ],
+            ),
+            Column(
+                title="6  What moves",
                 nodes=[
                     Node(key="saliency", type="LatentPhysicsMotionSaliencyMask", values=saliency, height=440),
                     *enlarged("saliency", Out("saliency", "shown"), "motion_saliency"),

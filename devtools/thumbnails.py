@@ -68,13 +68,14 @@ class Outputs:
         self.server, self.graph = server, graph
         self.files = list(output_files(server.run(graph, timeout=1800)))
 
-    def frames(self, kind: str) -> list[Image.Image]:
-        """All frames of the first file of the first node of this type."""
-        for node, item in self.files:
-            if self.graph[node]["class_type"] == kind:
-                with Image.open(self.server.path_of(item)) as image:
-                    return [frame.convert("RGB") for frame in ImageSequence.Iterator(image)]
-        raise BenchError(f"the graph wrote no file with {kind}.")
+    def frames(self, kind: str, number: int = 0) -> list[Image.Image]:
+        """All frames of one file that nodes of this type wrote: the first, or the one of this number in the graph's order."""
+        found = [(int(node), item) for node, item in self.files if self.graph[node]["class_type"] == kind]
+        if number >= len(found):
+            raise BenchError(f"the graph wrote {len(found)} files with {kind}; number {number + 1} was wanted.")
+        _, item = sorted(found, key=lambda pair: pair[0])[number]
+        with Image.open(self.server.path_of(item)) as image:
+            return [frame.convert("RGB") for frame in ImageSequence.Iterator(image)]
 
 
 def columns(picture: Image.Image, count: int) -> list[Image.Image]:
@@ -93,11 +94,12 @@ def side_by_side(outputs: Outputs, *texts: str) -> Image.Image:
     return stacked(parts)
 
 
-def overlays(outputs: Outputs, **texts: str) -> Image.Image:
-    """Five moments of what each of these nodes shows."""
-    parts = []
-    for kind, text in texts.items():
-        frames = outputs.frames(f"LatentPhysics{kind}")
+def overlays(outputs: Outputs, *views: tuple[str, str]) -> Image.Image:
+    """Five moments of what each of these nodes shows: (type, text), a type given twice for its second node."""
+    parts, kinds = [], []
+    for kind, text in views:
+        frames = outputs.frames(f"LatentPhysics{kind}", kinds.count(kind))
+        kinds.append(kind)
         if kind.startswith("Motion"):  # see heat_of_clip for the first frame; the last ones have no successor, so no heat
             frames = frames[1 : len(frames) * 3 // 4]
         parts += [label(text), row(spread(frames, 5))]
@@ -117,14 +119,20 @@ TOY: dict[str, Callable[[Outputs], Image.Image]] = {
     "toy_world_lamo": lambda outputs: side_by_side(outputs, "without LaMo", "with LaMo, same seed"),
     "toy_world_pila": lambda outputs: side_by_side(outputs, "plain", "with LaMo", "with PILA", "with both, same seed"),
     "motion_heatmaps": lambda outputs: overlays(
-        outputs, MotionDriftHeatmap="motion drift", MotionFieldHeatmap="motion field (predictor)"
+        outputs, ("MotionDriftHeatmap", "motion drift"), ("MotionFieldHeatmap", "motion field (predictor)")
     ),
-    "pila_views": lambda outputs: overlays(outputs, ExpertMaps="where an expert acts", AttributeBankView="velocity"),
+    "pila_views": lambda outputs: overlays(
+        outputs, ("ExpertMaps", "where an expert acts"), ("AttributeBankView", "velocity")
+    ),
     "toy_world_score": eight_clips,
     "toy_train_predictor": lambda outputs: stacked(
         [label("guided by the predictor the graph trained"), row(spread(outputs.frames("SaveAnimatedWEBP"), 5))]
     ),
-    "correspondence_map": lambda outputs: overlays(outputs, CorrespondenceMap="where the chosen point is in every frame"),
+    "correspondence_map": lambda outputs: overlays(
+        outputs,
+        ("CorrespondenceMap", "where the model sees the chosen point in every frame"),
+        ("CorrespondenceMap", "where the video encoder sees it"),
+    ),
 }
 """Workflow -> its picture, from what it put out."""
 

@@ -4,7 +4,7 @@ disk.
 load_teacher("videomae")                                    VideoMAE-B from the hub
 load_teacher("videomae", "path/to/videomae_v2_b.safetensors")   VideoMAE v2 in its authors' key names
 load_teacher("vjepa2", "facebook/vjepa2-vitl-fpc64-256")
-load_teacher("toy_videomae"), load_teacher("toy_vjepa2")    the ones that come with the toy world
+load_teacher("toy_videomae"), load_teacher("toy_vjepa2")    the toy world's (`latent-physics toy-teachers`)
 """
 
 from __future__ import annotations
