@@ -145,7 +145,7 @@ training = test_pila.run(out, dataclasses.replace(test_pila.QUICK, batch=1))
 training.run(on_step=lambda now, row: now.total_steps == 2 and now.main and save_file(now.adapter.state_dict(), out / "second"))
 assert training.accelerator.num_processes == 2, training.accelerator.num_processes
 assert type(training._stage_loss).__name__ == "DistributedDataParallel"
-print("process", training.rank, flush=True)
+print(f"process {training.rank}\\n", end="", flush=True)
 """
 
 

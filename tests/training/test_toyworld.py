@@ -131,7 +131,7 @@ from latent_physics.training import processes
 from latent_physics.training.toyworld import ToyWorldConfig, run_steps
 
 accelerator = processes.start(device="cpu")
-print("process", accelerator.process_index, "of", accelerator.num_processes)
+print(f"process {accelerator.process_index} of {accelerator.num_processes}\\n", end="", flush=True)  # in one piece: both print
 mine = slice(accelerator.process_index, None, accelerator.num_processes)
 torch.manual_seed(0)
 line = nn.Linear(3, 1)

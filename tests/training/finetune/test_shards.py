@@ -63,7 +63,7 @@ step(two, second)
 ours, theirs = everything(one, first), everything(two, second)
 assert ours.keys() == theirs.keys()
 assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
-print("process", dist.get_rank(), "of", dist.get_world_size(), flush=True)
+print(f"process {dist.get_rank()} of {dist.get_world_size()}\\n", end="", flush=True)
 dist.destroy_process_group()
 """
 

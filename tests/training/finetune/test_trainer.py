@@ -269,7 +269,7 @@ from latent_physics.training.trainer import train
 run = tiny_run.make_run(Path(sys.argv[2]), Path(sys.argv[3]), steps=3, batch=1, tune=tiny_run.TuneConfig(rank=4))
 train(run)
 assert run.accelerator.num_processes == 2, run.accelerator.num_processes
-print("process", run.accelerator.process_index, flush=True)
+print(f"process {run.accelerator.process_index}\\n", end="", flush=True)
 """
     (tmp_path / "two.py").write_text(code)
     command = [
