@@ -260,7 +260,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--per-prompt", type=int, default=1, help="clips per prompt")
     parser.add_argument("--seed", type=int, default=5000, help="of the prompts and the noise")
     parser.add_argument("--steps", type=int, default=20, help="sampling steps")
-    parser.add_argument("--cfg", type=float, default=3.0)
+    parser.add_argument("--cfg", type=float, default=2.0)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--worlds", action="store_true", help="also print every world's law score")
     parser.add_argument("--out", type=Path, help="write every clip's scores to this CSV")
