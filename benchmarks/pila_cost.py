@@ -14,15 +14,12 @@ from functools import partial
 
 import torch
 from common import peak_of, seconds_of
-from cost_models import MODELS, WAN_LATENT, build, fill, latent_of, time_of, tokens_of
+from cost_models import MODELS, WAN_LATENT, build, forward_operations, latent_of, time_of, tokens_of
 from cost_seconds import seconds, transformer_by_parts
 from latent_physics.methods.pila import PilaAdapter, PilaConfig, PilaCorrection, PilaSettings
 from latent_physics.methods.pila.bank import BANK_CHANNELS
 from latent_physics.methods.step import SamplingStep
 from torch.utils.flop_counter import FlopCounterMode
-
-WAN_FORWARD = 2.8e14
-"""Operations of one forward pass of Wan 2.1 1.3B at 21x60x104; a step with CFG takes two."""
 
 
 def operations(config: PilaConfig, latent: tuple[int, int, int]) -> dict[str, float]:
@@ -51,7 +48,6 @@ def step_seconds(device: str) -> float:
     if device == "cpu":
         return 2 * transformer_by_parts(MODELS[0], repeats=1)
     backbone = build(MODELS[0], device=device, dtype=torch.bfloat16)
-    fill(backbone.dit)
     noisy, moment, tokens = latent_of(WAN_LATENT, device), time_of(backbone), tokens_of(backbone)
     with torch.no_grad():
         return 2 * seconds(lambda: backbone.predict(noisy, moment, tokens), device, 1)
@@ -91,10 +87,11 @@ def main() -> None:
     parts = operations(PilaConfig(), latent)
     fixed = parts["encoder"] + parts["field estimation"] + parts["decoder"]
     print(f"latent {latent[0]}x{latent[1]}x{latent[2]}; " + ", ".join(f"{name} {value:.2e}" for name, value in parts.items()))
+    step = 2 * forward_operations(build(MODELS[0]), WAN_LATENT)  # with CFG
     print("| k | operations per correction | share of a Wan 2.1 1.3B step with CFG |\n|---|---|---|")
     for k in range(9):
         total = fixed + k * parts["one expert"]
-        share = f"{total / (2 * WAN_FORWARD):.2%}" if latent == WAN_LATENT else "-"
+        share = f"{total / step:.2%}" if latent == WAN_LATENT else "-"
         print(f"| {k} | {total:.2e} | {share} |")
     if args.measure:
         measure(args.measure, latent)

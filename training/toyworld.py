@@ -7,7 +7,7 @@ Stages, each resumable: text (the text encoder), vae (a Wan 2.1 VAE of reduced w
 half precision), clips (a folder of cached clips of the right dynamics, from which `predictor`, `pila` and `finetune` learn; needs
 the exported files).
 
-Two processes share the base stage's batches, which takes two thirds of the time of one on two cores:
+Two processes share the base stage's batches, which is faster than one process with two threads:
 
     ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 training/__main__.py toyworld --stage base --threads 1 --compiled
 """
@@ -53,7 +53,7 @@ SHIPPED = Path(__file__).resolve().parent.parent / "toyworld" / "weights"
 
 @dataclass(kw_only=True)
 class ToyWorldConfig:
-    """Trains the toy world's VAE, transformer and text encoder (about four hours on one core, three with --compiled)."""
+    """Trains the toy world's VAE, transformer and text encoder, which takes hours."""
 
     stage: Literal["all", "text", "vae", "decoder", "latents", "base", "export", "clips"] = "all"
     """Which stage to run; "all" runs those that are not finished."""
@@ -101,7 +101,7 @@ class ToyWorldConfig:
     bf16: bool = True
     """Compute the base model in bfloat16 (weights stay float32): 2.6 times as fast where the CPU has the instructions for it."""
     compiled: bool = False
-    """Compile the base model first (needs a C++ compiler): a step then takes two thirds of the time."""
+    """Compile the base model first (needs a C++ compiler), so that a step takes less time."""
     ema: float = 0.998
     """Decay of the exponential moving average that is exported."""
     save_every: int = 200

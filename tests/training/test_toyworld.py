@@ -22,6 +22,7 @@ from latent_physics.training.toyworld import (
     forget_the_past,
     run_steps,
 )
+from safetensors.torch import load_file
 from torch import nn
 
 CLIPS = torch.rand(2, 3, 9, 16, 24, generator=torch.Generator().manual_seed(3))
@@ -126,6 +127,7 @@ TWO = """
 import sys
 from pathlib import Path
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from latent_physics.training import processes
 from latent_physics.training.toyworld import ToyWorldConfig, run_steps
@@ -141,7 +143,7 @@ def step_loss(step, generator):
     return (line(points) - points.sum(1, keepdim=True)).square().mean(), {}
 
 run_steps("line", ToyWorldConfig(out=Path(sys.argv[1])), 20, 1e-2, line, None, step_loss)
-torch.save(line.state_dict(), Path(sys.argv[1]) / f"line{accelerator.process_index}.pt")
+save_file(line.state_dict(), Path(sys.argv[1]) / f"line{accelerator.process_index}.safetensors")
 """
 
 
@@ -157,5 +159,5 @@ def test_two_processes_with_half_a_batch_each_end_where_one_ends(tmp_path):
     assert {"process 0 of 2", "process 1 of 2"} <= set(done.stdout.splitlines())
     one = fit(tmp_path / "one", 20)
     for index in range(2):
-        other = torch.load(tmp_path / f"line{index}.pt", weights_only=True)
+        other = load_file(tmp_path / f"line{index}.safetensors")
         assert torch.allclose(other["weight"], one.weight, atol=1e-6)
