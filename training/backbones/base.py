@@ -26,7 +26,7 @@ class Noised:
     target: Tensor
     """What the network should answer: the flow's velocity or DDPM's v, `B C T H W`."""
     weight: Tensor
-    """The weight of the denoising loss per sample, `B` (1 for flow, 1/(1 - alpha_bar) for v)."""
+    """The weight of the squared error of `target` per sample, `B`: 1 in both families (see CogVideoXBackbone)."""
 
 
 @dataclass(kw_only=True)

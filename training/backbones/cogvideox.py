@@ -64,7 +64,9 @@ class CogVideoXBackbone(Backbone):
     def _noise(self, latent: Tensor, t: Tensor, eps: Tensor) -> Noised:
         alpha_bar = self._alpha_bar(t)
         a, s = (x.to(latent.dtype).view(-1, 1, 1, 1, 1) for x in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt()))
-        return Noised(noisy=a * latent + s * eps, target=a * eps - s * latent, weight=(1 / (1 - alpha_bar)).float())
+        # The models' own training weighs the error of x0 by 1 / (1 - alpha_bar); x0 moves by -s for every unit of v, so that is
+        # the plain error of v.
+        return Noised(noisy=a * latent + s * eps, target=a * eps - s * latent, weight=torch.ones_like(alpha_bar).float())
 
     def predict(self, noisy: Tensor, t: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         dit = self._part("dit")

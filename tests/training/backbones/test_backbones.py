@@ -79,6 +79,23 @@ def test_cogvideox_schedule_is_the_published_one(shift):
     noised = backbone.noise(latent, t, eps=eps)
     torch.testing.assert_close(noised.noisy, theirs.add_noise(latent, eps, t), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(noised.target, theirs.get_velocity(latent, eps, t), rtol=1e-4, atol=1e-4)
+    # The loss the models were trained with: the error of x0 over 1 - alpha_bar.
+    answer = torch.randn_like(latent)
+    ours = noised.weight * (answer - noised.target).square().mean(dim=(1, 2, 3, 4))
+    published = (theirs.get_velocity(answer, noised.noisy, t) - latent).square().mean(dim=(1, 2, 3, 4))
+    torch.testing.assert_close(ours, (published / (1 - theirs.alphas_cumprod[t])).float(), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.comfy
+@pytest.mark.parametrize(("heads", "right"), [(48, True), (30, False)])
+def test_comfyui_has_the_schedule_of_the_5b_models_alone(comfy, heads, right):
+    """What the recipes' page says of CogVideoX-2B: ComfyUI samples it without the SNR shift that the model was trained with."""
+    from comfy import model_base, supported_models
+
+    config = supported_models.CogVideoX_T2V({"image_model": "cogvideox", "num_attention_heads": heads})
+    sigmas = model_base.model_sampling(config, model_base.ModelType.V_PREDICTION_DDPM).sigmas[:-1].double()
+    trained = alphas_cumprod(1.0 if heads == 48 else 3.0)[:-1]
+    assert torch.allclose(1 / (1 + sigmas**2), trained, rtol=1e-3, atol=1e-5) == right
 
 
 def test_tap_sees_the_block_and_its_gradient(backbone):
