@@ -7,7 +7,7 @@
     python3 dev.py bench    runs a benchmark by its name in benchmarks/, or all; further arguments go to it
 
 Needs Python 3.10 or newer and nothing else. Everything it makes lies in .venv, .comfyui, .bench and output; a second run goes
-on where the first one stopped. COMFYUI_PATH names an installation to use instead of downloading one.
+on where the first one stopped. COMFYUI_PATH, or --comfyui FOLDER, names an installation to use instead of downloading one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from devtools import comfyui, environment
-from devtools.server import ComfyServer
+from devtools.server import ComfyServer, claim_port
 from devtools.shell import BenchError, explain, say
 
 ROOT = Path(__file__).resolve().parent
@@ -54,6 +54,24 @@ class Bench:
     def environment(self, **more: str) -> dict[str, str]:
         """The environment variables that what we start finds its ComfyUI by."""
         return {**os.environ, "COMFYUI_PATH": str(self.comfyui.path), **more}
+
+
+def benchmarks() -> dict[str, Path]:
+    """Every script of benchmarks/ by its name."""
+    return {path.stem: path for path in sorted((ROOT / "benchmarks").glob("*.py"))}
+
+
+def check(options: argparse.Namespace, rest: list[str]) -> None:
+    """Raises BenchError for a command line that cannot work, before minutes are spent on preparing."""
+    comfyui.named(options.comfyui)
+    if options.command == "ui":
+        if rest:
+            raise BenchError(f"ui does not know {' '.join(rest)}: see dev.py --help.")
+        claim_port(options.port)
+    scripts = benchmarks()
+    name = rest[0] if rest and not rest[0].startswith("-") else "run"
+    if options.command == "bench" and name not in scripts:
+        raise BenchError(f"bench needs the name of a benchmark, one of {', '.join(scripts)}; its arguments follow.")
 
 
 def prepare(options: argparse.Namespace, rest: list[str]) -> Bench:
@@ -98,8 +116,6 @@ def has_accelerator(python: Path) -> bool:
 
 
 def run_ui(bench: Bench) -> int:
-    if bench.rest:
-        raise BenchError(f"ui does not know {' '.join(bench.rest)}: see dev.py --help.")
     server = ComfyServer(
         python=bench.python,
         comfyui=bench.comfyui.path,
@@ -119,11 +135,9 @@ def run_ui(bench: Bench) -> int:
 
 def run_bench(bench: Bench) -> int:
     """`bench NAME ...` runs benchmarks/NAME.py; without a name, benchmarks/run.py."""
-    scripts = {path.stem: path for path in sorted((ROOT / "benchmarks").glob("*.py"))}
+    scripts = benchmarks()
     named = bool(bench.rest) and bench.rest[0] in scripts
     name, rest = (bench.rest[0], bench.rest[1:]) if named else ("run", bench.rest)
-    if name not in scripts:
-        raise BenchError(f"bench needs the name of a benchmark, one of {', '.join(scripts)}; its arguments follow.")
     return subprocess.call([str(bench.python), str(scripts[name]), *rest], cwd=ROOT, env=bench.environment())
 
 
@@ -135,7 +149,8 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=style, allow_abbrev=False)
     parser.add_argument("command", choices=COMMANDS)
     releases = ", ".join(comfyui.RELEASES)
-    parser.add_argument("--comfyui", metavar="VERSION", help=f"ComfyUI release: {releases} (default: {comfyui.DEFAULT_VERSION})")
+    known = f"a release ({releases}; default: {comfyui.DEFAULT_VERSION}) or the folder of an installation of yours"
+    parser.add_argument("--comfyui", metavar="VERSION|FOLDER", help=f"which ComfyUI to use: {known}")
     parser.add_argument("--port", type=int, default=8188, help="port of `ui` (default: 8188)")
     return parser.parse_known_args(argv)
 
@@ -145,6 +160,7 @@ def main(argv: list[str] | None = None) -> int:
     options, rest = parse(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a server is stopped then, too
     try:
+        check(options, rest)
         return COMMANDS[options.command](prepare(options, rest))
     except BenchError as error:
         print(f"dev.py: {error}", file=sys.stderr)

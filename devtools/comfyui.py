@@ -55,7 +55,7 @@ class Installation:
     version: str
     """As its comfyui_version.py says."""
     own: bool
-    """False for one of ours under .comfyui, True for the user's (COMFYUI_PATH)."""
+    """False for one of ours under .comfyui, True for the user's (COMFYUI_PATH, or the folder --comfyui names)."""
 
 
 def installation_at(path: Path, own: bool) -> Installation:
@@ -88,14 +88,26 @@ def version_key(folder: Path) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", folder.name))
 
 
-def ensure(root: Path, version: str | None, python: Path) -> Installation:
-    """COMFYUI_PATH where it is set and no `version` is asked for; otherwise that release, downloaded where it is missing."""
-    if version is None and os.environ.get("COMFYUI_PATH"):
-        return find(root)
-    release = RELEASES.get(version or DEFAULT_VERSION)
-    if release is None:
+def named(wanted: str | None) -> Release | Installation:
+    """What `wanted` names: one of our releases, or the folder of the user's own ComfyUI.
+
+    Without it COMFYUI_PATH where that is set, else the default release. Raises BenchError; nothing is downloaded to find out.
+    """
+    folder = wanted or os.environ.get("COMFYUI_PATH")
+    if not folder or wanted in RELEASES:
+        return RELEASES[wanted or DEFAULT_VERSION]
+    path = Path(folder).expanduser().resolve()
+    if wanted and not path.is_dir():
         known = ", ".join(RELEASES)
-        raise BenchError(f"ComfyUI {version} is not known here: use one of {known}, or set COMFYUI_PATH to the folder of yours.")
+        raise BenchError(f"ComfyUI {wanted} is not known here: use one of {known}, or the folder of an installation of yours.")
+    return installation_at(path, own=True)
+
+
+def ensure(root: Path, wanted: str | None, python: Path) -> Installation:
+    """The installation that `wanted` names (see `named`); a release is downloaded where it is missing. Raises BenchError."""
+    release = named(wanted)
+    if isinstance(release, Installation):
+        return release
     target = root / ".comfyui" / release.version
     if not target.is_dir():
         archive = download(release, root / ".bench" / "downloads", python)
@@ -186,7 +198,8 @@ def base_folder(root: Path, installation: Installation, folder: Path) -> Path:
         if installation.own:
             models = installation.path / "models"
             kinds = sorted(path.name for path in models.iterdir() if path.is_dir()) if models.is_dir() else []
-            lines = ["comfyui:", f"  base_path: '{models.as_posix()}'", *(f"  {kind}: {kind}" for kind in kinds)]
+            quoted = models.as_posix().replace("'", "''")  # YAML's way to write an apostrophe
+            lines = ["comfyui:", f"  base_path: '{quoted}'", *(f"  {kind}: {kind}" for kind in kinds)]
             (folder / "extra_model_paths.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as error:
         raise BenchError(f"making the folder {folder} failed: {explain(str(error)) or error}.") from error

@@ -267,7 +267,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> None:
-    """The whole demo. Raises BenchError, and OSError where a file cannot be written; server and training have ended then."""
+    """The whole demo. Raises BenchError, and OSError where a file cannot be written; server and training have ended then.
+
+    Where only the training on real clips failed, files and table are printed first.
+    """
     options.out.mkdir(parents=True, exist_ok=True)
     training = None
     try:
@@ -280,10 +283,22 @@ def run(options: argparse.Namespace) -> None:
             demo.draw_heatmaps(3)
             measured = demo.measure(options.clips)
             demo.say("waiting for the training to end")
-            demo.files += training.wait()
+            failure = None
+            try:
+                demo.files += training.wait()
+            except BenchError as error:  # said at the end: the measured clips took minutes, and stand without it
+                failure = error
     finally:
         if training is not None:
             training.stop()
+    report(demo, measured)
+    if failure is not None:
+        raise failure
+
+
+def report(demo: Demo, measured: dict[Arm, Measured]) -> None:
+    """Prints the files and the table, and keeps the table as one more file. Raises OSError."""
+    options = demo.options
     lines = list(table_of(measured, min(options.batch, options.clips)))
     (options.out / "table.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     say("\nfiles:")

@@ -261,6 +261,8 @@ def claim_port(port: int) -> int:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
+        except OverflowError as error:
+            raise BenchError(f"there is no port {port}: choose one from 1 to 65535 with --port.") from error
         except OSError as error:
             raise BenchError(f"port {port} is taken ({error.strerror}): choose another one with --port.") from error
         return probe.getsockname()[1]

@@ -120,6 +120,22 @@ def test_unknown_release_names_the_known_ones(tmp_path: Path) -> None:
         comfyui.ensure(tmp_path, "0.1.0", Path(sys.executable))
 
 
+def test_folder_of_ones_own_comfyui_is_used_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By --comfyui as by COMFYUI_PATH, and the one that was typed wins."""
+    for name in ("typed", "exported"):
+        (tmp_path / name / "comfy").mkdir(parents=True)
+        (tmp_path / name / "main.py").touch()
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path / "exported"))
+    found = comfyui.ensure(tmp_path, str(tmp_path / "typed"), Path("/no/such/python"))
+    assert (found.path, found.own) == (tmp_path / "typed", True)
+    assert comfyui.ensure(tmp_path, None, Path("/no/such/python")).path == tmp_path / "exported"
+    assert comfyui.named("0.24.1") == comfyui.RELEASES["0.24.1"]
+    with pytest.raises(BenchError, match="is not a ComfyUI installation"):
+        comfyui.named(str(tmp_path))
+    monkeypatch.delenv("COMFYUI_PATH")
+    assert comfyui.named(None) == comfyui.RELEASES[comfyui.DEFAULT_VERSION]
+
+
 def test_find_prefers_the_version_then_the_users_then_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
     assert comfyui.find(tmp_path) is None
@@ -163,6 +179,16 @@ def test_pack_is_copied_where_links_are_not_allowed(tmp_path: Path, monkeypatch:
     comfyui.link_pack(root, target)
     assert (target / "nodes" / "lamo.py").read_text() == "changed"
     assert left_in(target) == ["nodes"]
+
+
+def test_models_are_found_in_a_folder_with_an_apostrophe(tmp_path: Path) -> None:
+    import yaml
+
+    (tmp_path / "Anna's" / "models" / "vae").mkdir(parents=True)
+    installation = Installation(tmp_path / "Anna's", "1.2.3", own=True)
+    base = comfyui.base_folder(tree(tmp_path / "root"), installation, tmp_path / "base")
+    paths = yaml.safe_load((base / "extra_model_paths.yaml").read_text())
+    assert paths == {"comfyui": {"base_path": (tmp_path / "Anna's" / "models").as_posix(), "vae": "vae"}}
 
 
 def test_own_installation_keeps_its_models(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -247,3 +248,22 @@ def test_training_that_fails_says_its_own_last_words(tmp_path: Path, monkeypatch
         training.wait()
     training.stop()
     assert "second" not in training.log.read_text()
+
+
+def test_table_is_printed_although_the_training_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The clips took minutes to make; the training may fail for lack of ComfyUI's template packages."""
+    monkeypatch.setattr(demo, "ComfyServer", lambda **_: contextlib.nullcontext())
+    monkeypatch.setattr(demo.Demo, "run_workflows", lambda self: None)
+    monkeypatch.setattr(demo.Demo, "draw_heatmaps", lambda self, count: None)
+    monkeypatch.setattr(demo.Demo, "measure", lambda self, clips: measured_with((0.0, 0.125, -0.25)))
+    failing = [sys.executable, "-c", "raise SystemExit('no clip of the template packages matches')"]
+    monkeypatch.setattr(demo, "training_commands", lambda *_: [failing])
+    assert demo.main(["--comfyui", "c", "--base", "b", "--out", str(tmp_path / "out"), "--clips", "4"]) == 1
+    shown = capsys.readouterr()
+    table = (tmp_path / "out" / "table.txt").read_text()
+    assert table in shown.out
+    assert demo.ARMS[1].name in table
+    assert "demo: training on real clips failed: no clip of the template packages matches" in shown.err
+    assert shown.err.count("\n") == 1

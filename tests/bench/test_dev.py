@@ -58,6 +58,38 @@ def test_taken_port_ends_ui_with_a_sentence(root: Path, tmp_path: Path) -> None:
     assert result.stderr.count("\n") == 1
 
 
+UNPREPARED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import dev
+dev.ROOT = Path(sys.argv[2])
+dev.prepare = lambda options, rest: sys.exit("prepared first")
+sys.exit(dev.main(sys.argv[3:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("ui", "--prot", "1"), "ui does not know --prot 1"),
+        (("ui", "--port", "70000"), "there is no port 70000"),
+        (("bench", "drfit"), "bench needs the name of a benchmark, one of drift, run"),
+        (("demo", "--comfyui", "0.1.0"), "ComfyUI 0.1.0 is not known here"),
+        (("test", "--comfyui", "/"), "/ is not a ComfyUI installation"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_installed(root: Path, tmp_path: Path, words: tuple, said: str) -> None:
+    (tmp_path / "benchmarks").mkdir()
+    for name in ("drift", "run"):
+        (tmp_path / "benchmarks" / f"{name}.py").touch()
+    command = [*BARE, "-c", UNPREPARED, str(root), str(tmp_path), *words]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"dev.py: {said}")
+    assert result.stderr.count("\n") == 1
+
+
 def test_dead_server_ends_ui_with_its_last_words_and_its_log(root: Path, tmp_path: Path) -> None:
     stand_in(tmp_path, "print('ImportError: no av'); raise SystemExit(3)")
     result = run_prepared(root, tmp_path, "ui", "--port", "0")

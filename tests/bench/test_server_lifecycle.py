@@ -91,6 +91,9 @@ def test_taken_port_is_named() -> None:
             claim_port(port)
     assert claim_port(port) == port
     assert claim_port(0) > 0
+    for port in (-1, 70000):
+        with pytest.raises(BenchError, match=f"there is no port {port}: choose one from 1 to 65535"):
+            claim_port(port)
 
 
 def test_requests_do_not_go_through_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
