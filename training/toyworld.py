@@ -44,6 +44,7 @@ WORDS = ("small", "large", "thin", "thick", "left", "right", "up", "above", "bel
 SHAPED_BY = {
     "vae": ("vae_width",),
     "decoder": ("vae_width",),
+    "latents": ("seed", "wrong", "vae_width"),
     "base": ("clips", "wrong", "layers", "batch", "shift", "drop_prompt", "ema"),
 }
 """Which settings a stage's run depends on, beside its seed and rate: it goes on with the same ones alone. The number of steps may
@@ -78,7 +79,7 @@ class ToyWorldConfig:
     vae_rate: float = 1.5e-3
     """Peak learning rate of the VAE, falling along a cosine."""
 
-    clips: int = 2048
+    clips: int = 4096
     """Clips in the mixture the base model is trained on."""
     wrong: float = 0.5
     """Share of them with corrupted dynamics."""
@@ -88,7 +89,7 @@ class ToyWorldConfig:
 
     layers: int = 6
     """Transformer blocks, 128 channels each."""
-    base_steps: int = 40000
+    base_steps: int = 64000
     """Steps of the base model."""
     batch: int = 16
     """Clips per step of the base model."""
@@ -395,27 +396,40 @@ def fit_latent_scale(vae: nn.Module, clips: Tensor) -> None:
 # --- the mixture's latents ---
 
 
-@torch.no_grad()
 def encode_mixture(config: ToyWorldConfig, vae: nn.Module) -> tuple[Tensor, list[str]]:
     """Latents (N,16,9,8,8) in model scaling and prompts of the training mixture; kept in the run folder, in parts, so that it
-    can be resumed."""
+    can be resumed. Raises RunError where the folder holds parts of another mixture."""
     backbone, latents, prompts = WanBackbone(latent_space="toy", vae=vae), [], []
     part, progress = 256, ProgressLine("toy world: latents")
     for start in range(0, config.clips, part):
-        path = config.out / "latents" / f"{start:06}.safetensors"
-        try:
-            state, info = load_weights(path, "toy_latents")
-        except WeightsError:
-            clips, texts, _ = mixture(min(part, config.clips - start), config.seed * 1_000_003 + 7 + start, config.wrong)
-            state = {"latents": torch.cat([backbone.encode_video(chunk) for chunk in clips.split(8)])}
-            info = WeightsInfo(kind="toy_latents", latent_space="toy", config={"prompts": texts})
-            with saving(str(path), "the parts before are intact"):
-                save_weights(path, state, info)
-        latents.append(state["latents"])
-        prompts += info.config["prompts"]
-        progress.show(min(1.0, (start + part) / config.clips), f"{min(start + part, config.clips)} clips")
+        count = min(part, config.clips - start)
+        encoded, texts = mixture_part(config, backbone, start, count)
+        latents.append(encoded)
+        prompts += texts
+        progress.show((start + count) / config.clips, f"{start + count} clips")
     progress.close()
     return torch.cat(latents), prompts
+
+
+@torch.no_grad()
+def mixture_part(config: ToyWorldConfig, backbone: WanBackbone, start: int, count: int) -> tuple[Tensor, list[str]]:
+    """`count` clips of the mixture from `start` on: their latents and prompts, from the run folder where they are kept there."""
+    path = config.out / "latents" / f"{start:06}.safetensors"
+    settings = {key: getattr(config, key) for key in SHAPED_BY["latents"]}
+    try:
+        state, info = load_weights(path, "toy_latents")
+    except WeightsError:  # not there, or cut short
+        state = None
+    if state is not None and len(state["latents"]) == count:
+        stored = {key: info.config[key] for key in settings if key in info.config}
+        if changed := differing(stored, settings) if stored else "":
+            raise RunError(f"{path.parent} holds latents of another mixture ({changed}): give those again, or another --out.")
+        return state["latents"], info.config["prompts"]
+    clips, prompts, _ = mixture(count, config.seed * 1_000_003 + 7 + start, config.wrong)
+    state = {"latents": torch.cat([backbone.encode_video(chunk) for chunk in clips.split(8)])}
+    with saving(str(path), "the parts before are intact"):
+        save_weights(path, state, WeightsInfo(kind="toy_latents", latent_space="toy", config={"prompts": prompts, **settings}))
+    return state["latents"], prompts
 
 
 # --- base model ---

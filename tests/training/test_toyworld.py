@@ -18,6 +18,7 @@ from latent_physics.training.toyworld import (
     ToyWorldConfig,
     build_vae,
     decode_unclamped,
+    encode_mixture,
     fit_latent_scale,
     forget_the_past,
     run_steps,
@@ -121,6 +122,21 @@ def test_a_checkpoint_that_says_nothing_of_its_settings_goes_on(tmp_path):
     fit(tmp_path, 3, seed=5)
     assert read_info(path).config["seed"] == 5
     assert read_info(path).recipe["progress"] == {"step": 3}
+
+
+def test_latents_are_encoded_once_and_only_reused_for_the_same_mixture(tmp_path, vae):
+    config = ToyWorldConfig(out=tmp_path, clips=2)
+    latents, prompts = encode_mixture(config, vae)
+    assert latents.shape == (2, 16, 9, 8, 8)
+    assert len(prompts) == 2
+    path = tmp_path / "latents" / "000000.safetensors"
+    written = path.stat().st_mtime_ns
+    assert torch.equal(encode_mixture(config, vae)[0], latents)
+    assert path.stat().st_mtime_ns == written
+    longer, texts = encode_mixture(dataclasses.replace(config, clips=3), vae)
+    assert longer.shape[0] == len(texts) == 3
+    with pytest.raises(RunError, match=r"holds latents of another mixture \(wrong 0.5 -> 0.25\)"):
+        encode_mixture(dataclasses.replace(config, clips=3, wrong=0.25), vae)
 
 
 TWO = """
