@@ -32,7 +32,7 @@ CLUES: dict[str, tuple[str, ...]] = {
     "thermal": ("heat", "glow", "plate"),
     "optical": ("light", "lamp"),
 }
-"""Words that give a world away, the most telling worlds first."""
+"""How words begin that give a world away, the most telling worlds first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +58,8 @@ def describe(world: World, scene: Scene, rng: np.random.Generator) -> str:
 def understand(prompt: str) -> Request:
     """Reads world, colours (in order of mention) and direction out of free text."""
     text = prompt.lower()
-    world = next((name for name, clues in CLUES.items() if any(clue in text for clue in clues)), None)
     words = re.findall(r"[a-z]+", text)
+    world = next((name for name, clues in CLUES.items() if any(word.startswith(clues) for word in words)), None)
     colours = tuple(dict.fromkeys(word for word in words if word in COLOURS))
     directions = ("counterclockwise", "clockwise", "left", "right", "up", "above", "below", "middle")
     return Request(world=world, colours=colours, direction=next((word for word in words if word in directions), None))

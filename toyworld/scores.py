@@ -57,7 +57,8 @@ class Scores:
 def score(clips: Tensor, worlds: str | Sequence[str]) -> Tensor:
     """Law score per clip, `B` float32 in [0,1]: 1 for real clips, 0 for the same clips with their frames shuffled.
 
-    clips (B,3,T,64,64) in [0,1]; worlds: one name for all clips, or one per clip. Raises ValueError for another shape or world.
+    clips (B,3,T,64,64) in [0,1]; worlds: one name for all clips, or one per clip. Raises ValueError for another shape or world,
+    and for NaN.
     """
     found = []
     for frames, world in _pairs(clips, worlds):
@@ -114,6 +115,8 @@ def _pairs(clips: Tensor, worlds: str | Sequence[str]) -> list[tuple[np.ndarray,
     names = [worlds] * len(clips) if isinstance(worlds, str) else list(worlds)
     if len(names) != len(clips):
         raise ValueError(f"{len(names)} worlds were named for {len(clips)} clips; name one, or one each.")
+    if not torch.isfinite(clips).all():
+        raise ValueError("the clips hold NaN or infinite values, so they have no score: look at what made them.")
     frames = clips.detach().float().cpu().movedim(2, 1).numpy()
     return [(clip, world_named(name)) for clip, name in zip(frames, names)]
 

@@ -7,6 +7,7 @@ or killed, goes on where it was when the same command is given again.
 from __future__ import annotations
 
 import gc
+import hashlib
 import queue
 import re
 import shutil
@@ -220,9 +221,8 @@ def plan(clips: Sequence[Path], config: CacheConfig, form: Format, report: Cache
         "tokens": config.tokens,
         "store": config.store,
         "backbone": config.backbone,
-        "source": config.source or [config.vae, config.text],
+        "source": encoders_of(config),
     }
-
     listed = listed_captions(config)
     known = {match[2]: match[1] for path in config.out.glob("*.safetensors") if (match := CACHED_NAME.match(path.name))}
 
@@ -250,6 +250,15 @@ def plan(clips: Sequence[Path], config: CacheConfig, form: Format, report: Cache
         else:
             jobs[job.source_hash] = job
     return list(jobs.values())
+
+
+def encoders_of(config: CacheConfig) -> object:
+    """What names the encoders in a clip's key. The toy world's come with the pack and change with it, so their content does."""
+    if config.backbone != "toy" or config.source or config.vae:
+        return config.source or [config.vae, config.text]
+    from .backbones import TOY_WEIGHTS
+
+    return [hashlib.sha256((TOY_WEIGHTS / f"toy_{part}.safetensors").read_bytes()).hexdigest() for part in ("vae", "text")]
 
 
 def listed_captions(config: CacheConfig) -> dict[Path, str]:

@@ -138,8 +138,10 @@ class Clips:
         names: Sequence[str],
         groups: Sequence[str],
         latent_space: str,
+        keys: Sequence[str] = (),
     ) -> None:
-        """`latents`: tensors `C T H W`, or the files they lie in; `conds` `N D`. Raises DatasetError where shapes disagree."""
+        """`latents`: tensors `C T H W`, or the files they lie in; `conds` `N D`; `keys`: what decided each clip's content, where
+        it is known. Raises DatasetError where shapes disagree."""
         for name, shape in zip(names, shapes):
             if shape[0] != shapes[0][0] or tuple(shape[2:]) != tuple(shapes[0][2:]):
                 sizes = f"{name} is {_words(shape)} and {names[0]} is {_words(shapes[0])}"
@@ -147,6 +149,7 @@ class Clips:
         self.latents = list(latents)
         self.conds = conds
         self.names, self.groups, self.latent_space = list(names), list(groups), latent_space
+        self.keys = list(keys)
         self.lengths = [shape[1] for shape in shapes]
         self.channels, self.size, self.cond_dim = shapes[0][0], (shapes[0][2], shapes[0][3]), conds.shape[1]
 
@@ -195,6 +198,7 @@ class Clips:
             names=[path.name for path in paths],
             groups=[info.recipe["source_hash"] for info in infos],
             latent_space=spaces[0],
+            keys=[info.recipe["key"] for info in infos],
         )
         clips.check_finite()
         return clips
@@ -258,11 +262,11 @@ class Clips:
                 raise DatasetError(f"{name} holds values that are not finite; cache it again, in float32.")
 
     def fingerprint(self) -> str:
-        """A hash of which clips these are; a resumed run must go on with the same."""
+        """A hash of which clips these are and how they were cached; a resumed run must go on with the same."""
         digest = hashlib.blake2b(digest_size=8)
         for name, length in zip(self.names, self.lengths):
             digest.update(f"{name}:{length}\n".encode())
-        digest.update(f"{self.latent_space} {self.channels} {self.size} {self.cond_dim}".encode())
+        digest.update("\n".join([f"{self.latent_space} {self.channels} {self.size} {self.cond_dim}", *self.keys]).encode())
         return digest.hexdigest()
 
     def split(self, fraction: float, seed: int) -> tuple[list[int], list[int]]:

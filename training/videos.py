@@ -52,7 +52,7 @@ def find_clips(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
         if not path.exists():
             raise VideoError(f"{path} does not exist.")
         if path.is_dir():
-            found.update(_clips_in(path))
+            found.update(_clips_in(path, set()))
         elif path.suffix.lower() in FILM_SUFFIXES | ANIMATION_SUFFIXES:
             found.add(path)
         else:
@@ -65,8 +65,14 @@ def find_clips(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return sorted(found)
 
 
-def _clips_in(folder: Path) -> Iterator[Path]:
-    """Clips of one folder and those below it; dot files (the resource forks macOS leaves) are not looked at."""
+def _clips_in(folder: Path, seen: set[Path]) -> Iterator[Path]:
+    """Clips of one folder and those below it; dot files (the resource forks macOS leaves) are not looked at.
+
+    `seen` holds the folders that were looked at: one that links lead to again, perhaps from inside itself, is taken once.
+    """
+    if folder.resolve() in seen:
+        return
+    seen.add(folder.resolve())
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     films = [entry for entry in entries if entry.is_file() and entry.suffix.lower() in FILM_SUFFIXES | ANIMATION_SUFFIXES]
     yield from films
@@ -74,7 +80,7 @@ def _clips_in(folder: Path) -> Iterator[Path]:
         yield folder
     for entry in entries:
         if entry.is_dir():
-            yield from _clips_in(entry)
+            yield from _clips_in(entry, seen)
 
 
 def caption_of(clip: Path) -> tuple[str, str]:

@@ -226,14 +226,15 @@ class MotionPriorGuidance:
             gradient, loss = guidance_gradient(work, self.predictor, cond, self.lag, self.chunk)
             edit = self._edit(gradient, work, step)
             edited = work + edit
-            self._refuse_nan(x0, edited, step)
+            guided = edited.to(x0.dtype)
+            self._refuse_nan(x0, guided, step)
             if self.trace is not None:
                 after = self._loss(edited, cond) if measure else None
                 self._record(step, True, loss, after, edit.flatten(1).norm(dim=1) / work.flatten(1).norm(dim=1).clamp(min=1e-12))
         if self.edit == "noisy":
             step.noisy.add_(edit.to(step.noisy))
             return x0
-        return edited.to(x0.dtype)
+        return guided
 
     def is_active(self, step: SamplingStep) -> bool:
         """The indicator of eq 9, s >= (1 - rho) S, with a margin for 1 - 0.7 not being 0.3 in binary."""

@@ -50,6 +50,8 @@ def load_predictor(
         raise WeightsError(f"{name} says that its lag is {lag!r}; it must be a whole number of latent frames, at least 1.")
     arguments = {key: info.config.get(key) for key in ("channels", "cond_dim", "width", "blocks", "order")}
     try:
+        if isinstance(arguments["blocks"], int) and arguments["blocks"] > len(state):  # before so many blocks are built
+            raise ValueError(f"blocks is {arguments['blocks']}, but the file holds {len(state)} tensors")
         with torch.device("meta"):
             expected = {key: tuple(value.shape) for key, value in MotionFieldPredictor(**arguments).state_dict().items()}
         _compare(expected, {key: tuple(value.shape) for key, value in state.items()})

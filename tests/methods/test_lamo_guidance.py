@@ -253,6 +253,13 @@ def test_nan_and_overflow():
         guide.correct(x0, make_step(x0, torch.full((1,), 1e10)))
 
 
+def test_what_half_precision_cannot_hold_is_refused():
+    x0 = torch.randn(1, 3, 6, 4, 4).half()
+    guide = MotionPriorGuidance(make_predictor(dtype=torch.float32), scale=1e5)  # finite in float32, infinite in float16
+    with pytest.raises(ValueError, match="lower the strength"):
+        guide.correct(x0, make_step(x0, torch.ones(1)))
+
+
 @pytest.mark.parametrize(
     "bad", [{"scale": -1.0}, {"scale": float("nan")}, {"active": 1.5}, {"lag": 0}, {"max_ratio": -0.5}, {"edit": "eps"}]
 )

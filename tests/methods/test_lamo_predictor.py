@@ -186,6 +186,7 @@ def test_broken_files_are_refused(tmp_path):
     }
     info = predictor_info(MotionFieldPredictor(4, 6, width=8, blocks=1), "toy")
     odd = {"other sizes": {"width": 16}, "huge": {"width": 10**7}, "no number": {"blocks": "many"}, "no lag": {"lag": 0}}
+    odd["more blocks than could ever be built"] = {"blocks": 10**12}
     for name, config in odd.items():
         weights.save_weights(tmp_path / "made", state, dataclasses.replace(info, config={**info.config, **config}))
         cases[name] = (tmp_path / "made").read_bytes()

@@ -109,3 +109,23 @@ def test_empty_clips_score_zero():
         bare = torch.from_numpy(world.background)[None, :, None].expand(1, 3, 33, 64, 64)
         assert toyworld.score(bare, name).item() < 0.05
         assert toyworld.score(torch.rand(1, 3, 33, 64, 64, generator=torch.Generator().manual_seed(0)), name).item() < 0.35
+
+
+def test_words_that_only_hold_a_clue_do_not_count():
+    for prompt, world in {
+        "a nice red ball thrown to the left": "rigid_body",  # no ice
+        "a pink ring of light": "optical",  # no ink
+        "two slices of bread": None,
+    }.items():
+        assert understand(prompt).world == world
+
+
+def test_clips_that_are_not_finite_have_no_score(real):
+    clips, prompts = real["fluid"]
+    broken = clips.clone()
+    broken[1, 0, 3, 5, 5] = float("nan")
+    for measure in (toyworld.score, toyworld.dynamic_degree):
+        with pytest.raises(ValueError, match="NaN"):
+            measure(broken, "fluid")
+    with pytest.raises(ValueError, match="NaN"):
+        toyworld.adherence(broken, prompts)

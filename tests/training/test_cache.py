@@ -159,6 +159,21 @@ def test_only_what_changed_is_encoded_again(videos):
     assert shapes == {(3, 3, 2, 2)}
 
 
+def test_new_toy_encoders_encode_everything_again(videos, monkeypatch, tmp_path):
+    """The pack's own weights change with its version, under the same names."""
+    from latent_physics.training import backbones
+
+    run(settings(videos))
+    weights = tmp_path / "weights"
+    shutil.copytree(backbones.TOY_WEIGHTS, weights)
+    monkeypatch.setattr(backbones, "TOY_WEIGHTS", weights)
+    assert run(settings(videos))[0].finished_before == 4
+    (weights / "toy_vae.safetensors").write_bytes(b"another one")
+    before = Clips.from_folder(settings(videos).out).fingerprint()
+    assert len(run(settings(videos))[0].written) == 4
+    assert Clips.from_folder(settings(videos).out).fingerprint() != before, "a resumed training would not notice"
+
+
 def test_a_clip_that_breaks_the_process_costs_only_itself(videos):
     class Dies(Encoder):
         def encode_video(self, video):

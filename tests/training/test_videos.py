@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -205,6 +206,15 @@ def test_finding(tmp_path):
     write_folder(tmp_path / "frames", pictures(3))
     found = videos.find_clips([tmp_path, tmp_path / "b.mp4"])
     assert [path.relative_to(tmp_path).as_posix() for path in found] == ["A.MP4", "b.mp4", "deep/c.webp", "frames"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links take a privilege there")
+def test_links_into_themselves_are_followed_once(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "film.mp4").write_bytes(b"1")
+    for number in range(3):  # followed for ever, three links make more paths than there is time
+        (tmp_path / "a" / f"loop{number}").symlink_to(tmp_path)
+    assert videos.find_clips([tmp_path]) == [tmp_path / "a" / "film.mp4"]
 
 
 def test_finding_nothing_is_one_sentence(tmp_path):
