@@ -242,14 +242,13 @@ class CorrespondenceMap(io.ComfyNode):
     ) -> io.NodeOutput:
         if (encoder is None) == (model is None):
             raise ValueError("Correspondence Map needs either an encoder or a model from Tap Block, and not both.")
+        check_point(images, x, y, frame)
         if encoder is not None:
             clip, found = images, encoder_features(encoder, images)
         else:
             clip, found = tapped_features(model, latent, images)
+            check_point(clip, x, y, frame)
         height, width = clip.shape[1:3]
-        if frame >= len(clip) or y >= height or x >= width:
-            size = f"{len(clip)} frames, {width}x{height}"
-            raise ValueError(f"the point x {x}, y {y}, frame {frame} lies outside a video of {size}.")
         query = (found.index[frame], y * found.grid[1] // height, x * found.grid[2] // width)
         maps = correspondence(found.tokens, found.grid, query, temperature).cpu()
         shown = laid_over(clip, maps, found.index, opacity)
@@ -407,6 +406,13 @@ def tapped_features(
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------------------
+
+
+def check_point(images: Tensor, x: int, y: int, frame: int) -> None:
+    """Raises ValueError where a point lies outside a clip `T H W C`."""
+    count, height, width = images.shape[:3]
+    if frame >= count or y >= height or x >= width:
+        raise ValueError(f"the point x {x}, y {y}, frame {frame} lies outside a video of {count} frames, {width}x{height}.")
 
 
 def laid_over(images: Tensor, maps: Tensor, index: list[int], opacity: float) -> Tensor:

@@ -129,7 +129,9 @@ def export(config: ExportConfig) -> Path:
         "step": info.recipe["progress"]["step"],
         "averaged": averaged,
         "trainer": info.recipe["trainer"],
-        **{key: about[key] for key in ("recipe", "objectives", "base", "tune")},
+        **{key: about[key] for key in ("recipe", "tune")},
+        "objectives": [" ".join(map(without_folder, text.split())) for text in about["objectives"]],
+        "base": without_folder(about["base"]),
         "versions": versions(),
     }
     kind = LORA_KIND if lora else FULL_KIND
@@ -138,6 +140,12 @@ def export(config: ExportConfig) -> Path:
     with saving(out.name, "the checkpoint is safe"):
         write_tensors(out, native, WeightsInfo(kind=kind, latent_space=info.latent_space, config=described, recipe=recipe))
     return out
+
+
+def without_folder(word: str) -> str:
+    """A file's name alone: an exported file is given to others, and need not say where things lie on this disk. Hub ids stay."""
+    key, equals, path = word.rpartition("=")
+    return key + equals + Path(path).name if Path(path).is_absolute() or Path(path).suffix == ".safetensors" else word
 
 
 def versions() -> dict[str, str]:
@@ -154,8 +162,8 @@ def versions() -> dict[str, str]:
 
 
 def read_lora(path: Path, family: str, latent_space: str, tune: TuneConfig) -> dict[str, Tensor]:
-    """A LoRA file's weights under diffusers' names, to go on training it. Raises ExportError where it fits another model or
-    rank."""
+    """A LoRA file's weights under diffusers' names, to go on training it. Raises ExportError where it fits another model, rank
+    or scale."""
     try:
         info = read_info(path)
         if info.latent_space != latent_space:
@@ -166,6 +174,12 @@ def read_lora(path: Path, family: str, latent_space: str, tune: TuneConfig) -> d
     if info.config["rank"] != tune.rank:
         raise ExportError(
             f"{path.name} has rank {info.config['rank']}, the run's LoRA has {tune.rank}; give --rank {info.config['rank']}."
+        )
+    alpha = scaling(tune) * tune.rank
+    found = {value.item() for key, value in native.items() if key.endswith(".alpha")}
+    if odd := [value for value in found if abs(value - alpha) > 1e-3]:
+        raise ExportError(
+            f"{path.name} acts with alpha {odd[0]:g}, the run's LoRA with {alpha:g}; give that --alpha (and its --rslora)."
         )
     return lora_to_diffusers(native, family)
 

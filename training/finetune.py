@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,16 +19,16 @@ from .backbones import Backbone, BackboneError, load_backbone
 from .cache import CacheConfig, CacheError, cache_clips, listed_captions, loaders
 from .export import DTYPES, ExportConfig, ExportError, export, read_lora
 from .objectives import ObjectiveError, TeacherNeed
-from .recipes import RecipeError, load_recipe, names
+from .recipes import RecipeError, names, recipe_in
 from .run import ProgressLine, RunError, StopRequest
 from .teachers import FeatureCache, TeacherError
-from .trainer import Outcome, Run, TrainerConfig, make_accelerator, train
+from .trainer import Outcome, Run, TrainerConfig, check_config, make_accelerator, train
 from .trainer_data import TrainingClips, TrainingDataError, cache_name, prepare_features
 from .trainer_denoise import DenoisingTask
 from .trainer_sample import Samples
 from .trainer_state import fill
 from .trainer_toy import make_toy_clips
-from .trainer_tune import TuneConfig, TuneError, attach, trainable
+from .trainer_tune import TuneConfig, TuneError, attach, check_tune, trainable
 from .videos import VideoError, find_clips
 
 ERRORS = (
@@ -87,7 +88,7 @@ class FinetuneConfig:
     frames: int | None = None
     """Frames per clip, for caching."""
     fps: float | None = None
-    """Frames per second, for caching; must be what the clips were cached with."""
+    """Frames per second at most, for caching; left out, what the family was trained at."""
 
     objectives: list[str] = field(default_factory=list)
     """Objectives, each "kind key=value ...", for example "drift weight=0.4 lag=2"."""
@@ -128,9 +129,10 @@ def finetune(
     )
     if accelerator.is_main_process:
         progress.say(clips.describe())
-        prepare_features(
-            clips, needs, features, videos=config.videos, fps=usual_fps(config), device=accelerator.device, progress=progress
-        )
+    share = (accelerator.process_index, accelerator.num_processes)
+    prepare_features(
+        clips, needs, features, videos=config.videos, device=accelerator.device, progress=progress, share=share
+    )
     accelerator.wait_for_everyone()
     null_tokens = empty_prompt(config) if config.trainer.drop_prompt else None
     backbone = load_dit(config)
@@ -144,9 +146,13 @@ def finetune(
 
 
 def check(config: FinetuneConfig) -> None:
-    """Everything that can be known before anything is loaded. Raises FinetuneError or ObjectiveError."""
+    """Everything that can be known before anything is loaded. Raises FinetuneError, ObjectiveError, RunError or TuneError."""
+    check_config(config.trainer)
+    check_tune(config.tune)
     for text in config.objectives:
-        objectives.parse(text)
+        objectives.check_files(*objectives.parse(text))
+    if config.init and not config.init.is_file():
+        raise FinetuneError(f"init is {config.init}, which does not exist.")
     if config.toy_clips and config.backbone != "toy":
         raise FinetuneError(f"toy_clips are for the toy backbone, not for {config.backbone}; give --videos.")
     if config.data is None and not config.videos and config.captions is None and not config.toy_clips:
@@ -173,6 +179,9 @@ def cache_videos(config: FinetuneConfig, out: Path, stop: StopRequest, progress:
         limit=config.limit, captions=config.captions, tokens=True,
     )  # fmt: skip
     load_text, load_vae = loaders(settings)
+    if config.dit and config.vae:
+        files, device = {"vae": config.vae, "dit": config.dit}, cli.pick_device(settings.device)
+        load_vae = partial(load_backbone, config.backbone, files, parts=("vae",), device=device)
     clips = sorted(listed_captions(settings)) if config.captions else find_clips(config.videos)
     cache_clips(clips[: config.limit], settings, load_text, load_vae, stop=stop, progress=progress)
 
@@ -296,7 +305,7 @@ def main(argv: list[str]) -> int:
             argv,
             prog="latent-physics finetune",
             description=f"{FinetuneConfig.__doc__} Recipes: {', '.join(names())}.",
-            defaults=vars(recipe_in(argv) or FinetuneConfig()),
+            defaults=vars(recipe_in(argv, FinetuneConfig) or FinetuneConfig()),
         )
         with StopRequest() as stop:
             outcome, path = finetune(config, stop)
@@ -308,13 +317,3 @@ def main(argv: list[str]) -> int:
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return cli.run_command(command, FinetuneError, *ERRORS)
-
-
-def recipe_in(argv: Sequence[str]) -> FinetuneConfig | None:
-    """The settings of the recipe that the command line names, which its other words then change."""
-    for place, word in enumerate(argv):
-        if word == "--recipe" and place + 1 < len(argv):
-            return load_recipe(argv[place + 1], FinetuneConfig)
-        if word.startswith("--recipe="):
-            return load_recipe(word.partition("=")[2], FinetuneConfig)
-    return None

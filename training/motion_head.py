@@ -15,10 +15,11 @@ from ..methods.moalign import FLOW_SIZE, MotionHead, flow_loss
 from ..methods.weights import WeightsError, WeightsInfo, load_weights, save_weights
 from . import cli
 from .objectives import TeacherNeed
+from .recipes import RecipeError, names, recipe_in
 from .run import ProgressLine, RunError, StopRequest, saving
 from .teachers import FeatureCache, TeacherError, load_raft
-from .trainer import Outcome, Run, Task, TrainerConfig, train
-from .trainer_data import FrameSource, TrainingClips, TrainingDataError, cache_name, prepare_features
+from .trainer import Outcome, Run, Task, TrainerConfig, check_config, make_accelerator, train
+from .trainer_data import FrameSource, TrainingClips, TrainingDataError, cache_name, prepare_features, weights_name
 from .trainer_state import KIND as CHECKPOINT
 from .videos import VideoError
 
@@ -44,12 +45,14 @@ def paper_settings() -> TrainerConfig:
 class MotionHeadConfig:
     """Trains MoAlign's motion head; a fine-tune then aligns with it: soft_trd motion_head=THE_FILE."""
 
-    data: Path
+    recipe: str = ""
+    """A recipe that comes with the pack, or a JSON file; everything given after it on the command line wins."""
+    about: str = ""
+    """Where the recipe's numbers come from."""
+    data: Path | None = None
     """Clips cached by `latent-physics cache`: the same folder as the fine-tune's."""
     videos: list[Path] = field(default_factory=list)
     """The videos they were made of: the teacher and RAFT look at pixels."""
-    fps: float = 0.0
-    """As the clips were cached with (8 for cogvideox, 16 for wan, unless it was set)."""
     out: Path = Path("runs/motion-head")
     """Folder of the run; motion_head.safetensors is the result."""
     features: Path | None = None
@@ -129,28 +132,33 @@ class FlowTask(Task):
 def train_motion_head(
     config: MotionHeadConfig, stop: StopRequest | None = None, progress: ProgressLine | None = None
 ) -> tuple[Outcome, Path]:
-    """Runs stage 1; returns what `train` returns and the file. Raises RunError, TeacherError, TrainingDataError or
-    WeightsError."""
+    """Runs stage 1; returns what `train` returns and the file. Raises RunError, TeacherError, TrainingDataError,
+    VideoError or WeightsError."""
     progress = progress or ProgressLine("motion head")
     settings = config.trainer
+    if config.data is None:
+        raise TrainingDataError("there is nothing to train on; give --data, a folder that latent-physics cache made.")
+    check_config(settings)
+    accelerator = make_accelerator(settings)
     clips = TrainingClips(config.data, batch=settings.batch, seed=settings.seed, held_out=settings.held_out, limit=config.limit)
     need = TeacherNeed(name=config.teacher, source=config.source)
     cache = FeatureCache(config.features or config.data / "features")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    prepare_features(clips, [need], cache, videos=config.videos, fps=config.fps, device=device, progress=progress)
-    first = cache.read(cache_name(need), clips.entries[0].identity)["features"]
+    share = (accelerator.process_index, accelerator.num_processes)
+    places = {"device": accelerator.device, "progress": progress, "share": share}
+    prepare_features(clips, [need], cache, videos=config.videos, **places)
     size = (config.flow_height, config.flow_width)
-    flow = f"flow {config.raft} {size[0]}x{size[1]}"
-    prepare_flow(clips, cache, flow, config, size, device, progress)
+    flow = f"flow {weights_name(Path(config.raft)) or config.raft} {size[0]}x{size[1]}"
+    prepare_flow(clips, cache, flow, config, size, **places)
+    accelerator.wait_for_everyone()
+    first = cache.read(cache_name(need), clips.entries[0].identity)["features"]
     sizes = {"channels": first.shape[0], "hidden": config.hidden, "motion": config.motion, "size": list(size)}
     torch.manual_seed(settings.seed)
     head = MotionHead(**sizes)
     about = {"recipe": "motion head", "sizes": sizes, "teacher": need.key, "raft": config.raft}
-    outcome = train(
-        Run(config=settings, task=FlowTask(head, clips, cache, cache_name(need), flow, about), out=config.out), stop, progress
-    )
+    task = FlowTask(head, clips, cache, cache_name(need), flow, about)
+    outcome = train(Run(config=settings, task=task, out=config.out, accelerator=accelerator), stop, progress)
     path = config.out / "motion_head.safetensors"
-    if not outcome.stopped:
+    if not outcome.stopped and accelerator.is_main_process:
         save_head(outcome.checkpoint, path)
     return outcome, path
 
@@ -161,15 +169,16 @@ def prepare_flow(
     name: str,
     config: MotionHeadConfig,
     size: tuple[int, int],
-    device: str,
+    device: str | torch.device,
     progress: ProgressLine,
+    share: tuple[int, int] = (0, 1),
 ) -> None:
-    """Flow of every clip that has none yet, between the teacher's feature frames: two video frames apart, the first one left
-    out."""
-    missing = [entry for entry in clips.entries if not cache.has(name, entry.identity)]
+    """Flow `2 F-1 h w` of every clip of this process's share that has none yet, between the teacher's feature frames: two video
+    frames apart, the first one left out."""
+    missing = [entry for entry in clips.entries[share[0] :: share[1]] if not cache.has(name, entry.identity)]
     if not missing:
         return
-    frames = FrameSource(clips.folder, config.videos, config.fps)
+    frames = FrameSource(clips.folder, config.videos)
     for entry in missing:
         frames.check(entry)
     raft = load_raft(config.raft, device)
@@ -195,7 +204,13 @@ def main(argv: list[str]) -> int:
     """The command. Returns the exit status."""
 
     def command() -> int:
-        config = cli.parse(MotionHeadConfig, argv, prog="latent-physics motion-head", description=MotionHeadConfig.__doc__ or "")
+        config = cli.parse(
+            MotionHeadConfig,
+            argv,
+            prog="latent-physics motion-head",
+            description=f"{MotionHeadConfig.__doc__} Recipes: {', '.join(names(stage_one=True))}.",
+            defaults=vars(recipe_in(argv, MotionHeadConfig, stage_one=True) or MotionHeadConfig()),
+        )
         with StopRequest() as stop:
             outcome, path = train_motion_head(config, stop)
         if outcome.stopped:
@@ -205,4 +220,4 @@ def main(argv: list[str]) -> int:
         return 0
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return cli.run_command(command, RunError, TeacherError, TrainingDataError, VideoError, WeightsError)
+    return cli.run_command(command, RecipeError, RunError, TeacherError, TrainingDataError, VideoError, WeightsError)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from ..kernels.drift import drift_loss, motion_drift
 from ..methods import ldo, moalign, relational
-from ..methods.weights import WeightsError, load_weights
+from ..methods.weights import WeightsError, load_weights, read_info
 from .backbones import Activation
+from .teachers import NAMES as TEACHERS
 
 
 class ObjectiveError(ValueError):
@@ -193,8 +194,6 @@ class DriftObjective(Objective):
 
     def __init__(self, settings: DriftSettings, **_: Any) -> None:
         super().__init__(settings)
-        check(settings.target in ("mean", "dense"), "drift", "target", settings.target, "mean or dense")
-        check(settings.scale in ("relative", "raw"), "drift", "scale", settings.scale, "relative or raw")
 
     def forward(self, view: StepView) -> Tensor:
         s: DriftSettings = self.settings
@@ -315,10 +314,6 @@ class MtsaObjective(AlignObjective):
 
     kind = "mtsa"
 
-    def __init__(self, settings: MtsaSettings, **sizes: int) -> None:
-        check(0 < settings.keep <= 1, "mtsa", "keep", settings.keep, "above 0 and at most 1")
-        super().__init__(settings, **sizes)
-
     def forward(self, view: StepView) -> Tensor:
         s: MtsaSettings = self.settings
         mask = relational.top_share(view.features[self.teachers[0].key]["exact_saliency"], s.keep)
@@ -331,7 +326,6 @@ class PdaObjective(AlignObjective):
     kind = "pda"
 
     def __init__(self, settings: PdaSettings, **sizes: int) -> None:
-        check(0 < settings.context < 1, "pda", "context", settings.context, "between 0 and 1")
         super().__init__(settings, **sizes)
         self.teachers = (TeacherNeed(name=settings.teacher, source=settings.source, context=settings.context),)
 
@@ -379,7 +373,48 @@ def parse(text: str) -> tuple[str, Settings]:
         if not equals or key not in types:
             raise ObjectiveError(f"{pair!r} is not a setting of the objective {kind}; it has {', '.join(types)}.")
         values[key] = _value(kind, key, word, types[key])
-    return kind, settings(**values)
+    made = settings(**values)
+    check_values(kind, made)
+    return kind, made
+
+
+LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
+    **dict.fromkeys(("weight", "margin"), (lambda value: 0 <= value < math.inf, "at least 0")),
+    **dict.fromkeys(("start", "ramp", "stop", "block"), (lambda value: value >= 0, "at least 0")),
+    **dict.fromkeys(("lag", "stride", "hidden"), (lambda value: value >= 1, "at least 1")),
+    "temperature": (lambda value: 0 < value < math.inf, "above 0"),
+    "decay": (lambda value: value > 0, "above 0, or inf"),
+    "keep": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "context": (lambda value: 0 < value < 1, "between 0 and 1"),
+}
+"""What numbers a setting takes, in code and in words."""
+CHOICES = {"target": ("mean", "dense"), "scale": ("relative", "raw"), "teacher": TEACHERS}
+"""What words a setting takes."""
+
+
+def check_values(kind: str, settings: Settings) -> None:
+    """Raises ObjectiveError for a value that makes no sense, before anything is loaded."""
+    for key, value in vars(settings).items():
+        if key in LIMITS:
+            fits, words = LIMITS[key]
+            check(fits(value), kind, key, value, words)
+        if key in CHOICES:
+            check(value in CHOICES[key], kind, key, value, f"{', '.join(CHOICES[key][:-1])} or {CHOICES[key][-1]}")
+    if isinstance(settings, PdaSettings):
+        worlds = [name for name in TEACHERS if "vjepa" in name]
+        check(settings.teacher in worlds, kind, "teacher", settings.teacher, f"one that predicts: {' or '.join(worlds)}")
+
+
+def check_files(kind: str, settings: Settings) -> None:
+    """Raises ObjectiveError where the motion head that an objective names is missing or something else."""
+    path = getattr(settings, "motion_head", None)
+    if path is None:
+        return
+    try:
+        found = read_info(path).kind
+    except WeightsError as error:
+        raise ObjectiveError(f"{error} Make it with: latent-physics motion-head.") from error
+    check(found == "motion_head", kind, "motion_head", path, f"a motion head's file, and this one holds a {found}")
 
 
 def _value(kind: str, key: str, word: str, spec: dataclasses.Field) -> Any:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +125,8 @@ class TrainingClips:
         count = max(1, round(held_out * len(films))) if held_out > 0 else 0
         if count >= len(films):
             raise TrainingDataError(
-                f"there is {len(films)} film; holding {count} out for validation leaves none to train on: cache more."
+                f"the clips come from {len(films)} film(s); holding {count} out for validation leaves none to train on: cache "
+                "more."
             )
         chosen = {films[index] for index in np.random.default_rng(self.seed).permutation(len(films))[:count]}
         held = [index for index, entry in enumerate(self.entries) if entry.info.source_hash in chosen]
@@ -217,26 +219,27 @@ def prepare_features(
     cache: FeatureCache,
     *,
     videos: Sequence[str | os.PathLike[str]] = (),
-    fps: float = 0.0,
     device: str | torch.device = "cpu",
     progress: ProgressLine | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> None:
     """Makes the features that are not on disk yet. Pixels come from `videos` (found by content) or the cache's own `frames`
-    folder.
+    folder. `share` (number, count): which part of the clips this process sees to, of how many.
 
-    Raises TrainingDataError where a clip's video is not there, and what loading a teacher raises.
+    Raises TrainingDataError where a clip's video is not there or too short, and what loading a teacher raises.
     """
     for need in needs:
         name = cache_name(need)
-        missing = [entry for entry in clips.entries if not cache.has(name, entry.identity)]
+        missing = [entry for entry in clips.entries[share[0] :: share[1]] if not cache.has(name, entry.identity)]
         if not missing:
             continue
-        frames = FrameSource(clips.folder, videos, fps)
+        frames = FrameSource(clips.folder, videos)
         for entry in missing:
             frames.check(entry)
         teacher = load_teacher(need.name, need.source, device)
         if need.context and not isinstance(teacher, VJEPATeacher):
             raise TrainingDataError(f"{need.name} has no predictor; predictive dynamics alignment needs vjepa2 or toy_vjepa2.")
+        check_length(min(missing, key=lambda entry: entry.info.frames), need, teacher.patch[0])
         for done, entry in enumerate(missing):
             tensors = features_of(teacher, frames.read(entry), need)
             with saving("a teacher's features", "those made so far are safe"):
@@ -245,11 +248,33 @@ def prepare_features(
                 progress.show((done + 1) / len(missing), f"{need.name} features, {done + 1}/{len(missing)} clips")
 
 
+def check_length(entry: Entry, need: TeacherNeed, tubelet: int) -> None:
+    """Raises TrainingDataError where a clip is too short for what is compared: two feature frames, and one seen before them
+    where they are predicted."""
+    found, least = (entry.info.frames - 1) // tubelet, 3 if need.context else 2
+    if found < least:
+        raise TrainingDataError(
+            f"{entry.info.source} has {entry.info.frames} frames; {need.name} needs clips of at least {1 + least * tubelet} here."
+        )
+
+
 def cache_name(need: TeacherNeed) -> str:
-    """What a need's features are cached under: the weights' content where they are a file here, their name otherwise."""
+    """What a need's features are cached under: the weights' content where they are on this disk, their name otherwise."""
     path = Path(need.source) if need.source else TOY_WEIGHTS / f"{need.name}.safetensors"
-    weights = content_hash(path) if path.is_file() else (need.source or "default")
-    return f"{need.name}, {weights}, context {need.context:g}"
+    return f"{need.name}, {weights_name(path) or need.source or 'default'}, context {need.context:g}"
+
+
+def weights_name(path: Path) -> str | None:
+    """The content of a weights file, or of the weights and the configuration in a folder; None where there is neither."""
+    files = [path] if path.is_file() else [*sorted(path.glob("*.safetensors")), *sorted(path.glob("config.json"))]
+    stats = [(file, file.stat()) for file in files]
+    return "+".join(_content_of(file, stat.st_mtime_ns, stat.st_size) for file, stat in stats) or None
+
+
+@lru_cache(maxsize=64)
+def _content_of(path: Path, changed: int, size: int) -> str:
+    """`content_hash`, read once for a file that does not change: every batch asks for it."""
+    return content_hash(path)
 
 
 def features_of(teacher: Teacher, video: Tensor, need: TeacherNeed) -> dict[str, Tensor]:
@@ -268,10 +293,10 @@ def features_of(teacher: Teacher, video: Tensor, need: TeacherNeed) -> dict[str,
 
 
 class FrameSource:
-    """Finds the pixels of cached clips again."""
+    """Finds the pixels of cached clips again, at the rate they were cached with."""
 
-    def __init__(self, folder: Path, videos: Sequence[str | os.PathLike[str]], fps: float) -> None:
-        self.folder, self.fps = folder / "frames", fps
+    def __init__(self, folder: Path, videos: Sequence[str | os.PathLike[str]]) -> None:
+        self.folder = folder / "frames"
         self.paths = {content_hash(path): path for path in find_clips(videos)} if videos else {}
 
     def check(self, entry: Entry) -> None:
@@ -293,16 +318,14 @@ class FrameSource:
         try:
             for window in self._windows(self.paths[info.source_hash], info):
                 if window.index == info.window:
-                    if abs(window.start - info.start) > 1e-3:
+                    if abs(window.start - info.start) > 1e-3 or abs(window.fps - info.fps) > 0.01:
                         break
                     return torch.from_numpy(window.frames).permute(3, 0, 1, 2).float() / 255
         except VideoError as error:
             raise TrainingDataError(
-                f"{info.source} cannot be cut as it was when it was cached ({error}); give the same --fps as then."
+                f"{info.source} cannot be cut as it was when it was cached ({error}); cache it again."
             ) from error
-        raise TrainingDataError(
-            f"{info.source} cannot be cut as it was when it was cached; give the same --fps as then."
-        )
+        raise TrainingDataError(f"{info.source} cannot be cut as it was when it was cached; cache it again.")
 
     def _windows(self, path: Path, info: ClipInfo) -> Iterator:
-        return windows(path, frames=info.frames, width=info.width, height=info.height, fps=self.fps, limit=0)
+        return windows(path, frames=info.frames, width=info.width, height=info.height, fps=info.fps_limit, limit=0)

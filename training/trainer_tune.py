@@ -35,6 +35,14 @@ class TuneConfig:
     usual ones."""
 
 
+def check_tune(config: TuneConfig) -> None:
+    """Raises TuneError for settings that do not make sense; the targets are looked at with the model."""
+    if config.mode == "lora" and (config.rank < 1 or not config.alpha > 0 or not 0 <= config.dropout < 1):
+        raise TuneError(
+            f"rank {config.rank}, alpha {config.alpha} and dropout {config.dropout} do not make a LoRA; 64, 64 and 0 would."
+        )
+
+
 def attach(backbone: Backbone, config: TuneConfig, seed: int = 0) -> None:
     """Makes what `config` names trainable, in float32. Raises TuneError where the rank is bad or a target names no layer."""
     dit = backbone.dit
@@ -45,10 +53,7 @@ def attach(backbone: Backbone, config: TuneConfig, seed: int = 0) -> None:
         return
     from peft import LoraConfig
 
-    if config.rank < 1 or config.alpha <= 0 or not 0 <= config.dropout < 1:
-        raise TuneError(
-            f"rank {config.rank}, alpha {config.alpha} and dropout {config.dropout} do not make a LoRA; 64, 64 and 0 would."
-        )
+    check_tune(config)
     targets = check_targets(
         dit, [word.strip() for word in config.targets.split(",") if word.strip()] or list(backbone.lora_targets)
     )

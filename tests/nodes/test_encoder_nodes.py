@@ -243,6 +243,8 @@ def test_map_says_what_is_missing(models, wan, sample, conditioning):
         execute(encoders.TapBlock, model=wan, block=2, step=1)
     with pytest.raises(ValueError, match="either an encoder or a model"):
         execute(encoders.CorrespondenceMap, **point)
+    with pytest.raises(ValueError, match="lies outside a video of 17 frames"):  # told before the encoder runs: this one cannot
+        execute(encoders.CorrespondenceMap, encoder=object(), **{**point, "frame": 17})
     with pytest.raises(ValueError, match="no latent"):
         execute(encoders.CorrespondenceMap, model=wan, **point)
     with pytest.raises(ValueError, match="without Tap Block"):

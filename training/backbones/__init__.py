@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,10 @@ def load_backbone(
 
     `family`: "wan", "cogvideox" or "toy". `source`: a diffusers folder or hub id, a mapping of part -> native safetensors file
     ("dit", "vae", "text", and "tokenizer" where the text file has none), or None for the family's smallest model. `parts`: which
-    of "vae", "text", "dit" to load. `fp8_storage` keeps the transformer's weights in float8 and computes in `dtype` (diffusers'
-    layerwise casting), for LoRA on a small card. Raises BackboneError where something is missing or does not fit.
+    of "vae", "text", "dit" to load; a CogVideoX "dit" file in the mapping also says which scale a "vae" file's latents have, as
+    those of 2B and 5B are told apart by nothing else. `fp8_storage` keeps the transformer's weights in float8 and computes in
+    `dtype` (diffusers' layerwise casting), for LoRA on a small card. Raises BackboneError where something is missing or does
+    not fit.
     """
     parts = tuple(parts)
     if family not in FAMILIES:
@@ -76,8 +78,9 @@ def _assemble(family: str, pieces: dict[str, Any], device: str | torch.device, d
             backbone.text_length = getattr(pieces.get("text"), "length", TOY_TEXT_LENGTH)
         return backbone
     dit, vae = pieces.get("dit"), pieces.get("vae")
-    if dit is not None:
-        five = cogvideox.is_five_billion(dit.config.num_attention_heads)
+    heads = dit.config.num_attention_heads if dit is not None else pieces.get("heads")
+    if heads is not None:
+        five = cogvideox.is_five_billion(heads)
     else:
         five = vae is not None and abs(vae.config.scaling_factor - 0.7) < 1e-3
     return CogVideoXBackbone(latent_space="cogvideox1.5" if five else "cogvideox", snr_shift=1.0 if five else 3.0, **common)
@@ -103,12 +106,12 @@ def _from_diffusers(
     pieces: dict[str, Any] = {}
     try:
         if "vae" in parts:
-            pieces["vae"] = vae_type.from_pretrained(source, subfolder="vae", torch_dtype=vae_dtype)
+            pieces["vae"] = vae_type.from_pretrained(source, subfolder="vae", torch_dtype=vae_dtype, use_safetensors=True)
         if "text" in parts:
-            encoder = text_type.from_pretrained(source, subfolder="text_encoder", dtype=dtype)
+            encoder = text_type.from_pretrained(source, subfolder="text_encoder", dtype=dtype, use_safetensors=True)
             pieces["text"] = T5Text(encoder, from_tokenizer(AutoTokenizer.from_pretrained(source, subfolder="tokenizer")))
         if "dit" in parts:
-            pieces["dit"] = dit_type.from_pretrained(source, subfolder="transformer", torch_dtype=dtype)
+            pieces["dit"] = dit_type.from_pretrained(source, subfolder="transformer", torch_dtype=dtype, use_safetensors=True)
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise BackboneError(f"{source} could not be loaded as a diffusers {family} model: {reason}") from error
@@ -139,17 +142,18 @@ def _from_files(
             pieces["vae"] = _fill(diffusers.AutoencoderKLCogVideoX, {}, state, paths["vae"], vae_dtype)
         else:
             state = _convert(state, WanBackbone.vae_keys, paths["vae"])
-            pieces["vae"] = _fill(
-                diffusers.AutoencoderKLWan, wan.vae_config(to_native(state, wan.WAN_VAE)), state, paths["vae"], vae_dtype
-            )
+            config = _sizes(wan.vae_config, to_native(state, wan.WAN_VAE), paths["vae"])
+            pieces["vae"] = _fill(diffusers.AutoencoderKLWan, config, state, paths["vae"], vae_dtype)
     if "dit" in paths:
         state = _read(paths["dit"])
         keys = cogvideox.COGVIDEOX_DIT if cog else wan.WAN_DIT
         state = _convert(state, keys, paths["dit"])
-        config = (cogvideox if cog else wan).dit_config(to_native(state, keys))
+        config = _sizes((cogvideox if cog else wan).dit_config, to_native(state, keys), paths["dit"])
         state.pop("patch_embed.pos_embedding", None)  # A fixed table, which diffusers computes.
         dit_type = diffusers.CogVideoXTransformer3DModel if cog else diffusers.WanTransformer3DModel
         pieces["dit"] = _fill(dit_type, config, state, paths["dit"], dtype)
+    elif cog and "vae" in paths and "dit" in source:
+        pieces["heads"] = _heads(Path(source["dit"]))
     if "text" in paths:
         if family == "toy":
             pieces["text"] = _toy_text(paths["text"], dtype)
@@ -177,6 +181,28 @@ def _convert(state: dict[str, torch.Tensor], keys: Any, path: Path) -> dict[str,
         return to_diffusers(state, keys) if is_native(state, keys) else state
     except KeyMapError as error:
         raise BackboneError(f"{path.name} does not fit this family: {error}") from error
+
+
+def _heads(path: Path) -> int:
+    """Attention heads of a CogVideoX transformer file, of which only one tensor is looked at. Raises BackboneError."""
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            name = next((key for key in file.keys() if strip_prefix(key) == "patch_embed.proj.weight"), None)  # noqa: SIM118
+            if name is None:
+                raise BackboneError(f"{path.name} is not a CogVideoX transformer: it has no 'patch_embed.proj.weight'.")
+            return file.get_slice(name).get_shape()[0] // 64
+    except (safetensors.SafetensorError, OSError) as error:
+        raise BackboneError(f"{path.name} is not a readable safetensors file ({error}).") from error
+
+
+def _sizes(config_of: Callable[[Mapping[str, torch.Tensor]], dict[str, Any]], state: dict[str, torch.Tensor], path: Path) -> Any:
+    """A model's arguments read off its tensors. Raises BackboneError where some of those are missing, as in a LoRA's file."""
+    try:
+        return config_of(state)
+    except (KeyError, ValueError) as error:
+        raise BackboneError(f"{path.name} is not a whole model: it has no {error}; a LoRA goes to --init.") from error
 
 
 def _fill(

@@ -77,10 +77,14 @@ def from_native_file(path: Path, tokenizer: str | Path | None, dtype: torch.dtyp
     Sizes are read off the tensors. umT5 files carry their tokenizer; T5 needs `tokenizer` (a folder or hub id).
     Raises BackboneError where the file is scaled fp8, no T5, or lacks its tokenizer.
     """
+    import safetensors
     import safetensors.torch
     from transformers import AutoTokenizer, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
-    state = safetensors.torch.load_file(path)
+    try:
+        state = safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise BackboneError(f"{path.name} is not a readable safetensors file ({error}).") from error
     if any(key.endswith(("scale_weight", "weight_scale")) for key in state):
         raise BackboneError(f"{path.name} is an fp8-scaled text encoder, which only ComfyUI reads; use the fp16 or bf16 file.")
     bias = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"

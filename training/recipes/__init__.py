@@ -1,4 +1,5 @@
-"""Recipes: settings of a fine-tune with each paper's numbers, one JSON file each, read strictly into typed settings."""
+"""Recipes: settings of a fine-tune, or of MoAlign's first stage, with each paper's numbers, one JSON file each, read
+strictly into typed settings."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,19 +20,34 @@ class RecipeError(ValueError):
     """A recipe cannot be used. The message is one sentence for the user."""
 
 
-def names() -> list[str]:
-    """The recipes that come with the pack."""
-    return sorted(path.stem for path in FOLDER.glob("*.json"))
+STAGE_ONE = "-stage1"
+"""How the names of `latent-physics motion-head`'s recipes end; the others are `latent-physics finetune`'s."""
 
 
-def load_recipe(name: str, config: type[Config]) -> Config:
+def names(stage_one: bool = False) -> list[str]:
+    """The recipes that come with the pack: for fine-tuning, or for MoAlign's first stage."""
+    return sorted(path.stem for path in FOLDER.glob("*.json") if path.stem.endswith(STAGE_ONE) == stage_one)
+
+
+def recipe_in(argv: Sequence[str], config: type[Config], stage_one: bool = False) -> Config | None:
+    """The settings of the recipe that a command line names, which its other words then change. Raises RecipeError."""
+    for place, word in enumerate(argv):
+        if word == "--recipe" and place + 1 < len(argv):
+            return load_recipe(argv[place + 1], config, stage_one)
+        if word.startswith("--recipe="):
+            return load_recipe(word.partition("=")[2], config, stage_one)
+    return None
+
+
+def load_recipe(name: str, config: type[Config], stage_one: bool = False) -> Config:
     """A recipe by name, or from a JSON file of one's own, as the dataclass `config`.
 
     Raises RecipeError for an unknown name, a file that is no JSON, an unknown key, or a value of the wrong type.
     """
-    path = FOLDER / f"{name}.json" if name in names() else Path(name)
+    known = names(stage_one)
+    path = FOLDER / f"{name}.json" if name in known else Path(name)
     if not path.is_file():
-        raise RecipeError(f"recipe {name!r} is unknown; choose one of {', '.join(names())}, or give a JSON file.")
+        raise RecipeError(f"recipe {name!r} is unknown; choose one of {', '.join(known)}, or give a JSON file.")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

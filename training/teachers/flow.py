@@ -52,6 +52,7 @@ def load_raft(source: str | os.PathLike[str] = "raft_large", device: str | torch
 
     Raises TeacherError where it cannot be loaded.
     """
+    import safetensors
     import safetensors.torch
     from torchvision.models import optical_flow
 
@@ -66,8 +67,11 @@ def load_raft(source: str | os.PathLike[str] = "raft_large", device: str | torch
     path = Path(source)
     if not path.is_file() or path.suffix != ".safetensors":
         raise TeacherError(f"{source} is neither raft_large, raft_small nor a safetensors file.")
-    state = safetensors.torch.load_file(path)
-    small = state["feature_encoder.convnormrelu.0.weight"].shape[0] == 32
-    model = (optical_flow.raft_small if small else optical_flow.raft_large)(weights=None)
-    model.load_state_dict(state)
+    try:
+        state = safetensors.torch.load_file(path)
+        small = state["feature_encoder.convnormrelu.0.weight"].shape[0] == 32
+        model = (optical_flow.raft_small if small else optical_flow.raft_large)(weights=None)
+        model.load_state_dict(state)
+    except (safetensors.SafetensorError, OSError, KeyError, RuntimeError) as error:
+        raise TeacherError(f"{path.name} does not hold torchvision's RAFT weights ({reason_of(error)}).") from error
     return RaftFlow(model, f"raft {path.name}", device)

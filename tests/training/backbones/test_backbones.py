@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
+from latent_physics.training import backbones
 from latent_physics.training.backbones import BackboneError, load_backbone
 from latent_physics.training.backbones.cogvideox import CogVideoXBackbone, alphas_cumprod
 from latent_physics.training.backbones.wan import WanBackbone
@@ -248,6 +249,33 @@ def test_toy_backbone_is_wan_with_a_text_encoder_of_its_own(tmp_path):
     torch.testing.assert_close(*out)
     with pytest.raises(BackboneError, match="native files"):
         load_backbone("toy", tmp_path)
+
+
+@pytest.mark.parametrize(("width", "space"), [(30 * 64, "cogvideox"), (48 * 64, "cogvideox1.5")])
+def test_the_transformer_says_which_scale_a_cogvideox_vae_file_has(width, space, tmp_path, monkeypatch):
+    """A VAE file is the same for 2B and 5B, but its latents are not scaled alike."""
+    monkeypatch.setattr(backbones, "_fill", lambda model_type, *args: tiny.cog_vae())
+    save_file({"x": torch.zeros(1)}, tmp_path / "vae.safetensors")
+    save_file({"model.diffusion_model.patch_embed.proj.weight": torch.zeros(width, 16, 2, 2)}, tmp_path / "dit.safetensors")
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("vae", "dit")}
+    assert load_backbone("cogvideox", files, parts=("vae",)).latent_space == space
+    (tmp_path / "dit.safetensors").write_bytes(b"x")
+    with pytest.raises(BackboneError, match="not a readable safetensors"):
+        load_backbone("cogvideox", files, parts=("vae",))
+
+
+@pytest.mark.parametrize("family", ["wan", "cogvideox"])
+def test_a_lora_is_no_transformer_and_rubbish_is_no_file(family, tmp_path):
+    key = "diffusion_model.blocks.0.self_attn.q" if family == "wan" else "diffusion_model.blocks.0.q"
+    save_file({f"{key}.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "lora.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"x")
+    for part, name, message in (
+        ("dit", "lora", "lora.safetensors is not a whole model"),
+        ("dit", "broken", "broken.safetensors is not a readable"),
+        ("text", "broken", "broken.safetensors is not a readable"),
+    ):
+        with pytest.raises(BackboneError, match=message):
+            load_backbone(family, {part: tmp_path / f"{name}.safetensors"}, parts=(part,))
 
 
 def test_fp8_storage_computes_with_the_rounded_weights(tmp_path):

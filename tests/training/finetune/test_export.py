@@ -12,7 +12,15 @@ import torch
 from latent_physics.methods.weights import read_info
 from latent_physics.training.backbones.cogvideox import COGVIDEOX_DIT
 from latent_physics.training.backbones.keys import WAN_DIT, to_native
-from latent_physics.training.export import ExportConfig, ExportError, export, lora_to_diffusers, position_table, read_lora
+from latent_physics.training.export import (
+    ExportConfig,
+    ExportError,
+    export,
+    lora_to_diffusers,
+    position_table,
+    read_lora,
+    without_folder,
+)
 from latent_physics.training.run import ProgressLine
 from latent_physics.training.trainer import train
 from latent_physics.training.trainer_tune import TuneConfig, attach
@@ -96,13 +104,20 @@ def test_the_file_says_how_it_was_made_and_goes_on(tmp_path):
         json.loads(file.metadata()["latent_physics"])
     state = load_file(path)
     assert all(value.item() == 12 for key, value in state.items() if key.endswith(".alpha"))
-    again = read_lora(path, "wan", "toy", TuneConfig(rank=4))
+    again = read_lora(path, "wan", "toy", TuneConfig(rank=4, alpha=12))
     values = {key.replace(".default.", "."): value for key, value in run.task.backbone.dit.named_parameters() if "lora_" in key}
     assert again.keys() == values.keys()
     raw = load_file(export(ExportConfig(run=tmp_path / "run", out=tmp_path / "raw.safetensors", raw=True)))
     for key, value in lora_to_diffusers(raw, "wan").items():
         assert torch.equal(value, values[key])
     assert any(not torch.equal(raw[key], state[key]) for key in raw)
+
+
+def test_a_file_does_not_say_where_things_lie():
+    words = ["soft_trd", "weight=0.5", "motion_head=/home/someone/head.safetensors"]
+    assert [without_folder(word) for word in words] == ["soft_trd", "weight=0.5", "motion_head=head.safetensors"]
+    assert without_folder("models/dit.safetensors") == "dit.safetensors"
+    assert without_folder("THUDM/CogVideoX-2b") == "THUDM/CogVideoX-2b"
 
 
 def test_position_table_is_the_models_own():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import io
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from latent_physics.training.run import ProgressLine, read_log
 from latent_physics.training.trainer import train
 from latent_physics.training.trainer_tune import TuneConfig
 from safetensors.torch import load_file
+from two_processes import free_port
 
 RECIPES = Path(recipes.__file__).parent
 DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
@@ -27,11 +27,8 @@ without_deepspeed = pytest.mark.skipif(not DEEPSPEED, reason="deepspeed, an opti
 
 def launch(recipe: str, *arguments: object) -> list[str]:
     """Lines that two processes print, started as the recipe's first line says, with --num_processes 2."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(RECIPES / f"{recipe}.yaml")]
-    command += ["--num_processes", "2", "--main_process_port", port, str(Path(__file__).with_name("launched.py"))]
+    command += ["--num_processes", "2", "--main_process_port", str(free_port()), str(Path(__file__).with_name("launched.py"))]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run([*command, *map(str, arguments)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny
@@ -166,6 +168,14 @@ def test_weights_follow_their_schedule():
         ("tsa block=9", "block of the objective tsa is 9; it must be 0 to 1"),
         ("mtsa block=0 keep=0", "keep of the objective mtsa is 0.0"),
         ("drift target=sparse", "it must be mean or dense"),
+        ("drift lag=0", "lag of the objective drift is 0; it must be at least 1"),
+        ("drift weight=inf", "weight of the objective drift is inf"),
+        ("tsa block=0 temperature=0", "temperature of the objective tsa is 0.0; it must be above 0"),
+        ("soft_trd block=0 decay=-1", "decay of the objective soft_trd is -1.0; it must be above 0, or inf"),
+        ("repa block=0 stride=0", "stride of the objective repa is 0"),
+        ("repa block=0 teacher=dino", "teacher of the objective repa is 'dino'; it must be videomae, vjepa2, toy_videomae or"),
+        ("pda block=0 context=1", "context of the objective pda is 1.0; it must be between 0 and 1"),
+        ("pda block=0 teacher=videomae", "it must be one that predicts: vjepa2 or toy_vjepa2"),
         ("soft_trd block=0 motion_head=no.safetensors", "no.safetensors does not exist"),
     ],
 )
@@ -236,11 +246,18 @@ def test_missing_videos_and_damaged_features_are_told(tmp_path):
         ({"data": None}, "there is nothing to train on"),
         ({"source": "x"}, "dit and source name two models"),
         ({"tune": TuneConfig(mode="full"), "fp8_storage": True}, "fp8_storage is for a LoRA"),
+        ({"objectives": ["soft_trd block=0 motion_head=no.safetensors"]}, "no.safetensors does not exist"),
+        ({"init": Path("no.safetensors")}, "init is no.safetensors, which does not exist"),
+        ({"tune": TuneConfig(rank=0)}, "rank 0"),
+        ({"trainer": TrainerConfig(beta2=1.0)}, "beta2 is 1.0"),
+        ({"trainer": TrainerConfig(precision="fp16")}, "fp16, which needs a CUDA GPU"),
         ({"objectives": ["drift lag=3"]}, "the shortest clip has 3 latent frames, too few for a drift at lag 3"),
     ],
 )
 def test_bad_commands_are_one_sentence(changes, message, tmp_path):
-    with pytest.raises((FinetuneError, ObjectiveError), match=message):
+    if "fp16" in message and torch.cuda.is_available():
+        pytest.skip("fp16 runs on this GPU")
+    with pytest.raises((FinetuneError, *command.ERRORS), match=message):
         finetune(settings(tmp_path, **changes), progress=quiet())
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
 
@@ -264,6 +281,53 @@ def test_motion_head_learns_flow_and_serves_stage_two(tmp_path, monkeypatch):
     text = f"soft_trd block=1 stride=1 motion_head={path}"
     finetune(settings(tmp_path, objectives=[text]), progress=quiet())
     assert math.isfinite(read_log(tmp_path / "run" / "log.csv")[-1]["soft_trd"])
+
+
+def test_stage_one_has_recipes_with_the_papers_numbers(tmp_path, capsys):
+    assert names(stage_one=True) == ["moalign-2b-stage1", "moalign-wan-stage1", "toy-stage1"]
+    recipe = load_recipe("moalign-2b-stage1", stage_one.MotionHeadConfig, stage_one=True)
+    t = recipe.trainer
+    assert (t.steps, t.batch, t.rate, t.weight_decay, t.validate_every) == (50_000, 128, 1e-4, 1e-3, 1000)
+    assert (t.beta1, t.beta2) == (0.9, 0.95)
+    assert (recipe.motion, recipe.hidden, recipe.flow_height, recipe.flow_width, t.precision) == (64, 256, 128, 192, "bf16")
+    assert stage_one.main(["--recipe", "toy-stage1"]) == 1
+    assert "there is nothing to train on; give --data" in capsys.readouterr().err
+    assert stage_one.main(["--recipe", "toy-stage1", "--data", str(tmp_path / "none")]) == 1
+    assert "is not a folder" in capsys.readouterr().err
+
+
+def test_clips_too_short_for_a_teacher_are_told_before_any_feature_is_made(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    tiny_run.clips(data, shapes=[(3, 4, 4)] * 2 + [(2, 4, 4)])
+    clips, cache = trainer_data.TrainingClips(data, batch=1, seed=0), FeatureCache(tmp_path / "features")
+    need = TeacherNeed(name="vjepa2", context=0.5)
+    with pytest.raises(TrainingDataError, match=r"clip2\.mp4 has 5 frames; vjepa2 needs clips of at least 7 here"):
+        trainer_data.prepare_features(clips, [need], cache)
+    assert not cache.folder.exists()
+
+
+def test_processes_share_the_teachers_work(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    tiny_run.clips(data, shapes=[(3, 4, 4)] * 3)
+    clips, cache, need = trainer_data.TrainingClips(data, batch=1, seed=0), FeatureCache(tmp_path), TeacherNeed(name="videomae")
+    made = []
+    for number in range(2):
+        trainer_data.prepare_features(clips, [need], cache, share=(number, 2))
+        made.append([cache.has(trainer_data.cache_name(need), entry.identity) for entry in clips.entries])
+    assert made == [[True, False, True], [True, True, True]]
+
+
+def test_features_belong_to_the_weights_they_were_made_with(tmp_path):
+    """Of a file and of a folder: other content is another name, also under the same path."""
+    seen = set()
+    for content in (b"one", b"other"):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        for source in (tmp_path, tmp_path / "model.safetensors"):
+            seen.add(trainer_data.cache_name(TeacherNeed(name="videomae", source=str(source))))
+    assert len(seen) == 2  # one file in a folder is the file
+    assert trainer_data.cache_name(TeacherNeed(name="vjepa2", source="some/hub-id")).startswith("vjepa2, some/hub-id")
 
 
 def test_every_recipe_is_whole():
@@ -360,12 +424,16 @@ def test_frames_of_a_real_clip_come_back_as_they_were_cut(tmp_path):
         source=film.name, source_hash=content_hash(film), key="k", caption="", caption_from="none", window=1, last=True,
         start=cut[1].start, frames=9, width=32, height=32, fps=cut[1].fps,
     )  # fmt: skip
-    source = FrameSource(tmp_path / "none", [film], fps=0)
+    source = FrameSource(tmp_path / "none", [film])
     entry = Entry(path=tmp_path / "x.safetensors", shape=(16, 3, 4, 4), info=info)
     source.check(entry)
     torch.testing.assert_close(source.read(entry), torch.from_numpy(cut[1].frames).permute(3, 0, 1, 2).float() / 255)
+    thinned = next(windows(film, frames=4, width=32, height=32, fps=2, limit=1))
+    slow = replace(info, window=0, start=0.0, frames=4, fps=thinned.fps, fps_limit=2)
+    expected = torch.from_numpy(thinned.frames).permute(3, 0, 1, 2).float() / 255
+    torch.testing.assert_close(source.read(replace(entry, info=slow)), expected)
     with pytest.raises(TrainingDataError, match="cannot be cut as it was"):
-        FrameSource(tmp_path / "none", [film], fps=2).read(entry)
+        source.read(replace(entry, info=replace(slow, fps_limit=0)))  # the same start, other frames
 
 
 def test_objectives_get_names_of_their_own():
@@ -417,6 +485,9 @@ def test_a_lora_goes_on_from_a_file(tmp_path):
     found = {key.replace(".default.", "."): value for key, value in first.dit.named_parameters() if "lora_" in key}
     for key, value in lora_to_diffusers(file, "wan").items():
         torch.testing.assert_close(found[key], value)
+    other = TuneConfig(rank=2, alpha=8)
+    with pytest.raises(command.ExportError, match="acts with alpha 64, the run's LoRA with 8; give that --alpha"):
+        finetune(settings(tmp_path, objectives=[], init=path, tune=other, out=tmp_path / "other"), progress=quiet())
     with pytest.raises(command.ExportError, match="give --rank 2"):
         finetune(settings(tmp_path, objectives=[], init=path, tune=TuneConfig(rank=3), out=tmp_path / "other"), progress=quiet())
 

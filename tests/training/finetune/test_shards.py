@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
+from two_processes import run_two
 
 CODE = """
 import copy
@@ -69,20 +66,5 @@ dist.destroy_process_group()
 
 
 def test_shards_are_gathered_and_spread_again(tmp_path):
-    (tmp_path / "two.py").write_text(CODE)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        str(port),
-        str(tmp_path / "two.py"),
-    ]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("of 2") == 2, done.stdout  # both wrote; their lines may be mixed
+    said = run_two(tmp_path / "two.py", CODE)
+    assert said.count("of 2") == 2, said  # both wrote; their lines may be mixed

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from latent_physics.methods.weights import WeightsError
-from latent_physics.training.teachers import FeatureCache, RaftFlow, TeacherError, VideoMAETeacher, VJEPATeacher, load_teacher
+from latent_physics.training.teachers import (
+    TOY_WEIGHTS,
+    FeatureCache,
+    RaftFlow,
+    TeacherError,
+    VideoMAETeacher,
+    VJEPATeacher,
+    load_raft,
+    load_teacher,
+)
 from latent_physics.training.teachers.base import imagenet
 from safetensors.torch import save_file
 from torchvision.models.optical_flow import raft_small
@@ -99,6 +108,32 @@ def test_raft_gives_the_last_flow_between_tubelets():
     torch.testing.assert_close(flow[:, :, 1], expected, rtol=1e-3, atol=1e-3)
     with pytest.raises(TeacherError, match="at least 128"):
         RaftFlow(model, "tiny").flow(video, size=(64, 64))
+
+
+def test_the_toy_encoders_that_ship_are_small_and_know_something():
+    """The file sizes; and V-JEPA 2 expects of a clip rather its own future than that of another clip of the same world."""
+    from latent_physics.toyworld import mixture
+
+    files = [TOY_WEIGHTS / f"toy_{name}.safetensors" for name in ("videomae", "vjepa2")]
+    assert sum(path.stat().st_size for path in files) <= 8e6
+    clips = torch.cat([mixture(8, seed, 0.0)[0][:, :, 1:33] for seed in (901, 902)])
+    teacher = load_teacher("toy_vjepa2")
+    whole = teacher.features(clips).movedim(1, -1)
+    future = torch.nn.functional.layer_norm(whole, whole.shape[-1:])[:, 10:]
+    expected = teacher.predicted(clips, 10).movedim(1, -1)
+    own, other = ((expected - target).abs().mean() for target in (future, future.roll(8, dims=0)))
+    assert own < other  # by a little: clips of one world share most of what their features say
+    assert load_teacher("toy_videomae").features(clips[:1]).shape == (1, 128, 16, 8, 8)
+
+
+def test_raft_files_that_are_none_are_one_sentence(tmp_path):
+    (tmp_path / "cut.safetensors").write_bytes(b"x")
+    save_file({"other.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    for name in ("cut", "other"):
+        with pytest.raises(TeacherError, match=f"{name}.safetensors does not hold torchvision's RAFT weights"):
+            load_raft(tmp_path / f"{name}.safetensors")
+    with pytest.raises(TeacherError, match="neither raft_large, raft_small nor a safetensors file"):
+        load_raft("raft_medium")
 
 
 def test_a_saved_teacher_comes_back(tmp_path):
