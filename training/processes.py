@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from .run import StopRequest
+from .run import RunError, StopRequest
 
 
 def start(precision: str = "no", accumulate: int = 1, device: str = "auto", handlers: Sequence[Any] = ()) -> Any:
@@ -43,3 +46,50 @@ def mean_row(accelerator: Any, row: Mapping[str, float], columns: Sequence[str])
     pairs = [[row[name], 1.0] if name in row else [0.0, 0.0] for name in columns]
     sums = accelerator.reduce(torch.tensor(pairs, device=accelerator.device), "sum").tolist()
     return {name: total / count for name, (total, count) in zip(columns, sums) if count}
+
+
+# --- DeepSpeed ------------------------------------------------------------------------------------------------------------
+
+
+def deepspeed(accelerator: Any) -> bool:
+    """Whether the launch uses DeepSpeed, which keeps the optimiser's state in shards."""
+    return "DEEPSPEED" in str(accelerator.distributed_type)
+
+
+def tell_deepspeed(accelerator: Any, *, batch: int, accumulate: int, clip: float) -> dict[str, Any]:
+    """Puts what the run's own settings say into DeepSpeed's, which `prepare` reads, and returns those; {} without DeepSpeed."""
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is None:
+        return {}
+    settings = plugin.deepspeed_config
+    settings |= {"train_micro_batch_size_per_gpu": batch, "gradient_accumulation_steps": accumulate, "gradient_clipping": clip}
+    return settings
+
+
+def save_shards(accelerator: Any, folder: Path, step: int) -> None:
+    """Writes DeepSpeed's own checkpoint, which its sharded optimiser needs, under a name that appears when it is whole.
+
+    Every process must call it. `drop_shards` deletes the one before once nothing names it any more.
+    """
+    final, partial = folder / f"{step:06}", folder / f"{step:06}.partial"
+    accelerator.save_state(os.fspath(partial))
+    accelerator.wait_for_everyone()  # every process has written its part
+    if accelerator.is_main_process:
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+    accelerator.wait_for_everyone()
+
+
+def drop_shards(folder: Path, keep: int | None = None) -> None:
+    """Deletes DeepSpeed's checkpoints but the one of step `keep`. For one process only."""
+    for old in folder.glob("*"):
+        if keep is None or old.name != f"{keep:06}":
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def load_shards(accelerator: Any, folder: Path, step: int) -> None:
+    """Brings DeepSpeed's engine to its checkpoint of `step`. Raises RunError where there is none."""
+    path = folder / f"{step:06}"
+    if not path.is_dir():
+        raise RunError(f"{path} is missing; it holds the optimiser's state at that step: begin again with another --out.")
+    accelerator.load_state(os.fspath(path))

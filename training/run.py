@@ -137,15 +137,16 @@ def save_checkpoint(
     config: Mapping[str, Any],
     progress: Mapping[str, Any],
     states: Mapping[str, Mapping[str, Tensor]],
-    optimizer: Optimizer,
+    optimizer: Optimizer | None,
 ) -> None:
     """Writes everything a run needs to go on into one safetensors file, all or nothing.
 
     `states` are named tensor dictionaries (model, ema, ...), `progress` plain JSON values (step, seconds).
-    The optimiser's state is flattened beside them. Raises OSError; an older checkpoint at `path` is intact then.
+    The optimiser's state is flattened beside them; None where it is kept elsewhere. Raises OSError; an older checkpoint at
+    `path` is intact then.
     """
     tensors = {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
-    state = optimizer.state_dict()
+    state = optimizer.state_dict() if optimizer is not None else {"state": {}, "param_groups": []}
     for index, values in state["state"].items():
         tensors |= {f"optimizer/{index}/{key}": torch.as_tensor(value) for key, value in values.items()}
     recipe = {"progress": dict(progress), "groups": state["param_groups"]}
