@@ -56,22 +56,37 @@ class CompareConfig:
 
 def compare(config: CompareConfig, stop: StopRequest, progress: ProgressLine) -> dict[str, dict[str, float]]:
     """Runs what is not done yet; returns means and standard errors by model. Raises what `finetune` raises."""
+    check(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     backbone = load_backbone("toy")
     data = config.out / "data"
     make_toy_clips(data, backbone, config.clips, config.seed + 1, progress=progress)
-    results = {"before": scored(config, config.out / "before.json", backbone, progress)}
+    before = config.out / "before.json"
+    results = {"before": kept(config, before) or scored(config, before, backbone, progress)}
     for name in config.recipes:
         settings = recipe_for(config, name, data)
         saved = config.out / name / "scores.json"
-        if not saved.is_file():
+        found = kept(config, saved)
+        if found is None:
             outcome, _ = finetune(settings, stop, ProgressLine(name, progress.stream))
             if outcome.stopped:
                 break
             load_trained(backbone, settings)
-        results[name] = scored(config, saved, backbone, progress)
+            found = scored(config, saved, backbone, progress)
+        results[name] = found
     return results
+
+
+def check(config: CompareConfig) -> None:
+    """Raises FinetuneError or RecipeError before the first run for what would only fail after it."""
+    if config.prompts < 2:
+        raise FinetuneError(f"prompts is {config.prompts}; a mean with its error needs at least 2.")
+    for name in config.recipes:
+        settings = load_recipe(name, FinetuneConfig)
+        if (settings.backbone, settings.tune.mode) != ("toy", "full"):
+            what = f"a {settings.tune.mode} fine-tune of {settings.backbone}"
+            raise FinetuneError(f"recipe {name} is {what}; comparing works on full fine-tunes of the toy backbone.")
 
 
 def recipe_for(config: CompareConfig, name: str, data: Path) -> FinetuneConfig:
@@ -92,9 +107,7 @@ def load_trained(backbone: Backbone, settings: FinetuneConfig) -> None:
 
 
 def scored(config: CompareConfig, path: Path, backbone: Backbone, progress: ProgressLine) -> dict[str, float]:
-    """Scores of the backbone as it is now, kept in `path`."""
-    if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
+    """Scores of the backbone as it is now, also written to `path` with what they depend on."""
     progress.say(f"scoring {path.parent.name if path.stem == 'scores' else path.stem}")
     backbone.dit.eval()
     prompts, worlds = toy_prompts(config.prompts, config.seed + 10_007)
@@ -105,8 +118,24 @@ def scored(config: CompareConfig, path: Path, backbone: Backbone, progress: Prog
         values[f"{name}_error"] = value.std().item() / len(value) ** 0.5
     with saving(path.name, "the runs are safe"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(values, indent=2).encode())
+        write_atomically(path, json.dumps({**values, "settings": basis(config)}, indent=2).encode())
     return values
+
+
+def basis(config: CompareConfig) -> dict[str, float | None]:
+    """The settings that scores depend on."""
+    names = ("steps", "clips", "prompts", "sampling_steps", "cfg", "seed")
+    return {name: getattr(config, name) for name in names}
+
+
+def kept(config: CompareConfig, path: Path) -> dict[str, float] | None:
+    """Scores of an earlier call with the same settings; None where there are none, so that no table mixes two."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        same = values.pop("settings") == basis(config)
+    except (OSError, ValueError, KeyError):
+        return None
+    return values if same else None
 
 
 def table(results: Mapping[str, Mapping[str, float]]) -> str:

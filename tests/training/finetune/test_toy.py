@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -71,6 +72,22 @@ def test_the_comparison_prints_a_table_and_is_resumed(tmp_path, monkeypatch):
     assert compare.compare(config, StopRequest(), quiet()) == results
     assert {path: path.stat().st_mtime_ns for path in config.out.rglob("*.json")} == scored
     assert compare.toy_recipes()[0] == "toy-plain"
+    more = compare.compare(replace(config, sampling_steps=2), StopRequest(), quiet())  # other scores, not those on disk
+    assert all(more[name] != results[name] for name in results)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"recipes": ["toy-plain", "tsa-2b"]}, "recipe tsa-2b is a full fine-tune of cogvideox; comparing works on full"),
+        ({"recipes": ["toy-none"]}, "'toy-none' is unknown"),
+        ({"prompts": 1}, "prompts is 1"),
+    ],
+)
+def test_what_cannot_be_compared_is_told_before_the_first_run(changes, message, tmp_path):
+    with pytest.raises((compare.FinetuneError, *compare.ERRORS), match=message):
+        compare.compare(compare.CompareConfig(out=tmp_path, **changes), StopRequest(), quiet())
+    assert not list(tmp_path.iterdir())
 
 
 def test_toy_clips_are_cached_clips_with_their_frames(tmp_path):
@@ -87,4 +104,4 @@ def test_toy_clips_are_cached_clips_with_their_frames(tmp_path):
     batch = clips.read([0])
     assert batch.tokens.shape == (1, 4, 32)
     assert batch.latent.shape == (1, 16, 2, 4, 4)
-    torch.testing.assert_close(FrameSource(tmp_path, [], 0).read(clips.entries[0]), clip, atol=1 / 254, rtol=0)
+    torch.testing.assert_close(FrameSource(tmp_path, []).read(clips.entries[0]), clip, atol=1 / 254, rtol=0)
