@@ -6,16 +6,19 @@ Every fine-tune starts from the shipped toy model. A run that was stopped goes o
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 
 import safetensors.torch
 import torch
 
 from ..methods.weights import write_atomically
-from . import cli
+from ..toyworld.statistics import paired_difference, standard_error
+from . import backbones, cli
 from .backbones import Backbone, load_backbone
 from .finetune import ERRORS, FinetuneConfig, FinetuneError, finetune
 from .recipes import load_recipe, names
@@ -23,11 +26,13 @@ from .run import ProgressLine, StopRequest, saving
 from .trainer_toy import make_toy_clips, toy_prompts, toy_scores
 
 SCORES = ("law", "adherence", "dynamic_degree")
+CONTROL, BEFORE = "toy-plain", "before"
+"""The rows that others are compared with: fine-tuned without an objective, and not fine-tuned."""
 
 
 def toy_recipes() -> list[str]:
     """The toy twins, the control first."""
-    return sorted((name for name in names() if name.startswith("toy-")), key=lambda name: (name != "toy-plain", name))
+    return sorted((name for name in names() if name.startswith("toy-")), key=lambda name: (name != CONTROL, name))
 
 
 @dataclass(kw_only=True)
@@ -54,19 +59,20 @@ class CompareConfig:
     """CPU threads; 0 leaves torch's choice."""
 
 
-def compare(config: CompareConfig, stop: StopRequest, progress: ProgressLine) -> dict[str, dict[str, float]]:
-    """Runs what is not done yet; returns means and standard errors by model. Raises what `finetune` raises."""
+def compare(config: CompareConfig, stop: StopRequest, progress: ProgressLine) -> dict[str, dict[str, list[float]]]:
+    """Runs what is not done yet; returns every clip's scores by model, the clips in the order of `prompts_of`. Raises what
+    `finetune` raises."""
     check(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     backbone = load_backbone("toy")
     data = config.out / "data"
     make_toy_clips(data, backbone, config.clips, config.seed + 1, progress=progress)
-    before = config.out / "before.json"
-    results = {"before": kept(config, before) or scored(config, before, backbone, progress)}
+    before = runs_of(config) / f"{BEFORE}.json"
+    results = {BEFORE: kept(config, before) or scored(config, before, backbone, progress)}
     for name in config.recipes:
         settings = recipe_for(config, name, data)
-        saved = config.out / name / "scores.json"
+        saved = settings.out / "scores.json"
         found = kept(config, saved)
         if found is None:
             outcome, _ = finetune(settings, stop, ProgressLine(name, progress.stream))
@@ -93,7 +99,7 @@ def recipe_for(config: CompareConfig, name: str, data: Path) -> FinetuneConfig:
     """The recipe with this comparison's data, seed and steps."""
     settings = load_recipe(name, FinetuneConfig)
     trainer = replace(settings.trainer, seed=config.seed, steps=config.steps or settings.trainer.steps, tensorboard=False)
-    return replace(settings, data=data, out=config.out / name, trainer=trainer, export_dtype="float32")
+    return replace(settings, data=data, out=runs_of(config) / name, trainer=trainer, export_dtype="float32")
 
 
 def load_trained(backbone: Backbone, settings: FinetuneConfig) -> None:
@@ -106,20 +112,22 @@ def load_trained(backbone: Backbone, settings: FinetuneConfig) -> None:
     backbone.dit.load_state_dict(to_diffusers(safetensors.torch.load_file(path), backbone.dit_keys))
 
 
-def scored(config: CompareConfig, path: Path, backbone: Backbone, progress: ProgressLine) -> dict[str, float]:
-    """Scores of the backbone as it is now, also written to `path` with what they depend on."""
+def scored(config: CompareConfig, path: Path, backbone: Backbone, progress: ProgressLine) -> dict[str, list[float]]:
+    """Every clip's scores with the backbone as it is now, also written to `path` with what they depend on."""
     progress.say(f"scoring {path.parent.name if path.stem == 'scores' else path.stem}")
     backbone.dit.eval()
-    prompts, worlds = toy_prompts(config.prompts, config.seed + 10_007)
+    prompts, worlds = prompts_of(config)
     scores = toy_scores(backbone, prompts, worlds, steps=config.sampling_steps, cfg=config.cfg, seed=config.seed + 77)
-    values: dict[str, float] = {}
-    for name, value in scores.items():
-        values[name] = value.mean().item()
-        values[f"{name}_error"] = value.std().item() / len(value) ** 0.5
+    values = {name: value.tolist() for name, value in scores.items()}
     with saving(path.name, "the runs are safe"):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps({**values, "settings": basis(config)}, indent=2).encode())
     return values
+
+
+def prompts_of(config: CompareConfig) -> tuple[list[str], list[str]]:
+    """Prompts and worlds of the scored clips."""
+    return toy_prompts(config.prompts, config.seed + 10_007)
 
 
 def basis(config: CompareConfig) -> dict[str, float | None]:
@@ -128,7 +136,13 @@ def basis(config: CompareConfig) -> dict[str, float | None]:
     return {name: getattr(config, name) for name in names}
 
 
-def kept(config: CompareConfig, path: Path) -> dict[str, float] | None:
+def runs_of(config: CompareConfig) -> Path:
+    """The folder of the runs, named after the base model's file: runs of another base never go on, nor count."""
+    digest = hashlib.blake2b((backbones.TOY_WEIGHTS / "toy_dit.safetensors").read_bytes(), digest_size=4)
+    return config.out / f"base-{digest.hexdigest()}"
+
+
+def kept(config: CompareConfig, path: Path) -> dict[str, list[float]] | None:
     """Scores of an earlier call with the same settings; None where there are none, so that no table mixes two."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -138,12 +152,21 @@ def kept(config: CompareConfig, path: Path) -> dict[str, float] | None:
     return values if same else None
 
 
-def table(results: Mapping[str, Mapping[str, float]]) -> str:
-    """The table: mean and standard error of every score."""
-    lines = [f"{'model':<16}" + "".join(f"{name.replace('_', ' '):>20}" for name in SCORES)]
+def table(results: Mapping[str, Mapping[str, Sequence[float]]], prompts: Sequence[str]) -> str:
+    """Markdown: mean and standard error of every score, and the paired difference to `CONTROL` with its 95 % interval.
+
+    Errors and intervals count prompts. The model as it was before has no difference; nor has anything where the control is
+    missing.
+    """
+    lines = ["| model | " + " | ".join(f"{name.replace('_', ' ')} | less plain" for name in SCORES) + " |"]
+    lines.append("|---" * (1 + 2 * len(SCORES)) + "|")
     for model, values in results.items():
-        cells = "".join(f"{values[name]:>11.3f} +- {values[f'{name}_error']:.3f}" for name in SCORES)
-        lines.append(f"{model:<16}{cells}")
+        cells = [model]
+        for name in SCORES:
+            cells.append(f"{fmean(values[name]):.3f} +- {standard_error(values[name], prompts):.3f}")
+            paired = CONTROL in results and model not in (CONTROL, BEFORE)
+            cells.append(str(paired_difference(values[name], results[CONTROL][name], prompts)) if paired else "")
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -154,8 +177,8 @@ def main(argv: list[str]) -> int:
         config = cli.parse(CompareConfig, argv, prog="latent-physics compare", description=CompareConfig.__doc__ or "")
         with StopRequest() as stop:
             results = compare(config, stop, ProgressLine("compare"))
-        print(table(results))
-        print(f"Mean and standard error over {config.prompts} clips, one seed; scores in {config.out}.")
+        print(table(results, prompts_of(config)[0]))
+        print(f"{config.prompts} clips, same prompts and noise in every row, one seed; scores in {runs_of(config)}.")
         return 130 if len(results) <= len(config.recipes) else 0
 
     return cli.run_command(command, FinetuneError, *ERRORS)

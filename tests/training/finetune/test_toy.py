@@ -65,15 +65,20 @@ def test_the_comparison_prints_a_table_and_is_resumed(tmp_path, monkeypatch):
     )
     results = compare.compare(config, StopRequest(), quiet())
     assert list(results) == ["before", "toy-plain", "toy-drift"]
-    lines = compare.table(results).splitlines()
-    assert lines[0].split() == ["model", "law", "adherence", "dynamic", "degree"]
-    assert len(lines) == 4
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in compare.table(results, ["a", "b"]).splitlines()]
+    assert lines[0] == ["model", "law", "less plain", "adherence", "less plain", "dynamic degree", "less plain"]
+    assert [line[0] for line in lines[2:]] == list(results)
+    assert [line[2] != "" for line in lines[2:]] == [False, False, True]
+    law = [results[name]["law"] for name in ("toy-drift", "toy-plain")]
+    assert lines[4][2].startswith(f"{sum(a - b for a, b in zip(*law)) / 2:+.3f} [")
     scored = {path: path.stat().st_mtime_ns for path in config.out.rglob("*.json")}
     assert compare.compare(config, StopRequest(), quiet()) == results
     assert {path: path.stat().st_mtime_ns for path in config.out.rglob("*.json")} == scored
     assert compare.toy_recipes()[0] == "toy-plain"
     more = compare.compare(replace(config, sampling_steps=2), StopRequest(), quiet())  # other scores, not those on disk
     assert all(more[name] != results[name] for name in results)
+    (weights / "toy_dit.safetensors").write_bytes((weights / "toy_dit.safetensors").read_bytes() + b" ")
+    assert not compare.runs_of(config).exists()  # runs of another base model do not count
 
 
 @pytest.mark.parametrize(
