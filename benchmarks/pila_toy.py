@@ -20,13 +20,11 @@ import argparse
 import csv
 import io
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from latent_physics.methods.lamo import MotionPriorGuidance, load_predictor
 from latent_physics.methods.pila import (
     ABLATIONS,
@@ -49,10 +47,9 @@ from latent_physics.training.cli import run_command
 from latent_physics.training.pila import EXPORT, RECIPES, PilaRun, PilaTraining, stages_of, train
 from latent_physics.training.pila_data import toy_clips, weights_hash
 from latent_physics.training.run import ProgressLine, RunError, StopRequest
-from latent_physics.training.trainer_sample import sample as generate
+from latent_physics.training.trainer_toy import sampled_clips
 from torch import Tensor
 
-LATENT = (9, 8, 8)
 SCORES = ("law", "adherence", "dynamic_degree")
 HEAD = "model | parameters | steps | min | law | less base | adherence | less base | dynamic degree | less base | s/clip"
 
@@ -164,16 +161,8 @@ def arms_of(files: Sequence[Path], labels: Tensor, args: argparse.Namespace) -> 
 
 def draw(backbone: Any, prompts: list[str], arm: Arm, args: argparse.Namespace) -> tuple[Tensor, float]:
     """Clips of every prompt with an arm's corrections, and seconds of sampling per clip."""
-    null, latents, start = backbone.embed_prompts([""]), [], time.perf_counter()
-    for first in range(0, len(prompts), args.batch):
-        rows = slice(first, first + args.batch)
-        tokens, mask = backbone.embed_prompts(prompts[rows])
-        settings = {"steps": args.steps, "cfg": args.cfg, "null": null, "seed": args.seed + first}
-        latents.append(generate(backbone, tokens, mask, LATENT, corrections=arm.corrections(rows), **settings))
-    seconds = (time.perf_counter() - start) / len(prompts)
-    with torch.no_grad():
-        clips = [backbone.decode_latent(part) for latent in latents for part in latent.split(8)]
-    return torch.cat(clips).clamp(0, 1), seconds
+    settings = {"steps": args.steps, "cfg": args.cfg, "seed": args.seed, "batch": args.batch}
+    return sampled_clips(backbone, prompts, corrections=arm.corrections, **settings)
 
 
 Found = dict[str, list[float]]

@@ -12,7 +12,7 @@ import torch
 from latent_physics.methods.lamo import MotionPriorGuidance, load_predictor
 from latent_physics.toyworld import WORLDS, sample, score
 from latent_physics.training.backbones import load_backbone
-from latent_physics.training.trainer_sample import sample as generate
+from latent_physics.training.trainer_toy import sampled_clips
 from torch import Tensor
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "images" / "worlds.png"
@@ -55,15 +55,13 @@ def main() -> None:
     backbone = load_backbone("toy")
     predictor, info = load_predictor(args.predictor)
     drawn = [sample(name, 1, args.seed) for name in WORLDS]
-    tokens, mask = backbone.embed_prompts([prompts[0] for _, prompts in drawn])
+    prompts = [prompts[0] for _, prompts in drawn]
     columns = {"real": torch.cat([clips for clips, _ in drawn])}
     guidance = MotionPriorGuidance(predictor, scale=args.strength, lag=info.config["lag"])
     for title, corrections in (("toy model", []), ("toy model + LaMo guidance", [guidance])):
-        latent = generate(
-            backbone, tokens, mask, (9, 8, 8), cfg=2.0, null=backbone.embed_prompts([""]), seed=args.seed, corrections=corrections
+        columns[title], _ = sampled_clips(
+            backbone, prompts, cfg=2.0, seed=args.seed, corrections=lambda rows, use=corrections: use
         )
-        with torch.no_grad():
-            columns[title] = backbone.decode_latent(latent).clamp(0, 1)
     draw(columns, args.out)
     print(args.out)
 

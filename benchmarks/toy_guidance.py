@@ -6,15 +6,11 @@
 from __future__ import annotations
 
 import argparse
-import time
 
-import torch
 from latent_physics.methods.lamo import MotionPriorGuidance, load_predictor
 from latent_physics.toyworld import WORLDS, evaluate, sample
 from latent_physics.training.backbones import load_backbone
-from latent_physics.training.trainer_sample import sample as generate
-
-LATENT = (9, 8, 8)
+from latent_physics.training.trainer_toy import sampled_clips
 
 
 def main() -> None:
@@ -32,19 +28,12 @@ def main() -> None:
     predictor, info = load_predictor(args.predictor)
     prompts = [prompt for name in WORLDS for prompt in sample(name, args.clips, args.seed)[1]]
     names = [name for name in WORLDS for _ in range(args.clips)]
-    tokens, mask = backbone.embed_prompts(prompts)
-    null = backbone.embed_prompts([""])
     print("| strength | law | adherence | dynamic degree | s/clip |\n|---|---|---|---|---|")
     for strength in args.strengths:
         guidance = MotionPriorGuidance(predictor, scale=strength, lag=info.config["lag"], active=args.active)
         corrections = [guidance] if strength else []
-        start = time.perf_counter()
-        latent = generate(
-            backbone, tokens, mask, LATENT, steps=args.steps, cfg=args.cfg, null=null, seed=args.seed, corrections=corrections
-        )
-        seconds = (time.perf_counter() - start) / len(prompts)
-        with torch.no_grad():
-            clips = torch.cat([backbone.decode_latent(part) for part in latent.split(8)]).clamp(0, 1)
+        settings = {"steps": args.steps, "cfg": args.cfg, "seed": args.seed, "batch": len(prompts)}
+        clips, seconds = sampled_clips(backbone, prompts, corrections=lambda rows, use=corrections: use, **settings)
         found = evaluate(clips, names, prompts)
         means = (found.law.mean(), found.adherence.mean(), found.dynamic_degree.mean())
         print(f"| {strength:g} | " + " | ".join(f"{value:.3f}" for value in means) + f" | {seconds:.2f} |", flush=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -10,10 +11,14 @@ import torch
 from torch import Tensor
 
 from ..methods.lamo import pool_tokens
+from ..methods.step import Correction
 from .backbones import Backbone
 from .dataset import ClipInfo, write_clip
 from .run import ProgressLine, saving
 from .trainer_sample import sample
+
+LATENT = (9, 8, 8)
+"""T H W of a toy clip's latent."""
 
 
 def make_toy_clips(
@@ -64,7 +69,37 @@ def toy_prompts(count: int, seed: int) -> tuple[list[str], list[str]]:
     return [describe(WORLDS[name], WORLDS[name].draw(rng), rng) for name in names], names
 
 
+def uncorrected(rows: slice) -> Sequence[Correction]:
+    """Corrections of a plain sampler: none."""
+    return ()
+
+
 @torch.no_grad()
+def sampled_clips(
+    backbone: Backbone,
+    prompts: Sequence[str],
+    *,
+    steps: int = 20,
+    cfg: float = 1.0,
+    seed: int = 0,
+    batch: int = 8,
+    corrections: Callable[[slice], Sequence[Correction]] = uncorrected,
+) -> tuple[Tensor, float]:
+    """One sampled clip per prompt, `B 3 33 64 64` in [0, 1] on the CPU, and the seconds of sampling per clip.
+
+    `corrections` gives those of a slice of the prompts. Noise of clip i is seeded by seed + i, whatever the batch.
+    """
+    null, latents, begin = backbone.embed_prompts([""]), [], time.perf_counter()
+    for first in range(0, len(prompts), batch):
+        rows = slice(first, first + batch)
+        tokens, mask = backbone.embed_prompts(prompts[rows])
+        settings = {"steps": steps, "cfg": cfg, "null": null, "seed": seed + first}
+        latents.append(sample(backbone, tokens, mask, LATENT, corrections=corrections(rows), **settings))
+    seconds = (time.perf_counter() - begin) / len(prompts)
+    clips = [backbone.decode_latent(part).cpu() for latent in latents for part in latent.split(8)]
+    return torch.cat(clips), seconds
+
+
 def toy_scores(
     backbone: Backbone,
     prompts: Sequence[str],
@@ -78,13 +113,6 @@ def toy_scores(
     """Law, adherence and dynamic degree, `B` each, of one sampled clip per prompt."""
     from ..toyworld import evaluate
 
-    null = backbone.embed_prompts([""])
-    found: dict[str, list[Tensor]] = {"law": [], "adherence": [], "dynamic_degree": []}
-    for start in range(0, len(prompts), batch):
-        part = slice(start, start + batch)
-        tokens, mask = backbone.embed_prompts(prompts[part])
-        latents = sample(backbone, tokens, mask, (9, 8, 8), steps=steps, cfg=cfg, null=null, seed=seed + start)
-        scores = evaluate(backbone.decode_latent(latents).cpu(), worlds[part], prompts[part])
-        for name, values in found.items():
-            values.append(getattr(scores, name))
-    return {name: torch.cat(values) for name, values in found.items()}
+    clips, _ = sampled_clips(backbone, prompts, steps=steps, cfg=cfg, seed=seed, batch=batch)
+    scores = evaluate(clips, worlds, prompts)
+    return {"law": scores.law, "adherence": scores.adherence, "dynamic_degree": scores.dynamic_degree}
