@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..methods.weights import WeightsError
-from . import cli, objectives
+from . import cli, objectives, processes
 from .backbones import Backbone, BackboneError, load_backbone
-from .cache import CacheConfig, CacheError, cache_clips, listed_captions, loaders
+from .cache import CacheConfig, CacheError, cache_clips, listed_captions, loaders, summarise
 from .export import DTYPES, ExportConfig, ExportError, export, read_lora
 from .objectives import ObjectiveError, TeacherNeed
 from .recipes import RecipeError, names, recipe_in
@@ -109,7 +109,8 @@ class FinetuneConfig:
 def finetune(
     config: FinetuneConfig, stop: StopRequest | None = None, progress: ProgressLine | None = None
 ) -> tuple[Outcome, Path | None]:
-    """Runs the fine-tune; returns what `train` returns and the exported file. Raises one of ERRORS or FinetuneError."""
+    """Runs the fine-tune; returns what `train` returns (step 0 where it was stopped before the training) and the exported file.
+    Raises one of ERRORS or FinetuneError."""
     check(config)
     accelerator = make_accelerator(config.trainer)
     if "FSDP" in str(accelerator.distributed_type) and config.tune.mode == "lora" and config.weights != "float32":
@@ -123,7 +124,9 @@ def finetune(
     features = FeatureCache(config.features or data / "features")
     if config.data is None and accelerator.is_main_process:
         cache_videos(config, data, stop, progress)
-    accelerator.wait_for_everyone()
+    not_begun = Outcome(step=0, stopped=True, checkpoint=config.out / "checkpoint.safetensors"), None
+    if processes.stopping(accelerator, stop):  # a run that began on half of the clips could not go on with all of them
+        return not_begun
     clips = TrainingClips(
         data, batch=config.trainer.batch, seed=config.trainer.seed, held_out=config.trainer.held_out, limit=config.limit
     )
@@ -131,9 +134,10 @@ def finetune(
         progress.say(clips.describe())
     share = (accelerator.process_index, accelerator.num_processes)
     prepare_features(
-        clips, needs, features, videos=config.videos, device=accelerator.device, progress=progress, share=share
+        clips, needs, features, videos=config.videos, device=accelerator.device, progress=progress, share=share, stop=stop
     )
-    accelerator.wait_for_everyone()
+    if processes.stopping(accelerator, stop):
+        return not_begun
     null_tokens = empty_prompt(config) if config.trainer.drop_prompt else None
     backbone = load_dit(config)
     samples = make_samples(config, clips) if config.samples else None
@@ -183,7 +187,7 @@ def cache_videos(config: FinetuneConfig, out: Path, stop: StopRequest, progress:
         files, device = {"vae": config.vae, "dit": config.dit}, cli.pick_device(settings.device)
         load_vae = partial(load_backbone, config.backbone, files, parts=("vae",), device=device)
     clips = sorted(listed_captions(settings)) if config.captions else find_clips(config.videos)
-    cache_clips(clips[: config.limit], settings, load_text, load_vae, stop=stop, progress=progress)
+    summarise(cache_clips(clips[: config.limit], settings, load_text, load_vae, stop=stop, progress=progress), settings)
 
 
 def usual_fps(config: FinetuneConfig) -> float:
@@ -309,6 +313,9 @@ def main(argv: list[str]) -> int:
         )
         with StopRequest() as stop:
             outcome, path = finetune(config, stop)
+        if outcome.stopped and outcome.step == 0:
+            print("Stopped before the training; the same command goes on from there.")
+            return 130
         if outcome.stopped:
             print(f"Stopped after step {outcome.step} of {config.trainer.steps}; the same command goes on from there.")
             return 130

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..methods.moalign import FLOW_SIZE, MotionHead, flow_loss
 from ..methods.weights import WeightsError, WeightsInfo, load_weights, save_weights
-from . import cli
+from . import cli, processes
 from .objectives import TeacherNeed
 from .recipes import RecipeError, names, recipe_in
 from .run import ProgressLine, RunError, StopRequest, saving
@@ -144,12 +144,15 @@ def train_motion_head(
     need = TeacherNeed(name=config.teacher, source=config.source)
     cache = FeatureCache(config.features or config.data / "features")
     share = (accelerator.process_index, accelerator.num_processes)
-    places = {"device": accelerator.device, "progress": progress, "share": share}
+    stop = stop or StopRequest()
+    places = {"device": accelerator.device, "progress": progress, "share": share, "stop": stop}
     prepare_features(clips, [need], cache, videos=config.videos, **places)
     size = (config.flow_height, config.flow_width)
     flow = f"flow {weights_name(Path(config.raft)) or config.raft} {size[0]}x{size[1]}"
     prepare_flow(clips, cache, flow, config, size, **places)
-    accelerator.wait_for_everyone()
+    path = config.out / "motion_head.safetensors"
+    if processes.stopping(accelerator, stop):
+        return Outcome(step=0, stopped=True, checkpoint=config.out / "checkpoint.safetensors"), path
     first = cache.read(cache_name(need), clips.entries[0].identity)["features"]
     sizes = {"channels": first.shape[0], "hidden": config.hidden, "motion": config.motion, "size": list(size)}
     torch.manual_seed(settings.seed)
@@ -157,7 +160,6 @@ def train_motion_head(
     about = {"recipe": "motion head", "sizes": sizes, "teacher": need.key, "raft": config.raft}
     task = FlowTask(head, clips, cache, cache_name(need), flow, about)
     outcome = train(Run(config=settings, task=task, out=config.out, accelerator=accelerator), stop, progress)
-    path = config.out / "motion_head.safetensors"
     if not outcome.stopped and accelerator.is_main_process:
         save_head(outcome.checkpoint, path)
     return outcome, path
@@ -172,6 +174,7 @@ def prepare_flow(
     device: str | torch.device,
     progress: ProgressLine,
     share: tuple[int, int] = (0, 1),
+    stop: StopRequest | None = None,
 ) -> None:
     """Flow `2 F-1 h w` of every clip of this process's share that has none yet, between the teacher's feature frames: two video
     frames apart, the first one left out."""
@@ -183,6 +186,8 @@ def prepare_flow(
         frames.check(entry)
     raft = load_raft(config.raft, device)
     for done, entry in enumerate(missing):
+        if stop is not None and stop.asked:
+            return
         flow = raft.flow(frames.read(entry)[None, :, 1:], step=2, size=size)[0]
         with saving("optical flow", "what was made so far is safe"):
             cache.write(name, entry.identity, {"flow": flow.cpu()})

@@ -12,6 +12,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -406,15 +407,19 @@ def check_values(kind: str, settings: Settings) -> None:
 
 
 def check_files(kind: str, settings: Settings) -> None:
-    """Raises ObjectiveError where the motion head that an objective names is missing or something else."""
+    """Raises ObjectiveError where the motion head that an objective names is missing, something else, or another teacher's."""
     path = getattr(settings, "motion_head", None)
     if path is None:
         return
     try:
-        found = read_info(path).kind
+        info = read_info(path)
     except WeightsError as error:
         raise ObjectiveError(f"{error} Make it with: latent-physics motion-head.") from error
-    check(found == "motion_head", kind, "motion_head", path, f"a motion head's file, and this one holds a {found}")
+    check(info.kind == "motion_head", kind, "motion_head", path, f"a motion head's file, and this one holds a {info.kind}")
+    teacher, taught = TeacherNeed(name=settings.teacher, source=settings.source).key, str(info.config.get("teacher"))
+    # Files may have moved between the stages: their names are compared, not their folders.
+    same = [key.partition(", ")[0] + Path(key.partition(", ")[2]).name for key in (teacher, taught)]
+    check(same[0] == same[1], kind, "teacher", teacher, f"{taught!r}, with which the motion head was trained")
 
 
 def _value(kind: str, key: str, word: str, spec: dataclasses.Field) -> Any:

@@ -12,12 +12,14 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from . import processes
 from .run import Log, ProgressLine, RunError, StopRequest, draw_curves
 from .trainer_state import load_state, save_state
 from .trainer_tune import ema_update, trainable
@@ -156,10 +158,7 @@ def train(run: Run, stop: StopRequest | None = None, progress: ProgressLine | No
     accelerator = run.accelerator = run.accelerator or make_accelerator(config)
     task.module.train()
     optimizer = make_optimizer(task, config)
-    if accelerator.state.deepspeed_plugin is not None:
-        settings = accelerator.state.deepspeed_plugin.deepspeed_config
-        settings |= {"train_micro_batch_size_per_gpu": config.batch, "gradient_accumulation_steps": config.accumulate}
-        settings["gradient_clipping"] = config.clip
+    processes.tell_deepspeed(accelerator, batch=config.batch, accumulate=config.accumulate, clip=config.clip)
     module, optimizer = accelerator.prepare(task.module, optimizer)
     task.placed(accelerator.device)
     average: dict[str, Tensor] = {}
@@ -171,13 +170,17 @@ def train(run: Run, stop: StopRequest | None = None, progress: ProgressLine | No
 
 
 def make_accelerator(config: TrainerConfig) -> Any:
-    """accelerate's Accelerator as the launcher's environment and `config` want it."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
+    """accelerate's Accelerator as the launcher's environment and `config` want it. Raises RunError for fp16 without a GPU.
 
-    AcceleratorState._reset_state(reset_partial_state=False)  # an earlier run in this process may have had another precision
-    cpu = not torch.cuda.is_available()
-    return Accelerator(cpu=cpu or None, mixed_precision=config.precision, gradient_accumulation_steps=config.accumulate)
+    Processes wait for one another for days: one may be caching videos, or be the last one with teachers' features.
+    """
+    from accelerate.utils import InitProcessGroupKwargs
+
+    gpu = torch.cuda.is_available()
+    if config.precision == "fp16" and not gpu:
+        raise RunError("precision is fp16, which needs a CUDA GPU; use bf16 or no.")
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=4))
+    return processes.start(config.precision, config.accumulate, "auto" if gpu else "cpu", handlers=[patience])
 
 
 def make_optimizer(task: Task, config: TrainerConfig) -> torch.optim.Optimizer:
@@ -225,7 +228,7 @@ class Loop:
         """Runs to the end, or to the next step after a stop request."""
         config = self.config
         values: dict[str, float] = self.log.rows[-1] if self.log.rows else {}
-        while self.step < config.steps and not self._stopping(stop):
+        while self.step < config.steps and not processes.stopping(self.accelerator, stop):
             start = time.monotonic()
             values = self._one_step()
             self.step += 1
@@ -244,13 +247,6 @@ class Loop:
         if self.board is not None:
             self.board.close()
         return Outcome(step=self.step, stopped=stopped, checkpoint=self.run.out / "checkpoint.safetensors", losses=values)
-
-    def _stopping(self, stop: StopRequest) -> bool:
-        """Whether any process was asked to stop."""
-        if self.accelerator.num_processes == 1:
-            return stop.asked
-        asked = torch.tensor([float(stop.asked)], device=self.accelerator.device)
-        return bool(self.accelerator.reduce(asked, "sum").item() > 0)
 
     def _one_step(self) -> dict[str, float]:
         """Accumulates micro-batches and takes one optimiser step; returns what to log."""
@@ -369,6 +365,9 @@ def check_config(config: TrainerConfig) -> None:
             raise RunError(f"{name} is {getattr(config, name)}; it must be at least 1.")
     if not config.rate > 0 or not math.isfinite(config.rate):
         raise RunError(f"rate is {config.rate}; it must be above 0.")
-    for name in ("ema", "drop_prompt", "held_out"):
+    for name in ("ema", "drop_prompt", "held_out", "beta1", "beta2"):
         if not 0 <= getattr(config, name) < 1:
             raise RunError(f"{name} is {getattr(config, name)}; it must be at least 0 and below 1.")
+    for name in ("warmup", "weight_decay", "clip", "projector_rate", "validation_clips", "keep_every"):
+        if not 0 <= getattr(config, name) < math.inf:
+            raise RunError(f"{name} is {getattr(config, name)}; it must be at least 0.")

@@ -18,7 +18,7 @@ from ..methods.relational import motion_saliency
 from ..methods.weights import WeightsError, read_info
 from .dataset import KIND, ClipInfo, DatasetError, clip_info, read_clip
 from .objectives import TeacherNeed, seen_of
-from .run import ProgressLine, saving
+from .run import ProgressLine, StopRequest, saving
 from .teachers import TOY_WEIGHTS, FeatureCache, Teacher, VJEPATeacher, load_teacher
 from .videos import VideoError, content_hash, find_clips, windows
 
@@ -222,9 +222,10 @@ def prepare_features(
     device: str | torch.device = "cpu",
     progress: ProgressLine | None = None,
     share: tuple[int, int] = (0, 1),
+    stop: StopRequest | None = None,
 ) -> None:
-    """Makes the features that are not on disk yet. Pixels come from `videos` (found by content) or the cache's own `frames`
-    folder. `share` (number, count): which part of the clips this process sees to, of how many.
+    """Makes the features that are not on disk yet, until `stop` is asked. Pixels come from `videos` (found by content) or the
+    cache's own `frames` folder. `share` (number, count): which part of the clips this process sees to, of how many.
 
     Raises TrainingDataError where a clip's video is not there or too short, and what loading a teacher raises.
     """
@@ -241,6 +242,8 @@ def prepare_features(
             raise TrainingDataError(f"{need.name} has no predictor; predictive dynamics alignment needs vjepa2 or toy_vjepa2.")
         check_length(min(missing, key=lambda entry: entry.info.frames), need, teacher.patch[0])
         for done, entry in enumerate(missing):
+            if stop is not None and stop.asked:
+                return
             tensors = features_of(teacher, frames.read(entry), need)
             with saving("a teacher's features", "those made so far are safe"):
                 cache.write(name, entry.identity, tensors)

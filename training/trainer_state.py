@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..methods.weights import METADATA_KEY, WeightsError, WeightsInfo, load_weights
+from . import processes
 from .run import RunError, differing, saving
 from .trainer_tune import trainable
 
@@ -33,12 +33,12 @@ def save_state(run: Run, module: nn.Module, optimizer: Any, average: Mapping[str
     Every process must call it: sharded tensors are gathered. Raises RunError where the file cannot be written.
     """
     accelerator = run.accelerator
-    deepspeed = "DEEPSPEED" in str(accelerator.distributed_type)
+    deepspeed, shards = processes.deepspeed(accelerator), run.out / "deepspeed"
     states: dict[str, Mapping[str, Any]] = {"model": trainable(accelerator.unwrap_model(module)), "average": average}
     states["task"] = run.task.state()
     groups: list[dict[str, Any]] = []
     if deepspeed:
-        _save_deepspeed(run, step)
+        processes.save_shards(accelerator, shards, step)
     else:
         state = optimizer.state_dict()
         groups = state["param_groups"]
@@ -61,9 +61,7 @@ def save_state(run: Run, module: nn.Module, optimizer: Any, average: Mapping[str
             if run.config.keep_every and step % run.config.keep_every == 0:
                 write_tensors(run.out / f"checkpoint-{step:06}.safetensors", tensors, info)
         if deepspeed:
-            for old in (run.out / "deepspeed").glob("*"):
-                if old.name != f"{step:06}":
-                    shutil.rmtree(old, ignore_errors=True)
+            processes.drop_shards(shards, keep=step)
     accelerator.wait_for_everyone()
 
 
@@ -91,8 +89,8 @@ def load_state(run: Run, module: nn.Module, optimizer: Any, average: Mapping[str
     fill(trainable(run.accelerator.unwrap_model(module)), states["model"], path)
     fill(average, states["average"], path)
     fill(run.task.state(), states["task"], path)
-    if "DEEPSPEED" in str(run.accelerator.distributed_type):
-        run.accelerator.load_state(os.fspath(run.out / "deepspeed" / f"{progress['step']:06}"))
+    if processes.deepspeed(run.accelerator):
+        processes.load_shards(run.accelerator, run.out / "deepspeed", progress["step"])
     else:
         _fill_optimizer(optimizer, states["optimizer"], info.recipe["groups"])
     if progress["scaler"] is not None and run.accelerator.scaler is not None:
@@ -160,10 +158,14 @@ def like(value: Tensor, target: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fill(targets: Mapping[str, Tensor], values: Mapping[str, Tensor], path: Path) -> None:
-    """Copies values into targets of the same names. Raises RunError where the names differ."""
+    """Copies values into targets of the same names. Raises RunError where names or shapes differ."""
     if set(targets) != set(values):
         odd = sorted(set(targets) ^ set(values))[0]
         raise RunError(f"{path} does not fit this run: {odd!r} is only in one of them.")
+    for name, target in targets.items():
+        if values[name].shape != target.shape:
+            shapes = f"{tuple(values[name].shape)}, here it is {tuple(target.shape)}"
+            raise RunError(f"{path} does not fit this run: {name!r} is {shapes}.")
     for name, target in targets.items():
         target.copy_(like(values[name], target))
 
@@ -178,18 +180,6 @@ def _fill_optimizer(optimizer: Any, values: Mapping[str, Tensor], groups: list[d
     for group in groups:
         group["betas"] = tuple(group["betas"])
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _save_deepspeed(run: Run, step: int) -> None:
-    """DeepSpeed's own checkpoint, which its partitioned optimiser needs, under a name that appears when it is whole."""
-    folder = run.out / "deepspeed"
-    final, partial = folder / f"{step:06}", folder / f"{step:06}.partial"
-    run.accelerator.save_state(os.fspath(partial))
-    run.accelerator.wait_for_everyone()  # every process has written its part
-    if run.accelerator.is_main_process:
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-    run.accelerator.wait_for_everyone()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: WeightsInfo) -> None:

@@ -24,7 +24,7 @@ from latent_physics.training.export import lora_to_diffusers
 from latent_physics.training.finetune import FinetuneConfig, FinetuneError, finetune
 from latent_physics.training.objectives import ObjectiveError, StepView, TeacherNeed
 from latent_physics.training.recipes import RecipeError, load_recipe, names
-from latent_physics.training.run import ProgressLine, read_log
+from latent_physics.training.run import ProgressLine, StopRequest, read_log
 from latent_physics.training.teachers import FeatureCache, VideoMAETeacher, VJEPATeacher
 from latent_physics.training.trainer import TrainerConfig
 from latent_physics.training.trainer_data import TrainingDataError, features_of
@@ -279,6 +279,8 @@ def test_motion_head_learns_flow_and_serves_stage_two(tmp_path, monkeypatch):
     assert rows[-1]["flow"] < 0.3 * rows[0]["flow"]
     assert outcome.step == 60
     text = f"soft_trd block=1 stride=1 motion_head={path}"
+    with pytest.raises(ObjectiveError, match="it must be 'videomae, default', with which the motion head was trained"):
+        finetune(settings(tmp_path, objectives=[f"{text} source=other/encoder"]), progress=quiet())
     finetune(settings(tmp_path, objectives=[text]), progress=quiet())
     assert math.isfinite(read_log(tmp_path / "run" / "log.csv")[-1]["soft_trd"])
 
@@ -305,6 +307,22 @@ def test_clips_too_short_for_a_teacher_are_told_before_any_feature_is_made(tmp_p
     with pytest.raises(TrainingDataError, match=r"clip2\.mp4 has 5 frames; vjepa2 needs clips of at least 7 here"):
         trainer_data.prepare_features(clips, [need], cache)
     assert not cache.folder.exists()
+
+
+def test_stopping_before_the_training_leaves_no_run_behind(tmp_path):
+    """A run begun on half of the clips would refuse the others: none is begun, and the same command then trains."""
+    stop = StopRequest()
+
+    class Line(ProgressLine):
+        def show(self, *args, **kwargs):
+            stop.asked = True
+
+    config = settings(tmp_path, objectives=ALL[1:2])
+    outcome, path = finetune(config, stop=stop, progress=Line("test", io.StringIO()))
+    assert (outcome.step, outcome.stopped, path) == (0, True, None)
+    assert len(list((tmp_path / "data" / "features").glob("*.safetensors"))) == 1
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+    assert finetune(config, progress=quiet())[0].step == 2
 
 
 def test_processes_share_the_teachers_work(tmp_path):

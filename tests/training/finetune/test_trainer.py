@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import kill_many
@@ -17,8 +13,10 @@ from latent_physics.training.run import ProgressLine, RunError, StopRequest, rea
 from latent_physics.training.trainer import train
 from latent_physics.training.trainer_data import TrainingClips, TrainingDataError
 from latent_physics.training.trainer_denoise import drop_prompts
+from latent_physics.training.trainer_state import fill
 from latent_physics.training.trainer_tune import TuneConfig, TuneError, attach
 from safetensors.torch import load_file
+from two_processes import run_two
 
 
 def quiet() -> ProgressLine:
@@ -156,6 +154,8 @@ def test_a_run_with_other_settings_is_not_continued(data, tmp_path):
         train(tiny_run.make_run(tmp_path, data, rate=1e-2), progress=quiet())
     with pytest.raises(RunError, match=r"other settings \(tune.rank 4 -> 8"):
         train(tiny_run.make_run(tmp_path, data, tune=TuneConfig(rank=8, alpha=8, dropout=0.1)), progress=quiet())
+    with pytest.raises(RunError, match=r"'a' is \(2,\), here it is \(3,\)"):
+        fill({"a": torch.zeros(3)}, {"a": torch.zeros(2)}, tmp_path / "checkpoint.safetensors")
     with pytest.raises(RunError, match="2 clips a step, this one has 4"):
         train(tiny_run.make_run(tmp_path, data, accumulate=2), progress=quiet())
     outcome = train(tiny_run.make_run(tmp_path, data, steps=3), progress=quiet())
@@ -223,7 +223,8 @@ def test_bad_data_is_one_sentence(tmp_path, data):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"steps": 0}, "steps is 0"), ({"rate": -1}, "rate is -1"), ({"ema": 1.0}, "below 1"), ({"batch": 0}, "batch is 0")],
+    [({"steps": 0}, "steps is 0"), ({"rate": -1}, "rate is -1"), ({"ema": 1.0}, "below 1"), ({"batch": 0}, "batch is 0"),
+     ({"beta1": -0.1}, "beta1 is -0.1"), ({"clip": -1.0}, "clip is -1.0; it must be at least 0")],
 )
 def test_bad_settings_are_one_sentence(settings, message, data, tmp_path):
     run = tiny_run.make_run(tmp_path, data)
@@ -271,30 +272,10 @@ train(run)
 assert run.accelerator.num_processes == 2, run.accelerator.num_processes
 print(f"process {run.accelerator.process_index}\\n", end="", flush=True)
 """
-    (tmp_path / "two.py").write_text(code)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        str(free_port()),
-        str(tmp_path / "two.py"),
-    ]
-    command += [str(Path(__file__).parent), str(tmp_path / "two"), str(data)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert {"process 0", "process 1"} <= set(done.stdout.splitlines())
+    said = run_two(tmp_path / "two.py", code, Path(__file__).parent, tmp_path / "two", data)
+    assert {"process 0", "process 1"} <= set(said.splitlines())
     train(tiny_run.make_run(tmp_path / "one", data, steps=3, batch=1, accumulate=2, tune=TuneConfig(rank=4)), progress=quiet())
     logs = [read_log(tmp_path / name / "log.csv") for name in ("one", "two")]
     for one, two in zip(*logs):
         for name in ("denoise", "gradient"):
             assert one[name] == pytest.approx(two[name], rel=2e-3)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
