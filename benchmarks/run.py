@@ -10,8 +10,10 @@ A benchmark that fails does not stop the next. The exit status is 1 where one fa
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,7 @@ class Entry:
     name: str
     what: str
     takes: str
-    """On one processor core."""
+    """Roughly, in processor time; a run says at the end of each what it really was."""
     quick: bool = False
     """Whether it runs without being named."""
 
@@ -36,13 +38,12 @@ BENCHMARKS = (
     Entry(name="pila_cost", what="PILA: operations a correction adds to a sampling step", takes="seconds", quick=True),
     Entry(name="pila_prompts", what="PILA: accuracy of the offline prompt rules", takes="seconds", quick=True),
     Entry(name="import_time", what="seconds ComfyUI waits for the pack (part of guidance_cost)", takes="half a minute"),
-    Entry(name="film", what="where the motion predictor spends its time", takes="half a minute"),
-    Entry(name="objectives", what="what each training objective adds to a step of CogVideoX-2B", takes="4 minutes"),
+    Entry(name="film", what="where the motion predictor spends its time", takes="seconds"),
     Entry(name="kernels", what="every kernel against the definition, the peers' formula and the machine", takes="many minutes"),
     Entry(name="objectives", what="what each objective adds to a training step of CogVideoX-2B", takes="3 minutes"),
-    Entry(name="pila_residuals", what="every PILA residual on fields that obey its law and on broken ones", takes="a minute"),
+    Entry(name="pila_residuals", what="every PILA residual on fields that obey its law and on broken ones", takes="seconds"),
     Entry(name="pila_toy", what="what PILA does to the toy world's physics; can train the adapters", takes="many minutes"),
-    Entry(name="toy_scores", what="calibration and validation of the toy world's scores", takes="minutes"),
+    Entry(name="toy_scores", what="calibration and validation of the toy world's scores", takes="2 minutes"),
     Entry(name="toy_guidance", what="LaMo in the toy world over strengths; needs a predictor", takes="many minutes"),
     Entry(name="toy_vae", what="what the toy VAE keeps of real clips", takes="a minute"),
     Entry(name="toy_gallery", what="draws docs/images/worlds.png; needs a predictor", takes="a minute"),
@@ -61,9 +62,19 @@ def run(names: Sequence[str], folder: Path = HERE) -> list[str]:
     failed = []
     for name in names:
         print(f"\n== {name}", flush=True)
+        begin = spent()
         if subprocess.call([sys.executable, str(folder / f"{name}.py")]) != 0:
             failed.append(name)
+        print(f"({name} took {spent() - begin:.0f} s)", flush=True)
     return failed
+
+
+def spent() -> float:
+    """Processor time of all processes that have been waited for; the wall clock where the system does not count it (Windows)."""
+    if os.name == "nt":
+        return time.monotonic()
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def main() -> int:
