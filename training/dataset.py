@@ -277,7 +277,8 @@ class Clips:
         films = sorted(set(self.groups))
         held = max(1, round(fraction * len(films))) if fraction > 0 else 0
         if held >= len(films):
-            raise DatasetError(f"Of {len(films)} clips {held} would be held out, none left to train on: cache more.")
+            hint = "cache more, or hold none out (validation 0)"
+            raise DatasetError(f"Of {len(films)} clips {held} would be held out, none left to train on: {hint}.")
         order = np.random.default_rng(seed).permutation(len(films))
         chosen = {films[index] for index in order[:held]}
         return [i for i, g in enumerate(self.groups) if g not in chosen], [i for i, g in enumerate(self.groups) if g in chosen]
