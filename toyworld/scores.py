@@ -144,7 +144,7 @@ def _things(alphas: np.ndarray, world: World, colours: Sequence[str]) -> float:
 def _heading(alphas: np.ndarray, request: Request) -> float:
     """0.5 where the things plainly move (thrown balls, drifting gas) or start (other worlds) on the wrong side, else 1.
 
-    Only left, right and up are judged; a turn's sense or a spring's start is the law score's business.
+    Only left, right and up are judged. The sense of a turn and where a spring starts are judged by no score: the law holds for both.
     """
     if request.direction not in ("left", "right", "up"):
         return 1.0
