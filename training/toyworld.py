@@ -89,7 +89,7 @@ class ToyWorldConfig:
 
     layers: int = 6
     """Transformer blocks, 128 channels each."""
-    base_steps: int = 64000
+    base_steps: int = 60000
     """Steps of the base model."""
     batch: int = 16
     """Clips per step of the base model."""
