@@ -10,7 +10,7 @@ between stages; every random draw is a function of (seed, stage, step). Several 
     accelerate launch --config_file training/recipes/ddp.yaml training pila --recipe wan --cache CLIPS --out runs/pila_wan
 
 Each takes its own stretch of what one process with all the clips would draw, so the number of processes changes the speed and
-not the result (up to rounding).
+not the result (up to rounding). With zero2.yaml instead, DeepSpeed keeps the optimiser's state in shards.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -44,11 +46,14 @@ from ..methods.weights import WeightsError
 from . import cli, processes
 from .dataset import DatasetError
 from .pila_data import Batch, FlowSource, PilaClips, cached_clips, shuffled_index, toy_clips
+from .pila_zero import ZeroStep, check_stage, units
 from .run import Log, ProgressLine, RunError, StopRequest, clock, differing, draw_curves, load_checkpoint, save_checkpoint, saving
 
 KIND = "pila_checkpoint"
 CHECKPOINT, EXPORT, LOG = "checkpoint.safetensors", "pila_adapter.safetensors", "log.csv"
 CURVES, RESIDUALS = "curves.png", "residuals.png"
+SHARDS = "deepspeed"
+"""Folder of DeepSpeed's checkpoints in a run's folder."""
 FREE_TO_CHANGE = ("device", "every", "coupling_steps")
 GROUPS = ("main", "slow")
 DRAW_SECONDS = 20.0
@@ -179,15 +184,20 @@ def draw_sigma(count: int, low: float, shift: float, generator: torch.Generator)
 
 
 def make_accelerator(config: PilaTraining, device: str | None = None) -> Any:
-    """accelerate's Accelerator for a run; `device` goes before the config's. Raises RunError where the launch shards weights."""
+    """accelerate's Accelerator for a run; `device` goes before the config's. Raises RunError where the launch shards weights.
+
+    Mixed precision is the run's own business (`PilaRun.autocast`), so that weights and fields stay float32 under DeepSpeed too.
+    """
     from accelerate import DistributedDataParallelKwargs
 
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise RunError("PILA's adapter takes 48 MB, nothing worth sharding; launch it with ddp.yaml or zero2.yaml.")
     # A step uses the experts that its clips are routed to, so some parameters get no gradient.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
-    precision = "bf16" if config.bf16 else "no"
-    if {"ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"} & {name for name, value in os.environ.items() if value == "true"}:
-        raise RunError("PILA's adapter and its optimiser take under 200 MB, nothing worth sharding; launch it with ddp.yaml.")
-    return processes.start(precision, device=cli.pick_device(device or config.device), handlers=[unused])
+    accelerator = processes.start("no", device=cli.pick_device(device or config.device), handlers=[unused])
+    if processes.deepspeed(accelerator):
+        check_stage(accelerator)
+    return accelerator
 
 
 class StageLoss(nn.Module):
@@ -247,6 +257,7 @@ class PilaRun:
         self.adapter_config = replace(adapter, channels=clips.channels, cond_dim=clips.cond_dim)
         self.accelerator = accelerator or make_accelerator(config, str(backbone.device))
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
+        self.sharded = processes.deepspeed(self.accelerator)
         self.device = self.accelerator.device
         self.held = min(config.validation, len(clips) // 4)
         self.stages = stages_of(config, self.adapter_config)
@@ -256,10 +267,9 @@ class PilaRun:
             torch.manual_seed(config.seed)
             self.adapter = PilaAdapter(self.adapter_config).to(self.device)
         self.weights = AdaptiveWeights(adaptive=config.adaptive).to(self.device)
-        self._begin_stage()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            self._resume()
+        self._resume()
         self.log = Log(folder / LOG if folder and self.main else None, COLUMNS, after=self.total_steps)
 
     @property
@@ -290,30 +300,51 @@ class PilaRun:
         self.adapter.requires_grad_(False)
         groups = []
         for name in GROUPS:
-            parameters = [p for module in parts[name] for p in module.parameters()]
-            for parameter in parameters:
-                parameter.requires_grad_(name == "main")
-            if parameters:
-                groups.append({"params": parameters, "lr": config.lr * (config.slow if name == "slow" else 1.0)})
-        if self.adapter_config.ablation.afe and not self.adapter_config.ablation.plain_adapter:
-            learns = self.stages[self.stage].name.startswith("A") or not self.adapter_config.ablation.staged_recovery
-            self.adapter.afe.u_head.requires_grad_(learns)
+            rate = config.lr * (config.slow if name == "slow" else 1.0)
+            for modules in [[unit] for unit in units(parts[name])] if self.sharded else [parts[name]]:
+                parameters = [p.requires_grad_() for module in modules for p in module.parameters()]
+                if parameters:
+                    groups.append({"params": parameters, "lr": rate})
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
         self._prepare()
 
     def _prepare(self) -> None:
-        """Hands the stage's loss and optimiser to accelerate; anew whenever other parameters begin to learn."""
+        """Hands the stage's loss and optimiser to accelerate."""
         stage = self.stages[self.stage].name
-        self._slow_learns = stage == "C" and self.step >= self.config.freeze_steps
-        for module in parts_of(self.adapter, stage)["slow"]:
-            module.requires_grad_(self._slow_learns)
         formula = {"A": self._observable, "B": self._recovery, "C": self._coupling}[stage[0]]
-        self._stage_loss = None  # the one before lets go of the gradients it averages
+        self._stage_loss = self._zero = None  # the one before lets go of the gradients it averages
         self.accelerator.free_memory()
-        module = StageLoss(self.adapter, formula, self.processes > 1)
-        self._stage_loss, self.optimizer = self.accelerator.prepare(module, self.optimizer)
+        module = StageLoss(self.adapter, formula, self.processes > 1 and not self.sharded)
+        if self.sharded:  # once per stage: what is frozen at first has its shards from the start
+            self._zero = ZeroStep(self.accelerator, self.adapter, self.optimizer, self.config.batch, self.config.clip)
+            self._stage_loss, self.optimizer = module, self._zero.optimizer
+        else:
+            self._thaw()
+            self._stage_loss, self.optimizer = self.accelerator.prepare(module, self.optimizer)
+
+    def _thaw(self) -> None:
+        """Lets the slow parts learn if it is their time."""
+        self._slow_learns = self.slow_may_learn
+        for module in parts_of(self.adapter, self.stages[self.stage].name)["slow"]:
+            module.requires_grad_(self._slow_learns)
+
+    @property
+    def slow_may_learn(self) -> bool:
+        """Whether the parts that are frozen at first, in stage C, learn on this step."""
+        return self.stages[self.stage].name == "C" and self.step >= self.config.freeze_steps
+
+    def learning(self) -> list[nn.Parameter]:
+        """The parameters that learn on this step."""
+        parts = parts_of(self.adapter, self.stages[self.stage].name)
+        names = GROUPS if self.slow_may_learn else GROUPS[:1]
+        return [p for name in names for module in parts[name] for p in module.parameters()]
+
+    def autocast(self) -> Any:
+        """Where the adapter computes in bfloat16, if the run is to; weights stay float32."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.config.bf16 else nullcontext()
 
     _stage_loss: nn.Module | None = None
+    _zero: ZeroStep | None = None
     _slow_learns = False
 
     def run(self, stop: StopRequest | None = None, on_step: Callable[[PilaRun, dict[str, float]], None] | None = None) -> None:
@@ -334,33 +365,41 @@ class PilaRun:
                 self.save()
             if on_step is not None:
                 on_step(self, row)
-        self.save()
+        if self.total_steps != self._saved:  # a run that was finished already keeps its optimiser for a longer one
+            self.save()
 
     def train_step(self) -> dict[str, float]:
         """One optimiser step; returns what to log. Raises RunError where the loss is not finite."""
         stage = self.stages[self.stage]
-        if stage.name == "C" and self.step >= self.config.freeze_steps and not self._slow_learns:
-            self._prepare()
+        if self.slow_may_learn and not self._slow_learns and not self.sharded:
+            self._prepare()  # anew: other parameters begin to learn
         generator = torch.Generator().manual_seed(((self.config.seed * 8 + self.stage) * 1_000_003 + self.step) * 64)
         batch = self.draw(self.step).to(self.device)
         sigma = draw_sigma(self.processes * len(batch.latent), stage.low, self.config.shift, generator)
         noise = torch.randn(self.processes * len(batch.latent), *batch.latent.shape[1:], generator=generator)
         noised = self.noised(batch, self._share(sigma), self._share(noise))
-        with self.accelerator.autocast():
+        with self.autocast():
             loss, row = self._stage_loss(batch, *noised, generator)
         row = processes.mean_row(self.accelerator, {"loss": loss.item(), **row}, COLUMNS)
         if "flow" in row:
             row["gain"] = 1.0 - row["flow"] / row["base"]
         if not math.isfinite(row["loss"]):
             raise RunError(f"the loss is {row['loss']} at step {self.step} of stage {stage.name}; {self._kept()}: lower --lr.")
+        norm = self._descend(loss)
+        self.step += 1
+        return {**row, "grad_norm": norm}
+
+    def _descend(self, loss: Tensor) -> float:
+        """Backward pass and the optimiser's step; returns the gradient's norm before it was clipped."""
+        learning = self.learning()
+        if self._zero is not None:
+            return self._zero.step(loss, learning)
         self.optimizer.zero_grad(set_to_none=True)
         if loss.requires_grad:
             self.accelerator.backward(loss)
-        learning = [p for p in self.adapter.parameters() if p.requires_grad]
         norm = self.accelerator.clip_grad_norm_(learning, self.config.clip)
         self.optimizer.step()
-        self.step += 1
-        return {**row, "grad_norm": norm.item()}
+        return norm.item()
 
     def _share(self, values: Tensor) -> Tensor:
         """This process's stretch of what was drawn for the clips of all processes."""
@@ -472,7 +511,7 @@ class PilaRun:
             batch = self.clips.batch(range(start + part.start, start + part.stop)).to(self.device)
             sigma, noise = sigma[part], torch.randn(count, *batch.latent.shape[1:], generator=generator)[part]
             estimate, velocity, target, sigma = self.noised(batch, sigma, noise)
-            with self.accelerator.autocast():
+            with self.autocast():
                 out = self.adapter(estimate, velocity, sigma, batch.cond, batch.labels)
             gate = self.adapter.gate(sigma)[:, None, None, None, None]
             errors[0] += (velocity + gate * out.delta - target).square().sum().cpu()
@@ -497,12 +536,24 @@ class PilaRun:
         return {**training, **facts, "val_gain": self.val_gain}
 
     def save(self) -> None:
-        """Checkpoint, adapter and curves, each all or nothing. Raises RunError where the disk is full."""
-        if self.folder is None or not self.main:
+        """Checkpoint, adapter and curves, each all or nothing. Every process must call it.
+
+        Raises RunError where the disk is full.
+        """
+        if self.folder is None:
+            return
+        # The optimiser is new at the start of a stage: nothing to keep, and any launch may go on from there.
+        moments = self.step > 0 or self.finished
+        if self.sharded and moments:
+            with saving(SHARDS, self._kept()):
+                processes.save_shards(self.accelerator, self.folder / SHARDS, self.total_steps)
+        kept, self._saved = self._kept(), self.total_steps
+        if not self.main:
             return
         states = {"adapter": self.adapter.state_dict(), "weights": self.weights.state_dict()}
         progress = {"stage": self.stage, "step": self.step, "seconds": self.seconds, "val_gain": self.val_gain}
-        with saving(CHECKPOINT, self._kept()):
+        progress["shards"] = self.shards if moments else None
+        with saving(CHECKPOINT, kept):
             save_checkpoint(
                 self.folder / CHECKPOINT,
                 kind=KIND,
@@ -510,9 +561,9 @@ class PilaRun:
                 config=self.settings(),
                 progress=progress,
                 states=states,
-                optimizer=self.optimizer,
+                optimizer=self.optimizer if moments and not self.sharded else None,
             )
-        self._saved = self.total_steps
+        processes.drop_shards(self.folder / SHARDS, keep=self.total_steps if self.sharded and moments else None)
         with saving(EXPORT, self._kept()):
             self.export(self.folder / EXPORT)
             if not self.finished and time.monotonic() - self._drawn < DRAW_SECONDS:
@@ -532,26 +583,43 @@ class PilaRun:
     def _kept(self) -> str:
         return f"the checkpoint of step {self._saved} is safe" if self._saved else "no checkpoint was written before"
 
+    @property
+    def shards(self) -> int:
+        """In how many shards DeepSpeed keeps the optimiser's state; 0 without it."""
+        return self.processes if self.sharded else 0
+
     def _resume(self) -> None:
-        """Goes on from the checkpoint in the folder, where there is one."""
-        path = self.folder / CHECKPOINT
-        if not path.exists():
+        """Goes on from the checkpoint in the folder, or begins where there is none."""
+        path = self.folder / CHECKPOINT if self.folder else None
+        if path is None or not path.exists():
+            self._begin_stage()
             return
         states, progress, info = load_checkpoint(path, kind=KIND)
-        new = self.settings()
-        changed = differing(info.config, new, FREE_TO_CHANGE)
+        changed = differing(info.config, self.settings(), FREE_TO_CHANGE)
         if changed:
             raise RunError(f"{self.folder} holds a run with other settings ({changed}): use another folder, or --fresh.")
+        shards = progress.get("shards", 0)
+        if shards is not None and shards != self.shards:
+            found, here = optimiser_in(shards), optimiser_in(self.shards)
+            raise RunError(f"{self.folder} holds {found} and this launch has {here}: launch it as before, or use another folder.")
         self.adapter.load_state_dict(states["adapter"])
         self.weights.load_state_dict(states["weights"])
         self.stage, self.step = progress["stage"], progress["step"]
         self.seconds, self.val_gain = progress["seconds"], progress["val_gain"]
         if self.finished and self.stages[-1].steps > info.config["coupling_steps"]:
             self.stage, self.step = len(self.stages) - 1, info.config["coupling_steps"]  # a longer coupling stage goes on
-        self._begin_stage()
-        if not self.finished:
-            load_checkpoint(path, kind=KIND, optimizer=self.optimizer)
+        self._begin_stage()  # DeepSpeed copies the weights into its shards here, so they are loaded before
+        if not self.finished and shards is not None:
+            if self.sharded:
+                processes.load_shards(self.accelerator, self.folder / SHARDS, self.total_steps)
+            else:
+                load_checkpoint(path, kind=KIND, optimizer=self.optimizer)
         self._saved = self.total_steps
+
+
+def optimiser_in(shards: int) -> str:
+    """Words for where an optimiser's state is."""
+    return f"an optimiser in {shards} DeepSpeed shard{'s' * (shards > 1)}" if shards else "an optimiser in one piece"
 
 
 def check(config: PilaTraining) -> None:
@@ -624,6 +692,7 @@ def _command(argv: list[str]) -> int:
     if command.fresh and accelerator.is_main_process:
         for name in (CHECKPOINT, EXPORT, LOG, CURVES, RESIDUALS):
             (command.out / name).unlink(missing_ok=True)
+        shutil.rmtree(command.out / SHARDS, ignore_errors=True)
     command.config.device = str(accelerator.device)
     backbone = _backbone(command)
     with accelerator.main_process_first():  # the others read what it made
