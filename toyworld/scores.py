@@ -144,7 +144,7 @@ def _things(alphas: np.ndarray, world: World, colours: Sequence[str]) -> float:
 def _heading(alphas: np.ndarray, request: Request) -> float:
     """0.5 where the things plainly move (thrown balls, drifting gas) or start (other worlds) on the wrong side, else 1.
 
-    Only left, right and up are judged. The sense of a turn and where a spring starts are judged by no score: the law holds for both.
+    Only left, right and up are judged. No score judges the sense of a turn or where a spring starts: the law holds for both.
     """
     if request.direction not in ("left", "right", "up"):
         return 1.0
