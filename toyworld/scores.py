@@ -30,14 +30,14 @@ CALIBRATION: dict[str, tuple[float, float]] = {
 }
 """Median residual of real clips and of the same clips with frames shuffled, per world: law score 1 and 0."""
 REAL_MOTION: dict[str, float] = {
-    "rigid_body": 177.3,
+    "rigid_body": 172.7,
     "elastic": 217.0,
-    "fluid": 98.1,
+    "fluid": 94.8,
     "compressible_flow": 36.7,
-    "collision": 132.2,
-    "phase_change": 77.6,
-    "thermal": 11.1,
-    "optical": 279.9,
+    "collision": 132.1,
+    "phase_change": 77.8,
+    "thermal": 11.0,
+    "optical": 280.5,
 }
 """`motion` of real clips, per world: dynamic degree 1."""
 
