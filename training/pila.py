@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from ..methods.pila import CATEGORIES, TOY, PilaAdapter, PilaConfig, save_adapter
+from ..methods.pila.bank import SLOTS
 from ..methods.pila.categories import random_labels
 from ..methods.pila.masks import blended_mask, bootstrap_mask, physical_mask
 from ..methods.pila.objective import (
@@ -40,7 +41,7 @@ from ..methods.pila.objective import (
     physics_loss,
     ramp,
 )
-from ..methods.pila.recovery import RECOVERY_NAMES, observable_loss, phase_weights, recovery_losses
+from ..methods.pila.recovery import RECOVERY_NAMES, observable_loss, phase_weights, recovery_losses, spread_guard
 from ..methods.pila.residuals import TERMS
 from ..methods.weights import WeightsError
 from . import cli, processes
@@ -90,6 +91,10 @@ class PilaTraining:
     """Weight of the squared correction."""
     observable_anchor: float = 0.1
     """Weight of the flow target in stage B."""
+    coupling_anchor: float = 0.0
+    """Weight of the flow target in stage C. The paper's Eq 11 has none; without it the velocity slot can forget the flow."""
+    coupling_spread: float = 0.0
+    """Weight, in stage C, of the guards against temperature, impulse and wave fields that collapse to a constant."""
     drop_prompt: float = 0.1
     """Share of samples trained without a prompt."""
     shift: float = 5.0
@@ -223,17 +228,20 @@ COLUMNS = (
     "grad_norm", "off_label", "seconds",
     *(f"B {name}" for name in RECOVERY_NAMES),
     *TERM_NAMES,
+    *(f"std {name}" for name in SLOTS),
     *(f"route {name}" for name in CATEGORIES),
 )  # fmt: skip
 """gain: 1 - flow / base, the share of the frozen model's error that the correction removes. off_label: routing weight given to
-experts without a label. route X: mean routing weight of an expert."""
+experts without a label. route X: mean routing weight of an expert. std X: how much a field varies within a clip before the
+experts; constants obey every law, so a fall towards 0 means that the residuals judge nothing any more."""
 CURVE_PANELS = {
-    "stage A and B: flow target": ("observable",),
+    "flow target": ("observable",),
     "flow matching": ("flow", "base"),
     "error removed": ("gain", "val_gain"),
     "physics": ("physics",),
     "|g dv| / |v|": ("ratio",),
     "routing": ("off_label",),
+    "variation of the fields": tuple(f"std {name}" for name in SLOTS),
 }
 
 
@@ -449,7 +457,7 @@ class PilaRun:
         observable = observable_loss(fields["u"], batch.flow, batch.confidence, self._average)
         loss = sum(losses.values()) + config.observable_anchor * observable
         row = {f"B {name}": value.item() for name, value in losses.items()}
-        return loss, {"observable": observable.item(), "mask": mask.mean().item(), **row}
+        return loss, {"observable": observable.item(), "mask": mask.mean().item(), **row, **variation(fields)}
 
     def _mask(self, velocity: Tensor, estimate: Tensor, fields: dict[str, Tensor], labels: Tensor) -> Tensor:
         physical = physical_mask({name: value.detach() for name, value in fields.items()}, labels)
@@ -486,14 +494,24 @@ class PilaRun:
             "regulariser": result.regulariser.item(),
             "ratio": ((gate * out.delta).norm() / velocity.norm()).item(),
         }
+        loss = result.loss
         if mask is not None:
             row["mask"] = mask.mean().item()
+            anchors = self._anchors(batch, out.fields, mask)
+            row |= {"observable": anchors["observable"].item(), **variation(out.fields)}
+            loss = loss + config.coupling_anchor * anchors["observable"] + config.coupling_spread * anchors["spread"]
         row |= {name: value.mean().item() for name, value in law.terms.items()}
         if out.routing is not None:
             weights = out.routing.weights.detach()
             row |= {f"route {name}": value for name, value in zip(CATEGORIES, weights.mean(dim=0).tolist())}
             row["off_label"] = (weights * (labels == 0)).sum(dim=1).mean().item()
-        return result.loss, row
+        return loss, row
+
+    def _anchors(self, batch: Batch, fields: dict[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+        """What ties the fields to the clip beside the laws: the flow target, and guards against fields that are constant."""
+        observable = observable_loss(fields["u"], batch.flow, batch.confidence, self._average)
+        guarded = (fields["T"], fields["psi"], mask * fields["j"])
+        return {"observable": observable, "spread": sum(spread_guard(field) for field in guarded)}
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -620,6 +638,12 @@ class PilaRun:
 def optimiser_in(shards: int) -> str:
     """Words for where an optimiser's state is."""
     return f"an optimiser in {shards} DeepSpeed shard{'s' * (shards > 1)}" if shards else "an optimiser in one piece"
+
+
+@torch.no_grad()
+def variation(fields: dict[str, Tensor]) -> dict[str, float]:
+    """Standard deviation of each field over space and time, in its units; mean over channels and clips: columns of the log."""
+    return {f"std {name}": value.flatten(2).std(dim=2).mean().item() for name, value in fields.items()}
 
 
 def check(config: PilaTraining) -> None:

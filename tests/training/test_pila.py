@@ -181,6 +181,25 @@ def test_only_the_parts_of_a_stage_learn(stage):
         assert [group["lr"] for group in training.optimizer.param_groups] == [1e-3, pytest.approx(3e-4)]
 
 
+def test_the_coupling_stage_can_be_tied_to_the_flow():
+    """Its log always says how far velocity is from the flow and how much fields vary; weights add the anchors to the loss."""
+    rows = []
+    for anchor, spread in ((0.0, 0.0), (0.5, 0.0), (0.0, 2.0)):
+        training = run(config=dataclasses.replace(QUICK, coupling_anchor=anchor, coupling_spread=spread))
+        training.stage = len(training.stages) - 1
+        training._begin_stage()
+        rows.append(training.train_step())
+    free, tied, spread = rows
+    assert free["observable"] > 0
+    assert tied["loss"] - free["loss"] == pytest.approx(0.5 * free["observable"], rel=1e-4)
+    assert spread["loss"] > free["loss"]
+    assert tied["grad_norm"] != free["grad_norm"]
+    assert {f"std {name}" for name in ("u", "rho", "T", "psi")} <= free.keys()
+    still = {"T": torch.full((2, 1, 4, 5, 5), 3.0), "u": torch.zeros(2, 2, 4, 5, 5)}
+    still["u"][:, 0] = 7.0  # a pan: channels differ, but nothing varies
+    assert pila.variation(still) == {"std T": 0.0, "std u": 0.0}
+
+
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_every_ablation_trains(name):
     training = run(config=dataclasses.replace(QUICK, observable_steps=1, recovery_steps=5), adapter=SMALL.with_ablation(name))
