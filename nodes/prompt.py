@@ -52,6 +52,14 @@ def origin(url: str) -> str:
     return f"{parts.scheme}://{parts.hostname.lower()}{port}"
 
 
+def is_at(url: str, here: str) -> bool:
+    """Whether an address of the user's own is on the server `here`; one that is no address is on none."""
+    try:
+        return origin(url) == here
+    except EndpointError:
+        return False
+
+
 def find_key(base_url: str) -> str | None:
     """The API key for an address, None where there is none.
 
@@ -63,9 +71,9 @@ def find_key(base_url: str) -> str | None:
     if here == OPENAI_ORIGIN and os.environ.get("OPENAI_API_KEY"):
         return os.environ["OPENAI_API_KEY"]
     own = os.environ.get(URL_VARIABLE)
-    if own and origin(own) == here and os.environ.get(KEY_VARIABLE):
+    if own and is_at(own, here) and os.environ.get(KEY_VARIABLE):
         return os.environ[KEY_VARIABLE]
-    return next((key for url, key in listed_keys().items() if key and origin(url) == here), None)
+    return next((key for url, key in listed_keys().items() if key and is_at(url, here)), None)
 
 
 def listed_keys() -> dict[str, str]:
@@ -91,8 +99,7 @@ def require_known(base_url: str) -> None:
     with suppress(ValueError):
         if ip_address(host).is_loopback:
             return
-    own = os.environ.get(URL_VARIABLE)
-    if here not in {origin(url) for url in [*([own] if own else []), *listed_keys()]}:
+    if not any(is_at(url, here) for url in [os.environ.get(URL_VARIABLE, ""), *listed_keys()]):
         raise EndpointError(
             f"{here} is not on this machine and you have not allowed it: name it in the environment as {URL_VARIABLE}, "
             f"or in {KEY_FILE} (see the node's help)"

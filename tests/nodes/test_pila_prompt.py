@@ -255,6 +255,19 @@ def test_a_key_from_the_system_user_directory(serve, clean_room):
     assert KEY not in server.requests[-1]["key"]
 
 
+def test_a_misspelt_address_of_the_users_own_spoils_no_other(serve, monkeypatch, clean_room):
+    """Without "http://" it names no server; servers on this machine and keys of other ones go on working."""
+    server = serve()
+    folder = clean_room / "__latent_physics"
+    folder.mkdir()
+    (folder / prompts.KEY_FILE).write_text(json.dumps({"my llama": "sk-of-no-server", server.url: KEY}))
+    monkeypatch.setenv(prompts.URL_VARIABLE, "192.0.2.1:8080/v1")
+    assert ask(server)[1] == {"Phase Change": 0.9, "Fluid": 0.6}
+    assert server.requests[0]["key"] == f"Bearer {KEY}"
+    with pytest.raises(prompts.EndpointError, match="have not allowed it"):
+        prompts.require_known("http://192.0.2.1:8080/v1")
+
+
 def test_hundreds_of_hostile_answers_never_crash_and_never_leak_the_key(serve, monkeypatch, caplog, capfd):
     generator = random.Random(0)
     pieces = [KEY, KEY[:20], KEY[7:], f"Bearer {KEY}", '{"labels": ["Fluid"]}', '{"description": "', '"}', "{", "[" * 100,
