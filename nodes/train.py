@@ -1,4 +1,5 @@
-"""Train Motion Predictor: latents on a wire become a predictor on a wire, and a file that Load Motion Predictor lists."""
+"""Train Motion Predictor: latents on a wire, or a folder of videos, become a predictor on a wire, and a file that Load Motion
+Predictor lists."""
 
 from __future__ import annotations
 
@@ -21,10 +22,11 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..methods.lamo import MotionFieldPredictor, pool_tokens, predictor_info, save_predictor
-from . import files, patching, views, wires
+from . import files, patching, video_folder, views, wires
 from .lamo import CATEGORY, MotionPredictor, MotionPredictorType
 
 if TYPE_CHECKING:
+    from ..training.dataset import Clips
     from ..training.predictor import PredictorConfig, PredictorTraining
 
 SPACES = ["toy", *patching.LATENT_SPACES.values()]
@@ -34,10 +36,15 @@ NAME = re.compile(r"(?!(con|prn|aux|nul|com\d|lpt\d)(\.|$))[a-z0-9][a-z0-9 ._-]{
 """File names that every system takes; Windows reads those at the start as devices."""
 ROOM = 64 * 1024**2
 """Bytes that must be free before training: the largest predictor takes 43 MB."""
+SKIPPED = 20
+"""At most so many of the clips that were skipped are named."""
 POINTS = 300
 """At most so many points per curve; longer runs are averaged over stretches of steps."""
 BYTES_PER_ACTIVATION = 34.0
 """Memory of a training step per pair, position, channel and block: the full recipe measures 0.4 GiB at 60 x 104."""
+
+UNWIRED: Any = object()
+"""An input that no wire comes to, where ComfyUI checks a graph: it hands None over for one whose wire is still to be computed."""
 
 
 class TrainMotionPredictor(io.ComfyNode):
@@ -47,15 +54,18 @@ class TrainMotionPredictor(io.ComfyNode):
             node_id="LatentPhysicsTrainMotionPredictor",
             display_name="Train Motion Predictor",
             category=CATEGORY,
-            description="Trains the network that LaMo Guidance steers with, on the clips of a LATENT, and saves it where Load "
-            "Motion Predictor finds it. The same training as the command `latent-physics predictor`.",
+            description="Trains the network that LaMo Guidance steers with, on the clips of a LATENT or of a folder of "
+            "videos, and saves it where Load Motion Predictor finds it. The same training as the command "
+            "`latent-physics predictor`.",
             search_aliases=["lamo", "physics", "training", "motion prior", "motion field"],
             is_output_node=True,
             inputs=[
                 io.Latent.Input(
                     "latent",
+                    optional=True,
                     tooltip="Video clips to learn from, as one batch: encoded videos, joined with Latent Batch, or a sampler's "
-                    "output. All of one size. With one clip only, none can be held out for measuring.",
+                    "output. All of one size. With one clip only, none can be held out for measuring. Instead of it, choose a "
+                    "folder.",
                 ),
                 io.Combo.Input(
                     "latent_space",
@@ -122,7 +132,69 @@ class TrainMotionPredictor(io.ComfyNode):
                     "positive",
                     optional=True,
                     tooltip="The clips' prompts: one for all, or as many as clips, joined with Conditioning (Combine). Without "
-                    "it the predictor does not look at prompts.",
+                    "it the predictor does not look at prompts. With a folder: one for all of its videos.",
+                ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="Encodes the folder's videos; it has to be that of latent_space. Not needed for a LATENT.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="Reads the folder's captions: a .txt of the video's name beside it, else its file name. Without it, "
+                    "and without positive, the predictor does not look at prompts.",
+                ),
+                io.Combo.Input(
+                    "folder",
+                    options=video_folder.list_folders(),
+                    default=video_folder.NONE,
+                    optional=True,
+                    tooltip="Instead of a LATENT: a folder inside ComfyUI's input folder, with videos, animations, or folders of "
+                    "frames at any depth. Needs a VAE. Press R after adding one. Clips that are broken or too short are "
+                    "skipped, and named in info.",
+                ),
+                io.Int.Input(
+                    "width",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    step=16,
+                    optional=True,
+                    tooltip="Pixels to which the folder's videos are cropped and resized. 0 uses what is usual: 64 for toy, 720 "
+                    "for CogVideoX, 832 for Wan and others.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "height",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    step=16,
+                    optional=True,
+                    tooltip="Pixels. 0 uses what is usual: 64 for toy, 480 for others.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "frames",
+                    default=0,
+                    min=0,
+                    max=4097,
+                    optional=True,
+                    tooltip="Frames taken of each video of the folder, from its start: a multiple of 4 plus 1. 0 uses what is "
+                    "usual: 33 for toy, 49 for CogVideoX, 81 for Wan and others. Shorter videos are skipped.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "fps",
+                    default=0.0,
+                    min=0.0,
+                    max=1000.0,
+                    step=1.0,
+                    optional=True,
+                    tooltip="Frames of faster videos are dropped down to this many per second; none are doubled. 0 uses what is "
+                    "usual: all of them for toy, 8 for CogVideoX, 16 for Wan and others. 1000 keeps all.",
+                    advanced=True,
                 ),
             ],
             outputs=[
@@ -138,17 +210,24 @@ class TrainMotionPredictor(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str) -> bool | str:
+    def validate_inputs(
+        cls, name: str | None = None, folder: str | None = video_folder.NONE, latent: Any = UNWIRED, vae: Any = UNWIRED
+    ) -> bool | str:
         try:
-            check_name(name)
+            check_name(name or "")
+            if folder is not None:  # a wire may still bring one
+                check_source(latent is not UNWIRED, folder, vae is not UNWIRED)
         except ValueError as error:
             return str(error)
         return True
 
     @classmethod
+    def fingerprint_inputs(cls, folder: str | None = video_folder.NONE, **_: Any) -> str:
+        return video_folder.fingerprint(folder)
+
+    @classmethod
     def execute(
         cls,
-        latent: dict[str, Any],
         latent_space: str,
         name: str,
         recipe: str,
@@ -158,38 +237,100 @@ class TrainMotionPredictor(io.ComfyNode):
         minutes: float,
         seed: int,
         batch: int = 0,
+        latent: dict[str, Any] | None = None,
         positive: list[Any] | None = None,
+        vae: Any | None = None,
+        clip: Any | None = None,
+        folder: str = video_folder.NONE,
+        width: int = 0,
+        height: int = 0,
+        frames: int = 0,
+        fps: float = 0.0,
     ) -> io.NodeOutput:
-        from ..training.dataset import Clips
         from ..training.predictor import RECIPES, PredictorTraining
 
         check_name(name)
+        check_source(latent is not None, folder, vae is not None)
         check_place(name)
-        video = sampled_latents(latent, latent_space)
-        conds = pooled_prompts(positive, len(video))
-        config = dataclasses.replace(
-            RECIPES[recipe],
-            order=order,
-            lag=lag,
-            steps=steps or RECIPES[recipe].steps,
-            minutes=minutes or None,
-            seed=seed,
-            batch=batch or RECIPES[recipe].batch,
-            validation=RECIPES[recipe].validation if len(video) > 1 else 0.0,
-            device=str(comfy.model_management.get_torch_device()),
-            **({} if positive else {"drop_probability": 0.0}),  # there is no prompt to drop
-        )
-        clips = Clips.from_tensors(list(video), conds, latent_space, cond_dim=PROMPT_WIDTH.get(latent_space, 4096))
-        device = comfy.model_management.get_torch_device()
-        comfy.model_management.free_memory(step_bytes(config, *video.shape[3:]), device)
-        training = PredictorTraining(clips, config)
-        train(training)
+        with tempfile.TemporaryDirectory(prefix="latent_physics_", dir=temp_directory(), ignore_cleanup_errors=True) as scratch:
+            if latent is not None:
+                clips, skipped = clips_of_latent(latent, latent_space, positive), []
+            else:
+                cut = video_folder.Cut(width=width, height=height, frames=frames, fps=fps)
+                clips, skipped = clips_of_folder(folder, latent_space, vae, clip, positive, cut, Path(scratch))
+            prompted = bool(positive) or (latent is None and clip is not None)
+            device = comfy.model_management.get_torch_device()
+            config = dataclasses.replace(
+                RECIPES[recipe],
+                order=order,
+                lag=lag,
+                steps=steps or RECIPES[recipe].steps,
+                minutes=minutes or None,
+                seed=seed,
+                batch=batch or RECIPES[recipe].batch,
+                validation=RECIPES[recipe].validation if len(set(clips.groups)) > 1 else 0.0,
+                device=str(device),
+                **({} if prompted else {"drop_probability": 0.0}),  # there is no prompt to drop
+            )
+            comfy.model_management.free_memory(step_bytes(config, *clips.size), device)
+            training = PredictorTraining(clips, config)
+            train(training)
         network = training.averaged()
-        if conds is None:
+        if not prompted:
             forget_prompts(network)
         predictor, kept = keep(name, network, latent_space, lag, training.recipe())
         image = views.plot(curves(training), title=f"{latent_space}, {training.step} steps")
-        return io.NodeOutput(predictor, image, summary(training, kept), ui=views.preview_image(image, cls))
+        return io.NodeOutput(predictor, image, summary(training, kept, skipped), ui=views.preview_image(image, cls))
+
+
+def check_source(latent: bool, folder: str, vae: bool) -> None:
+    """Raises ValueError unless there is exactly one thing to learn from, a LATENT or a folder that may be read and a VAE."""
+    chosen = video_folder.is_chosen(folder)
+    if latent and chosen:
+        raise ValueError(f"there are two things to learn from: unwire the latent, or set folder to {video_folder.NONE}.")
+    if not latent and not chosen:
+        raise ValueError("there is nothing to learn from: wire a latent, or choose a folder of videos and wire a vae.")
+    if chosen:
+        video_folder.find_folder(folder)
+        if not vae:
+            raise ValueError(f"the videos in {folder!r} have to be encoded: wire the vae of the chosen latent space.")
+
+
+def temp_directory() -> str:
+    """ComfyUI's folder for temporary files, made where it is missing."""
+    os.makedirs(folder_paths.get_temp_directory(), exist_ok=True)
+    return folder_paths.get_temp_directory()
+
+
+def clips_of_latent(latent: dict[str, Any], space: str, positive: list[Any] | None) -> Clips:
+    """The clips of a LATENT and their prompts. Raises ValueError where they do not fit."""
+    from ..training.dataset import Clips
+
+    video = sampled_latents(latent, space)
+    return Clips.from_tensors(list(video), pooled_prompts(positive, len(video)), space, cond_dim=prompt_width(space))
+
+
+def clips_of_folder(
+    folder: str, space: str, vae: Any, clip: Any | None, positive: list[Any] | None, cut: video_folder.Cut, scratch: Path
+) -> tuple[Clips, list[str]]:
+    """(the clips of a folder, a sentence for each that could not be used). Raises ValueError where none can be."""
+    if clip is not None and positive:
+        raise ValueError("there are two sources of prompts: wire clip, for the captions, or positive, one prompt for all.")
+    fixed = pooled_prompts(positive, 1)
+    fixed = torch.zeros(prompt_width(space)) if fixed is None else fixed[0]
+
+    def embed(caption: str) -> Tensor:
+        if clip is None:
+            return fixed
+        return pooled_prompts(clip.encode_from_tokens_scheduled(clip.tokenize(caption)), 1)[0]
+
+    return video_folder.encode_folder(
+        video_folder.find_folder(folder), space, vae, embed, cut, scratch=scratch, to_sampled=sampled_latents
+    )
+
+
+def prompt_width(space: str) -> int:
+    return PROMPT_WIDTH.get(space, 4096)
 
 
 def check_name(name: str) -> None:
@@ -334,7 +475,7 @@ def chunks(rows: list[Any], size: int) -> list[list[Any]]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def summary(training: PredictorTraining, kept_as: str) -> str:
+def summary(training: PredictorTraining, kept_as: str, skipped: list[str]) -> str:
     """What came out, for the info output."""
     kept = training.kept()
     held = "no clip was held out, so nothing is known of new clips"
@@ -347,6 +488,7 @@ def summary(training: PredictorTraining, kept_as: str) -> str:
             f"{len(training.clips)} clips of {training.clips.latent_space} latents, {len(training.pairs)} frame pairs",
             f"{training.step} steps in {training.seconds:.0f} s, last loss {rows[-1]:.4f}" if rows else "no step was made",
             held,
+            *([f"{len(skipped)} clips were skipped:", *[f"  {reason}" for reason in skipped[:SKIPPED]]] if skipped else []),
         ]
     )
 

@@ -83,6 +83,9 @@ class CacheConfig:
     """A VAE file as ComfyUI's models/vae holds it, instead of `source`; needs `text` too."""
     text: Path | None = None
     """A text encoder file as ComfyUI's models/text_encoders holds it (fp16 or bf16)."""
+    dit: Path | None = None
+    """CogVideoX with `vae` and `text`: the transformer's file, of which only one tensor's shape is read. 2B and 5B share a VAE
+    file, but not the scale of their latents; this says which it is."""
     tokenizer: str | None = None
     """Folder or hub id of the tokenizer, where the text encoder file carries none (T5)."""
     width: int | None = None
@@ -255,7 +258,7 @@ def plan(clips: Sequence[Path], config: CacheConfig, form: Format, report: Cache
 def encoders_of(config: CacheConfig) -> object:
     """What names the encoders in a clip's key. The toy world's come with the pack and change with it, so their content does."""
     if config.backbone != "toy" or config.source or config.vae:
-        return config.source or [config.vae, config.text]
+        return config.source or [config.vae, config.text, *([config.dit] if config.dit else [])]
     from .backbones import TOY_WEIGHTS
 
     return [hashlib.sha256((TOY_WEIGHTS / f"toy_{part}.safetensors").read_bytes()).hexdigest() for part in ("vae", "text")]
@@ -329,7 +332,7 @@ def _encode_all(
     """Encodes what the reading threads deliver, in the order in which it comes."""
     _check_folder(config.out, vae.latent_space)
     done, warned = 0, False
-    clips = ProgressLine("cache", progress.stream, progress.every)
+    clips = type(progress)("cache", progress.stream, progress.every)  # its clock starts here, not with the captions
 
     def skip(job: Job, reason: VideoError) -> None:
         report.skipped.append((job.path, str(reason)))
@@ -547,7 +550,14 @@ def loaders(config: CacheConfig) -> tuple[Callable[[], TextEncoder], Callable[[]
     if config.vae or config.text:
         if not (config.vae and config.text) or config.source:
             raise CacheError("vae and text go together, instead of source: give both files, or a source alone.")
-        source = {"vae": config.vae, "text": config.text} | ({"tokenizer": config.tokenizer} if config.tokenizer else {})
+        if config.backbone == "cogvideox" and not config.dit:
+            raise CacheError(
+                "2B and 5B of CogVideoX share a VAE file, but not the scale of their latents: give the model's file as dit, too."
+            )
+        also = {"tokenizer": config.tokenizer, "dit": config.dit if config.backbone == "cogvideox" else None}
+        source = {"vae": config.vae, "text": config.text, **{name: value for name, value in also.items() if value}}
+    elif config.dit:
+        raise CacheError("dit goes with vae and text: a source says itself which CogVideoX it is.")
     # The text encoder is 5 to 11 GB in half precision, and half precision is what the models were trained with.
     text_dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     return (

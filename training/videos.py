@@ -40,10 +40,11 @@ class Window:
     """Frames per second after thinning; 0 where the clip does not say (a folder of frames)."""
 
 
-def find_clips(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+def find_clips(paths: Iterable[str | os.PathLike[str]], inside: Path | None = None) -> list[Path]:
     """All clips among `paths` (clips, or folders searched to any depth), sorted by path, each once.
 
-    A clip is a film or animation file, or a folder that directly holds at least two PNG or JPEG frames and no film.
+    A clip is a film or animation file, or a folder that directly holds at least two PNG or JPEG frames and no film. Folders that
+    lie outside `inside`, reached through links, are not entered; see `leads_out` for files.
     Raises VideoError where a path does not exist, is a file of another kind, or where there is no clip at all.
     """
     paths = [Path(path) for path in paths]
@@ -52,7 +53,7 @@ def find_clips(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
         if not path.exists():
             raise VideoError(f"{path} does not exist.")
         if path.is_dir():
-            found.update(_clips_in(path, set()))
+            found.update(_clips_in(path, set(), inside))
         elif path.suffix.lower() in FILM_SUFFIXES | ANIMATION_SUFFIXES:
             found.add(path)
         else:
@@ -65,12 +66,12 @@ def find_clips(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return sorted(found)
 
 
-def _clips_in(folder: Path, seen: set[Path]) -> Iterator[Path]:
+def _clips_in(folder: Path, seen: set[Path], inside: Path | None = None) -> Iterator[Path]:
     """Clips of one folder and those below it; dot files (the resource forks macOS leaves) are not looked at.
 
     `seen` holds the folders that were looked at: one that links lead to again, perhaps from inside itself, is taken once.
     """
-    if folder.resolve() in seen:
+    if folder.resolve() in seen or (inside is not None and not is_inside(folder, inside)):
         return
     seen.add(folder.resolve())
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
@@ -80,7 +81,27 @@ def _clips_in(folder: Path, seen: set[Path]) -> Iterator[Path]:
         yield folder
     for entry in entries:
         if entry.is_dir():
-            yield from _clips_in(entry, seen)
+            yield from _clips_in(entry, seen, inside)
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether `path`, all links followed, lies in `folder` or is it. False where links go round in a circle."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):
+        return False
+
+
+def leads_out(clip: Path, folder: Path) -> Path | None:
+    """The first of the files read for a clip (itself or its frames, and its caption) that lies outside `folder`, all links
+    followed; None where all of them lie inside."""
+    files = [clip, caption_file(clip), *(frame_files(clip) if clip.is_dir() else [])]
+    return next((file for file in files if not is_inside(file, folder)), None)
+
+
+def caption_file(clip: Path) -> Path:
+    """Where a clip's caption lies, if it has one: beside it, under the same name."""
+    return clip.with_name(clip.name + ".txt") if clip.is_dir() else clip.with_suffix(".txt")
 
 
 def caption_of(clip: Path) -> tuple[str, str]:
@@ -88,7 +109,7 @@ def caption_of(clip: Path) -> tuple[str, str]:
 
     Raises VideoError where the .txt is empty or not UTF-8.
     """
-    beside = clip.with_suffix(".txt") if clip.is_file() else clip.with_name(clip.name + ".txt")
+    beside = caption_file(clip)
     if not beside.is_file():
         name = clip.stem if clip.is_file() else clip.name
         return re.sub(r"[\s_\-.]+", " ", name).strip(), "name"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("comfy", reason="needs ComfyUI: run dev.py once, or set COMFYUI_PATH")
 
@@ -11,7 +15,7 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 from latent_physics.methods.lamo import pool_tokens
-from latent_physics.nodes import files, lamo, patching, train
+from latent_physics.nodes import files, lamo, patching, toyworld, train, video_folder
 
 pytestmark = pytest.mark.comfy
 
@@ -193,3 +197,233 @@ def test_long_logs_are_averaged(models):
     (curve,) = panel.curves
     assert len(curve.x) <= train.POINTS
     assert curve.y == pytest.approx([2 * x for x in curve.x])
+
+
+# --- a folder of videos --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def input_folder(models, tmp_path, monkeypatch):
+    """ComfyUI's input folder with `clips`: three short videos, a caption, and a broken one."""
+    folder = tmp_path / "input" / "clips"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
+    for seed in range(3):
+        write_video(folder / f"ball_{seed}.webp", seed)
+    (folder / "ball_0.txt").write_text("a large red ball")
+    (folder / "broken.mp4").write_bytes(b"no film")
+    return tmp_path / "input"
+
+
+def write_video(path, seed, frames=9, size=32):
+    first = np.random.default_rng(seed).integers(0, 255, (size, size, 3)).astype(np.uint8)
+    images = [Image.fromarray(np.roll(first, 2 * step, axis=1)) for step in range(frames)]
+    images[0].save(path, save_all=True, append_images=images[1:], duration=60, lossless=True)
+
+
+class Vae:
+    """Pixels pooled 4 x 8 x 8, repeated to 16 channels, as ComfyUI's video VAEs take and give them."""
+
+    def __init__(self, channels=16):
+        self.channels, self.seen = channels, []
+
+    def encode(self, pixels):
+        self.seen.append(pixels)
+        video = pixels.permute(3, 0, 1, 2).mean(dim=0)[None, None]
+        video = torch.cat([video[:, :, :1].expand(-1, -1, 3, -1, -1), video], dim=2)
+        return torch.nn.functional.avg_pool3d(video, (4, 8, 8)).repeat(1, self.channels, 1, 1, 1)
+
+
+class Clip:
+    """A prompt's length in every number."""
+
+    def __init__(self):
+        self.prompts = []
+
+    def tokenize(self, text):
+        return text
+
+    def encode_from_tokens_scheduled(self, text):
+        self.prompts.append(text)
+        return [[torch.full((1, 2, TEXT), float(len(text))), {}]]
+
+
+def run_folder(name="clips", **changes):
+    settings = {"latent_space": "toy", "name": "mine", "recipe": "toy", "order": 1, "lag": 1, "steps": 3, "minutes": 0.0}
+    small = {"seed": 0, "batch": 4, "vae": Vae(), "width": 32, "height": 32, "frames": 9}
+    with torch.inference_mode():
+        return train.TrainMotionPredictor.execute(folder=name, **{**settings, **small, **changes}).args
+
+
+def test_a_folder_is_encoded_and_learned_from(input_folder, models, tmp_path):
+    vae, clip = Vae(), Clip()
+    predictor, _, info = run_folder(vae=vae, clip=clip)
+    assert "3 clips of toy latents" in info
+    assert "1 clips were skipped:\n  broken.mp4 cannot be decoded" in info
+    assert [pixels.shape for pixels in vae.seen] == [(9, 32, 32, 3)] * 3
+    assert sorted(clip.prompts) == ["a large red ball", "ball 1", "ball 2", "broken"]
+    assert predictor.network.cond_dim == TEXT
+    assert (models / "mine.safetensors").is_file()
+    assert not list(tmp_path.glob("latent_physics_*")), "latents are left in the folder for temporary files"
+
+
+def test_a_folder_is_the_batch_of_its_clips(input_folder, models, conditioning):
+    """One clip, so that no order matters: by LATENT and by folder the same weights, but for the files' half precision."""
+    for name in ("ball_1.webp", "ball_2.webp", "broken.mp4"):
+        (input_folder / "clips" / name).unlink()
+    vae = Vae()
+    network = run_folder(vae=vae, positive=conditioning(1))[0].network
+    latent = vae.encode(vae.seen[0])
+    form = patching.latent_format("toy")
+    half = form.process_out(form.process_in(latent).half().float())
+    expected = run(half, conditioning(1), steps=3)[0].network
+    for key, value in expected.state_dict().items():
+        torch.testing.assert_close(network.state_dict()[key], value, rtol=1e-3, atol=1e-4)
+
+
+def test_without_prompts_a_folder_is_learned_without_them(input_folder):
+    network = run_folder(steps=5)[0].network
+    frames = torch.randn(2, 16, 4, 4)
+    assert torch.equal(network(frames, torch.randn(1, 4096)), network(frames))
+
+
+def test_the_toy_world_encodes_as_the_command_does(input_folder, tmp_path):
+    """ComfyUI's VAE and CLIP against those of `latent-physics cache`, on the same videos."""
+    from latent_physics.training import cache
+    from latent_physics.training.dataset import Clips
+
+    with torch.inference_mode():
+        _, clip, vae = toyworld.LoadToyWorld.execute().args
+        cut = video_folder.Cut(width=32, height=32, frames=9)
+        clips, skipped = train.clips_of_folder("clips", "toy", vae, clip, None, cut, tmp_path / "scratch")
+    assert len(skipped) == 1
+    size = ["--width", "32", "--height", "32", "--frames", "9", "--device", "cpu", "--backbone", "toy"]
+    assert cache.main(["--videos", str(input_folder / "clips"), "--out", str(tmp_path / "cache"), *size]) == 0
+    expected = Clips.from_folder(tmp_path / "cache")
+    assert clips.names == expected.names
+    torch.testing.assert_close(clips.conds, expected.conds, rtol=2e-3, atol=2e-3)
+    for index in range(3):
+        torch.testing.assert_close(clips.latent(index), expected.latent(index), rtol=1e-2, atol=1e-2)
+
+
+BAD_FOLDERS = [
+    *("/etc", "..", "../clips", "clips/../..", "./clips", "clips//x", "clips/", "C:clips", "C:/x", "\\\\host\\x", "clips\\.."),
+    *("clips\x00", ".hidden", "clips /x", "clips/.. ", "clips..."),
+]
+
+
+@pytest.mark.parametrize("name", BAD_FOLDERS)
+def test_folders_that_lead_elsewhere_are_refused(input_folder, name):
+    sentence = train.TrainMotionPredictor.validate_inputs(name="", folder=name, vae=None)
+    assert "cannot be the video folder" in sentence
+    assert "\n" not in sentence
+    with pytest.raises(ValueError, match="cannot be the video folder"):
+        run_folder(name)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need special rights on Windows")
+def test_links_that_leave_the_input_folder_are_not_followed(input_folder, tmp_path):
+    away = tmp_path / "away"
+    away.mkdir()
+    write_video(away / "secret.webp", 7)
+    (away / "secret.txt").write_text("secret words")
+    (input_folder / "linked").symlink_to(away)
+    (input_folder / "round").symlink_to(input_folder / "round")
+    for name in ("linked", "round"):
+        with pytest.raises(ValueError, match="leads out of ComfyUI's input folder by a link"):
+            video_folder.find_folder(name)
+    clips = input_folder / "clips"
+    (clips / "deeper").symlink_to(away)
+    (clips / "film.webp").symlink_to(away / "secret.webp")
+    (clips / "ball_1.txt").symlink_to(away / "secret.txt")
+    (clips / "frames").mkdir()
+    for number in range(9):
+        Image.new("RGB", (32, 32)).save(clips / "frames" / f"{number}.png")
+    (clips / "frames" / "3.png").unlink()
+    (clips / "frames" / "3.png").symlink_to(away / "secret.webp")
+    clip = Clip()
+    _, _, info = run_folder(clip=clip)
+    assert sorted(clip.prompts) == ["a large red ball", "ball 2", "broken"]
+    for name, stray in (("film.webp", "film.webp"), ("ball_1.webp", "ball_1.txt"), ("frames", "3.png")):
+        assert f"{name} was left out: {stray} is a link that leads out" in info
+    assert "linked" not in video_folder.list_folders()
+    (input_folder / "again").symlink_to(clips)  # stays inside
+    assert video_folder.find_folder("again")
+
+
+def test_the_menu_lists_folders_that_hold_clips(input_folder):
+    for name in ("empty", "deep/er", ".hidden", "pictures", "notes", "one"):
+        (input_folder / name).mkdir(parents=True)
+    write_video(input_folder / "deep" / "er" / "a.gif", 1)
+    write_video(input_folder / ".hidden" / "a.webp", 1)
+    for name in ("pictures/1.png", "pictures/2.png", "one/1.png", "1.png", "2.png"):
+        Image.new("RGB", (8, 8)).save(input_folder / name)
+    (input_folder / "notes" / "a.txt").write_text("x")
+    assert video_folder.list_folders() == ["none", "clips", "deep", "deep/er", "pictures"]
+
+
+def test_exactly_one_source_is_asked_for_before_anything_runs(input_folder):
+    """As ComfyUI calls it: an input whose wire is still to be computed is None, one without a wire is not there."""
+    check = train.TrainMotionPredictor.validate_inputs
+    assert check(name="mine", latent=None) is True
+    assert check(name="mine", folder="none", latent=None, vae=None) is True
+    assert check(name="mine", folder="clips", vae=None) is True
+    assert check(name="mine", folder=None, vae=None) is True
+    assert check(name=None, latent=None) is True
+    assert "nothing to learn from" in check(name="mine", folder="none")
+    assert "nothing to learn from" in check(name="mine", vae=None)
+    assert "two things to learn from" in check(name="mine", folder="clips", latent=None, vae=None)
+    assert "wire the vae" in check(name="mine", folder="clips")
+    assert "has no folder 'gone'" in check(name="mine", folder="gone", vae=None)
+    for changes, sentence in [
+        ({"latent": {"samples": moving()}}, "two things"),
+        ({"name": "none"}, "nothing to learn"),
+        ({"vae": None}, "wire the vae"),
+    ]:
+        with pytest.raises(ValueError, match=sentence):
+            run_folder(**changes) if "name" not in changes else run_folder("none")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"clip": Clip(), "positive": [[torch.ones(1, 2, TEXT), {}]]}, "two sources of prompts"),
+        ({"vae": Vae(channels=4)}, "4 channels"),
+        ({"frames": 33}, "no clip in clips can be used; the first: .* 9 frames, 33 are needed|cannot be decoded"),
+        ({"frames": 8}, "a multiple of 4 plus 1"),
+        ({"width": 40}, "a multiple of 16"),
+    ],
+)
+def test_folders_that_cannot_be_learned_from_are_one_sentence(input_folder, models, changes, sentence):
+    with pytest.raises(ValueError, match=sentence) as caught:
+        run_folder(**changes)
+    assert "\n" not in str(caught.value)
+    assert not list(models.iterdir())
+
+
+def test_a_changed_folder_is_trained_on_again(input_folder):
+    mark = train.TrainMotionPredictor.fingerprint_inputs
+    before = mark(folder="clips", latent=None, name="mine")
+    assert before == mark(folder="clips")
+    (input_folder / "clips" / "ball_1.txt").write_text("a caption")
+    after = mark(folder="clips")
+    assert after != before
+    write_video(input_folder / "clips" / "ball_9.webp", 9)
+    assert mark(folder="clips") != after
+    assert mark(folder="none", latent=None) == mark(latent=None) == ""
+    assert mark(folder="../x") == mark(folder="gone") == "unreadable"
+
+
+def test_cancelling_while_encoding_ends_it(input_folder, models, tmp_path):
+    class Cancelled(Vae):
+        def encode(self, pixels):
+            comfy.model_management.interrupt_current_processing(True)
+            return super().encode(pixels)
+
+    vae = Cancelled()
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        run_folder(vae=vae)
+    assert len(vae.seen) == 1
+    assert not comfy.model_management.processing_interrupted()
+    assert not list(models.iterdir())
+    assert not list(tmp_path.glob("latent_physics_*"))

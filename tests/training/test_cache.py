@@ -391,6 +391,31 @@ def test_the_command_with_real_architectures(videos, family, tmp_path, capsys):
     assert "0 files written" in capsys.readouterr().out
 
 
+def test_cogvideox_files_need_the_transformer_that_says_which_scale(videos, tmp_path, monkeypatch):
+    """The VAE file of 2B and 5B is one and the same; a transformer's 48 heads tell 5B."""
+    from latent_physics.training import backbones
+    from safetensors.torch import save_file
+
+    def stand_in(model_type, config, state, path, dtype):
+        return torch.nn.Identity()
+
+    monkeypatch.setattr(backbones, "_fill", stand_in)
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("vae", "text", "dit")}
+    save_file({"x": torch.zeros(1)}, files["vae"])
+    for heads, space, scale in ((30, "cogvideox", 1.15258426), (48, "cogvideox1.5", 0.7)):
+        save_file({"patch_embed.proj.weight": torch.zeros(heads * 64, 16, 2, 2)}, files["dit"])
+        _, load_vae = cache.loaders(settings(videos, backbone="cogvideox", device="cpu", **files))
+        vae = load_vae()
+        assert vae.latent_space == space
+        assert vae.normalise(torch.ones(1)).item() == pytest.approx(scale)
+    keys = [cache.encoders_of(settings(videos, backbone="cogvideox", **{**files, "dit": tmp_path / name})) for name in "ab"]
+    assert keys[0] != keys[1], "another model's latents would be taken for finished"
+    with pytest.raises(CacheError, match=r"give the model's file as dit, too\.$"):
+        cache.loaders(settings(videos, backbone="cogvideox", **{**files, "dit": None}))
+    with pytest.raises(CacheError, match="a source says itself"):
+        cache.loaders(settings(videos, backbone="cogvideox", source="x", dit=files["dit"]))
+
+
 def test_template_clips_through_a_tiny_vae(tmp_path):
     if not template_clips():
         pytest.skip("ComfyUI's template packages are not installed")

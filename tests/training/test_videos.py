@@ -271,3 +271,23 @@ def test_template_clips():
     assert window.fps > 1
     assert window.frames.std() > 5  # a picture, not a blank
     assert (window.frames[0] != window.frames[-1]).any()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need special rights on Windows")
+def test_clips_outside_a_folder_can_be_kept_out(tmp_path):
+    inside, away = tmp_path / "inside", tmp_path / "away"
+    for folder in (inside, away, inside / "deep"):
+        folder.mkdir()
+        (folder / "clip.mp4").write_bytes(b"x")
+    (inside / "gone").symlink_to(away)
+    (inside / "film.mp4").symlink_to(away / "clip.mp4")
+    (inside / "ours.mp4").symlink_to(inside / "deep" / "clip.mp4")
+    (inside / "deep" / "clip.txt").symlink_to(away / "clip.mp4")
+    found = videos.find_clips([inside], inside=inside)
+    assert [path.relative_to(inside).as_posix() for path in found] == ["clip.mp4", "deep/clip.mp4", "film.mp4", "ours.mp4"]
+    strays = [videos.leads_out(path, inside) for path in found]
+    assert strays == [None, inside / "deep" / "clip.txt", inside / "film.mp4", None]
+    assert inside / "gone" / "clip.mp4" in videos.find_clips([inside])
+    (inside / "round").symlink_to(inside / "round")
+    assert not videos.is_inside(inside / "round", inside)
+    assert not videos.is_inside(tmp_path / "inside_not", inside)
