@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -45,7 +48,7 @@ class Teacher:
             raise TeacherError(str(error)) from error
         model = cls.build(info.config)
         model.load_state_dict(state)
-        return cls(model.float(), f"{cls.kind} {info.recipe.get('identity', os.path.basename(path))}", device)
+        return cls(model.float(), f"{cls.kind} {os.path.basename(path)} {digest_of([path])}", device)
 
     def save(self, path: str | os.PathLike[str], recipe: dict[str, Any], dtype: torch.dtype = torch.float16) -> None:
         """Writes weights and configuration, in half precision. Raises OSError."""
@@ -102,6 +105,41 @@ def imagenet(clip: Tensor) -> Tensor:
     """[0, 1] -> ImageNet's mean and deviation."""
     mean, std = (torch.tensor(x, device=clip.device).view(1, 3, 1, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
     return (clip - mean) / std
+
+
+def pretrained(model_type: type, source: str, what: str) -> tuple[nn.Module, str]:
+    """(a transformers model from a hub id or a folder, its identity: the name, and for a folder what its weights hold).
+
+    Safetensors only. Raises TeacherError where the source holds only pickles, which can run code when opened, or something else.
+    """
+    try:
+        model = model_type.from_pretrained(source, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        if _only_pickles(source, error):
+            raise TeacherError(
+                f"{source} holds its weights only as a pickle, which can run code when opened; convert it to safetensors first."
+            ) from error
+        raise TeacherError(f"{source} could not be loaded as a {what}: {reason_of(error)}") from error
+    weights = sorted(Path(source).glob("*.safetensors"))
+    return model, f"{source} {digest_of(weights)}" if weights else source
+
+
+def _only_pickles(source: str, error: Exception) -> bool:
+    """Whether safetensors are what is missing: seen in a folder, and told by transformers of a hub id."""
+    folder = Path(source)
+    if folder.is_dir():
+        found = {file.suffix for file in folder.iterdir()}
+        return ".safetensors" not in found and bool(found & {".bin", ".pt", ".pth", ".ckpt"})
+    return "safetensors" in str(error) and "does not appear to have" in str(error)
+
+
+def digest_of(files: Iterable[str | os.PathLike[str]]) -> str:
+    """16 digits that change with the content of any of the files. Raises OSError."""
+    digest = hashlib.blake2b(digest_size=8)
+    for file in files:
+        with open(file, "rb") as opened:
+            digest.update(hashlib.file_digest(opened, "blake2b").digest())
+    return digest.hexdigest()
 
 
 def reason_of(error: Exception) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...methods.moalign import FLOW_SIZE
-from .base import TeacherError, reason_of
+from .base import TeacherError, digest_of, reason_of
 
 SMALLEST = 128
 """RAFT's shortest side: its correlation pyramid needs 16 x 16 features."""
@@ -74,4 +74,4 @@ def load_raft(source: str | os.PathLike[str] = "raft_large", device: str | torch
         model.load_state_dict(state)
     except (safetensors.SafetensorError, OSError, KeyError, RuntimeError) as error:
         raise TeacherError(f"{path.name} does not hold torchvision's RAFT weights ({reason_of(error)}).") from error
-    return RaftFlow(model, f"raft {path.name}", device)
+    return RaftFlow(model, f"raft {path.name} {digest_of([path])}", device)

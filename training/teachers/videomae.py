@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .base import Teacher, TeacherError, reason_of
+from .base import Teacher, TeacherError, digest_of, pretrained, reason_of
 
 SHRINK = 3
 """Clips are encoded at a third of their size: 480 x 720 becomes 160 x 240 (VideoREPA, TSA, MoAlign)."""
@@ -53,11 +53,9 @@ class VideoMAETeacher(Teacher):
         from transformers import VideoMAEModel
 
         if source.endswith((".safetensors", ".pth", ".pt", ".bin")):
-            return cls(from_v2_file(Path(source)), f"videomae_v2 {Path(source).name}", device)
-        try:
-            return cls(VideoMAEModel.from_pretrained(source), f"videomae {source}", device)
-        except (OSError, ValueError) as error:
-            raise TeacherError(f"{source} could not be loaded as a VideoMAE encoder: {reason_of(error)}") from error
+            return cls(from_v2_file(Path(source)), f"videomae_v2 {Path(source).name} {digest_of([source])}", device)
+        model, identity = pretrained(VideoMAEModel, source, "VideoMAE encoder")
+        return cls(model, f"videomae {identity}", device)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """A third of the clip's, in whole patches; clips no larger than the encoder's own input keep their size."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import Teacher, TeacherError, imagenet, reason_of
+from .base import Teacher, TeacherError, imagenet, pretrained
 
 
 class VJEPATeacher(Teacher):
@@ -25,10 +25,8 @@ class VJEPATeacher(Teacher):
     def from_source(cls, source: str, device: str | torch.device = "cpu") -> VJEPATeacher:
         from transformers import VJEPA2Model
 
-        try:
-            return cls(VJEPA2Model.from_pretrained(source), f"vjepa2 {source}", device)
-        except (OSError, ValueError) as error:
-            raise TeacherError(f"{source} could not be loaded as a V-JEPA 2 encoder: {reason_of(error)}") from error
+        model, identity = pretrained(VJEPA2Model, source, "V-JEPA 2 encoder")
+        return cls(model, f"vjepa2 {identity}", device)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         side = self.model.config.crop_size

@@ -144,6 +144,44 @@ def test_a_saved_teacher_comes_back(tmp_path):
         torch.testing.assert_close(again.features(video), teacher.features(video))
 
 
+def test_other_weights_under_the_same_name_are_another_teacher(tmp_path):
+    """Cached features of an older encoder must not pass for those of a newer one."""
+    teacher, seen = videomae(), []
+    for shift in (0.0, 0.5):
+        with torch.no_grad():
+            teacher.model.embeddings.patch_embeddings.projection.bias.add_(shift)
+        teacher.save(tmp_path / "toy_videomae.safetensors", {"identity": "toy videomae"}, torch.float32)
+        teacher.model.save_pretrained(tmp_path / "folder")
+        file, folder = load_teacher("toy_videomae", tmp_path / "toy_videomae.safetensors"), tmp_path / "folder"
+        assert file.identity == load_teacher("toy_videomae", tmp_path / "toy_videomae.safetensors").identity
+        seen.append((file.identity, load_teacher("videomae", folder).identity))
+    cache = FeatureCache(tmp_path)
+    for old, new in zip(*seen):
+        cache.write(old, "clip", {"features": torch.zeros(1)})
+        assert not cache.has(new, "clip")
+
+
+@pytest.mark.parametrize("name", ["videomae", "vjepa2"])
+def test_folders_with_pickles_are_not_opened(tmp_path, name, monkeypatch):
+    """The same folder loads once its weights are safetensors."""
+    model = (videomae() if name == "videomae" else vjepa()).model
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+
+    def opened(*_, **__):
+        raise AssertionError("a pickle was opened")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", opened)
+        with pytest.raises(TeacherError, match="holds its weights only as a pickle, which can") as caught:
+            load_teacher(name, tmp_path)
+        assert "\n" not in str(caught.value)
+    model.save_pretrained(tmp_path)
+    video = torch.rand(1, 3, 8, 32, 32)
+    expected = (videomae() if name == "videomae" else vjepa()).features(video)
+    torch.testing.assert_close(load_teacher(name, tmp_path).features(video), expected)
+
+
 def test_features_are_found_by_content_and_damage_is_noticed(tmp_path):
     cache = FeatureCache(tmp_path)
     assert not cache.has("a", "clip")
