@@ -117,7 +117,7 @@ def pretrained(model_type: type, source: str, what: str) -> tuple[nn.Module, str
     except (OSError, ValueError) as error:
         if _only_pickles(source, error):
             raise TeacherError(
-                f"{source} holds its weights only as a pickle, which can run code when opened; convert it to safetensors first."
+                f"{source} holds no safetensors weights; pickles can run code when opened, so convert them to safetensors first."
             ) from error
         raise TeacherError(f"{source} could not be loaded as a {what}: {reason_of(error)}") from error
     weights = sorted(Path(source).glob("*.safetensors"))

@@ -173,7 +173,7 @@ def test_folders_with_pickles_are_not_opened(tmp_path, name, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "load", opened)
-        with pytest.raises(TeacherError, match="holds its weights only as a pickle, which can") as caught:
+        with pytest.raises(TeacherError, match="holds no safetensors weights; pickles can run code") as caught:
             load_teacher(name, tmp_path)
         assert "\n" not in str(caught.value)
     model.save_pretrained(tmp_path)
