@@ -44,8 +44,11 @@ from latent_physics.toyworld import WORLDS, evaluate, sample
 from latent_physics.toyworld.statistics import paired_difference, standard_error
 from latent_physics.training.backbones import BackboneError, load_backbone
 from latent_physics.training.cli import run_command
-from latent_physics.training.pila import EXPORT, RECIPES, PilaRun, PilaTraining, stages_of, train
 from latent_physics.training.pila_data import toy_clips, weights_hash
+from latent_physics.training.pila_files import EXPORT
+from latent_physics.training.pila_run import PilaRun, train
+from latent_physics.training.pila_settings import RECIPES, PilaTraining
+from latent_physics.training.pila_stages import stages_of
 from latent_physics.training.run import ProgressLine, RunError, StopRequest
 from latent_physics.training.trainer_toy import sampled_clips
 from torch import Tensor

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from latent_physics.methods.pila import PilaConfig
 from latent_physics.toyworld.worlds import WORLDS
-from latent_physics.training import pila
-from latent_physics.training.pila import CHECKPOINT, EXPORT, RECIPES, PilaTraining
+from latent_physics.training import pila_files
+from latent_physics.training.pila_files import CHECKPOINT, EXPORT
+from latent_physics.training.pila_settings import RECIPES, PilaTraining
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 QUICK = PilaTraining(
@@ -29,7 +30,7 @@ def script(monkeypatch):
     monkeypatch.delitem(sys.modules, "pila_toy", raising=False)
     module = importlib.import_module("pila_toy")
     monkeypatch.setattr(module, "WORLDS", {"thermal": WORLDS["thermal"]})
-    monkeypatch.setattr(pila, "draw_curves", lambda *_: None)  # takes longer than everything else here
+    monkeypatch.setattr(pila_files, "draw_curves", lambda *_: None)  # takes longer than everything else here
     monkeypatch.setitem(RECIPES, "toy", (QUICK, PilaConfig(hidden=8, blocks=1, head_width=8)))
     yield module
     sys.modules.pop("pila_toy", None)
@@ -82,7 +83,7 @@ def test_seeds_are_rows_and_a_mean(script, tmp_path, capsys):
 
 def test_every_ablation_has_the_same_number_of_steps_and_a_name_of_its_own(script):
     from latent_physics.methods.pila import ABLATIONS, PilaAdapter
-    from latent_physics.training.pila import stages_of
+    from latent_physics.training.pila_stages import stages_of
 
     names = set()
     for ablation in ABLATIONS:

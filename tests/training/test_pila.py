@@ -10,20 +10,9 @@ import pytest
 import torch
 from latent_physics.methods.pila import ABLATIONS, CATEGORIES, load_adapter
 from latent_physics.methods.weights import WeightsInfo, save_weights
-from latent_physics.training import pila
+from latent_physics.training import pila_files
 from latent_physics.training.dataset import ClipInfo, DatasetError, write_clip
-from latent_physics.training.pila import (
-    CHECKPOINT,
-    EXPORT,
-    LOG,
-    RECIPES,
-    RESIDUALS,
-    PilaRun,
-    draw_sigma,
-    main,
-    parts_of,
-    stages_of,
-)
+from latent_physics.training.pila import main
 from latent_physics.training.pila_data import (
     Batch,
     cached_clips,
@@ -32,6 +21,11 @@ from latent_physics.training.pila_data import (
     raft_flow,
     toy_clips,
 )
+from latent_physics.training.pila_files import CHECKPOINT, EXPORT, LOG, RESIDUALS
+from latent_physics.training.pila_losses import variation
+from latent_physics.training.pila_run import PilaRun
+from latent_physics.training.pila_settings import RECIPES
+from latent_physics.training.pila_stages import draw_sigma, parts_of, stages_of
 from latent_physics.training.run import RunError, StopRequest, read_log
 from safetensors.torch import load_file
 
@@ -42,7 +36,7 @@ from tiny_pila import QUICK, SMALL, FrozenField, clips, flat, run
 @pytest.fixture
 def undrawn(monkeypatch):
     """Drawing takes longer than these runs."""
-    monkeypatch.setattr(pila, "draw_curves", lambda *arguments: None)
+    monkeypatch.setattr(pila_files, "draw_curves", lambda *arguments: None)
 
 
 def test_the_whole_run_trains_logs_and_exports(tmp_path):
@@ -93,10 +87,10 @@ from safetensors.torch import save_file
 
 sys.path.append(sys.argv[1])
 import tiny_pila
-from latent_physics.training import pila
+from latent_physics.training import pila_files
 
 torch.set_num_threads(1)
-pila.draw_curves = lambda *arguments: None
+pila_files.draw_curves = lambda *arguments: None
 out = Path(sys.argv[2])
 training = tiny_pila.run(out, dataclasses.replace(tiny_pila.QUICK, batch=1))
 training.run(on_step=lambda now, row: now.total_steps == 2 and now.main and save_file(now.adapter.state_dict(), out / "second"))
@@ -112,7 +106,7 @@ def test_two_processes_end_where_one_with_their_clips_ends(tmp_path, undrawn):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
-    recipes = Path(pila.__file__).parent / "recipes"
+    recipes = Path(pila_files.__file__).parent / "recipes"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(recipes / "ddp.yaml")]
     launch += ["--num_processes", "2", "--main_process_port", port, str(tmp_path / "two.py")]
     launch += [str(Path(__file__).parent), str(tmp_path / "two")]
@@ -197,7 +191,7 @@ def test_the_coupling_stage_can_be_tied_to_the_flow():
     assert {f"std {name}" for name in ("u", "rho", "T", "psi")} <= free.keys()
     still = {"T": torch.full((2, 1, 4, 5, 5), 3.0), "u": torch.zeros(2, 2, 4, 5, 5)}
     still["u"][:, 0] = 7.0  # a pan: channels differ, but nothing varies
-    assert pila.variation(still) == {"std T": 0.0, "std u": 0.0}
+    assert variation(still) == {"std T": 0.0, "std u": 0.0}
 
 
 @pytest.mark.parametrize("name", ABLATIONS)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from latent_physics.methods.pila import PilaConfig
-from latent_physics.training.pila import PilaRun, PilaTraining
 from latent_physics.training.pila_data import Example, PilaClips
+from latent_physics.training.pila_run import PilaRun
+from latent_physics.training.pila_settings import PilaTraining
 
 SMALL = PilaConfig(channels=4, hidden=8, blocks=1, head_width=8, cond_dim=6)
 QUICK = PilaTraining(
