@@ -110,9 +110,10 @@ def test_node_that_the_server_does_not_know_is_named(server: ComfyServer) -> Non
 # What goes wrong
 
 DRIVER = """
-import sys
+import signal, sys
 from pathlib import Path
 from latent_physics.devtools import demo
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, as a test run may be one, ignores Ctrl-C
 folder = Path(sys.argv[1])
 demo.LOG = folder / "server.log"
 demo.training_commands = lambda *_: [[sys.executable, str(folder / "training.py"), str(folder)]]

@@ -53,7 +53,8 @@ def test_a_folder_is_trained_on_and_the_broken_clip_named(server: ComfyServer, f
     assert "2 clips of toy latents" in info
     assert "1 clips were skipped" in info
     assert "broken.mp4 cannot be decoded" in info
-    assert not list((server.base / "temp").glob("latent_physics_*"))
+    left = (server.base / "temp").glob("latent_physics_*")
+    assert not [path for path in left if path.is_dir()]  # previews of other tests are files
 
 
 @pytest.mark.parametrize(
