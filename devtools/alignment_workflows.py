@@ -89,7 +89,7 @@ wire encoded videos instead: VAE Encode for each, joined by Latent Batch; or tra
 
 def correspondence() -> Graph:
     images = Out("decode", "IMAGE")
-    point = {"images": images, "x": 32, "y": 32, "frame": 16}
+    point = {"images": images, "x": 31, "y": 44, "frame": 16}
     heat = {**point, "model": TAPPED, "latent": Out("sampler", "LATENT")}
     known = {**point, "encoder": Out("teacher", "encoder")}
     saliency = {"images": images, "keep": 0.2, "patch": 8}
