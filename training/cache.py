@@ -7,7 +7,6 @@ or killed, goes on where it was when the same command is given again.
 from __future__ import annotations
 
 import gc
-import hashlib
 import queue
 import re
 import shutil
@@ -260,8 +259,9 @@ def encoders_of(config: CacheConfig) -> object:
     if config.backbone != "toy" or config.source or config.vae:
         return config.source or [config.vae, config.text, *([config.dit] if config.dit else [])]
     from .backbones import TOY_WEIGHTS
+    from .teachers.base import digest_of
 
-    return [hashlib.sha256((TOY_WEIGHTS / f"toy_{part}.safetensors").read_bytes()).hexdigest() for part in ("vae", "text")]
+    return [digest_of([TOY_WEIGHTS / f"toy_{part}.safetensors"]) for part in ("vae", "text")]
 
 
 def listed_captions(config: CacheConfig) -> dict[Path, str]:

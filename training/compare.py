@@ -6,7 +6,6 @@ Every fine-tune starts from the shipped toy model. A run that was stopped goes o
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from .backbones import Backbone, load_backbone
 from .finetune import ERRORS, FinetuneConfig, FinetuneError, finetune
 from .recipes import load_recipe, names
 from .run import ProgressLine, StopRequest, saving
+from .teachers.base import digest_of
 from .trainer_toy import make_toy_clips, toy_prompts, toy_scores
 
 SCORES = ("law", "adherence", "dynamic_degree")
@@ -138,8 +138,7 @@ def basis(config: CompareConfig) -> dict[str, float | None]:
 
 def runs_of(config: CompareConfig) -> Path:
     """The folder of the runs, named after the base model's file: runs of another base never go on, nor count."""
-    digest = hashlib.blake2b((backbones.TOY_WEIGHTS / "toy_dit.safetensors").read_bytes(), digest_size=4)
-    return config.out / f"base-{digest.hexdigest()}"
+    return config.out / f"base-{digest_of([backbones.TOY_WEIGHTS / 'toy_dit.safetensors'])}"
 
 
 def kept(config: CompareConfig, path: Path) -> dict[str, list[float]] | None:

@@ -50,6 +50,10 @@ def make_accelerator(config: PilaTraining, device: str | None = None) -> Any:
 class PilaRun:
     """One training run. `backbone` is any object with `predict`, `latent_space`, `prediction`, `device` (training/backbones)."""
 
+    _stage_loss: nn.Module | None = None
+    _zero: ZeroStep | None = None
+    _slow_learns = False
+
     def __init__(
         self,
         backbone: Any,
@@ -160,10 +164,6 @@ class PilaRun:
     def autocast(self) -> Any:
         """Where the adapter computes in bfloat16, if the run is to; weights stay float32."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.config.bf16 else nullcontext()
-
-    _stage_loss: nn.Module | None = None
-    _zero: ZeroStep | None = None
-    _slow_learns = False
 
     def run(self, stop: StopRequest | None = None, on_step: Callable[[PilaRun, dict[str, float]], None] | None = None) -> None:
         """Trains until every stage is done or `stop` is asked for; saves at the end of each stage and every so many steps."""
