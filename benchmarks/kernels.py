@@ -1,7 +1,6 @@
 """Measures every kernel against the naive formula, the peers' formula and the machine's own limits.
 
     python benchmarks/kernels.py                    # measures and prints
-    python benchmarks/kernels.py --only relational  # one group: relational, drift, stencil
     python benchmarks/kernels.py --quick            # the smallest shape of each
     python benchmarks/kernels.py --growth           # and peak memory over 1k to 32k tokens
     python benchmarks/kernels.py --write            # and puts the results into docs/benchmarks.md
@@ -28,7 +27,7 @@ from common import Kernel, Measurement, Rates, machine, measure, measure_rates  
 ROOT = HERE.parent
 DOCS, PLOT, RESULTS = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks_memory.png", HERE / "results.json"
 BEGIN, END = "<!-- measured kernels: begin -->", "<!-- measured kernels: end -->"
-GROUPS = ("relational", "drift", "stencil")
+GROUPS = ("relational",)
 GROWING = (("TRD", "ours"), ("tempered KL", "ours"), ("TRD", "VideoREPA's formula"))
 GREEN, RED, BLUE = "#2a7f4f", "#b03a2e", "#1f5f8b"
 

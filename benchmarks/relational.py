@@ -63,10 +63,6 @@ LOSSES: dict[str, dict[str, Any]] = {
         "ours": lambda s, t, g: relational.tempered_kl(s, t, g, queries=every_fifth(s.shape[0], s.shape[1], s.device)),
         "definition": definition_of_queries,
     },
-    "cosine": {
-        "ours": lambda s, t, g: relational.cosine_alignment(s, t),
-        "definition": lambda s, t, g: relational_reference.cosine_alignment(s, t),
-    },
 }
 
 
@@ -93,8 +89,6 @@ def prepare(name: str, variant: str, device: str, grid: list[int], channels: int
 def flops(name: str, grid: list[int], channels: int) -> float:
     """Two relations and one product with the slopes; symmetry halves the relations where every token is a query."""
     tokens = math.prod(grid)
-    if name == "cosine":
-        return 0.0
     if "20 %" in name:
         return 4 * 2 * (tokens / 5) * tokens * channels
     return 2 * 2 * tokens**2 * channels
@@ -107,14 +101,13 @@ def moved(name: str, grid: list[int], channels: int) -> float:
 
 def kernel(name: str, what: str) -> Kernel:
     """The benchmark of one loss."""
-    relations = () if name == "cosine" else ("VideoREPA's formula",)
     compiled = ("definition compiled",) if torch.cuda.is_available() else ()
     return Kernel(
         name=name,
         what=what,
         prepare=functools.partial(prepare, name),
         shapes=SHAPES,
-        variants=("ours", "definition", *relations, *compiled),
+        variants=("ours", "definition", "VideoREPA's formula", *compiled),
         flops=functools.partial(flops, name),
         bytes=functools.partial(moved, name),
     )
@@ -125,5 +118,4 @@ KERNELS = (
     kernel("soft TRD", "L1 between relations, decay 10 frames (MoAlign)"),
     kernel("tempered KL", "KL between correspondences at temperature 0.1, every token a query (TSA)"),
     kernel("tempered KL, 20 % of the queries", "the same for a fifth of the tokens (M-TSA)"),
-    kernel("cosine", "cosine of matched tokens (REPA)"),
 )

@@ -38,7 +38,6 @@ BENCHMARKS = (
     Entry(name="pila_cost", what="PILA: operations a correction adds to a sampling step", takes="seconds", quick=True),
     Entry(name="pila_prompts", what="PILA: accuracy of the offline prompt rules", takes="seconds", quick=True),
     Entry(name="import_time", what="seconds ComfyUI waits for the pack (part of guidance_cost)", takes="half a minute"),
-    Entry(name="film", what="where the motion predictor spends its time", takes="seconds"),
     Entry(name="kernels", what="every kernel against the definition, the peers' formula and the machine", takes="many minutes"),
     Entry(name="objectives", what="what each objective adds to a training step of CogVideoX-2B", takes="3 minutes"),
     Entry(name="pila_residuals", what="every PILA residual on fields that obey its law and on broken ones", takes="seconds"),

@@ -1,8 +1,7 @@
 """Motion drift: how fast the spatial mean of a latent changes (LaMo, arXiv 2605.23878, eqs 1, 4 and 5).
 
-The mean over H, W and the difference in time commute, and so do the mean and the step from a network's output to x0.
-So the means come first: one read of each latent, and nothing of a latent's size is ever allocated. The gradient is the
-same at every position and is returned as one number seen H W times.
+The mean over H, W and the difference in time commute, so the means come first: one read of each latent, and nothing of
+a latent's size is ever allocated. The gradient is the same at every position and is returned as one number seen H W times.
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
-
-from .backend import choose
 
 
 def motion_drift(latent: Tensor, lag: int = 2) -> Tensor:
@@ -37,25 +34,6 @@ def drift_loss(x0: Tensor, target: Tensor, lag: int = 2, eps: float = 1e-6) -> T
     return normalised_distance(difference(spatial_mean(x0), lag), difference(spatial_mean(target.detach()), lag), eps)
 
 
-def drift_loss_of_output(
-    output: Tensor, noisy: Tensor, target: Tensor, scale: Tensor, gain: Tensor, lag: int = 2, eps: float = 1e-6
-) -> Tensor:
-    """`drift_loss` of x0 = scale * noisy - gain * output, without forming x0.
-
-    output, noisy, target: `B C T H W`; scale, gain: `B`, which are 1 and sigma for flow matching, sqrt(alpha_bar) and
-    sqrt(1 - alpha_bar) for v-prediction, 1/sqrt(alpha_bar) and sqrt(1/alpha_bar - 1) for noise prediction. The gradient
-    flows to `output` alone. Raises ValueError as `drift_loss` does, and where scale or gain is not of shape `B`.
-    """
-    check_latent("output", output, lag)
-    check_same_shape("noisy", noisy, "output", output)
-    check_same_shape("target", target, "output", output)
-    for name, value in (("scale", scale), ("gain", gain)):
-        if value.shape != output.shape[:1]:
-            raise ValueError(f"{name} has shape {tuple(value.shape)}; it must be one number a sample, ({output.shape[0]},).")
-    mean, target_mean = _MeansOfOutput.apply(output, noisy.detach(), target.detach(), scale.detach(), gain.detach())
-    return normalised_distance(difference(mean, lag), difference(target_mean, lag), eps)
-
-
 def spatial_mean(latent: Tensor) -> Tensor:
     """Mean over H and W, `B C T H W` -> `B C T`, accumulated in float32 (float64 stays float64) without a converted copy."""
     return _SpatialMean.apply(latent)
@@ -71,12 +49,6 @@ def normalised_distance(drift: Tensor, target: Tensor, eps: float) -> Tensor:
     target = target.detach()
     scale = target.square().sum(dim=1) + eps
     return ((drift - target).square().sum(dim=1) / scale).mean()
-
-
-def tiled_means_of_output(output: Tensor, noisy: Tensor, target: Tensor, scale: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
-    """Spatial means `B C T` of x0 = scale * noisy - gain * output and of target, without forming x0."""
-    column = (-1, 1, 1)
-    return _mean(noisy) * scale.view(column) - _mean(output) * gain.view(column), _mean(target)
 
 
 def _mean(latent: Tensor) -> Tensor:
@@ -97,29 +69,6 @@ class _SpatialMean(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
         return _spread(gradient, *ctx.like)
-
-
-class _MeansOfOutput(torch.autograd.Function):
-    """Spatial means of x0 and of the target."""
-
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx, output: Tensor, noisy: Tensor, target: Tensor, scale: Tensor, gain: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        ctx.like = (output.shape, output.dtype)
-        ctx.save_for_backward(gain)
-        if choose(output) == "triton":
-            from .drift_triton import means_of_output
-        else:
-            means_of_output = tiled_means_of_output
-        means = means_of_output(output, noisy, target, scale, gain)
-        ctx.mark_non_differentiable(means[1])
-        return means
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (gain,) = ctx.saved_tensors
-        return _spread(-gain.view(-1, 1, 1) * gradient, *ctx.like), None, None, None, None
 
 
 def check_latent(name: str, latent: Tensor, lag: int) -> None:

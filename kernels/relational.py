@@ -1,4 +1,4 @@
-"""Relational losses without the N x N matrix: tempered KL (TSA), relation L1 (TRD and its soft kin) and cosine (REPA).
+"""Relational losses without the N x N matrix: tempered KL (TSA) and relation L1 (TRD and its soft kin).
 
 One family: a student's tokens should relate to one another as a frozen teacher's do. Features are `B N C`, tokens in
 frame-major order over grid = (F, H, W), any floating dtype, any scale: they are L2-normalised here. Values are float32
@@ -66,27 +66,6 @@ def relation_l1(
 
     spatial, temporal = with_gradient(student, compute)
     return spatial, temporal
-
-
-def cosine_alignment(student: Tensor, teacher: Tensor) -> Tensor:
-    """REPA (arXiv 2410.06940): minus the mean cosine of matched tokens, in [-1, 1]. student, teacher: `B N C`, equal shapes.
-
-    Raises ValueError for other shapes or integer features.
-    """
-    check_features(student, teacher)
-    if student.shape != teacher.shape:
-        shapes = f"student has shape {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
-        raise ValueError(f"{shapes}; matched tokens need equal shapes.")
-    teacher = teacher.detach()
-
-    def compute(x: Tensor, want_gradient: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
-        if choose(x) == "triton":
-            from . import relational_triton
-
-            return relational_triton.cosine_alignment(x, teacher, want_gradient)
-        return relational_tiled.cosine_alignment(x, teacher, want_gradient)
-
-    return with_gradient(student, compute)[0]
 
 
 def query_indices(queries: Tensor | None, student: Tensor, grid: Grid) -> list[Tensor] | None:

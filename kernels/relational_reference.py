@@ -52,8 +52,3 @@ def relation_l1(
     spatial = distance[:, same].mean()
     temporal = (distance * weight.masked_fill(same, 0)).mean()
     return spatial, temporal
-
-
-def cosine_alignment(student: Tensor, teacher: Tensor) -> Tensor:
-    """REPA's loss (arXiv 2410.06940): minus the mean cosine of matched tokens."""
-    return -F.cosine_similarity(student, teacher.detach(), dim=-1, eps=EPS).mean()

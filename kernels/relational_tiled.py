@@ -13,12 +13,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .features import EPS, Pair, Rows, lengths, normalise, through_normalisation_
+from .features import Pair, Rows, through_normalisation_
 from .precomputed import accumulate_dtype
 from .tiles import Block, FrameWeight, blocks, parts_of_frames, whole_frames
 
 Grid = tuple[int, int, int]
-COSINE_ROWS = 4096
 
 
 class Engine(Protocol):
@@ -202,21 +201,3 @@ def _query_pieces(engine: Engine, chosen: Tensor | None, tokens: int, widest: in
     pieces = -(-count // height)
     parts = [slice(count * piece // pieces, count * (piece + 1) // pieces) for piece in range(pieces)]
     return parts if chosen is None else [chosen[part] for part in parts]
-
-
-def cosine_alignment(student: Tensor, teacher: Tensor, want_gradient: bool) -> tuple[tuple[Tensor], tuple[Tensor | None]]:
-    """Minus the mean cosine of matched tokens, a few thousand rows at a time. See `relational.cosine_alignment`."""
-    dtype = accumulate_dtype(student, teacher)
-    s, t = student.flatten(0, -2), teacher.flatten(0, -2)
-    count = s.shape[0]
-    value = torch.zeros((), dtype=dtype, device=student.device)
-    gradient = torch.empty(s.shape, dtype=dtype, device=student.device) if want_gradient else None
-    for first in range(0, count, COSINE_ROWS):
-        rows = slice(first, first + COSINE_ROWS)
-        unit_s, unit_t, length = normalise(s[rows], dtype), normalise(t[rows], dtype), lengths(s[rows], dtype)
-        cosine = (unit_s * unit_t).sum(dim=-1, keepdim=True)
-        value.sub_(cosine.sum() / count)
-        if want_gradient:
-            part = torch.sub(unit_s.mul_(cosine * (length > EPS)), unit_t, out=gradient[rows])
-            part.div_(length.clamp_min(EPS) * count)
-    return (value,), (None if gradient is None else gradient.view(student.shape),)

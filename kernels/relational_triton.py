@@ -1,4 +1,4 @@
-"""Triton twins of `relational_engine.py` and of the cosine loss.
+"""Triton twin of `relational_engine.py`.
 
 Raw features stay in their own dtype: products of bfloat16 numbers are exact on tensor cores that add in float32, and the
 rows' lengths are divided out afterwards, so bfloat16 features cost no precision in the scores. (An L1 slope is a sign: with
@@ -15,7 +15,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .features import EPS, Pair, Rows, lengths
-from .precomputed import accumulate_dtype
 from .relational_engine import DEVICE_TILE
 from .tiles import Block, FrameWeight
 
@@ -25,7 +24,6 @@ DEPTH = 32
 """Channels a program loads at once."""
 LINES = 16
 KEYS = 128
-CHANNELS = 1024
 
 
 @triton.jit
@@ -143,35 +141,6 @@ def _slope_kernel(
     tl.store(slope + row[:, None] * n + column[None, :], result.to(slope.dtype.element_ty), mask=inside)
 
 
-@triton.jit
-def _cosine_kernel(
-    s, t, cosine, gradient, count, eps, channels: tl.constexpr, GRADIENT: tl.constexpr, CHANNELS: tl.constexpr
-) -> None:
-    """One pair of rows: its cosine and minus the cosine's gradient by s, over count."""
-    row = tl.program_id(0).to(tl.int64)
-    step = tl.arange(0, CHANNELS)
-    ss, tt, st = 0.0, 0.0, 0.0
-    for first in range(0, channels, CHANNELS):
-        c = first + step
-        x = tl.load(s + row * channels + c, mask=c < channels, other=0.0).to(tl.float32)
-        y = tl.load(t + row * channels + c, mask=c < channels, other=0.0).to(tl.float32)
-        ss += tl.sum(x * x, axis=0)
-        tt += tl.sum(y * y, axis=0)
-        st += tl.sum(x * y, axis=0)
-    length = tl.maximum(tl.sqrt(ss), eps)
-    other = tl.maximum(tl.sqrt(tt), eps)
-    value = st / (length * other)
-    tl.store(cosine + row, value)
-    if GRADIENT:
-        along = tl.where(tl.sqrt(ss) > eps, value / (length * length), 0.0) / count
-        across = 1.0 / (length * other) / count
-        for first in range(0, channels, CHANNELS):
-            c = first + step
-            x = tl.load(s + row * channels + c, mask=c < channels, other=0.0).to(tl.float32)
-            y = tl.load(t + row * channels + c, mask=c < channels, other=0.0).to(tl.float32)
-            tl.store(gradient + row * channels + c, x * along - y * across, mask=c < channels)
-
-
 class TritonEngine:
     """See `relational_tiled.Engine`. float32, float16 and bfloat16 features; slopes are bfloat16 for the half types."""
 
@@ -262,17 +231,3 @@ def _softmax(s: Tensor, t: Tensor, per_frame: int, *, by_columns: bool) -> tuple
     grid = (triton.cdiv(lines, LINES), frames)
     _softmax_kernel[grid](s, t, log_s, log_t, divergence, lines, *strides, per_frame=per_frame, LINES=LINES, KEYS=KEYS)
     return log_s, log_t, divergence.sum()
-
-
-def cosine_alignment(student: Tensor, teacher: Tensor, want_gradient: bool) -> tuple[tuple[Tensor], tuple[Tensor | None]]:
-    """Twin of `relational_tiled.cosine_alignment`: each row is read once for the value and once for the gradient."""
-    s, t = student.contiguous(), teacher.contiguous()
-    channels = s.shape[-1]
-    count = s.numel() // channels
-    cosine = torch.empty(count, dtype=torch.float32, device=s.device)
-    gradient = torch.empty(s.shape, dtype=accumulate_dtype(s), device=s.device) if want_gradient else None
-    _cosine_kernel[(count,)](
-        s, t, cosine, cosine if gradient is None else gradient, count, EPS,
-        channels=channels, GRADIENT=want_gradient, CHANNELS=min(CHANNELS, triton.next_power_of_2(channels)),
-    )  # fmt: skip
-    return (-cosine.mean(),), (gradient,)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import balance, drift, relational_tiled
+from . import relational_tiled
 from .relational_engine import TorchEngine
 
 GRID = (3, 5, 7)
@@ -30,13 +30,11 @@ def mismatch(device: torch.device) -> str | None:
 
 def _problems(device: torch.device) -> list[tuple[str, torch.dtype, Callable[[], list[Tensor]], Callable[[], list[Tensor]]]]:
     """(name, dtype, Triton's result, torch's result) for every twin."""
-    from . import balance_triton, drift_triton, relational_triton
+    from . import relational_triton
 
     generator = torch.Generator().manual_seed(0)
     shape = (2, GRID[0] * GRID[1] * GRID[2], CHANNELS)
     wide_s, wide_t = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
-    latents = [torch.randn((2, 3, 4, 5, 6), generator=generator).to(device) for _ in range(3)]
-    numbers = [torch.tensor([0.6, 1.0], device=device), torch.tensor([0.8, 0.3], device=device)]
     queries = [torch.arange(start, shape[1], 3, device=device) for start in range(2)]
     problems = []
     for dtype in TOLERANCE:
@@ -49,21 +47,4 @@ def _problems(device: torch.device) -> list[tuple[str, torch.dtype, Callable[[],
         ):
             both = [lambda s=s, t=t, e=e, run=run: [x for part in run(s, t, e) for x in part] for e in engines]
             problems.append((name, dtype, *both))
-        pair = [
-            lambda s=s, t=t, module=module: [x for part in module.cosine_alignment(s, t, True) for x in part]
-            for module in (relational_triton, relational_tiled)
-        ]
-        problems.append(("cosine_alignment", dtype, *pair))
-    means = [
-        lambda run=run: list(run(*latents, *numbers)) for run in (drift_triton.means_of_output, drift.tiled_means_of_output)
-    ]
-    problems.append(("drift", torch.float32, *means))
-    field, velocity, weight = latents[0][:, :1].contiguous(), latents[1][:, :2].contiguous(), latents[2][:, :1].abs()
-    for law in ("wave", "continuity", "transport"):
-        flow = None if law == "wave" else velocity
-        both = [
-            lambda run=run, law=law, flow=flow: list(filter(torch.is_tensor, run(field, flow, weight, *numbers, law, True)))
-            for run in (balance_triton.balance, balance.tiled_balance)
-        ]
-        problems.append((f"balance of {law}", torch.float32, *both))
     return problems

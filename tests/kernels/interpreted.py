@@ -13,8 +13,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 os.environ["LATENT_PHYSICS_KERNELS"] = "triton"
 
 import torch
-from latent_physics.kernels import balance, balance_triton, drift, relational_tiled, relational_triton
-from latent_physics.kernels.drift_triton import means_of_output
+from latent_physics.kernels import relational_tiled, relational_triton
 from latent_physics.kernels.relational_engine import TorchEngine
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -58,37 +57,6 @@ def relational_errors(shape: tuple, dtype: torch.dtype) -> dict[str, float]:
     return errors
 
 
-def cosine_error(dtype: torch.dtype) -> float:
-    student, teacher = torch.randn(2, 9, 21).to(dtype), torch.randn(2, 9, 21).to(dtype)
-    ours = relational_triton.cosine_alignment(student, teacher, True)
-    exact = relational_tiled.cosine_alignment(student.double(), teacher.double(), True)
-    return max(relative(a, b) for part, other in zip(ours, exact) for a, b in zip(part, other))
-
-
-def drift_error(dtype: torch.dtype) -> float:
-    latents = [torch.randn(2, 3, 4, 5, 7).to(dtype) for _ in range(3)]
-    numbers = [torch.rand(2), torch.rand(2)]
-    exact = drift.tiled_means_of_output(*(x.double() for x in [*latents, *numbers]))
-    return max(relative(a, b) for a, b in zip(means_of_output(*latents, *numbers), exact))
-
-
-def balance_errors() -> dict[str, float]:
-    """Worst error of value and gradients for each law, over sizes and over weights of one sample or of each."""
-    errors = {}
-    for law, channels in (("wave", 2), ("continuity", 1), ("transport", 1)):
-        errors[f"balance of {law}, float32"] = 0.0
-        for size, samples in (((4, 4, 4), 1), ((5, 6, 9), 2)):
-            field = torch.randn(2, channels, *size)
-            velocity = None if law == "wave" else torch.randn(2, 2, *size)
-            rest = [torch.rand(samples, 1, *size), torch.rand(2), torch.rand(2)]
-            ours = balance_triton.balance(field, velocity, *rest, law, True)
-            wide = None if velocity is None else velocity.double()
-            exact = balance.tiled_balance(field.double(), wide, *(x.double() for x in rest), law, True)
-            worst = max(relative(a, b) for a, b in zip(ours, exact) if b is not None)
-            errors[f"balance of {law}, float32"] = max(errors[f"balance of {law}, float32"], worst)
-    return errors
-
-
 def main() -> None:
     torch.manual_seed(0)
     errors = {}
@@ -97,9 +65,6 @@ def main() -> None:
             if dtype_name != "float16" or shape_name == "odd":
                 found = relational_errors(shape, dtype)
                 errors.update({f"{name}, {shape_name}, {dtype_name}": error for name, error in found.items()})
-        errors[f"cosine, {dtype_name}"] = cosine_error(dtype)
-        errors[f"drift, {dtype_name}"] = drift_error(dtype)
-    errors.update(balance_errors())
     json.dump(errors, sys.stdout)
 
 

@@ -13,7 +13,7 @@ from latent_physics.kernels import relational
 from latent_physics.training import bench
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-GROUPS = ("relational", "drift", "stencil")
+GROUPS = ("relational",)
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def scripts(monkeypatch):
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_variant_computes_the_same_loss(scripts, group):
-    shape = {"grid": [3, 3, 5], "channels": 12} if group == "relational" else {"size": [5, 6, 7], "batch": 2}
+    shape = {"grid": [3, 3, 5], "channels": 12}
     for kernel in scripts[group].KERNELS:
         values = {}
         for variant in kernel.variants:

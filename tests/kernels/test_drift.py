@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from latent_physics.kernels.drift import drift_loss, drift_loss_of_output, motion_drift
+from latent_physics.kernels.drift import drift_loss, motion_drift
 
 SIZES = st.integers(1, 4)
 SHAPES = st.tuples(SIZES, SIZES, st.integers(2, 6), SIZES, SIZES)
@@ -83,42 +83,6 @@ def test_gradient_numerically_and_only_to_the_estimate():
     assert target.grad is None
 
 
-@FEW
-@given(SHAPES, st.sampled_from(["flow", "v", "eps"]), st.data())
-def test_loss_of_output_is_the_loss_of_x0(shape, prediction, data):
-    lag = data.draw(st.integers(1, shape[2] - 1))
-    output, noisy, target = (torch.randn(shape, dtype=torch.float64) for _ in range(3))
-    level = torch.rand(shape[0], dtype=torch.float64) * 0.8 + 0.1
-    scale, gain = {
-        "flow": (torch.ones_like(level), level),
-        "v": (level.sqrt(), (1 - level).sqrt()),
-        "eps": (level.rsqrt(), ((1 - level) / level).sqrt()),
-    }[prediction]
-    ours, theirs = output.clone().requires_grad_(), output.clone().requires_grad_()
-    loss = drift_loss_of_output(ours, noisy, target, scale, gain, lag)
-    column = (-1, 1, 1, 1, 1)
-    expected = loss_by_definition(scale.view(column) * noisy - gain.view(column) * theirs, target, lag, 1e-6)
-    loss.backward()
-    expected.backward()
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(ours.grad, theirs.grad)
-
-
-def test_loss_of_output_gradcheck_and_dtype():
-    output, noisy, target = (torch.randn(2, 2, 4, 2, 3, dtype=torch.float64) for _ in range(3))
-    level = torch.tensor([0.3, 0.9], dtype=torch.float64)
-    assert torch.autograd.gradcheck(
-        lambda x: drift_loss_of_output(x, noisy, target, 1 - level, level), output.clone().requires_grad_()
-    )
-    half = output.bfloat16().requires_grad_()
-    loss = drift_loss_of_output(half, noisy.bfloat16(), target.bfloat16(), 1 - level.float(), level.float())
-    loss.backward()
-    assert loss.dtype == torch.float32
-    assert half.grad.dtype == torch.bfloat16
-    exact = drift_loss_of_output(half.double(), noisy.bfloat16().double(), target.bfloat16().double(), 1 - level, level)
-    torch.testing.assert_close(loss.double(), exact, rtol=1e-4, atol=0)
-
-
 @pytest.mark.parametrize(
     ("shape", "lag", "words"),
     [
@@ -142,5 +106,3 @@ def test_other_bad_input_is_refused():
         motion_drift(clip.int())
     with pytest.raises(ValueError, match="must be equal"):
         drift_loss(clip, clip[:1])
-    with pytest.raises(ValueError, match="one number a sample"):
-        drift_loss_of_output(clip, clip, clip, torch.ones(3), torch.ones(2))

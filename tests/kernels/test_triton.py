@@ -37,7 +37,7 @@ def interpreted():
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 def test_twins_agree_with_float64(interpreted, dtype):
     errors = {name: error for name, error in interpreted.items() if name.endswith(dtype)}
-    assert len(errors) >= 6
+    assert len(errors) >= 4
     assert {name: error for name, error in errors.items() if not error <= TOLERANCE[dtype]} == {}
 
 
@@ -45,12 +45,12 @@ def test_twins_agree_with_float64(interpreted, dtype):
 
 CAPABILITIES = {"A100": 80, "RTX 4090": 89, "H100": 90}
 SHARED_MEMORY = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
-NUMBERS = {"margin": "fp32", "rate": "fp32", "eps": "fp32"}
+NUMBERS = {"margin": "fp32", "rate": "fp32"}
 
 
 def kernels_to_compile(features: str) -> list[tuple]:
     """(kernel, constants, whole numbers, pointers to features): what each launch passes for `features` of one dtype."""
-    from latent_physics.kernels import balance_triton, drift_triton, relational_triton
+    from latent_physics.kernels import relational_triton
 
     side = relational_triton.SIDE_WIDE if features == "fp32" else relational_triton.SIDE
     square = {"SIDE": side, "DEPTH": relational_triton.DEPTH, "WIDEN": False}
@@ -66,19 +66,6 @@ def kernels_to_compile(features: str) -> list[tuple]:
         ),
         (relational_triton._softmax_kernel, {"per_frame": 600, **strip}, {"lines", "line_stride", "key_stride"}, set()),
         (relational_triton._slope_kernel, {"COLUMNS": True, **strip}, {"m", "n", "per_frame"}, {"slope"}),
-        (relational_triton._cosine_kernel, {"channels": 768, "GRADIENT": True, "CHANNELS": 1024}, {"count"}, {"s", "t"}),
-        (
-            drift_triton._means_kernel,
-            {"positions": 5400, "POSITIONS": 1024},
-            {"rows_per_sample"},
-            {"output", "noisy", "target"},
-        ),
-        *(
-            (kernel, {"LAW": law, "POINTS": balance_triton.POINTS}, {"volume", "channels", "shared", "T", "H", "W"}, set())
-            for kernel in (balance_triton._terms_kernel, balance_triton._gradient_kernel)
-            for law in balance_triton.LAWS.values()
-            if features == "fp32"
-        ),
     ]
 
 
