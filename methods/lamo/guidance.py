@@ -71,7 +71,8 @@ def guidance_loss(x0: Tensor, predictor: MotionFieldPredictor, cond: Tensor | No
     the pairs that are left. Raises ValueError where the clip is too short.
     """
     pairs = pair_count(x0.shape[2], lag, predictor.order)
-    squares = [residual.square().sum(dim=(1, 2, 3)) for residual, _, _ in _residuals(x0, predictor, cond, lag, CHUNK_POSITIONS)]
+    found = pair_residuals(x0, predictor, cond, lag, CHUNK_POSITIONS)
+    squares = [residual.square().sum(dim=(1, 2, 3)) for residual, _, _ in found]
     return torch.cat(squares).view(x0.shape[0], pairs).mean(dim=1)
 
 
@@ -87,7 +88,7 @@ def guidance_gradient(
     first, pairs = predictor.order - 1, pair_count(frames, lag, predictor.order)
     residuals, pulled, pulled_change = [], [], []
     with torch.enable_grad():
-        for residual, inputs, field_ in _residuals(x0.detach(), predictor, cond, lag, chunk, leaf=True):
+        for residual, inputs, field_ in pair_residuals(x0.detach(), predictor, cond, lag, chunk, leaf=True):
             pull = torch.autograd.grad(field_, inputs, grad_outputs=residual.detach())
             residuals.append(residual.detach())
             pulled.append(pull[0])
@@ -105,7 +106,7 @@ def guidance_gradient(
     return gradient.movedim(2, 1) * (2 / pairs), loss
 
 
-def _residuals(
+def pair_residuals(
     x0: Tensor, predictor: MotionFieldPredictor, cond: Tensor | None, lag: int, chunk: int, leaf: bool = False
 ) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
     """Yields (r, [what f read], f) for chunks of the pairs (sample-major), each `(n, C, H, W)`.
