@@ -44,7 +44,7 @@ WORDS = ("small", "large", "thin", "thick", "left", "right", "up", "above", "bel
 SHAPED_BY = {
     "vae": ("vae_width",),
     "decoder": ("vae_width",),
-    "latents": ("seed", "wrong", "vae_width"),
+    "latents": ("seed", "wrong", "vae_width", "fit_clips"),
     "base": ("clips", "wrong", "layers", "batch", "shift", "drop_prompt", "ema"),
 }
 """Which settings a stage's run depends on, beside its seed and rate: it goes on with the same ones alone. The number of steps may
@@ -83,6 +83,8 @@ class ToyWorldConfig:
     """Clips in the mixture the base model is trained on."""
     wrong: float = 0.5
     """Share of them with corrupted dynamics."""
+    fit_clips: int = 64
+    """Clips by whose latents the VAE is scaled to the statistics of Wan 2.1's."""
 
     real_clips: int = 768
     """Clips of the right dynamics that the clips stage caches."""
@@ -422,7 +424,7 @@ def mixture_part(config: ToyWorldConfig, backbone: WanBackbone, start: int, coun
         state = None
     if state is not None and len(state["latents"]) == count:
         stored = {key: info.config[key] for key in settings if key in info.config}
-        if changed := differing(stored, settings) if stored else "":
+        if changed := differing({"fit_clips": 64} | stored, settings) if stored else "":
             raise RunError(f"{path.parent} holds latents of another mixture ({changed}): give those again, or another --out.")
         return state["latents"], info.config["prompts"]
     clips, prompts, _ = mixture(count, config.seed * 1_000_003 + 7 + start, config.wrong)
@@ -540,7 +542,7 @@ def train(config: ToyWorldConfig) -> None:
         train_decoder(config, vae)
     if config.stage == "decoder":
         return
-    fit_latent_scale(vae, mixture(64, config.seed + 99, 0.0)[0])
+    fit_latent_scale(vae, mixture(config.fit_clips, config.seed + 99, 0.0)[0])
     latents, prompts = encode_mixture(config, vae)
     if config.stage == "latents":
         return
