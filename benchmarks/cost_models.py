@@ -16,7 +16,9 @@ import torch
 from latent_physics.methods.lamo import MotionFieldPredictor, MotionPriorGuidance
 from latent_physics.methods.step import SamplingStep
 from latent_physics.training.backbones import Backbone
-from latent_physics.training.objectives import DriftObjective, DriftSettings, StepView
+from latent_physics.training.objectives.base import StepView
+from latent_physics.training.objectives.drift import DriftObjective
+from latent_physics.training.objectives.settings import DriftSettings
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

@@ -25,7 +25,10 @@ import torch
 from common import MIB, Kernel, Measurement, Step, machine, measure
 from cost_models import MODELS, VideoModel, build, operations, training_operations
 from cost_seconds import block_inputs, training_whole, transformer_by_parts
-from latent_physics.training import objectives
+from latent_physics.encoders.need import seen_of
+from latent_physics.training.objectives import parse
+from latent_physics.training.objectives.base import Objective, StepView
+from latent_physics.training.objectives.settings import PdaSettings
 from relational import flops, videorepa
 from torch import Tensor, nn
 
@@ -60,37 +63,37 @@ def teacher_grid(grid: tuple[int, int, int]) -> tuple[int, int, int]:
     return 2 * (frames - 1), *(max(1, round(side / shrink)) for side in (height, width))
 
 
-def objective_of(name: str) -> objectives.Objective:
+def objective_of(name: str) -> Objective:
     """An objective as the trainer builds it."""
     text = RECIPES["trd" if name in (PROJECTOR, PEER) else name]
-    channels = {need.key: TEACHER_CHANNELS for need in objectives.needed_teachers([text])}
-    built = objectives.build([text], width=token_width(), blocks=MODEL.config["num_layers"], channels=channels)
+    channels = {need.key: TEACHER_CHANNELS for need in parse.needed_teachers([text])}
+    built = parse.build([text], width=token_width(), blocks=MODEL.config["num_layers"], channels=channels)
     return next(iter(built.values()))
 
 
-def view_of(objective: objectives.Objective, grid: tuple[int, int, int], device: str) -> tuple[objectives.StepView, Tensor]:
+def view_of(objective: Objective, grid: tuple[int, int, int], device: str) -> tuple[StepView, Tensor]:
     """What the objective is shown, and the tensor in it whose gradient goes back into the transformer."""
     frames, height, width = grid
     half = torch.bfloat16 if device == "cuda" else torch.float32
     latent = torch.randn(1, 16, frames, 2 * height, 2 * width, device=device)
     x0, signal = torch.randn_like(latent), torch.full((1,), 0.5, device=device)
     if not objective.blocks:
-        return objectives.StepView(latent=latent, x0=x0.requires_grad_(), signal=signal), x0
+        return StepView(latent=latent, x0=x0.requires_grad_(), signal=signal), x0
     tokens = torch.randn(1, math.prod(grid), token_width(), device=device, dtype=half).requires_grad_()
-    tap = objectives.Activation(tokens=tokens, grid=grid)
+    tap = parse.Activation(tokens=tokens, grid=grid)
     seen = teacher_grid(grid)
-    predicts = isinstance(objective.settings, objectives.PdaSettings)
-    first = objectives.seen_of(seen[0], objective.settings.context) if predicts else 0
+    predicts = isinstance(objective.settings, PdaSettings)
+    first = seen_of(seen[0], objective.settings.context) if predicts else 0
     features = {
         "features": torch.randn(1, TEACHER_CHANNELS, seen[0] - first, *seen[1:], device=device),
         "exact_saliency": torch.rand(1, *seen, device=device),
         "exact_seen": torch.tensor([first]),
     }
     given = {objective.teachers[0].key: features}
-    return objectives.StepView(latent=latent, x0=x0, signal=signal, taps={objective.blocks[0]: tap}, features=given), tokens
+    return StepView(latent=latent, x0=x0, signal=signal, taps={objective.blocks[0]: tap}, features=given), tokens
 
 
-def loss_of(name: str, objective: objectives.Objective, view: objectives.StepView) -> Tensor:
+def loss_of(name: str, objective: Objective, view: StepView) -> Tensor:
     """The objective, or what it is compared with."""
     if name == PROJECTOR:
         return objective.project(view, tuple(objective.teacher_volume(view).shape[2:])).float().square().mean()
@@ -188,7 +191,7 @@ def added_operations(name: str, grid: tuple[int, int, int]) -> float | None:
     tokens = torch.empty(1, (grid[0] - 1) * math.prod(grid[1:]), token_width(), device="meta")
     with torch.no_grad():
         counted = 3 * operations(lambda: projector(tokens, (grid[0] - 1, *grid[1:]), target))
-    compared = (target[0] - objectives.seen_of(target[0], 0.5), *target[1:]) if name == "pda" else target
+    compared = (target[0] - seen_of(target[0], 0.5), *target[1:]) if name == "pda" else target
     if name == PEER:  # both relations, and the student's backward through both factors
         return counted + 4 * 2 * math.prod(target) ** 2 * TEACHER_CHANNELS
     kernel = KERNEL_OF.get("soft_trd" if name == "pda" else name)

@@ -1,7 +1,7 @@
 """Accuracy of the offline prompt rules on labelled prompts written for this project.
 
-    python benchmarks/pila_prompts.py            # figures
-    python benchmarks/pila_prompts.py --errors   # and every prompt that was not labelled exactly
+python benchmarks/pila_prompts.py            # figures
+python benchmarks/pila_prompts.py --errors   # and every prompt that was not labelled exactly
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from latent_physics.methods.pila.categories import CATEGORIES
-from latent_physics.methods.pila.labels import rule_labels
+from latent_physics.methods.labels.rules import rule_labels
+from latent_physics.methods.labels.taxonomy import CATEGORIES
 
 DATA = Path(__file__).resolve().parent.parent / "tests" / "data" / "pila_prompts.jsonl"
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from latent_physics.methods.labels.rules import rule_labels
 from latent_physics.methods.lamo import MotionPriorGuidance, load_predictor
 from latent_physics.methods.pila import (
     ABLATIONS,
@@ -37,20 +38,21 @@ from latent_physics.methods.pila import (
     load_adapter,
 )
 from latent_physics.methods.pila.adapter import count
-from latent_physics.methods.pila.labels import rule_labels
 from latent_physics.methods.step import Correction
 from latent_physics.methods.weights import WeightsError, write_atomically
 from latent_physics.toyworld import WORLDS, evaluate, sample
 from latent_physics.toyworld.statistics import paired_difference, standard_error
-from latent_physics.training.backbones import BackboneError, load_backbone
-from latent_physics.training.cli import run_command
-from latent_physics.training.pila_data import toy_clips, weights_hash
-from latent_physics.training.pila_files import EXPORT
-from latent_physics.training.pila_run import PilaRun, train
-from latent_physics.training.pila_settings import RECIPES, PilaTraining
-from latent_physics.training.pila_stages import stages_of
-from latent_physics.training.run import ProgressLine, RunError, StopRequest
-from latent_physics.training.trainer_toy import sampled_clips
+from latent_physics.training.backbones import BackboneError
+from latent_physics.training.backbones.load import load_backbone
+from latent_physics.training.commands.cli import run_command
+from latent_physics.training.console import ProgressLine, RunError, StopRequest
+from latent_physics.training.data.toy import weights_hash
+from latent_physics.training.study.sampling import sampled_clips
+from latent_physics.training.tasks.pila.columns import EXPORT
+from latent_physics.training.tasks.pila.data import toy_clips
+from latent_physics.training.tasks.pila.settings import RECIPES, PilaTraining
+from latent_physics.training.tasks.pila.stages import stages_of
+from latent_physics.training.tasks.pila.task import PilaRun, train
 from torch import Tensor
 
 SCORES = ("law", "adherence", "dynamic_degree")

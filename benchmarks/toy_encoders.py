@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from latent_physics.methods.correspondence import correspondence
+from latent_physics.encoders import Teacher, VJEPATeacher, load_teacher
+from latent_physics.methods.relational import correspondence
 from latent_physics.toyworld import WORLDS, sample
 from latent_physics.toyworld.canvas import FRAMES, moments
 from latent_physics.toyworld.corruption import corrupted
-from latent_physics.training.teachers import Teacher, VJEPATeacher, load_teacher
 from torch import Tensor
 from torch.nn import functional
 

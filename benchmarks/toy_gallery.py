@@ -1,6 +1,6 @@
 """Draws docs/images/worlds.png: per toy world a real clip, the toy model on the same prompt, and the same with LaMo guidance.
 
-    python benchmarks/toy_gallery.py --predictor toyworld/weights/toy_predictor_order2.safetensors --strength 1
+python benchmarks/toy_gallery.py --predictor toyworld/weights/toy_predictor_order2.safetensors --strength 1
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from latent_physics.methods.lamo import MotionPriorGuidance, load_predictor
 from latent_physics.toyworld import WORLDS, sample, score
-from latent_physics.training.backbones import load_backbone
-from latent_physics.training.trainer_toy import sampled_clips
+from latent_physics.training.backbones.load import load_backbone
+from latent_physics.training.study.sampling import sampled_clips
 from torch import Tensor
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "images" / "worlds.png"

@@ -1,6 +1,6 @@
 """What LaMo guidance does to the toy world's physics, over strengths: for choosing a strength, on seeds that no table reports.
 
-    python benchmarks/toy_guidance.py --predictor toyworld/weights/toy_predictor_order2.safetensors --strengths 0 2 5 10 25
+python benchmarks/toy_guidance.py --predictor toyworld/weights/toy_predictor_order2.safetensors --strengths 0 2 5 10 25
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import argparse
 
 from latent_physics.methods.lamo import MotionPriorGuidance, load_predictor
 from latent_physics.toyworld import WORLDS, evaluate, sample
-from latent_physics.training.backbones import load_backbone
-from latent_physics.training.trainer_toy import sampled_clips
+from latent_physics.training.backbones.load import load_backbone
+from latent_physics.training.study.sampling import sampled_clips
 
 
 def main() -> None:

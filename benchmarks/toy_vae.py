@@ -1,6 +1,6 @@
 """What the toy VAE keeps of real clips: law score, adherence and dynamic degree of the clips and of their reconstructions.
 
-    python benchmarks/toy_vae.py
+python benchmarks/toy_vae.py
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import argparse
 
 import torch
 from latent_physics.toyworld import WORLDS, evaluate, sample
-from latent_physics.training.backbones import load_backbone
+from latent_physics.training.backbones.load import load_backbone
 
 
 def main() -> None:

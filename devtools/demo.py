@@ -147,7 +147,7 @@ class Demo:
 
     def draw_heatmaps(self, count: int) -> None:
         """Drift heatmaps over real clips: those that ComfyUI's own template packages install."""
-        from latent_physics.training.videos import template_clips
+        from latent_physics.training.data.videos import template_clips
 
         clips = template_clips(REAL_CLIPS)
         for path in clips[:: max(1, len(clips) // count)][:count]:

@@ -45,9 +45,7 @@ WAN_SMALL = ModelFile(
 T5 = ModelFile(
     "t5xxl_fp16.safetensors", f"{HUB}/comfyanonymous/flux_text_encoders/resolve/main/t5xxl_fp16.safetensors", "text_encoders"
 )
-COG_VAE = ModelFile(
-    "cogvideox_vae.safetensors", f"{HUB}/Comfy-Org/void-model/resolve/main/vae/cogvideox_vae.safetensors", "vae"
-)
+COG_VAE = ModelFile("cogvideox_vae.safetensors", f"{HUB}/Comfy-Org/void-model/resolve/main/vae/cogvideox_vae.safetensors", "vae")
 COG = "cogvideox1.5_5b_t2v_bf16.safetensors"
 """Nobody repackages this one for ComfyUI; the workflow's note says what the file has to hold."""
 WAN_PREDICTOR, COG_PREDICTOR = "wan2.1_motion_predictor.safetensors", "cogvideox1.5_motion_predictor.safetensors"
@@ -551,7 +549,7 @@ def running_server() -> Iterator[ComfyServer]:
 def write(info: dict) -> None:
     """Writes both forms of every graph. Raises BenchError for a graph that does not fit the server's nodes."""
     (FOLDER / "api").mkdir(parents=True, exist_ok=True)
-    from .alignment_workflows import GRAPHS as ALIGNMENT_GRAPHS  # they use the pieces above
+    from .alignment_workflows import GRAPHS as ALIGNMENT_GRAPHS
     from .pila_workflows import GRAPHS as PILA_GRAPHS
 
     for build in (*GRAPHS, *PILA_GRAPHS, *ALIGNMENT_GRAPHS):

@@ -9,12 +9,12 @@ class LatentPhysicsExtension(ComfyExtension):
     """Every node of the pack, in the order of the menu."""
 
     async def on_load(self) -> None:
-        from . import encoders, files
+        from .host import encoders, files
 
         files.register_folder()
         encoders.register_folder()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        from . import encoders, lamo, pila, prompt, toyworld, train
+        from . import alignment, lamo, pila, prompt, toyworld, train
 
-        return [*toyworld.NODES, *lamo.NODES, *train.NODES, *prompt.NODES, *pila.NODES, *encoders.NODES]
+        return [*toyworld.NODES, *lamo.NODES, *train.NODES, *prompt.NODES, *pila.NODES, *alignment.NODES]

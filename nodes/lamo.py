@@ -23,7 +23,8 @@ from ..methods.lamo import (
 )
 from ..methods.lamo.weights import check_fits
 from ..methods.weights import WeightsError, WeightsInfo
-from . import files, patching, traces, views, wires
+from .host import files, patching, wires
+from .views import figures, traces
 
 CATEGORY = "latent physics/lamo"
 MotionPredictorType = io.Custom("MOTION_PREDICTOR")
@@ -295,8 +296,8 @@ class GuidanceTraceNode(io.ComfyNode):
             )
         if not any(trace.rows for trace in found.values()):
             raise ValueError("Guidance Trace found nothing: no sampler ran with this MODEL, or none of its steps was guided.")
-        image = views.plot(traces.panels(found))
-        return io.NodeOutput(image, traces.table(found), ui=views.preview_image(image, cls))
+        image = figures.plot(traces.panels(found))
+        return io.NodeOutput(image, traces.table(found), ui=figures.preview_image(image, cls))
 
 
 def _describe(name: str, info: WeightsInfo) -> str:
@@ -358,9 +359,9 @@ def _show(
 ) -> io.NodeOutput:
     """Maps `(B, T', H, W)` as overlay, mask and peak frame. Clips of a batch follow one another, as VAE Decode puts them."""
     maps = maps.cpu()
-    scaled = views.unit_range(maps)
+    scaled = figures.unit_range(maps)
     if images is None:
-        shown = views.heat_frames(scaled.flatten(0, 1))
+        shown = figures.heat_frames(scaled.flatten(0, 1))
         frame = int(peak[0])
     else:
         if len(images) % len(maps) or len(images) < len(maps):
@@ -368,10 +369,10 @@ def _show(
                 f"{len(images)} images do not belong to a latent of {len(maps)} clips: wire the decoded video of this latent."
             )
         clips = images.reshape(len(maps), -1, *images.shape[1:])
-        shown = torch.cat([views.overlay(clip, scaled[b], latents, opacity) for b, clip in enumerate(clips)])
-        frame = views.decoded_frame(int(peak[0]), clips.shape[1], latents)
+        shown = torch.cat([figures.overlay(clip, scaled[b], latents, opacity) for b, clip in enumerate(clips)])
+        frame = figures.decoded_frame(int(peak[0]), clips.shape[1], latents)
     mask = (scaled if scale_mask else maps).flatten(0, 1).float()
-    return io.NodeOutput(shown, mask, frame, ui=views.preview_video(shown, cls))
+    return io.NodeOutput(shown, mask, frame, ui=figures.preview_video(shown, cls))
 
 
 NODES = [LoadMotionPredictor, LaMoGuidance, MotionDriftHeatmap, MotionFieldHeatmap, GuidanceTraceNode]

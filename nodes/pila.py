@@ -23,11 +23,13 @@ from ..methods.pila import (
     load_adapter,
 )
 from ..methods.pila.adapter import KIND
-from ..methods.pila.bank import SLOTS
 from ..methods.pila.correction import STAGES, WAN22_BOUNDARY
 from ..methods.weights import WeightsError, WeightsInfo
-from . import files, patching, views, wires
+from .host import files, patching, wires
 from .prompt import PhysicsLabelsType
+from .views import figures
+from .views.fields import FIELD_MENU, over_frames, paint, under_frames
+from .views.traces import expert_report, router_panels, router_table
 
 CATEGORY = "latent physics/pila"
 PilaAdapterType = io.Custom("PILA_ADAPTER")
@@ -286,30 +288,8 @@ class RouterPlot(io.ComfyNode):
     @classmethod
     def execute(cls, model: comfy.model_patcher.ModelPatcher, latent: dict[str, Any]) -> io.NodeOutput:
         trace = pila_of(model, "Router Plot").settings.trace
-        image = views.plot(router_panels(trace), height=420)
-        return io.NodeOutput(image, router_table(trace), ui=views.preview_image(image, cls))
-
-
-def router_panels(trace: PilaTrace) -> list[views.Panel]:
-    """Routing weights and size of the correction over the steps; experts that never ran are left out."""
-    curves = []
-    for expert, name in enumerate(CATEGORIES):
-        weights = [row[expert] for row in trace.weights]
-        if max(weights) > 0:
-            curves.append(views.Curve(label=name, x=trace.index, y=weights))
-    ratio = views.Curve(label="correction", x=trace.index, y=trace.ratio)
-    return [
-        views.Panel(title="routing weight (they add up to 1)", x_label="step", curves=curves),
-        views.Panel(title="size of the correction, |g dv| / |v|", x_label="step", curves=[ratio]),
-    ]
-
-
-def router_table(trace: PilaTrace) -> str:
-    """The same numbers as comma-separated text, a line per corrected evaluation of the model."""
-    lines = ["step,sigma,ratio," + ",".join(CATEGORIES)]
-    for index, sigma, ratio, weights in zip(trace.index, trace.sigma, trace.ratio, trace.weights):
-        lines.append(f"{index},{sigma:.6g},{ratio:.6g}," + ",".join(f"{weight:.6g}" for weight in weights))
-    return "\n".join(lines)
+        image = figures.plot(router_panels(trace), height=420)
+        return io.NodeOutput(image, router_table(trace), ui=figures.preview_image(image, cls))
 
 
 class ExpertMaps(io.ComfyNode):
@@ -371,28 +351,10 @@ class ExpertMaps(io.ComfyNode):
         ))  # fmt: skip
         weights = trace.weights[trace.index.index(snapshot.index)]
         chosen = weights.index(max(weights)) if expert == "strongest" else CATEGORIES.index(expert)
-        scaled = views.unit_range(maps[:, chosen])
+        scaled = figures.unit_range(maps[:, chosen])
         shown = over_frames(scaled, images, opacity)
         text = expert_report(snapshot.index, weights, CATEGORIES[chosen])
-        return io.NodeOutput(shown, scaled.flatten(0, 1), text, ui=views.preview_video(shown, cls))
-
-
-def expert_report(step: int, weights: list[float], shown: str) -> str:
-    """Which experts ran at a step, strongest first."""
-    order = sorted(zip(weights, CATEGORIES), reverse=True)
-    ran = [f"{name} {weight:.3f}" for weight, name in order if weight > 0]
-    return f"step {step}: {', '.join(ran) or 'no expert ran'}\nshown: {shown}"
-
-
-def over_frames(maps: Tensor, images: Tensor | None, opacity: float) -> Tensor:
-    """Maps `(B, T, h, w)` in [0, 1] over decoded clips, or alone. Raises ValueError where the pictures are not of that many
-    clips."""
-    if images is None:
-        return views.heat_frames(maps.flatten(0, 1))
-    if len(images) % len(maps) or len(images) < len(maps):
-        raise ValueError(f"{len(images)} images do not belong to a latent of {len(maps)} clips: wire this run's decoded video.")
-    clips = images.reshape(len(maps), -1, *images.shape[1:])
-    return torch.cat([views.overlay(clip, maps[b], maps.shape[1], opacity) for b, clip in enumerate(clips)])
+        return io.NodeOutput(shown, scaled.flatten(0, 1), text, ui=figures.preview_video(shown, cls))
 
 
 def _patcher_of(model: comfy.model_patcher.ModelPatcher, correction: PilaCorrection) -> comfy.model_patcher.ModelPatcher:
@@ -408,21 +370,6 @@ def _on_device(patcher: comfy.model_patcher.ModelPatcher, correction: PilaCorrec
     comfy.model_management.load_models_gpu([patcher], memory_required=correction.memory_required(tuple(latent.shape)))
     with torch.inference_mode(False), patching.resident([patcher], patcher.load_device):
         return work()
-
-
-FIELD_NAMES = {
-    "u": "velocity (colour: direction, brightness: speed)",
-    "d": "displacement from the middle frame",
-    "p": "pressure",
-    "rho": "density",
-    "T": "temperature",
-    "alpha": "phase or support",
-    "eps": "strain",
-    "sigma": "stress",
-    "j": "impulse",
-    "psi": "wave",
-}
-FIELD_MENU = {f"{slot}: {FIELD_NAMES[slot]}": slot for slot in ("u", *(name for name in SLOTS if name != "u"))}
 
 
 class AttributeBankView(io.ComfyNode):
@@ -484,49 +431,7 @@ class AttributeBankView(io.ComfyNode):
         values = _on_device(adapter.patcher, correction, inside, work)[FIELD_MENU[field]].float().cpu()
         colours, size = paint(values)
         shown = under_frames(colours, images, opacity)
-        return io.NodeOutput(shown, size.flatten(0, 1), ui=views.preview_video(shown, cls))
-
-
-def paint(field: Tensor) -> tuple[Tensor, Tensor]:
-    """Colours `(B, T, h, w, 3)` and size `(B, T, h, w)` in [0, 1] of a field `(B, C, T, h, w)`.
-
-    Two channels are a direction: hue says where to, brightness how much. One channel runs from its clip's smallest to its largest
-    value. Four channels (a tensor) are shown by their size.
-    """
-    if field.shape[1] == 2:
-        size = field.norm(dim=1)
-        top = torch.quantile(size.flatten(1), 0.99, dim=1).clamp(min=1e-12)  # a few outliers may saturate
-        size = (size / top[:, None, None, None]).clamp(0.0, 1.0)
-        hue = torch.atan2(field[:, 1], field[:, 0]) / (2 * torch.pi) % 1.0
-        return hue_colours(hue, size), size
-    value = field.norm(dim=1) if field.shape[1] == 4 else field[:, 0]
-    low = value.flatten(1).amin(dim=1)[:, None, None, None]
-    high = value.flatten(1).amax(dim=1)[:, None, None, None]
-    value = (value - low) / (high - low).clamp(min=1e-12)
-    return views.heat_colours(value), value
-
-
-def hue_colours(hue: Tensor, value: Tensor) -> Tensor:
-    """Fully saturated colours from hue and brightness in [0, 1], any shape -> that shape and 3."""
-    offsets = torch.tensor([0.0, 2.0, 4.0])
-    wheel = ((hue[..., None] * 6.0 - offsets + 3.0) % 6.0 - 3.0).abs()
-    return (2.0 - wheel).clamp(0.0, 1.0) * value[..., None]
-
-
-def under_frames(colours: Tensor, images: Tensor | None, opacity: float) -> Tensor:
-    """Field colours `(B, T, h, w, 3)` alone, enlarged 8 times, or over dimmed decoded frames."""
-    flat = colours.flatten(0, 1).movedim(-1, 1)
-    if images is None:
-        return torch.nn.functional.interpolate(flat, scale_factor=8, mode="nearest").movedim(1, -1)
-    clips, frames = colours.shape[:2]
-    if len(images) % clips or len(images) < clips:
-        raise ValueError(f"{len(images)} images do not belong to a latent of {clips} clips: wire its decoded video.")
-    count = len(images) // clips
-    pictures = images[..., :3].float().cpu()
-    size = pictures.shape[1:3]
-    index = [clip * frames + min(frames - 1, views.latent_frame(n, count, frames)) for clip in range(clips) for n in range(count)]
-    cover = torch.nn.functional.interpolate(flat, size=size, mode="bilinear", align_corners=False).movedim(1, -1)
-    return pictures * (1.0 - opacity) + cover[index] * opacity
+        return io.NodeOutput(shown, size.flatten(0, 1), ui=figures.preview_video(shown, cls))
 
 
 NODES = [LoadPilaAdapter, PilaCorrectionNode, RouterPlot, ExpertMaps, AttributeBankView]

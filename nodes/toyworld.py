@@ -17,8 +17,8 @@ from ..toyworld.prompts import understand
 from ..toyworld.scores import Scores, evaluate
 from ..toyworld.text import ToyTextEncoder
 from ..toyworld.worlds import WORLDS
-from . import views
-from .files import SHIPPED_FOLDER
+from .host.files import SHIPPED_FOLDER
+from .views import figures
 
 CATEGORY = "latent physics/toy world"
 FROM_PROMPT = "from the prompt"
@@ -154,9 +154,9 @@ class LawScore(io.ComfyNode):
             )
         clips = images[..., :3].reshape(-1, frames, *images.shape[1:3], 3).movedim(-1, 1)
         scores = evaluate(clips, name, [prompt] * len(clips))
-        image = views.plot(_panels(scores), title=f"{name}: {WORLDS[name].law}", height=260)
+        image = figures.plot(_panels(scores), title=f"{name}: {WORLDS[name].law}", height=260)
         means = [float(value.mean()) for value in (scores.law, scores.adherence, scores.dynamic_degree)]
-        return io.NodeOutput(*means, image, _table(name, scores), ui=views.preview_image(image, cls))
+        return io.NodeOutput(*means, image, _table(name, scores), ui=figures.preview_image(image, cls))
 
 
 def _world(world: str, prompt: str) -> str:
@@ -171,14 +171,14 @@ def _world(world: str, prompt: str) -> str:
     return found
 
 
-def _panels(scores: Scores) -> list[views.Panel]:
+def _panels(scores: Scores) -> list[figures.Panel]:
     curves = {"law": scores.law, "adherence": scores.adherence, "dynamic degree": scores.dynamic_degree}
     count = len(scores.law)
     lines = [
-        views.Curve(label=f"{label} (mean {values.mean():.2f})", x=list(range(count)), y=values.tolist())
+        figures.Curve(label=f"{label} (mean {values.mean():.2f})", x=list(range(count)), y=values.tolist())
         for label, values in curves.items()
     ]
-    return [views.Panel(title="scores (1 = like real clips)", x_label="clip", x_range=(-0.5, count - 0.5), curves=lines)]
+    return [figures.Panel(title="scores (1 = like real clips)", x_label="clip", x_range=(-0.5, count - 0.5), curves=lines)]
 
 
 def _table(name: str, scores: Scores) -> str:

@@ -7,8 +7,6 @@ import dataclasses
 import logging
 import math
 import os
-import re
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,29 +17,19 @@ import comfy.utils
 import folder_paths
 import torch
 from comfy_api.latest import io
-from torch import Tensor
 
-from ..methods.lamo import MotionFieldPredictor, pool_tokens, predictor_info, save_predictor
-from . import files, patching, video_folder, views, wires
+from ..methods.lamo import MotionFieldPredictor, predictor_info, save_predictor
+from .host import files, patching, video_folder
+from .host.files import check_name, check_place, free_path
+from .host.latents import clips_of_folder, clips_of_latent, step_bytes
 from .lamo import CATEGORY, MotionPredictor, MotionPredictorType
+from .views import figures
+from .views.traces import curves, summary
 
 if TYPE_CHECKING:
-    from ..training.dataset import Clips
-    from ..training.predictor import PredictorConfig, PredictorTraining
+    from ..training.tasks.predictor import PredictorTraining
 
 SPACES = ["toy", *patching.LATENT_SPACES.values()]
-PROMPT_WIDTH = {"cosmos1": 1024, "hunyuan_video1.5": 3584}
-"""Numbers per token of a space's text encoder, for a training without prompts; the others have 4096."""
-NAME = re.compile(r"(?!(con|prn|aux|nul|com\d|lpt\d)(\.|$))[a-z0-9][a-z0-9 ._-]{0,99}", re.IGNORECASE)
-"""File names that every system takes; Windows reads those at the start as devices."""
-ROOM = 64 * 1024**2
-"""Bytes that must be free before training: the largest predictor takes 43 MB."""
-SKIPPED = 20
-"""At most so many of the clips that were skipped are named."""
-POINTS = 300
-"""At most so many points per curve; longer runs are averaged over stretches of steps."""
-BYTES_PER_ACTIVATION = 34.0
-"""Memory of a training step per pair, position, channel and block: the full recipe measures 0.4 GiB at 60 x 104."""
 
 UNWIRED: Any = object()
 """An input that no wire comes to, where ComfyUI checks a graph: it hands None over for one whose wire is still to be computed."""
@@ -247,7 +235,7 @@ class TrainMotionPredictor(io.ComfyNode):
         frames: int = 0,
         fps: float = 0.0,
     ) -> io.NodeOutput:
-        from ..training.predictor import RECIPES, PredictorTraining
+        from ..training.tasks.predictor import RECIPES, PredictorTraining
 
         check_name(name)
         check_source(latent is not None, folder, vae is not None)
@@ -279,8 +267,8 @@ class TrainMotionPredictor(io.ComfyNode):
         if not prompted:
             forget_prompts(network)
         predictor, kept = keep(name, network, latent_space, lag, training.recipe())
-        image = views.plot(curves(training), title=f"{latent_space}, {training.step} steps")
-        return io.NodeOutput(predictor, image, summary(training, kept, skipped), ui=views.preview_image(image, cls))
+        image = figures.plot(curves(training), title=f"{latent_space}, {training.step} steps")
+        return io.NodeOutput(predictor, image, summary(training, kept, skipped), ui=figures.preview_image(image, cls))
 
 
 def check_source(latent: bool, folder: str, vae: bool) -> None:
@@ -302,104 +290,6 @@ def temp_directory() -> str:
     return folder_paths.get_temp_directory()
 
 
-def clips_of_latent(latent: dict[str, Any], space: str, positive: list[Any] | None) -> Clips:
-    """The clips of a LATENT and their prompts. Raises ValueError where they do not fit."""
-    from ..training.dataset import Clips
-
-    video = sampled_latents(latent, space)
-    return Clips.from_tensors(list(video), pooled_prompts(positive, len(video)), space, cond_dim=prompt_width(space))
-
-
-def clips_of_folder(
-    folder: str, space: str, vae: Any, clip: Any | None, positive: list[Any] | None, cut: video_folder.Cut, scratch: Path
-) -> tuple[Clips, list[str]]:
-    """(the clips of a folder, a sentence for each that could not be used). Raises ValueError where none can be."""
-    if clip is not None and positive:
-        raise ValueError("there are two sources of prompts: wire clip, for the captions, or positive, one prompt for all.")
-    fixed = pooled_prompts(positive, 1)
-    fixed = torch.zeros(prompt_width(space)) if fixed is None else fixed[0]
-
-    def embed(caption: str) -> Tensor:
-        if clip is None:
-            return fixed
-        return pooled_prompts(clip.encode_from_tokens_scheduled(clip.tokenize(caption)), 1)[0]
-
-    return video_folder.encode_folder(
-        video_folder.find_folder(folder), space, vae, embed, cut, scratch=scratch, to_sampled=sampled_latents
-    )
-
-
-def prompt_width(space: str) -> int:
-    return PROMPT_WIDTH.get(space, 4096)
-
-
-def check_name(name: str) -> None:
-    """Raises ValueError for a file name that could lead out of the folder, or that a system would not take."""
-    if name and not NAME.fullmatch(name):
-        raise ValueError(
-            f"{name!r} cannot be the predictor's file name: use letters, digits, spaces, dots, dashes and underscores, "
-            "and no folder."
-        )
-
-
-def check_place(name: str) -> None:
-    """Raises ValueError, before the training and not after it, where nothing could be saved."""
-    if not name:
-        return
-    files.register_folder()
-    folder = Path(folder_paths.models_dir) / files.FOLDER
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be written to ({error.strerror}): allow it, or leave the name empty.") from error
-    if free < ROOM:
-        raise ValueError(f"{folder} has {free / 1e6:.0f} MB free and needs {ROOM / 1e6:.0f}: make room, or leave the name empty.")
-
-
-def sampled_latents(latent: dict[str, Any], space: str) -> Tensor:
-    """The clips of a LATENT as a model of `space` samples them, `B C T H W` float32 on the CPU.
-
-    Wires carry the VAE's latents; predictors read what samplers see. Raises ValueError where the latent is not of that space.
-    """
-    video = wires.video_in(latent)
-    if video.ndim != 5:
-        raise ValueError(f"Train Motion Predictor needs a video latent, B C T H W, but this one is {tuple(video.shape)}.")
-    form = patching.latent_format(space)
-    if form is None:
-        raise ValueError(f"this ComfyUI does not know the latent space {space!r}; choose another one, or update ComfyUI.")
-    if form.latent_channels != video.shape[1]:
-        raise ValueError(
-            f"this latent has {video.shape[1]} channels, but {space} latents have {form.latent_channels}: choose the latent "
-            "space of the VAE that made it."
-        )
-    return form.process_in(video.float().cpu())
-
-
-def pooled_prompts(positive: list[Any] | None, clips: int) -> Tensor | None:
-    """One pooled prompt embedding per clip, `clips D`; None without prompts.
-
-    Raises ValueError where there are neither one nor as many prompts as clips, or they have no tokens.
-    """
-    rows = []
-    for tokens, options in positive or []:
-        if tokens.ndim != 3:
-            raise ValueError("this prompt has no text tokens; wire the output of CLIP Text Encode.")
-        mask = options.get("attention_mask")
-        fits = mask is not None and mask.ndim == 2 and mask.shape[-1] == tokens.shape[1]
-        rows += list(pool_tokens(tokens, mask if fits else None).float().cpu())
-    if not rows:
-        return None
-    if len(rows) not in (1, clips):
-        raise ValueError(f"there are {len(rows)} prompts for {clips} clips; wire one prompt for all, or one for each.")
-    return torch.stack(rows * (clips // len(rows)))
-
-
-def step_bytes(config: PredictorConfig, height: int, width: int) -> float:
-    """About what a training step needs on the device."""
-    return BYTES_PER_ACTIVATION * height * width * config.width * config.blocks * config.batch
-
-
 def train(training: PredictorTraining) -> None:
     """Trains under ComfyUI's progress bar. Its cancel button ends it; nothing is written then."""
     progress = comfy.utils.ProgressBar(1000)
@@ -417,9 +307,7 @@ def forget_prompts(network: MotionFieldPredictor) -> None:
         network.embed.weight.zero_()
 
 
-def keep(
-    name: str, network: MotionFieldPredictor, space: str, lag: int, recipe: dict[str, Any]
-) -> tuple[MotionPredictor, str]:
+def keep(name: str, network: MotionFieldPredictor, space: str, lag: int, recipe: dict[str, Any]) -> tuple[MotionPredictor, str]:
     """(what travels on the wire, a line about the file). It is what Load Motion Predictor would make of the file.
 
     Where the file cannot be written after all, the line says so, and the predictor is on the wire nevertheless.
@@ -441,56 +329,6 @@ def keep(
             line = f"NOT SAVED: {path} could not be written ({error.strerror}); the predictor is on the wire only"
             logging.error("Train Motion Predictor: %s", line)
     return MotionPredictor(name=path.name, patcher=patching.manage(loaded), info=info), line
-
-
-def free_path(name: str) -> Path:
-    """A file in models/latent_physics that does not exist yet: NAME, or NAME_2, NAME_3 and so on."""
-    files.register_folder()
-    folder = Path(folder_paths.models_dir) / files.FOLDER
-    stem = name.removesuffix(".safetensors")
-    names = (f"{stem}{f'_{number}' if number > 1 else ''}.safetensors" for number in range(1, 100000))
-    return next(folder / file for file in names if not os.path.lexists(folder / file))
-
-
-def curves(training: PredictorTraining) -> list[views.Panel]:
-    """The log as plots. Curves of long runs are averaged."""
-
-    def curve(column: str, label: str, dashed: bool = False) -> views.Curve | None:
-        rows = [(row["step"], row[column]) for row in training.log.rows if column in row]
-        if not rows:
-            return None
-        table = [torch.tensor(part).mean(dim=0) for part in chunks(rows, math.ceil(len(rows) / POINTS))]
-        return views.Curve(label=label, x=[float(x) for x, _ in table], y=[float(y) for _, y in table], dashed=dashed)
-
-    loss = [curve("loss", "training"), curve("val_loss", "held-out clips", dashed=True)]
-    panels = [views.Panel(title="loss (LaMo, eq 7)", x_label="step", curves=[one for one in loss if one], log=True)]
-    unexplained = curve("unexplained", "held-out clips")
-    if unexplained:
-        title = "share of the change that is not explained (1: knows nothing, 0: perfect)"
-        panels.append(views.Panel(title=title, x_label="step", curves=[unexplained]))
-    return panels
-
-
-def chunks(rows: list[Any], size: int) -> list[list[Any]]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
-def summary(training: PredictorTraining, kept_as: str, skipped: list[str]) -> str:
-    """What came out, for the info output."""
-    kept = training.kept()
-    held = "no clip was held out, so nothing is known of new clips"
-    if "unexplained" in kept:
-        held = f"unexplained change in held-out clips: {kept['unexplained']:.3f}, at step {kept['kept_step']}, which is kept"
-    rows = [row["loss"] for row in training.log.rows if "loss" in row]
-    return "\n".join(
-        [
-            kept_as,
-            f"{len(training.clips)} clips of {training.clips.latent_space} latents, {len(training.pairs)} frame pairs",
-            f"{training.step} steps in {training.seconds:.0f} s, last loss {rows[-1]:.4f}" if rows else "no step was made",
-            held,
-            *([f"{len(skipped)} clips were skipped:", *[f"  {reason}" for reason in skipped[:SKIPPED]]] if skipped else []),
-        ]
-    )
 
 
 NODES = [TrainMotionPredictor]

@@ -29,7 +29,7 @@ def script(monkeypatch):
 
 
 def test_every_objective_is_measured(script):
-    from latent_physics.training.objectives import KINDS
+    from latent_physics.training.objectives.parse import KINDS
 
     assert set(script.RECIPES) == set(KINDS)
     assert set(script.KERNELS[0].variants) == {*KINDS, script.PROJECTOR, script.PEER}

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from latent_physics.methods.pila import PilaConfig
 from latent_physics.toyworld.worlds import WORLDS
-from latent_physics.training import pila_files
-from latent_physics.training.pila_files import CHECKPOINT, EXPORT
-from latent_physics.training.pila_settings import RECIPES, PilaTraining
+from latent_physics.training.tasks.pila import columns
+from latent_physics.training.tasks.pila.columns import CHECKPOINT, EXPORT
+from latent_physics.training.tasks.pila.settings import RECIPES, PilaTraining
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 QUICK = PilaTraining(
@@ -30,7 +30,7 @@ def script(monkeypatch):
     monkeypatch.delitem(sys.modules, "pila_toy", raising=False)
     module = importlib.import_module("pila_toy")
     monkeypatch.setattr(module, "WORLDS", {"thermal": WORLDS["thermal"]})
-    monkeypatch.setattr(pila_files, "draw_curves", lambda *_: None)  # takes longer than everything else here
+    monkeypatch.setattr(columns, "draw_curves", lambda *_: None)  # takes longer than everything else here
     monkeypatch.setitem(RECIPES, "toy", (QUICK, PilaConfig(hidden=8, blocks=1, head_width=8)))
     yield module
     sys.modules.pop("pila_toy", None)
@@ -83,7 +83,7 @@ def test_seeds_are_rows_and_a_mean(script, tmp_path, capsys):
 
 def test_every_ablation_has_the_same_number_of_steps_and_a_name_of_its_own(script):
     from latent_physics.methods.pila import ABLATIONS, PilaAdapter
-    from latent_physics.training.pila_stages import stages_of
+    from latent_physics.training.tasks.pila.stages import stages_of
 
     names = set()
     for ablation in ABLATIONS:

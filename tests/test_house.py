@@ -25,8 +25,9 @@ MAY_IMPORT = {
     "kernels": {"kernels"},
     "methods": {"methods", "kernels"},
     "toyworld": {"toyworld", "methods", "kernels"},
-    "training": {"training", "toyworld", "methods", "kernels"},
-    "nodes": {"nodes", "toyworld", "methods", "kernels"},
+    "encoders": {"encoders", "methods", "kernels"},
+    "training": {"training", "encoders", "toyworld", "methods", "kernels"},
+    "nodes": {"nodes", "encoders", "toyworld", "methods", "kernels"},
 }
 # Inside a function only: a node that trains, or looks through a teacher's eyes, calls the code that the commands call.
 MAY_IMPORT_WHEN_CALLED = {"nodes": {"training"}}

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     import_package()
     try:
-        module = importlib.import_module(f"latent_physics.training.{args.command.replace('-', '_')}")
+        module = importlib.import_module(f"latent_physics.training.commands.{args.command.replace('-', '_')}")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("latent_physics"):
             raise

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..labels.taxonomy import CATEGORIES
 from ..step import SamplingStep
 from ..weights import WeightsError, WeightsInfo, load_weights, save_weights
 from . import bank as banks
 from .afe import AnchoredFieldEstimation
-from .categories import CATEGORIES
 from .config import PilaConfig
 from .decoder import FlowDecoder, sigma_gate
 from .encoder import GROUPS, ConditionEncoder, PhysicalEncoder, ResidualBlock, head, mlp

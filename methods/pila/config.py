@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from .categories import CATEGORIES
+from ..labels.taxonomy import CATEGORIES
 from .encoder import GROUPS
 from .residuals import FAMILIES
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..labels.taxonomy import CATEGORIES
 from ..step import SamplingStep
 from . import bank as banks
 from .adapter import SMALLEST_SIGMA, PilaAdapter
-from .categories import CATEGORIES
 
 STAGES = ("any", "high noise", "low noise")
 WAN22_BOUNDARY = 0.875

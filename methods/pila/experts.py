@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..labels.taxonomy import CATEGORIES
 from .bank import BANK_CHANNELS, COMPACT, OFFSETS, WIDTHS, spread
-from .categories import CATEGORIES
 from .encoder import ResidualBlock, broadcast, zero_last
 
 RECIPES: dict[str, tuple[str, ...]] = {

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..labels.taxonomy import CATEGORIES, category_index
 from . import bank as banks
 from . import stencils as st
 from .afe import centre
-from .categories import CATEGORIES, category_index
 
 FAMILIES = ("pde", "kinematic", "closure", "stabilising")
 MINIMUM_FRAMES, MINIMUM_SIDE = 4, 5

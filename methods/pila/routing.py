@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .categories import CATEGORIES
+from ..labels.taxonomy import CATEGORIES
 from .config import check_top_k
 from .encoder import mlp
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from latent_physics.kernels import relational
-from latent_physics.training import bench
+from latent_physics.training.commands import bench
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 GROUPS = ("relational",)

@@ -148,7 +148,8 @@ def conditioning() -> Callable[..., list[Any]]:
 def make_predictor() -> Callable[..., Any]:
     """What Load Motion Predictor puts on its wire, with random weights."""
     from latent_physics.methods.lamo import MotionFieldPredictor, predictor_info
-    from latent_physics.nodes import lamo, patching
+    from latent_physics.nodes import lamo
+    from latent_physics.nodes.host import patching
 
     def make(channels: int = 16, space: str = "toy", order: int = 1, zero: bool = False, lag: int = 2) -> lamo.MotionPredictor:
         import comfy.ops

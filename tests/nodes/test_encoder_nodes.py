@@ -6,14 +6,17 @@ import math
 
 import pytest
 import torch
+from latent_physics.nodes.host.encoders import FOLDER, encoder_names
+from latent_physics.nodes.views.points import MARK, saliency_mask
 
 pytest.importorskip("comfy", reason="needs ComfyUI: run dev.py once, or set COMFYUI_PATH")
 
 import folder_paths
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from latent_physics.methods.correspondence import correspondence
-from latent_physics.nodes import encoders, files, tap
+from latent_physics.methods.relational import correspondence
+from latent_physics.nodes import alignment
+from latent_physics.nodes.host import files, tap
 
 pytestmark = pytest.mark.comfy
 
@@ -26,11 +29,11 @@ def models(tmp_path, monkeypatch):
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
     monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", dict(folder_paths.folder_names_and_paths))
-    for name in (files.FOLDER, encoders.FOLDER):
+    for name in (files.FOLDER, FOLDER):
         folder_paths.folder_names_and_paths.pop(name, None)
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     monkeypatch.setattr(files, "SHIPPED_FOLDER", tmp_path / "shipped")
-    (tmp_path / "models" / encoders.FOLDER).mkdir(parents=True)
+    (tmp_path / "models" / FOLDER).mkdir(parents=True)
     return tmp_path / "models"
 
 
@@ -79,7 +82,7 @@ def clip(frames=8, size=32):
 )
 def test_saliency_keeps_a_fraction_of_every_frame(frames, height, width, keep, patch):
     images = torch.rand(frames, height, width, 3)
-    mask = encoders.saliency_mask(images, keep, patch, 2)
+    mask = saliency_mask(images, keep, patch, 2)
     assert mask.shape == (frames, height, width)
     places = (height // patch) * (width // patch)
     assert (mask.sum(dim=(1, 2)) == math.ceil(round(keep * places, 9)) * patch**2).all()
@@ -92,7 +95,7 @@ def test_saliency_keeps_a_fraction_of_every_frame(frames, height, width, keep, p
 def test_saliency_finds_what_moves(models):
     images = torch.zeros(6, 32, 32, 3)
     images[2:, 8:16, 16:24] = 1.0
-    mask, shown = execute(encoders.MotionSaliencyMask, images=images, keep=1 / 16, patch=8)
+    mask, shown = execute(alignment.MotionSaliencyMask, images=images, keep=1 / 16, patch=8)
     expected = torch.zeros(32, 32)
     expected[8:16, 16:24] = 1.0
     assert all(torch.equal(mask[number], expected) for number in range(4))
@@ -101,7 +104,7 @@ def test_saliency_finds_what_moves(models):
 
 def test_saliency_needs_time():
     with pytest.raises(ValueError, match="tubelets"):
-        encoders.saliency_mask(torch.rand(3, 32, 32, 3), 0.2, 8, 2)
+        saliency_mask(torch.rand(3, 32, 32, 3), 0.2, 8, 2)
 
 
 # -- correspondence ------------------------------------------------------------------------------------------------------
@@ -141,10 +144,10 @@ def test_correspondence_refuses_what_does_not_fit():
 @pytest.fixture
 def shelf(models):
     """Encoders as users have them: folders of transformers (one with its training head), and this pack's own files."""
-    from latent_physics.training.teachers import VideoMAETeacher, VJEPATeacher
+    from latent_physics.encoders import VideoMAETeacher, VJEPATeacher
 
     torch.manual_seed(0)
-    own, other = models / files.FOLDER, models / encoders.FOLDER
+    own, other = models / files.FOLDER, models / FOLDER
     videomae(head=True).save_pretrained(other / "videomae-base")
     vjepa().save_pretrained(other / "vjepa")
     VideoMAETeacher(videomae(), "test").save(own / "toy_videomae.safetensors", {})
@@ -153,7 +156,7 @@ def shelf(models):
 
 
 def test_every_kind_of_encoder_loads_and_shows_a_map(shelf):
-    names = encoders.encoder_names()
+    names = encoder_names()
     assert sorted(names) == [
         "toy_videomae.safetensors",
         "toy_vjepa2.safetensors",
@@ -162,10 +165,10 @@ def test_every_kind_of_encoder_loads_and_shows_a_map(shelf):
     ]
     images = clip(frames=9)
     for name in names:
-        assert encoders.LoadVideoEncoder.validate_inputs(name=name) is True
-        (encoder,) = execute(encoders.LoadVideoEncoder, name=name)
+        assert alignment.LoadVideoEncoder.validate_inputs(name=name) is True
+        (encoder,) = execute(alignment.LoadVideoEncoder, name=name)
         overlay, maps = execute(
-            encoders.CorrespondenceMap, images=images, x=9, y=30, frame=3, temperature=0.1, opacity=0.5, encoder=encoder
+            alignment.CorrespondenceMap, images=images, x=9, y=30, frame=3, temperature=0.1, opacity=0.5, encoder=encoder
         )
         assert overlay.shape == images.shape
         assert maps.shape == (4, 4, 4)
@@ -173,11 +176,11 @@ def test_every_kind_of_encoder_loads_and_shows_a_map(shelf):
         assert tuple((maps[1] == maps[1].max()).nonzero()[0].tolist()) == (3, 1)
         features = encoder.teacher.features(images.movedim(-1, 0)[None])[0]
         assert torch.allclose(maps, correspondence(features.flatten(1).T, (4, 4, 4), (1, 3, 1), 0.1), atol=1e-6)
-        assert overlay[3, 30, 9].tolist() == pytest.approx(list(encoders.MARK))
+        assert overlay[3, 30, 9].tolist() == pytest.approx(list(MARK))
 
 
 def test_files_that_are_no_encoders_are_refused(shelf):
-    folder = shelf / encoders.FOLDER
+    folder = shelf / FOLDER
     for name in ("other", "vit"):
         (folder / name).mkdir()
         (folder / name / "model.safetensors").write_bytes((folder / "vjepa" / "model.safetensors").read_bytes())
@@ -192,8 +195,8 @@ def test_files_that_are_no_encoders_are_refused(shelf):
         "../latent_physics/toy_videomae.safetensors": "is not in models/video_encoders",
     }.items():
         with pytest.raises(ValueError, match=sentence):
-            execute(encoders.LoadVideoEncoder, name=f"video_encoders/{name}")
-    assert "not in models" in encoders.LoadVideoEncoder.validate_inputs(name="gone.safetensors")
+            execute(alignment.LoadVideoEncoder, name=f"video_encoders/{name}")
+    assert "not in models" in alignment.LoadVideoEncoder.validate_inputs(name="gone.safetensors")
 
 
 # -- tapped blocks -------------------------------------------------------------------------------------------------------
@@ -202,7 +205,7 @@ def test_files_that_are_no_encoders_are_refused(shelf):
 @pytest.mark.parametrize(("name", "grid"), [("wan", (5, 4, 4)), ("cogvideox", (5, 4, 4)), ("hunyuan", (5, 4, 4))])
 def test_tap_hears_the_positive_prompt_and_changes_nothing(models, make_model, sample, conditioning, name, grid):
     model, prompts = make_model(name), (conditioning(1), conditioning(2))
-    (tapped,) = execute(encoders.TapBlock, model=model, block=0, step=2)
+    (tapped,) = execute(alignment.TapBlock, model=model, block=0, step=2)
     latent = sample(tapped, *prompts, shape=(2, 16, 5, 8, 8))
     assert torch.equal(latent, sample(model, *prompts, shape=(2, 16, 5, 8, 8)))
     found = tap.tapped(tapped)
@@ -210,14 +213,14 @@ def test_tap_hears_the_positive_prompt_and_changes_nothing(models, make_model, s
     assert found.frames == 5
     assert torch.allclose(found.tokens.float().norm(dim=1), torch.ones(math.prod(grid)), atol=1e-2)
     # The same first clip alone, without CFG: batch and negative prompt must not have been heard.
-    (alone,) = execute(encoders.TapBlock, model=model, block=0, step=1)
-    (many,) = execute(encoders.TapBlock, model=model, block=0, step=1)
+    (alone,) = execute(alignment.TapBlock, model=model, block=0, step=1)
+    (many,) = execute(alignment.TapBlock, model=model, block=0, step=1)
     sample(alone, *prompts, cfg=1.0)
     sample(many, *prompts)
     assert torch.allclose(tap.tapped(alone).tokens.float(), tap.tapped(many).tokens.float(), atol=5e-3)
     images = torch.rand(2 * 17, 64, 64, 3)
     overlay, maps = execute(
-        encoders.CorrespondenceMap, images=images, x=63, y=0, frame=16, temperature=0.1, opacity=0.7, model=tapped,
+        alignment.CorrespondenceMap, images=images, x=63, y=0, frame=16, temperature=0.1, opacity=0.7, model=tapped,
         latent={"samples": latent},
     )  # fmt: skip
     assert overlay.shape == (17, 64, 64, 3)
@@ -227,7 +230,7 @@ def test_tap_hears_the_positive_prompt_and_changes_nothing(models, make_model, s
 def test_tap_of_a_later_step_or_block_is_another(models, wan, sample, conditioning):
     heard = []
     for block, step in ((0, 1), (1, 1), (0, 4), (0, 100)):
-        (tapped,) = execute(encoders.TapBlock, model=wan, block=block, step=step)
+        (tapped,) = execute(alignment.TapBlock, model=wan, block=block, step=step)
         sample(tapped, conditioning(1), conditioning(2))
         heard.append(tap.tapped(tapped).tokens)
     assert not torch.equal(heard[0], heard[1])
@@ -240,20 +243,20 @@ def test_map_says_what_is_missing(models, wan, sample, conditioning):
     point = {"images": torch.rand(17, 64, 64, 3), "x": 0, "y": 0, "frame": 0, "temperature": 0.1, "opacity": 0.5}
     latent = {"samples": torch.zeros(1, 16, 5, 8, 8)}
     with pytest.raises(ValueError, match="blocks are 0 to 1"):
-        execute(encoders.TapBlock, model=wan, block=2, step=1)
+        execute(alignment.TapBlock, model=wan, block=2, step=1)
     with pytest.raises(ValueError, match="either an encoder or a model"):
-        execute(encoders.CorrespondenceMap, **point)
+        execute(alignment.CorrespondenceMap, **point)
     with pytest.raises(ValueError, match="lies outside a video of 17 frames"):  # told before the encoder runs: this one cannot
-        execute(encoders.CorrespondenceMap, encoder=object(), **{**point, "frame": 17})
+        execute(alignment.CorrespondenceMap, encoder=object(), **{**point, "frame": 17})
     with pytest.raises(ValueError, match="no latent"):
-        execute(encoders.CorrespondenceMap, model=wan, **point)
+        execute(alignment.CorrespondenceMap, model=wan, **point)
     with pytest.raises(ValueError, match="without Tap Block"):
-        execute(encoders.CorrespondenceMap, model=wan, latent=latent, **point)
-    (tapped,) = execute(encoders.TapBlock, model=wan, block=0, step=1)
+        execute(alignment.CorrespondenceMap, model=wan, latent=latent, **point)
+    (tapped,) = execute(alignment.TapBlock, model=wan, block=0, step=1)
     with pytest.raises(ValueError, match="no sampler ran"):
-        execute(encoders.CorrespondenceMap, model=tapped, latent=latent, **point)
+        execute(alignment.CorrespondenceMap, model=tapped, latent=latent, **point)
     sample(tapped, conditioning(1), conditioning(2))
     with pytest.raises(ValueError, match="5 latent frames and this latent has 4"):
-        execute(encoders.CorrespondenceMap, model=tapped, latent={"samples": torch.zeros(1, 16, 4, 8, 8)}, **point)
+        execute(alignment.CorrespondenceMap, model=tapped, latent={"samples": torch.zeros(1, 16, 4, 8, 8)}, **point)
     with pytest.raises(ValueError, match="lies outside a video of 17 frames, 64x64"):
-        execute(encoders.CorrespondenceMap, model=tapped, latent=latent, **{**point, "y": 64})
+        execute(alignment.CorrespondenceMap, model=tapped, latent=latent, **{**point, "y": 64})

@@ -12,7 +12,8 @@ pytest.importorskip("comfy", reason="needs ComfyUI: run dev.py once, or set COMF
 import folder_paths
 from latent_physics.methods.lamo import MotionFieldPredictor, drift_heatmap, field_heatmap, save_predictor
 from latent_physics.methods.weights import WeightsError, WeightsInfo, save_weights
-from latent_physics.nodes import files, lamo, patching
+from latent_physics.nodes import lamo
+from latent_physics.nodes.host import files, patching
 
 pytestmark = pytest.mark.comfy
 

@@ -16,7 +16,8 @@ import comfy.patcher_extension
 import comfy.sample
 import comfy.samplers
 import comfy.utils
-from latent_physics.nodes import lamo, patching
+from latent_physics.nodes import lamo
+from latent_physics.nodes.host import patching
 
 pytestmark = pytest.mark.comfy
 

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from latent_physics.nodes.views.fields import FIELD_MENU, paint
 
 pytest.importorskip("comfy", reason="needs ComfyUI: run dev.py once, or set COMFYUI_PATH")
 
@@ -15,7 +16,8 @@ import folder_paths
 from latent_physics.methods.pila import CATEGORIES, PilaAdapter, PilaConfig, save_adapter
 from latent_physics.methods.pila.correction import WAN22_BOUNDARY, PilaTrace
 from latent_physics.methods.weights import WeightsError, WeightsInfo, save_weights
-from latent_physics.nodes import files, patching, pila
+from latent_physics.nodes import pila
+from latent_physics.nodes.host import files, patching
 
 pytestmark = pytest.mark.comfy
 
@@ -265,7 +267,7 @@ def test_expert_maps_over_frames_and_alone(models, wan, conditioning):
         execute(pila.ExpertMaps, **{**arguments, "model": unkept}, expert="Fluid")
 
 
-@pytest.mark.parametrize("field", list(pila.FIELD_MENU))
+@pytest.mark.parametrize("field", list(FIELD_MENU))
 def test_every_field_can_be_seen(models, field):
     adapter = loaded(models)
     latent = {"samples": torch.randn(1, 16, 5, 8, 8)}
@@ -281,7 +283,7 @@ def test_velocity_is_painted_by_direction():
     field = torch.zeros(1, 2, 1, 2, 2)
     field[0, :, 0, 0, 0] = torch.tensor([1.0, 0.0])
     field[0, :, 0, 0, 1] = torch.tensor([-1.0, 0.0])
-    colours, size = pila.paint(field)
+    colours, size = paint(field)
     torch.testing.assert_close(colours[0, 0, 0, 0], torch.tensor([1.0, 0.0, 0.0]))
     torch.testing.assert_close(colours[0, 0, 0, 1], torch.tensor([0.0, 1.0, 1.0]))
     assert colours[0, 0, 1].abs().sum() == 0
@@ -339,7 +341,7 @@ def test_fields_of_the_video_in_a_nested_latent(models):
 
     video = torch.randn(1, 16, 5, 8, 8)
     nested = NestedTensor([torch.randn(1, 8, 10, 2), video])
-    arguments = {"adapter": loaded(models), "field": next(iter(pila.FIELD_MENU)), "noise_level": 0.0, "opacity": 1.0}
+    arguments = {"adapter": loaded(models), "field": next(iter(FIELD_MENU)), "noise_level": 0.0, "opacity": 1.0}
     alone = execute(pila.AttributeBankView, latent={"samples": video}, **arguments)
     found = execute(pila.AttributeBankView, latent={"samples": nested}, **arguments)
     for one, other in zip(alone, found):
@@ -348,7 +350,7 @@ def test_fields_of_the_video_in_a_nested_latent(models):
 
 def test_fields_over_frames_and_what_has_none(models):
     adapter = loaded(models)
-    arguments = {"adapter": adapter, "field": next(iter(pila.FIELD_MENU)), "noise_level": 0.0, "opacity": 1.0}
+    arguments = {"adapter": adapter, "field": next(iter(FIELD_MENU)), "noise_level": 0.0, "opacity": 1.0}
     latent = torch.randn(2, 16, 5, 8, 8)
     images = torch.rand(2 * 17, 64, 64, 3)
     over, _ = execute(pila.AttributeBankView, latent={"samples": latent}, images=images, **arguments)

@@ -10,12 +10,24 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from latent_physics.nodes.host.endpoint import (
+    KEY_FILE,
+    KEY_VARIABLE,
+    NO_KEY,
+    SENT,
+    URL_VARIABLE,
+    Endpoint,
+    EndpointError,
+    find_key,
+    require_known,
+    without,
+)
 
 pytest.importorskip("comfy", reason="needs ComfyUI: run dev.py once, or set COMFYUI_PATH")
 
 import folder_paths
+from latent_physics.methods.labels.rules import rule_labels
 from latent_physics.methods.pila import CATEGORIES
-from latent_physics.methods.pila.labels import rule_labels
 from latent_physics.nodes import prompt as prompts
 
 pytestmark = pytest.mark.comfy
@@ -85,10 +97,10 @@ def serve():
 def clean_room(monkeypatch, tmp_path):
     """No keys, no cached answers, a user directory of its own."""
     account = ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_CUSTOM_HEADERS")
-    for name in (*account, prompts.KEY_VARIABLE, prompts.URL_VARIABLE):
+    for name in (*account, KEY_VARIABLE, URL_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path))
-    prompts.Endpoint.answers.clear()
+    Endpoint.answers.clear()
     return tmp_path
 
 
@@ -191,12 +203,12 @@ def test_a_key_goes_only_to_the_server_it_is_for(serve, monkeypatch, clean_room)
     mine, other = serve(), serve()
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     ask(mine)
-    assert mine.requests[0]["key"] == f"Bearer {prompts.NO_KEY}"
-    assert prompts.find_key("https://api.openai.com/v1") == KEY
-    assert prompts.find_key("http://api.openai.com/v1") is None
-    assert prompts.find_key("https://api.openai.com.evil.example/v1") is None
-    monkeypatch.setenv(prompts.KEY_VARIABLE, KEY)
-    monkeypatch.setenv(prompts.URL_VARIABLE, mine.url)
+    assert mine.requests[0]["key"] == f"Bearer {NO_KEY}"
+    assert find_key("https://api.openai.com/v1") == KEY
+    assert find_key("http://api.openai.com/v1") is None
+    assert find_key("https://api.openai.com.evil.example/v1") is None
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    monkeypatch.setenv(URL_VARIABLE, mine.url)
     ask(mine, seed=1)
     ask(other, seed=1)
     assert mine.requests[-1]["key"] == f"Bearer {KEY}"
@@ -207,26 +219,28 @@ def test_a_key_goes_only_to_the_server_it_is_for(serve, monkeypatch, clean_room)
 def test_strange_servers_are_not_asked(url, monkeypatch, clean_room):
     """A workflow from elsewhere names a server; nothing is sent to it before the user has named it too."""
     asked = []
-    monkeypatch.setattr(prompts.Endpoint, "_request", lambda self, *_: asked.append(self.base_url) or "")
+    monkeypatch.setattr(Endpoint, "_request", lambda self, *_: asked.append(self.base_url) or "")
     labels, report = run(base_url=url, model="m")[1:]
     assert labels == rule_labels(PROMPT)
-    assert prompts.URL_VARIABLE in report
+    assert URL_VARIABLE in report
     assert url.removesuffix("/v1") in report
     assert not asked
     folder = clean_room / "__latent_physics"
     folder.mkdir()
-    (folder / prompts.KEY_FILE).write_text(json.dumps({url: ""}))
+    (folder / KEY_FILE).write_text(json.dumps({url: ""}))
     run(base_url=url, model="m")
     assert asked == [url] * 2
-    (folder / prompts.KEY_FILE).unlink()
-    monkeypatch.setenv(prompts.URL_VARIABLE, url)
+    (folder / KEY_FILE).unlink()
+    monkeypatch.setenv(URL_VARIABLE, url)
     run(base_url=url, model="m")
     assert asked == [url] * 4
 
 
-@pytest.mark.parametrize("url", ["http://localhost:11434/v1", "http://127.0.0.2/v1", "http://[::1]:80/v1", "https://api.openai.com/v1"])
+@pytest.mark.parametrize(
+    "url", ["http://localhost:11434/v1", "http://127.0.0.2/v1", "http://[::1]:80/v1", "https://api.openai.com/v1"]
+)
 def test_servers_on_this_machine_and_openai_need_no_permission(url):
-    prompts.require_known(url)
+    require_known(url)
 
 
 def test_the_environment_tells_a_server_nothing_of_the_users_account(serve, monkeypatch):
@@ -238,8 +252,8 @@ def test_the_environment_tells_a_server_nothing_of_the_users_account(serve, monk
         monkeypatch.setenv(name, value)
     assert ask(server)[1] == {"Phase Change": 0.9, "Fluid": 0.6}
     for request in server.requests:
-        assert set(request["headers"]) <= prompts.SENT
-        assert request["key"] == f"Bearer {prompts.NO_KEY}"
+        assert set(request["headers"]) <= SENT
+        assert request["key"] == f"Bearer {NO_KEY}"
         assert "secret" not in json.dumps(request["headers"])
 
 
@@ -247,10 +261,10 @@ def test_a_key_from_the_system_user_directory(serve, clean_room):
     server = serve()
     folder = clean_room / "__latent_physics"
     folder.mkdir()
-    (folder / prompts.KEY_FILE).write_text(json.dumps({server.url: KEY}))
+    (folder / KEY_FILE).write_text(json.dumps({server.url: KEY}))
     ask(server)
     assert server.requests[0]["key"] == f"Bearer {KEY}"
-    (folder / prompts.KEY_FILE).write_text("not json")
+    (folder / KEY_FILE).write_text("not json")
     ask(server, seed=1)
     assert KEY not in server.requests[-1]["key"]
 
@@ -260,12 +274,12 @@ def test_a_misspelt_address_of_the_users_own_spoils_no_other(serve, monkeypatch,
     server = serve()
     folder = clean_room / "__latent_physics"
     folder.mkdir()
-    (folder / prompts.KEY_FILE).write_text(json.dumps({"my llama": "sk-of-no-server", server.url: KEY}))
-    monkeypatch.setenv(prompts.URL_VARIABLE, "192.0.2.1:8080/v1")
+    (folder / KEY_FILE).write_text(json.dumps({"my llama": "sk-of-no-server", server.url: KEY}))
+    monkeypatch.setenv(URL_VARIABLE, "192.0.2.1:8080/v1")
     assert ask(server)[1] == {"Phase Change": 0.9, "Fluid": 0.6}
     assert server.requests[0]["key"] == f"Bearer {KEY}"
-    with pytest.raises(prompts.EndpointError, match="have not allowed it"):
-        prompts.require_known("http://192.0.2.1:8080/v1")
+    with pytest.raises(EndpointError, match="have not allowed it"):
+        require_known("http://192.0.2.1:8080/v1")
 
 
 def test_hundreds_of_hostile_answers_never_crash_and_never_leak_the_key(serve, monkeypatch, caplog, capfd):
@@ -286,8 +300,8 @@ def test_hundreds_of_hostile_answers_never_crash_and_never_leak_the_key(serve, m
         return reply(text)
 
     server = serve(hostile)
-    monkeypatch.setenv(prompts.KEY_VARIABLE, KEY)
-    monkeypatch.setenv(prompts.URL_VARIABLE, server.url)
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    monkeypatch.setenv(URL_VARIABLE, server.url)
     for number in range(120):
         description, labels, report = ask(server, seed=number)
         everything = description + json.dumps(labels) + report
@@ -299,10 +313,10 @@ def test_hundreds_of_hostile_answers_never_crash_and_never_leak_the_key(serve, m
 
 
 def test_secrets_are_cut_out_of_texts():
-    assert prompts.without(KEY, f"key {KEY}!") == f"key {'*' * len(KEY)}!"
-    assert KEY[5:20] not in prompts.without(KEY, f"part {KEY[5:20]} of it")
-    assert prompts.without(None, "nothing") == "nothing"
-    assert prompts.without(prompts.NO_KEY, "none of it") == "none of it"
+    assert without(KEY, f"key {KEY}!") == f"key {'*' * len(KEY)}!"
+    assert KEY[5:20] not in without(KEY, f"part {KEY[5:20]} of it")
+    assert without(None, "nothing") == "nothing"
+    assert without(NO_KEY, "none of it") == "none of it"
 
 
 class Writer:

@@ -15,8 +15,9 @@ import comfy.model_patcher
 import comfy.sd
 import folder_paths
 from latent_physics import toyworld as worlds
-from latent_physics.nodes import lamo, patching
+from latent_physics.nodes import lamo
 from latent_physics.nodes import toyworld as toy
+from latent_physics.nodes.host import patching
 from torch import Tensor
 
 import nodes as stock

@@ -7,6 +7,9 @@ import os
 import numpy as np
 import pytest
 import torch
+from latent_physics.nodes.host.latents import clips_of_folder, pooled_prompts
+from latent_physics.nodes.views.traces import POINTS, curves
+from latent_physics.training.commands.cache import main
 from PIL import Image
 
 pytest.importorskip("comfy", reason="needs ComfyUI: run dev.py once, or set COMFYUI_PATH")
@@ -15,7 +18,8 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 from latent_physics.methods.lamo import pool_tokens
-from latent_physics.nodes import files, lamo, patching, toyworld, train, video_folder
+from latent_physics.nodes import lamo, toyworld, train
+from latent_physics.nodes.host import files, patching, video_folder
 
 pytestmark = pytest.mark.comfy
 
@@ -70,8 +74,8 @@ def test_it_is_the_training_of_the_command(models, conditioning):
     """The same data and settings by `train_predictor`, from latents in the sampler's scale: the same weights."""
     import dataclasses
 
-    from latent_physics.training.dataset import Clips
-    from latent_physics.training.predictor import RECIPES, train_predictor
+    from latent_physics.training.data.clips import Clips
+    from latent_physics.training.tasks.predictor import RECIPES, train_predictor
 
     video, prompt = moving(), conditioning(1)
     predictor, _, _ = run(video, prompt, order=2)
@@ -138,14 +142,14 @@ def test_names_that_lead_elsewhere_are_refused(models, name):
 
 def test_one_prompt_for_each_clip(conditioning):
     each = [conditioning(seed)[0] for seed in range(3)]
-    pooled = train.pooled_prompts(each, 3)
+    pooled = pooled_prompts(each, 3)
     assert torch.equal(pooled, torch.stack([pool_tokens(tokens)[0] for tokens, _ in each]))
-    assert torch.equal(train.pooled_prompts(each[:1], 3), pooled[:1].expand(3, -1))
-    assert train.pooled_prompts(None, 3) is None
+    assert torch.equal(pooled_prompts(each[:1], 3), pooled[:1].expand(3, -1))
+    assert pooled_prompts(None, 3) is None
     with pytest.raises(ValueError, match="2 prompts for 3 clips"):
-        train.pooled_prompts(each[:2], 3)
+        pooled_prompts(each[:2], 3)
     mask = torch.tensor([[1, 1, 0, 0, 0, 0]])
-    masked = train.pooled_prompts([[each[0][0], {"attention_mask": mask}]], 1)
+    masked = pooled_prompts([[each[0][0], {"attention_mask": mask}]], 1)
     assert torch.allclose(masked, each[0][0][:, :2].mean(dim=1))
 
 
@@ -193,9 +197,9 @@ def test_long_logs_are_averaged(models):
     class Done:
         log = type("Log", (), {"rows": rows})
 
-    (panel,) = train.curves(Done)
+    (panel,) = curves(Done)
     (curve,) = panel.curves
-    assert len(curve.x) <= train.POINTS
+    assert len(curve.x) <= POINTS
     assert curve.y == pytest.approx([2 * x for x in curve.x])
 
 
@@ -289,16 +293,15 @@ def test_without_prompts_a_folder_is_learned_without_them(input_folder):
 
 def test_the_toy_world_encodes_as_the_command_does(input_folder, tmp_path):
     """ComfyUI's VAE and CLIP against those of `latent-physics cache`, on the same videos."""
-    from latent_physics.training import cache
-    from latent_physics.training.dataset import Clips
+    from latent_physics.training.data.clips import Clips
 
     with torch.inference_mode():
         _, clip, vae = toyworld.LoadToyWorld.execute().args
         cut = video_folder.Cut(width=32, height=32, frames=9)
-        clips, skipped = train.clips_of_folder("clips", "toy", vae, clip, None, cut, tmp_path / "scratch")
+        clips, skipped = clips_of_folder("clips", "toy", vae, clip, None, cut, tmp_path / "scratch")
     assert len(skipped) == 1
     size = ["--width", "32", "--height", "32", "--frames", "9", "--device", "cpu", "--backbone", "toy"]
-    assert cache.main(["--videos", str(input_folder / "clips"), "--out", str(tmp_path / "cache"), *size]) == 0
+    assert main(["--videos", str(input_folder / "clips"), "--out", str(tmp_path / "cache"), *size]) == 0
     expected = Clips.from_folder(tmp_path / "cache")
     assert clips.names == expected.names
     torch.testing.assert_close(clips.conds, expected.conds, rtol=2e-3, atol=2e-3)

@@ -20,12 +20,15 @@ import numpy as np
 import pytest
 import torch
 from latent_physics.methods.weights import WeightsError, load_weights, read_info, save_weights
-from latent_physics.training import cache
-from latent_physics.training.backbones import load_backbone
-from latent_physics.training.cache import CacheConfig, CacheError, cache_clips
-from latent_physics.training.dataset import KIND, Clips, DatasetError, read_clip
-from latent_physics.training.run import ProgressLine, RunError, StopRequest
-from latent_physics.training.videos import find_clips, template_clips, windows
+from latent_physics.training.backbones.load import TOY_WEIGHTS, load_backbone
+from latent_physics.training.commands.cache import main
+from latent_physics.training.console import ProgressLine, RunError, StopRequest
+from latent_physics.training.data import cache
+from latent_physics.training.data.cache import cache_clips
+from latent_physics.training.data.clip import KIND, DatasetError, read_clip
+from latent_physics.training.data.clips import Clips
+from latent_physics.training.data.format import CacheConfig, CacheError, format_of
+from latent_physics.training.data.videos import find_clips, template_clips, windows
 from PIL import Image
 
 spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parent / "backbones" / "tiny.py")
@@ -165,7 +168,7 @@ def test_new_toy_encoders_encode_everything_again(videos, monkeypatch, tmp_path)
 
     run(settings(videos))
     weights = tmp_path / "weights"
-    shutil.copytree(backbones.TOY_WEIGHTS, weights)
+    shutil.copytree(TOY_WEIGHTS, weights)
     monkeypatch.setattr(backbones, "TOY_WEIGHTS", weights)
     assert run(settings(videos))[0].finished_before == 4
     (weights / "toy_vae.safetensors").write_bytes(b"another one")
@@ -363,7 +366,7 @@ def test_a_folder_keeps_to_one_latent_space(videos):
 )
 def test_settings_that_do_not_fit_say_what_would(videos, changes, message):
     with pytest.raises(CacheError, match=message):
-        cache.format_of(settings(videos, **changes))
+        format_of(settings(videos, **changes))
 
 
 @pytest.mark.parametrize("family", ["wan", "cogvideox"])
@@ -372,7 +375,7 @@ def test_the_command_with_real_architectures(videos, family, tmp_path, capsys):
     (videos / "broken.mp4").write_bytes(b"no film")
     arguments = ["--videos", str(videos), "--out", str(tmp_path / "out"), "--backbone", family, "--source", str(source)]
     arguments += ["--width", str(WIDTH), "--height", str(HEIGHT), "--frames", str(FRAMES), "--fps", "0", "--device", "cpu"]
-    assert cache.main([*arguments, "--tokens"]) == 0
+    assert main([*arguments, "--tokens"]) == 0
     out = capsys.readouterr()
     assert "4 files written" in out.out
     assert "broken.mp4 cannot be decoded" in out.out
@@ -387,7 +390,7 @@ def test_the_command_with_real_architectures(videos, family, tmp_path, capsys):
     assert clip.latent_space == {"wan": "wan2.1", "cogvideox": "cogvideox"}[family]
     clips = Clips.from_folder(tmp_path / "out")
     assert (len(clips), clips.channels, clips.size, clips.cond_dim) == (4, 16, (2, 4), 32)
-    assert cache.main([*arguments, "--tokens"]) == 0
+    assert main([*arguments, "--tokens"]) == 0
     assert "0 files written" in capsys.readouterr().out
 
 
@@ -421,12 +424,12 @@ def test_template_clips_through_a_tiny_vae(tmp_path):
         pytest.skip("ComfyUI's template packages are not installed")
     source = tiny.diffusers_folder(tmp_path / "wan", "wan")
     arguments = ["--templates", "*wan2*t2v*", "--limit", "3", "--out", str(tmp_path / "out"), "--source", str(source)]
-    assert cache.main([*arguments, "--width", "32", "--height", "32", "--frames", "17", "--device", "cpu"]) == 0
+    assert main([*arguments, "--width", "32", "--height", "32", "--frames", "17", "--device", "cpu"]) == 0
     clips = Clips.from_folder(tmp_path / "out")
     assert len(clips) == 3
     assert clips.lengths == [5, 5, 5]
     assert all(clips.latent(clip).diff(dim=1).abs().mean() > 1e-3 for clip in range(3))  # they move
-    assert cache.main(["--templates", "no-such-*", "--out", str(tmp_path / "out")]) == 1
+    assert main(["--templates", "no-such-*", "--out", str(tmp_path / "out")]) == 1
 
 
 def test_bad_input_is_one_line_and_status_1(tmp_path, capsys, monkeypatch):
@@ -442,7 +445,7 @@ def test_bad_input_is_one_line_and_status_1(tmp_path, capsys, monkeypatch):
     for message, arguments in cases.items():
         if message in ("vae and text go together", "no_such could not be loaded", "device is 'abacus'"):
             write_clip(tmp_path / "clip.webp", 1)
-        assert cache.main(["--out", str(tmp_path / "out"), *arguments]) == 1
+        assert main(["--out", str(tmp_path / "out"), *arguments]) == 1
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert error.startswith("error: ")
         assert message in error
@@ -452,7 +455,7 @@ def test_bad_input_is_one_line_and_status_1(tmp_path, capsys, monkeypatch):
     with pytest.raises(CacheError, match=r"none of the 1 clips could be used; the first: broken\.mp4 cannot be decoded"):
         cache.summarise(report, config)
     monkeypatch.setitem(sys.modules, "tyro", None)
-    assert cache.main(["--out", str(tmp_path / "out")]) == 1
+    assert main(["--out", str(tmp_path / "out")]) == 1
     assert "needs tyro, which is not installed: pip install tyro" in capsys.readouterr().err
 
 

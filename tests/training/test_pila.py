@@ -10,23 +10,18 @@ import pytest
 import torch
 from latent_physics.methods.pila import ABLATIONS, CATEGORIES, load_adapter
 from latent_physics.methods.weights import WeightsInfo, save_weights
-from latent_physics.training import pila_files
-from latent_physics.training.dataset import ClipInfo, DatasetError, write_clip
-from latent_physics.training.pila import main
-from latent_physics.training.pila_data import (
-    Batch,
-    cached_clips,
-    cached_flow,
-    labels_of,
-    raft_flow,
-    toy_clips,
-)
-from latent_physics.training.pila_files import CHECKPOINT, EXPORT, LOG, RESIDUALS
-from latent_physics.training.pila_losses import variation
-from latent_physics.training.pila_run import PilaRun
-from latent_physics.training.pila_settings import RECIPES
-from latent_physics.training.pila_stages import draw_sigma, parts_of, stages_of
-from latent_physics.training.run import RunError, StopRequest, read_log
+from latent_physics.training.commands.pila import main
+from latent_physics.training.console import RunError, StopRequest
+from latent_physics.training.data.clip import ClipInfo, DatasetError, write_clip
+from latent_physics.training.data.flow import cached_flow, raft_flow
+from latent_physics.training.loop.log import read_log
+from latent_physics.training.tasks.pila import columns
+from latent_physics.training.tasks.pila.columns import CHECKPOINT, EXPORT, LOG, RESIDUALS
+from latent_physics.training.tasks.pila.data import Batch, cached_clips, labels_of, toy_clips
+from latent_physics.training.tasks.pila.losses import variation
+from latent_physics.training.tasks.pila.settings import RECIPES
+from latent_physics.training.tasks.pila.stages import draw_sigma, parts_of, stages_of
+from latent_physics.training.tasks.pila.task import PilaRun
 from safetensors.torch import load_file
 
 sys.path.append(str(Path(__file__).parent))
@@ -36,7 +31,7 @@ from tiny_pila import QUICK, SMALL, FrozenField, clips, flat, run
 @pytest.fixture
 def undrawn(monkeypatch):
     """Drawing takes longer than these runs."""
-    monkeypatch.setattr(pila_files, "draw_curves", lambda *arguments: None)
+    monkeypatch.setattr(columns, "draw_curves", lambda *arguments: None)
 
 
 def test_the_whole_run_trains_logs_and_exports(tmp_path):
@@ -87,10 +82,10 @@ from safetensors.torch import save_file
 
 sys.path.append(sys.argv[1])
 import tiny_pila
-from latent_physics.training import pila_files
+from latent_physics.training import columns
 
 torch.set_num_threads(1)
-pila_files.draw_curves = lambda *arguments: None
+columns.draw_curves = lambda *arguments: None
 out = Path(sys.argv[2])
 training = tiny_pila.run(out, dataclasses.replace(tiny_pila.QUICK, batch=1))
 training.run(on_step=lambda now, row: now.total_steps == 2 and now.main and save_file(now.adapter.state_dict(), out / "second"))
@@ -106,7 +101,7 @@ def test_two_processes_end_where_one_with_their_clips_ends(tmp_path, undrawn):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
-    recipes = Path(pila_files.__file__).parent / "recipes"
+    recipes = Path(columns.__file__).parent / "recipes"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(recipes / "ddp.yaml")]
     launch += ["--num_processes", "2", "--main_process_port", port, str(tmp_path / "two.py")]
     launch += [str(Path(__file__).parent), str(tmp_path / "two")]

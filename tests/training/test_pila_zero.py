@@ -13,11 +13,13 @@ import pytest
 import torch
 from latent_physics.methods.pila import ABLATIONS, PilaAdapter
 from latent_physics.methods.weights import load_weights, save_weights
-from latent_physics.training import pila_files, processes
-from latent_physics.training.pila_files import CHECKPOINT, KIND, LOG
-from latent_physics.training.pila_stages import parts_of
-from latent_physics.training.pila_zero import Handover, check_stage, come_back, sit_out, units
-from latent_physics.training.run import RunError, StopRequest, read_log
+from latent_physics.training.console import RunError, StopRequest
+from latent_physics.training.loop import processes
+from latent_physics.training.loop.log import read_log
+from latent_physics.training.tasks.pila import columns
+from latent_physics.training.tasks.pila.columns import CHECKPOINT, KIND, LOG
+from latent_physics.training.tasks.pila.stages import parts_of
+from latent_physics.training.tasks.pila.zero import Handover, check_stage, come_back, sit_out, units
 from safetensors.torch import load_file
 
 sys.path.append(str(Path(__file__).parent))
@@ -39,13 +41,13 @@ from accelerate.utils import DistributedType
 
 sys.path.append(sys.argv[1])
 import tiny_pila
-from latent_physics.training import pila_files
+from latent_physics.training import columns
 from latent_physics.training.run import StopRequest
 
 # accelerate shards between GPUs only: it is told that these CPU processes are such. What shards is the real thing.
 PartialState._prepare_backend = lambda self, *arguments, **options: ("gloo", DistributedType.MULTI_GPU)
 torch.set_num_threads(1)
-pila_files.draw_curves = lambda *arguments: None
+columns.draw_curves = lambda *arguments: None
 accelerator = Accelerator()
 
 
@@ -70,7 +72,7 @@ def launch(folder, *words):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
-    recipe = Path(pila_files.__file__).parent / "recipes" / "zero2.yaml"
+    recipe = Path(columns.__file__).parent / "recipes" / "zero2.yaml"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(recipe), "--num_processes", "2"]
     command += ["--main_process_port", port, str(folder / "launched.py"), str(Path(__file__).parent), str(folder), *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
@@ -82,7 +84,7 @@ def launch(folder, *words):
 @pytest.mark.skipif(not DEEPSPEED, reason="deepspeed, an optional extra, is not installed")
 def test_a_stopped_sharded_run_ends_as_an_unstopped_one_and_as_one_process(tmp_path, monkeypatch):
     """Stopped inside stage B, at the end of stage B, and in stage C after encoder and scaffold began to learn."""
-    monkeypatch.setattr(pila_files, "draw_curves", lambda *arguments: None)
+    monkeypatch.setattr(columns, "draw_curves", lambda *arguments: None)
     lines = launch(tmp_path, "whole:99", "stopped:7", "stopped:12", "stopped:15")
     assert {f"DEEPSPEED {rank} of 2: stopped 15" for rank in (0, 1)} <= set(lines), lines
     assert [path.name for path in (tmp_path / "stopped" / "deepspeed").iterdir()] == ["000015"]
@@ -154,7 +156,7 @@ def test_launches_that_do_not_fit_are_refused(tmp_path, monkeypatch):
 
 
 def test_a_sharded_run_goes_on_without_deepspeed_between_stages_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(pila_files, "draw_curves", lambda *arguments: None)
+    monkeypatch.setattr(columns, "draw_curves", lambda *arguments: None)
     training = run(tmp_path, dataclasses.replace(QUICK, every=99))
     stop = StopRequest()
     training.run(stop, lambda now, row: setattr(stop, "asked", now.total_steps >= 7))

@@ -21,10 +21,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from latent_physics.methods.lamo import load_predictor, predictor_loss
 from latent_physics.methods.weights import read_info
-from latent_physics.training import predictor, run
-from latent_physics.training.dataset import ClipInfo, Clips, DatasetError, Pairs, PairSet, write_clip
-from latent_physics.training.predictor import RECIPES, PredictorConfig, PredictorTraining, augment, noise_levels, train_predictor
-from latent_physics.training.run import Log, RunError, StopRequest, read_log
+from latent_physics.training import console
+from latent_physics.training.commands.predictor import main
+from latent_physics.training.console import RunError, StopRequest
+from latent_physics.training.data.clip import ClipInfo, DatasetError, write_clip
+from latent_physics.training.data.clips import Clips
+from latent_physics.training.data.pairs import Pairs, PairSet
+from latent_physics.training.loop.log import Log, _running_mean, read_log
+from latent_physics.training.tasks import predictor
+from latent_physics.training.tasks.predictor import (
+    RECIPES,
+    PredictorConfig,
+    PredictorTraining,
+    augment,
+    noise_levels,
+    train_predictor,
+)
 from PIL import Image
 
 TINY = PredictorConfig(
@@ -491,21 +503,21 @@ def test_the_command(tmp_path, capsys):
     models = tmp_path / "models" / "latent_physics" / "mine.safetensors"
     arguments = ["--cache", str(cache), "--out", str(tmp_path / "run"), "--recipe", "toy", "--device", "cpu"]
     arguments += ["--width", "8", "--blocks", "1", "--export", str(models)]
-    assert predictor.main([*arguments, "--steps", "4"]) == 0
+    assert main([*arguments, "--steps", "4"]) == 0
     out = capsys.readouterr().out
     assert "8 clips of toy latents, 3 x 6 x 6; 35 pairs to train on" in out
     assert "Finished: 4 steps" in out
     assert "unexplained variance of the change" in out
     assert read_info(models).recipe["lr"] == RECIPES["toy"].lr  # the recipe's own where nothing else was asked for
-    assert predictor.main([*arguments, "--steps", "6"]) == 0
+    assert main([*arguments, "--steps", "6"]) == 0
     assert "Going on from step 4" in capsys.readouterr().out
-    assert predictor.main([*arguments, "--steps", "6", "--seed", "1"]) == 1
+    assert main([*arguments, "--steps", "6", "--seed", "1"]) == 1
     error = capsys.readouterr().err.strip().splitlines()
     assert error[-1].startswith("error: ")
     assert "seed 0 -> 1" in error[-1]
-    assert predictor.main([*arguments, "--steps", "2", "--seed", "1", "--fresh"]) == 0
+    assert main([*arguments, "--steps", "2", "--seed", "1", "--fresh"]) == 0
     assert read_info(models).recipe["step"] == 2
-    assert predictor.main(["--cache", str(tmp_path / "none"), "--out", str(tmp_path / "run")]) == 1
+    assert main(["--cache", str(tmp_path / "none"), "--out", str(tmp_path / "run")]) == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to a single process on Windows")
@@ -549,5 +561,5 @@ def test_log_columns_and_running_mean(tmp_path):
     again = Log(tmp_path / "log.csv", ("loss", "val"), after=2)
     assert [row["step"] for row in again.rows] == [0, 1, 2]
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 4
-    assert run._running_mean([1, 2, 3, 4], 2) == [1, 1.5, 2.5, 3.5]
-    assert [run.clock(value) for value in (7, 185, 7385, math.inf)] == ["7s", "3:05", "2:03:05", "?"]
+    assert _running_mean([1, 2, 3, 4], 2) == [1, 1.5, 2.5, 3.5]
+    assert [console.clock(value) for value in (7, 185, 7385, math.inf)] == ["7s", "3:05", "2:03:05", "?"]

@@ -13,16 +13,11 @@ import pytest
 import torch
 from latent_physics.methods.weights import load_weights, read_info, save_weights
 from latent_physics.training.backbones.wan import LATENTS_MEAN, LATENTS_STD
-from latent_physics.training.run import RunError
-from latent_physics.training.toyworld import (
-    ToyWorldConfig,
-    build_vae,
-    decode_unclamped,
-    encode_mixture,
-    fit_latent_scale,
-    forget_the_past,
-    run_steps,
-)
+from latent_physics.training.console import RunError
+from latent_physics.training.tasks.toy.base import run_steps
+from latent_physics.training.tasks.toy.mixture import encode_mixture
+from latent_physics.training.tasks.toy.settings import ToyWorldConfig
+from latent_physics.training.tasks.toy.vae import build_vae, decode_unclamped, fit_latent_scale, forget_the_past
 from safetensors.torch import load_file
 from torch import nn
 
@@ -108,7 +103,7 @@ def test_a_run_goes_on_with_its_own_settings_alone(tmp_path, changed, words):
 
 
 def test_every_setting_that_decides_about_continuing_exists():
-    from latent_physics.training.toyworld import SHAPED_BY
+    from latent_physics.training.tasks.toy.settings import SHAPED_BY
 
     fields = {field.name for field in dataclasses.fields(ToyWorldConfig)}
     assert {name for names in SHAPED_BY.values() for name in names} <= fields

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from latent_physics.toyworld import evaluate
-from latent_physics.training.backbones import load_backbone
-from latent_physics.training.trainer_sample import sample
-from latent_physics.training.trainer_toy import LATENT, sampled_clips, toy_prompts, toy_scores
+from latent_physics.training.backbones.load import load_backbone
+from latent_physics.training.backbones.sample import sample
+from latent_physics.training.study.sampling import LATENT, sampled_clips, toy_prompts, toy_scores
 
 
 class Shift:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from latent_physics.training import videos
-from latent_physics.training.videos import VideoError, windows
+from latent_physics.training.data import videos
+from latent_physics.training.data.videos import VideoError, windows
 from PIL import Image
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from latent_physics.methods.pila import PilaConfig
-from latent_physics.training.pila_data import Example, PilaClips
-from latent_physics.training.pila_run import PilaRun
-from latent_physics.training.pila_settings import PilaTraining
+from latent_physics.training.tasks.pila.data import Example, PilaClips
+from latent_physics.training.tasks.pila.settings import PilaTraining
+from latent_physics.training.tasks.pila.task import PilaRun
 
 SMALL = PilaConfig(channels=4, hidden=8, blocks=1, head_width=8, cond_dim=6)
 QUICK = PilaTraining(

@@ -3,8 +3,8 @@ import random
 from pathlib import Path
 
 import pytest
+from latent_physics.methods.labels.rules import MOST_LABELS, evidence, parse_by_rules, rule_labels
 from latent_physics.methods.pila import CATEGORIES
-from latent_physics.methods.pila.labels import MOST_LABELS, evidence, parse_by_rules, rule_labels
 from latent_physics.toyworld.worlds import WORLDS
 
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 from latent_physics.methods.pila import ABLATIONS, CATEGORIES, PilaAdapter, PilaConfig, label_batch, residual_terms
-from latent_physics.methods.pila import masks as masking
 from latent_physics.methods.pila.experts import RECIPES
-from latent_physics.methods.pila.objective import (
+from latent_physics.methods.pila.losses import masks as masking
+from latent_physics.methods.pila.losses.objective import (
     TERM_NAMES,
     AdaptiveWeights,
     coupling_loss,
@@ -11,7 +11,7 @@ from latent_physics.methods.pila.objective import (
     physics_loss,
     ramp,
 )
-from latent_physics.methods.pila.recovery import observable_loss, phase_weights, recovery_losses
+from latent_physics.methods.pila.losses.recovery import observable_loss, phase_weights, recovery_losses
 
 SMALL = PilaConfig(channels=4, hidden=16, blocks=1, head_width=8, cond_dim=6)
 LABELS = label_batch([["Fluid", "Thermal"], ["Rigid Body", "Collision"], []])

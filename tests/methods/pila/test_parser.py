@@ -2,9 +2,7 @@ import json
 import random
 
 import pytest
-from latent_physics.methods.pila import CATEGORIES
-from latent_physics.methods.pila.labels import rule_labels
-from latent_physics.methods.pila.parser import (
+from latent_physics.methods.labels.llm import (
     LABEL_SYSTEM,
     LONGEST_DESCRIPTION,
     REWRITE_SYSTEM,
@@ -15,6 +13,8 @@ from latent_physics.methods.pila.parser import (
     read_labels,
     report,
 )
+from latent_physics.methods.labels.rules import rule_labels
+from latent_physics.methods.pila import CATEGORIES
 
 
 def asked(description, labels):

@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
+from latent_physics.methods.labels.taxonomy import random_labels
 from latent_physics.methods.pila import CATEGORIES, label_batch, label_vector
-from latent_physics.methods.pila.categories import random_labels
 from latent_physics.methods.pila.routing import Router, select, uniform
 
 

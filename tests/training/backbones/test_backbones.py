@@ -6,8 +6,9 @@ import pytest
 import tiny
 import torch
 from latent_physics.training import backbones
-from latent_physics.training.backbones import BackboneError, load_backbone
+from latent_physics.training.backbones import BackboneError
 from latent_physics.training.backbones.cogvideox import CogVideoXBackbone, alphas_cumprod
+from latent_physics.training.backbones.load import load_backbone
 from latent_physics.training.backbones.wan import WanBackbone
 from safetensors.torch import save_file
 
@@ -280,7 +281,8 @@ def test_a_lora_is_no_transformer_and_rubbish_is_no_file(family, tmp_path):
 
 def test_fp8_storage_computes_with_the_rounded_weights(tmp_path):
     """Weights rest in float8; output and LoRA gradients are those of the same weights held in float32."""
-    from latent_physics.training.trainer_tune import TuneConfig, attach, trainable
+    from latent_physics.training.backbones.lora import TuneConfig, attach
+    from latent_physics.training.loop.optim import trainable
 
     files = tiny.native_files(tmp_path)
     stored, plain = (load_backbone("toy", files, parts=("dit",), fp8_storage=fp8) for fp8 in (True, False))

@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 
 import tiny_run
-from latent_physics.training.run import read_log
-from latent_physics.training.trainer import Run, train
+from latent_physics.training.loop.log import read_log
+from latent_physics.training.loop.loop import train
+from latent_physics.training.loop.task import Run
 
 
 def the_run(out: Path, data: Path, steps: int) -> Run:

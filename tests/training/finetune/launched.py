@@ -18,8 +18,8 @@ from accelerate.utils import DistributedType
 
 sys.path.append(str(Path(__file__).resolve().parent))
 import tiny_run
-from latent_physics.training.trainer import train
-from latent_physics.training.trainer_tune import TuneConfig
+from latent_physics.training.backbones.lora import TuneConfig
+from latent_physics.training.loop.loop import train
 
 if __name__ == "__main__":
     out, data, steps, mode = sys.argv[1:]

@@ -12,7 +12,10 @@ import torch
 from latent_physics.methods.weights import read_info
 from latent_physics.training.backbones.cogvideox import COGVIDEOX_DIT
 from latent_physics.training.backbones.keys import WAN_DIT, to_native
-from latent_physics.training.export import (
+from latent_physics.training.backbones.lora import TuneConfig, attach
+from latent_physics.training.console import ProgressLine
+from latent_physics.training.loop.loop import train
+from latent_physics.training.tasks.export import (
     ExportConfig,
     ExportError,
     export,
@@ -21,9 +24,6 @@ from latent_physics.training.export import (
     read_lora,
     without_folder,
 )
-from latent_physics.training.run import ProgressLine
-from latent_physics.training.trainer import train
-from latent_physics.training.trainer_tune import TuneConfig, attach
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 

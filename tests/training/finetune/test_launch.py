@@ -13,10 +13,11 @@ import pytest
 import tiny_run
 import torch
 from latent_physics.training import recipes
-from latent_physics.training.export import ExportConfig, export
-from latent_physics.training.run import ProgressLine, read_log
-from latent_physics.training.trainer import train
-from latent_physics.training.trainer_tune import TuneConfig
+from latent_physics.training.backbones.lora import TuneConfig
+from latent_physics.training.console import ProgressLine
+from latent_physics.training.loop.log import read_log
+from latent_physics.training.loop.loop import train
+from latent_physics.training.tasks.export import ExportConfig, export
 from safetensors.torch import load_file
 from two_processes import free_port
 
@@ -51,9 +52,7 @@ def test_two_processes_stop_go_on_and_end_where_one_ends(recipe, mode, said, tmp
     for steps in (2, 3):
         lines = launch(recipe, tmp_path / "two", data, steps, mode)
         assert {said.format(0), said.format(1)} <= set(lines), lines
-    one = tiny_run.make_run(
-        tmp_path / "one", data, steps=3, batch=1, accumulate=2, ema=0.5, tune=TuneConfig(mode=mode, rank=4)
-    )
+    one = tiny_run.make_run(tmp_path / "one", data, steps=3, batch=1, accumulate=2, ema=0.5, tune=TuneConfig(mode=mode, rank=4))
     train(one, progress=ProgressLine("test", io.StringIO()))
     ours, theirs = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("two", "one"))
     for key in (key for key in theirs if key.startswith(("model/", "average/"))):

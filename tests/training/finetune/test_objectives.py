@@ -12,23 +12,32 @@ import pytest
 import tiny
 import tiny_run
 import torch
+from latent_physics.encoders import VideoMAETeacher, VJEPATeacher
+from latent_physics.encoders.need import TeacherNeed, cache_name
 from latent_physics.kernels.drift import drift_loss
 from latent_physics.methods import relational
 from latent_physics.methods.moalign import MotionHead
 from latent_physics.methods.weights import WeightsInfo, save_weights
-from latent_physics.training import finetune as command
-from latent_physics.training import motion_head as stage_one
-from latent_physics.training import objectives, trainer_data
 from latent_physics.training.backbones import Activation
-from latent_physics.training.export import lora_to_diffusers
-from latent_physics.training.finetune import FinetuneConfig, FinetuneError, finetune
-from latent_physics.training.objectives import ObjectiveError, StepView, TeacherNeed
+from latent_physics.training.backbones.lora import TuneConfig
+from latent_physics.training.commands import finetune as finetune_command
+from latent_physics.training.commands import motion_head as motion_head_command
+from latent_physics.training.console import ProgressLine, StopRequest
+from latent_physics.training.data import batches, features
+from latent_physics.training.data.clip import TrainingDataError
+from latent_physics.training.data.feature_cache import FeatureCache
+from latent_physics.training.data.features import features_of, prepare_features
+from latent_physics.training.loop.config import TrainerConfig
+from latent_physics.training.loop.log import read_log
+from latent_physics.training.objectives import parse
+from latent_physics.training.objectives.align import load_compressor
+from latent_physics.training.objectives.base import StepView
+from latent_physics.training.objectives.settings import ObjectiveError
 from latent_physics.training.recipes import RecipeError, load_recipe, names
-from latent_physics.training.run import ProgressLine, StopRequest, read_log
-from latent_physics.training.teachers import FeatureCache, VideoMAETeacher, VJEPATeacher
-from latent_physics.training.trainer import TrainerConfig
-from latent_physics.training.trainer_data import TrainingDataError, features_of
-from latent_physics.training.trainer_tune import TuneConfig
+from latent_physics.training.tasks import finetune as command
+from latent_physics.training.tasks import motion_head as stage_one
+from latent_physics.training.tasks.export import lora_to_diffusers
+from latent_physics.training.tasks.finetune import FinetuneConfig, FinetuneError, finetune
 from safetensors.torch import load_file
 from test_teachers import JEPA, MAE
 from transformers import VideoMAEConfig, VideoMAEModel, VJEPA2Config, VJEPA2Model
@@ -58,7 +67,7 @@ def tiny_teachers(monkeypatch):
             return VideoMAETeacher(VideoMAEModel(VideoMAEConfig(**MAE)), name)
         return VJEPATeacher(VJEPA2Model(VJEPA2Config(**JEPA)), name)
 
-    monkeypatch.setattr(trainer_data, "load_teacher", load)
+    monkeypatch.setattr(features, "load_teacher", load)
 
 
 def view(grid=(3, 2, 2), target=(4, 4, 4), channels=6, seed=0) -> StepView:
@@ -83,7 +92,7 @@ def view(grid=(3, 2, 2), target=(4, 4, 4), channels=6, seed=0) -> StepView:
 def built(text: str):
     torch.manual_seed(0)
     channels = {"videomae, default": 6, "vjepa2, default, context 0.5": 6}
-    (objective,) = objectives.build([text], width=8, blocks=2, channels=channels).values()
+    (objective,) = parse.build([text], width=8, blocks=2, channels=channels).values()
     return objective
 
 
@@ -151,11 +160,11 @@ def test_soft_trd_with_a_motion_head_aligns_with_its_subspace(tmp_path):
     expected = relational.soft_trd(objective.projector(later, grid, (4, 4, 4)), relational.to_tokens(motion), (4, 4, 4))
     torch.testing.assert_close(objective(seen), expected)
     with pytest.raises(ObjectiveError, match="trained on features of 6 channels"):
-        objectives.load_compressor(str(path), 7)
+        load_compressor(str(path), 7)
 
 
 def test_weights_follow_their_schedule():
-    _, settings = objectives.parse("tsa weight=2 start=10 ramp=4 stop=20")
+    _, settings = parse.parse("tsa weight=2 start=10 ramp=4 stop=20")
     assert [settings.weight_at(step) for step in (0, 9, 10, 11, 13, 19, 20)] == [0, 0, 0.5, 1.0, 2.0, 2.0, 0]
 
 
@@ -185,12 +194,12 @@ def test_bad_objectives_are_one_sentence(text, message):
 
 
 def test_features_leave_the_first_frame_out_and_know_what_moved():
-    teacher = trainer_data.load_teacher("videomae")
+    teacher = features.load_teacher("videomae")
     video = torch.rand(3, 9, 32, 32)
     found = features_of(teacher, video, TeacherNeed(name="videomae"))
     torch.testing.assert_close(found["features"], teacher.features(video[None, :, 1:])[0])
     assert found["exact_saliency"].shape == found["features"].shape[1:] == (4, 4, 4)
-    predicted = features_of(trainer_data.load_teacher("vjepa2"), video, TeacherNeed(name="vjepa2", context=0.25))
+    predicted = features_of(features.load_teacher("vjepa2"), video, TeacherNeed(name="vjepa2", context=0.25))
     assert int(predicted["exact_seen"]) == 1
     assert predicted["features"].shape == (48, 3, 4, 4)
 
@@ -215,7 +224,7 @@ def test_the_command_trains_with_every_objective_at_once(tmp_path):
         kind = text.split()[0]
         assert math.isfinite(row[kind])
         assert math.isfinite(row[f"val_{kind}"])
-    weights = {text.split()[0]: objectives.parse(text)[1].weight for text in ALL}
+    weights = {text.split()[0]: parse.parse(text)[1].weight for text in ALL}
     assert row["loss"] == pytest.approx(row["denoise"] + sum(weights[kind] * row[kind] for kind in weights), rel=1e-4)
     made = list((tmp_path / "data" / "features").glob("*.safetensors"))
     assert len(made) == 12  # six clips, two teachers
@@ -292,9 +301,9 @@ def test_stage_one_has_recipes_with_the_papers_numbers(tmp_path, capsys):
     assert (t.steps, t.batch, t.rate, t.weight_decay, t.validate_every) == (50_000, 128, 1e-4, 1e-3, 1000)
     assert (t.beta1, t.beta2) == (0.9, 0.95)
     assert (recipe.motion, recipe.hidden, recipe.flow_height, recipe.flow_width, t.precision) == (64, 256, 128, 192, "bf16")
-    assert stage_one.main(["--recipe", "toy-stage1"]) == 1
+    assert motion_head_command.main(["--recipe", "toy-stage1"]) == 1
     assert "there is nothing to train on; give --data" in capsys.readouterr().err
-    assert stage_one.main(["--recipe", "toy-stage1", "--data", str(tmp_path / "none")]) == 1
+    assert motion_head_command.main(["--recipe", "toy-stage1", "--data", str(tmp_path / "none")]) == 1
     assert "is not a folder" in capsys.readouterr().err
 
 
@@ -302,10 +311,10 @@ def test_clips_too_short_for_a_teacher_are_told_before_any_feature_is_made(tmp_p
     data = tmp_path / "data"
     data.mkdir()
     tiny_run.clips(data, shapes=[(3, 4, 4)] * 2 + [(2, 4, 4)])
-    clips, cache = trainer_data.TrainingClips(data, batch=1, seed=0), FeatureCache(tmp_path / "features")
+    clips, cache = batches.TrainingClips(data, batch=1, seed=0), FeatureCache(tmp_path / "features")
     need = TeacherNeed(name="vjepa2", context=0.5)
     with pytest.raises(TrainingDataError, match=r"clip2\.mp4 has 5 frames; vjepa2 needs clips of at least 7 here"):
-        trainer_data.prepare_features(clips, [need], cache)
+        prepare_features(clips, [need], cache)
     assert not cache.folder.exists()
 
 
@@ -329,11 +338,11 @@ def test_processes_share_the_teachers_work(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     tiny_run.clips(data, shapes=[(3, 4, 4)] * 3)
-    clips, cache, need = trainer_data.TrainingClips(data, batch=1, seed=0), FeatureCache(tmp_path), TeacherNeed(name="videomae")
+    clips, cache, need = batches.TrainingClips(data, batch=1, seed=0), FeatureCache(tmp_path), TeacherNeed(name="videomae")
     made = []
     for number in range(2):
-        trainer_data.prepare_features(clips, [need], cache, share=(number, 2))
-        made.append([cache.has(trainer_data.cache_name(need), entry.identity) for entry in clips.entries])
+        prepare_features(clips, [need], cache, share=(number, 2))
+        made.append([cache.has(cache_name(need), entry.identity) for entry in clips.entries])
     assert made == [[True, False, True], [True, True, True]]
 
 
@@ -343,9 +352,9 @@ def test_features_belong_to_the_weights_they_were_made_with(tmp_path):
     for content in (b"one", b"other"):
         (tmp_path / "model.safetensors").write_bytes(content)
         for source in (tmp_path, tmp_path / "model.safetensors"):
-            seen.add(trainer_data.cache_name(TeacherNeed(name="videomae", source=str(source))))
+            seen.add(cache_name(TeacherNeed(name="videomae", source=str(source))))
     assert len(seen) == 2  # one file in a folder is the file
-    assert trainer_data.cache_name(TeacherNeed(name="vjepa2", source="some/hub-id")).startswith("vjepa2, some/hub-id")
+    assert cache_name(TeacherNeed(name="vjepa2", source="some/hub-id")).startswith("vjepa2, some/hub-id")
 
 
 def test_every_recipe_is_whole():
@@ -356,7 +365,7 @@ def test_every_recipe_is_whole():
         assert recipe.about
         assert recipe.recipe == name
         for text in recipe.objectives:
-            objectives.parse(text)
+            parse.parse(text)
         if recipe.backbone != "toy":
             assert recipe.trainer.batch * recipe.trainer.accumulate == 32
 
@@ -394,14 +403,14 @@ def test_the_command_line_changes_a_recipe(tmp_path, capsys):
         json.dumps({"backbone": "toy", "objectives": ["drift lag=1"], "tune": {"rank": 2}, "trainer": {"steps": 5}})
     )
     argv = ["--recipe", str(recipe), "--data", str(config.data), "--dit", str(config.dit), "--out", str(tmp_path / "cli")]
-    assert command.main([*argv, "--steps", "1", "--no-tensorboard", "--held-out", "0"]) == 0
+    assert finetune_command.main([*argv, "--steps", "1", "--no-tensorboard", "--held-out", "0"]) == 0
     assert "mine-lora.safetensors" in capsys.readouterr().out
-    assert command.main([*argv, "--objectives", "dirft"]) == 1
+    assert finetune_command.main([*argv, "--objectives", "dirft"]) == 1
     assert "objective 'dirft' is unknown" in capsys.readouterr().err
 
 
 def test_caption_lists(tmp_path):
-    from latent_physics.training.trainer_captions import CaptionError, read_captions
+    from latent_physics.training.data.captions import CaptionError, read_captions
 
     for name in ("a.mp4", "b.mp4", "c.webm"):
         (tmp_path / name).write_bytes(b"")
@@ -430,9 +439,9 @@ def test_frames_of_a_real_clip_come_back_as_they_were_cut(tmp_path):
     """From the video itself: found by content, cut by index, refused where the cut differs."""
     import imageio.v3 as imageio
     import numpy as np
-    from latent_physics.training.dataset import ClipInfo
-    from latent_physics.training.trainer_data import Entry, FrameSource
-    from latent_physics.training.videos import content_hash, windows
+    from latent_physics.training.data.clip import ClipInfo, Entry
+    from latent_physics.training.data.features import FrameSource
+    from latent_physics.training.data.videos import content_hash, windows
 
     frames = np.random.default_rng(0).integers(0, 255, (20, 32, 32, 3), dtype=np.uint8)
     film = tmp_path / "film.mp4"
@@ -456,7 +465,7 @@ def test_frames_of_a_real_clip_come_back_as_they_were_cut(tmp_path):
 
 def test_objectives_get_names_of_their_own():
     channels = {"videomae, default": 6}
-    together = objectives.build(["repa block=0", "drift", "tsa block=0", "tsa block=1"], width=8, blocks=2, channels=channels)
+    together = parse.build(["repa block=0", "drift", "tsa block=0", "tsa block=1"], width=8, blocks=2, channels=channels)
     assert list(together) == ["repa", "drift", "tsa", "tsa_2"]
 
 
@@ -464,8 +473,9 @@ def test_caching_takes_captions_from_a_list(tmp_path):
     """Only the listed videos are cached, under the list's captions."""
     import imageio.v3 as imageio
     import numpy as np
-    from latent_physics.training.cache import CacheConfig, CacheError, cache_clips, listed_captions
-    from latent_physics.training.dataset import read_clip
+    from latent_physics.training.data.cache import cache_clips, listed_captions
+    from latent_physics.training.data.clip import read_clip
+    from latent_physics.training.data.format import CacheConfig, CacheError
 
     for index in range(3):
         frames = np.random.default_rng(index).integers(0, 255, (9, 32, 32, 3), dtype=np.uint8)
@@ -497,7 +507,7 @@ def test_caching_takes_captions_from_a_list(tmp_path):
 def test_a_lora_goes_on_from_a_file(tmp_path):
     _, path = finetune(settings(tmp_path, objectives=[]), progress=quiet())
     first = command.load_dit(config := settings(tmp_path, objectives=[], init=path))
-    clips = trainer_data.TrainingClips(config.data, batch=2, seed=0)
+    clips = batches.TrainingClips(config.data, batch=2, seed=0)
     command.make_task(config, first, clips, [], FeatureCache(tmp_path / "none"), None)
     file = load_file(path)
     found = {key.replace(".default.", "."): value for key, value in first.dit.named_parameters() if "lora_" in key}

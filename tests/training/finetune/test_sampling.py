@@ -7,8 +7,9 @@ import tiny
 import tiny_run
 import torch
 from latent_physics.methods.step import SamplingStep
-from latent_physics.training.backbones import load_backbone
-from latent_physics.training.trainer_sample import Samples, sample, schedule
+from latent_physics.training.backbones.load import load_backbone
+from latent_physics.training.backbones.sample import sample, schedule
+from latent_physics.training.tasks.preview import Samples
 
 
 class Known:

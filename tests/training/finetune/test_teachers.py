@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from latent_physics.methods.weights import WeightsError
-from latent_physics.training.teachers import (
+from latent_physics.encoders import (
     TOY_WEIGHTS,
     FeatureCache,
     RaftFlow,
@@ -15,7 +14,8 @@ from latent_physics.training.teachers import (
     load_raft,
     load_teacher,
 )
-from latent_physics.training.teachers.base import imagenet
+from latent_physics.encoders.base import imagenet
+from latent_physics.methods.weights import WeightsError
 from safetensors.torch import save_file
 from torchvision.models.optical_flow import raft_small
 from transformers import VideoMAEConfig, VideoMAEModel, VJEPA2Config, VJEPA2Model

@@ -9,12 +9,15 @@ import pytest
 import tiny
 import tiny_run
 import torch
+from latent_physics.encoders import load_teacher
 from latent_physics.toyworld.text import ToyTextEncoder
-from latent_physics.training import backbones, compare, toy_teachers
-from latent_physics.training.run import ProgressLine, StopRequest, read_log
-from latent_physics.training.teachers import load_teacher
-from latent_physics.training.trainer import TrainerConfig
-from latent_physics.training.trainer_data import TrainingClips
+from latent_physics.training import backbones
+from latent_physics.training.console import ProgressLine, StopRequest
+from latent_physics.training.data.batches import TrainingClips
+from latent_physics.training.loop.config import TrainerConfig
+from latent_physics.training.loop.log import read_log
+from latent_physics.training.study import compare
+from latent_physics.training.tasks.toy import encoders
 from safetensors.torch import load_file
 
 
@@ -22,16 +25,16 @@ def quiet() -> ProgressLine:
     return ProgressLine("test", io.StringIO())
 
 
-def settings(tmp_path, **changes) -> toy_teachers.ToyTeachersConfig:
+def settings(tmp_path, **changes) -> encoders.ToyTeachersConfig:
     trainer = TrainerConfig(
         **({"steps": 2, "batch": 2, "rate": 1e-3, "validate_every": 2, "validation_clips": 1, "tensorboard": False} | changes)
     )
-    return toy_teachers.ToyTeachersConfig(out=tmp_path / "runs", export=tmp_path, width=32, layers=1, trainer=trainer)
+    return encoders.ToyTeachersConfig(out=tmp_path / "runs", export=tmp_path, width=32, layers=1, trainer=trainer)
 
 
 @pytest.mark.parametrize("name", ["videomae", "vjepa2"])
 def test_toy_teachers_train_and_come_back(name, tmp_path):
-    path = toy_teachers.train_teacher(name, settings(tmp_path), StopRequest(), quiet())
+    path = encoders.train_teacher(name, settings(tmp_path), StopRequest(), quiet())
     teacher = load_teacher(f"toy_{name}", path)
     features = teacher.features(torch.rand(1, 3, 32, 64, 64))
     assert features.shape == (1, 32, 16, 8, 8)
@@ -42,10 +45,10 @@ def test_toy_teachers_train_and_come_back(name, tmp_path):
 def test_the_target_encoder_survives_a_stop(tmp_path):
     """V-JEPA's moving average is trained by no optimiser, yet is part of the checkpoint."""
     config = settings(tmp_path / "whole")
-    toy_teachers.train_teacher("vjepa2", config, StopRequest(), quiet())
+    encoders.train_teacher("vjepa2", config, StopRequest(), quiet())
     parts = settings(tmp_path / "parts")
-    toy_teachers.train_teacher("vjepa2", settings(tmp_path / "parts", steps=1), StopRequest(), quiet())
-    toy_teachers.train_teacher("vjepa2", parts, StopRequest(), quiet())
+    encoders.train_teacher("vjepa2", settings(tmp_path / "parts", steps=1), StopRequest(), quiet())
+    encoders.train_teacher("vjepa2", parts, StopRequest(), quiet())
     one, other = (load_file(tmp_path / name / "runs" / "vjepa2" / "checkpoint.safetensors") for name in ("whole", "parts"))
     assert any(key.startswith("task/") for key in one)
     for key, value in one.items():
@@ -96,8 +99,8 @@ def test_what_cannot_be_compared_is_told_before_the_first_run(changes, message, 
 
 
 def test_toy_clips_are_cached_clips_with_their_frames(tmp_path):
-    from latent_physics.training.trainer_data import FrameSource
-    from latent_physics.training.trainer_toy import write_toy_clip
+    from latent_physics.training.data.features import FrameSource
+    from latent_physics.training.data.toy import write_toy_clip
 
     backbone = tiny_run.backbone()
     backbone.vae = tiny.wan_vae()

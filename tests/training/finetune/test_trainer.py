@@ -9,12 +9,14 @@ import kill_many
 import pytest
 import tiny_run
 import torch
-from latent_physics.training.run import ProgressLine, RunError, StopRequest, read_log
-from latent_physics.training.trainer import train
-from latent_physics.training.trainer_data import TrainingClips, TrainingDataError
-from latent_physics.training.trainer_denoise import drop_prompts
-from latent_physics.training.trainer_state import fill
-from latent_physics.training.trainer_tune import TuneConfig, TuneError, attach
+from latent_physics.training.backbones.lora import TuneConfig, TuneError, attach
+from latent_physics.training.console import ProgressLine, RunError, StopRequest
+from latent_physics.training.data.batches import TrainingClips
+from latent_physics.training.data.clip import TrainingDataError
+from latent_physics.training.loop.checkpoint import fill
+from latent_physics.training.loop.log import read_log
+from latent_physics.training.loop.loop import train
+from latent_physics.training.tasks.denoise import drop_prompts
 from safetensors.torch import load_file
 from two_processes import run_two
 
@@ -178,7 +180,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(data, t
 
 
 def test_full_disk_is_one_sentence_and_the_old_checkpoint_stays(data, tmp_path, monkeypatch):
-    from latent_physics.training import trainer_state
+    from latent_physics.training.loop import checkpoint
 
     train(tiny_run.make_run(tmp_path, data, steps=2), progress=quiet())
     before = (tmp_path / "checkpoint.safetensors").read_bytes()
@@ -186,7 +188,7 @@ def test_full_disk_is_one_sentence_and_the_old_checkpoint_stays(data, tmp_path, 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(trainer_state.safetensors.torch, "save_file", full)
+    monkeypatch.setattr(checkpoint.safetensors.torch, "save_file", full)
     with pytest.raises(RunError, match=r"No space left on device; the checkpoint before it is intact"):
         train(tiny_run.make_run(tmp_path, data, steps=4), progress=quiet())
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
@@ -223,8 +225,14 @@ def test_bad_data_is_one_sentence(tmp_path, data):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"steps": 0}, "steps is 0"), ({"rate": -1}, "rate is -1"), ({"ema": 1.0}, "below 1"), ({"batch": 0}, "batch is 0"),
-     ({"beta1": -0.1}, "beta1 is -0.1"), ({"clip": -1.0}, "clip is -1.0; it must be at least 0")],
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"rate": -1}, "rate is -1"),
+        ({"ema": 1.0}, "below 1"),
+        ({"batch": 0}, "batch is 0"),
+        ({"beta1": -0.1}, "beta1 is -0.1"),
+        ({"clip": -1.0}, "clip is -1.0; it must be at least 0"),
+    ],
 )
 def test_bad_settings_are_one_sentence(settings, message, data, tmp_path):
     run = tiny_run.make_run(tmp_path, data)

@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from latent_physics.training.backbones import Backbone
 from latent_physics.training.backbones.cogvideox import CogVideoXBackbone
+from latent_physics.training.backbones.lora import TuneConfig, attach
 from latent_physics.training.backbones.wan import WanBackbone
-from latent_physics.training.dataset import ClipInfo, write_clip
-from latent_physics.training.finetune import FinetuneConfig, about
-from latent_physics.training.trainer import Run, TrainerConfig
-from latent_physics.training.trainer_data import TrainingClips
-from latent_physics.training.trainer_denoise import DenoisingTask
-from latent_physics.training.trainer_tune import TuneConfig, attach
+from latent_physics.training.data.batches import TrainingClips
+from latent_physics.training.data.clip import ClipInfo, write_clip
+from latent_physics.training.loop.config import TrainerConfig
+from latent_physics.training.loop.task import Run
+from latent_physics.training.tasks.denoise import DenoisingTask
+from latent_physics.training.tasks.finetune import FinetuneConfig, about
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "backbones"))
 import tiny

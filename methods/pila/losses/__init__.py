@@ -1,0 +1,1 @@
+"""What PILA is trained with: recovery of the bank, the masked objective, residual weights."""

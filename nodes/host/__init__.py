@@ -1,0 +1,1 @@
+"""The border to ComfyUI: patching, taps, files, latents, endpoints. No node schemas."""

@@ -1,0 +1,293 @@
+"""The only place that knows how a MODEL is patched: a correction (methods/step.py) becomes part of ComfyUI's sampling.
+
+A correction is an object with `correct(x0, step) -> x0`. What else it has is used where it is there:
+    reset()                         called when a sampler starts
+    check(shape)                    raises ValueError for a latent (B, C, T, H, W) it cannot correct; called before models load
+    check_condition(size)           raises ValueError for a prompt embedding of a size it cannot read; called before models load
+    memory_required(shape) -> int   bytes of activations in float32, beyond the weights
+    edits_noisy                     True where `correct` writes into `step.noisy`, an ablation; the sampler's latent changes too
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.latent_formats
+import comfy.model_management
+import comfy.model_patcher
+import comfy.patcher_extension
+import comfy.utils
+import torch
+from torch import Tensor, nn
+
+from ...methods.lamo import pool_tokens
+from ...methods.step import Correction, SamplingStep
+
+KEY = "latent_physics"
+
+LATENT_SPACES = {
+    "Wan21": "wan2.1",
+    "Wan22": "wan2.2",
+    "CogVideoX": "cogvideox",
+    "CogVideoX1_5": "cogvideox1.5",
+    "HunyuanVideo": "hunyuan_video",
+    "HunyuanVideo15": "hunyuan_video1.5",
+    "LTXV": "ltxv",
+    "LTXAV": "ltxav",
+    "Mochi": "mochi",
+    "Cosmos1CV8x8x8": "cosmos1",
+}
+"""ComfyUI's latent format -> the name that weights files carry. Wan 2.2 14B has Wan 2.1's latents; only its 5B has its own."""
+
+TOY_WIDTH = 256
+"""A Wan DiT no wider than this is the toy world's: real ones are 1536 and more, and the toy VAE was trained apart."""
+
+
+def latent_space(model: comfy.model_patcher.ModelPatcher) -> str:
+    """The name of the latent space a MODEL samples in, as weights files carry it: "wan2.1", "cogvideox", "toy", ...
+
+    A format that is not in LATENT_SPACES gets its ComfyUI class name in lower case.
+    """
+    name = type(model.get_model_object("latent_format")).__name__
+    space = LATENT_SPACES.get(name, name.lower())
+    if space == "wan2.1" and getattr(model.model.diffusion_model, "dim", TOY_WIDTH + 1) <= TOY_WIDTH:
+        return "toy"
+    return space
+
+
+def latent_format(space: str) -> comfy.latent_formats.LatentFormat | None:
+    """The format whose `process_in` turns a LATENT on a wire into what a MODEL of this space samples; None where unknown."""
+    names = {known: name for name, known in LATENT_SPACES.items()} | {"toy": "Wan21"}
+    found = getattr(comfy.latent_formats, names.get(space, ""), None)
+    return None if found is None else found()
+
+
+def require_video_model(model: comfy.model_patcher.ModelPatcher, node: str) -> None:
+    """Raises ValueError where the MODEL makes images or sound."""
+    if model.get_model_object("latent_format").latent_dimensions != 3:
+        raise ValueError(f"{node} needs a video model, but {type(model.model).__name__} does not make videos.")
+
+
+def manage(network: nn.Module) -> comfy.model_patcher.ModelPatcher:
+    """Puts a network under ComfyUI's memory management: it loads it for sampling and takes it off the device when room is
+    short."""
+    return comfy.model_patcher.CoreModelPatcher(
+        network,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+
+
+def add_correction(
+    model: comfy.model_patcher.ModelPatcher,
+    correction: Correction,
+    *,
+    networks: Sequence[comfy.model_patcher.ModelPatcher] = (),
+    key: str = KEY,
+) -> comfy.model_patcher.ModelPatcher:
+    """A clone of MODEL whose denoised estimate passes through `correction` after CFG; the MODEL given is left as it was.
+
+    Corrections stack: they act in the order in which they were added. networks: what the correction computes with, from `manage`;
+    they are loaded with the MODEL. During `correct` their weights are on the sampling device as ordinary tensors that autograd
+    may save, in bfloat16 where the device is good at it. key: names the correction in the MODEL (made unique by a number).
+    """
+    patched = model.clone()
+    key = _unused(key, patched.attachments)
+    hook = _CorrectionHook(correction, list(networks))
+    patched.set_attachments(key, hook)
+    patched.set_additional_models(key, list(networks))
+    patched.set_model_sampler_post_cfg_function(hook)
+    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, key, hook.start)
+    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, key, hook.reserve_memory)
+    return patched
+
+
+def corrections(model: comfy.model_patcher.ModelPatcher) -> list[tuple[str, Correction]]:
+    """(key, correction) of every correction in a MODEL, in the order in which they act."""
+    return [(key, hook.correction) for key, hook in model.attachments.items() if isinstance(hook, _CorrectionHook)]
+
+
+class _CorrectionHook:
+    """One correction in one MODEL: what ComfyUI calls while it samples. Holds no state of its own."""
+
+    def __init__(self, correction: Correction, networks: list[comfy.model_patcher.ModelPatcher]) -> None:
+        self.correction = correction
+        self.networks = networks
+
+    def __call__(self, args: dict[str, Any]) -> Tensor:
+        """The post-CFG function: the denoised estimate in, the corrected one out."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        denoised, conds = args["denoised"], args["cond"]
+        x0, put_back = video_of(denoised, conds)
+        noisy, put_noisy_back = video_of(args["input"], conds)
+        # The prompt runs under inference mode, where autograd saves nothing: leave it, and copy what was made inside it.
+        with torch.inference_mode(False), resident(self.networks, denoised.device):
+            x0, noisy = x0.clone(), noisy.clone()
+            corrected = self.correction.correct(x0, sampling_step(args, noisy))
+        if getattr(self.correction, "edits_noisy", False):
+            args["input"].copy_(put_noisy_back(noisy))
+        return denoised if corrected is x0 else put_back(corrected)
+
+    def start(self, executor: Callable[..., Any], noise: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Around a whole sampler run: refuse what cannot be corrected before anything is loaded, forget the last run."""
+        shapes = kwargs.get("latent_shapes") or [noise.shape]
+        if hasattr(self.correction, "check"):
+            self.correction.check(tuple(_video_shape(shapes)))
+        if hasattr(self.correction, "check_condition"):
+            for tokens in _prompts(executor.class_obj.conds.get("positive")):
+                self.correction.check_condition(tokens.shape[-1])
+        if hasattr(self.correction, "reset"):
+            self.correction.reset()
+        return executor(noise, *args, **kwargs)
+
+    def reserve_memory(
+        self, executor: Callable[..., Any], model: Any, noise_shape: Sequence[int], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Around ComfyUI's memory estimate. The correction runs when the backbone's activations are gone, so the larger counts;
+        the estimate is proportional to the latent's size, so a larger need is told as a larger latent."""
+        shape = list(noise_shape)
+        if hasattr(self.correction, "memory_required"):
+            size = comfy.model_management.dtype_size(_compute_dtype(model.load_device) or torch.float32)
+            need = self.correction.memory_required(tuple(shape)) * size / 4
+            have = model.model.memory_required([shape[0], *shape[1:]])
+            if have > 0 and need > have:
+                shape[2] = math.ceil(shape[2] * need / have)
+        return executor(model, shape, *args, **kwargs)
+
+
+def sampling_step(args: dict[str, Any], noisy: Tensor) -> SamplingStep:
+    """What ComfyUI tells a post-CFG function, in a correction's words. `noisy` is the latent it concerns, `B C T H W`."""
+    sigma = args["sigma"].detach().clone().float()
+    batch = noisy.shape[0]
+    index, count = step_index(float(sigma.max()), args["model_options"].get("transformer_options", {}).get("sample_sigmas"))
+    return SamplingStep(
+        noisy=noisy,
+        sigma=sigma.expand(batch),
+        gain=gain(args["model"].model_sampling, sigma).expand(batch),
+        index=index,
+        count=count,
+        cond=pooled_condition(args["cond"], float(sigma.max()), batch, noisy.device),
+    )
+
+
+def gain(model_sampling: Any, sigma: Tensor) -> Tensor:
+    """g of x0 = a z_t - g out for any affine parameterisation, `B`: what a unit of network output takes away from x0."""
+    zero = torch.zeros(len(sigma), 1, device=sigma.device)
+    without = model_sampling.calculate_denoised(sigma, zero, zero)
+    return (without - model_sampling.calculate_denoised(sigma, zero + 1, zero)).reshape(-1)
+
+
+def step_index(sigma: float, sample_sigmas: Tensor | None) -> tuple[int, int]:
+    """(index, count) of the step that `sigma` falls in; a sampler's extra evaluations belong to the step they fall in."""
+    if sample_sigmas is None or len(sample_sigmas) < 2:
+        return 0, 1
+    count = len(sample_sigmas) - 1
+    passed = sum(1 for listed in sample_sigmas[1:].tolist() if listed >= sigma * (1 - 1e-4))
+    return min(passed, count - 1), count
+
+
+def pooled_condition(conds: list[dict[str, Any]] | None, sigma: float, batch: int, device: torch.device) -> Tensor | None:
+    """The pooled prompt embedding `B D` of the positive conditioning, None where it has no tokens.
+
+    The mean over the tokens (see pool_tokens); several prompts that act at this sigma are averaged.
+    """
+    pooled = []
+    acting = [cond for cond in conds or [] if cond.get("timestep_end", sigma) <= sigma <= cond.get("timestep_start", sigma)]
+    for cond in acting:
+        tokens, mask = cond.get("cross_attn"), cond.get("attention_mask")
+        if tokens is None or tokens.ndim != 3:
+            continue
+        if mask is not None and (mask.ndim != 2 or mask.shape[-1] != tokens.shape[1]):
+            mask = None
+        pooled.append(comfy.utils.repeat_to_batch_size(pool_tokens(tokens, mask), batch).to(device))
+    if not pooled or len({embedding.shape for embedding in pooled}) > 1:
+        return pooled[0] if pooled else None
+    return torch.stack(pooled).mean(dim=0)
+
+
+def _prompts(conds: list[dict[str, Any]] | None) -> list[Tensor]:
+    tokens = [cond.get("cross_attn") for cond in conds or []]
+    return [found for found in tokens if found is not None and found.ndim == 3]
+
+
+def video_of(latent: Tensor, conds: list[dict[str, Any]] | None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """(the video frames `B C T H W` of what a sampler holds, a function that puts such frames back among the rest).
+
+    Models with sound sample one flat tensor of several latents; the video is the first with five dimensions. LTXV appends its
+    guide frames to the video; they are no continuation of it and stay as they are.
+    """
+    shapes = _model_cond(conds, "latent_shapes")
+    if latent.ndim == 3 and shapes is not None and len(shapes) > 1:
+        parts = comfy.utils.unpack_latents(latent, shapes)
+        index = [part.ndim for part in parts].index(5)
+        video, put_back = _without_guides(parts[index], conds)
+        return video, lambda new: comfy.utils.pack_latents([*parts[:index], put_back(new), *parts[index + 1 :]])[0]
+    return _without_guides(latent, conds)
+
+
+def _without_guides(video: Tensor, conds: list[dict[str, Any]] | None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    guides = _guide_frames(video, conds) if video.ndim == 5 else 0
+    if guides == 0:
+        return video, lambda new: new
+    frames = video.shape[2] - guides
+    return video[:, :, :frames], lambda new: torch.cat([new, video[:, :, frames:]], dim=2)
+
+
+def _guide_frames(video: Tensor, conds: list[dict[str, Any]] | None) -> int:
+    entries = _model_cond(conds, "guide_attention_entries")
+    if entries:
+        return sum(entry["latent_shape"][0] for entry in entries)
+    positions = _model_cond(conds, "keyframe_idxs")
+    return 0 if positions is None else positions.shape[2] // (video.shape[-1] * video.shape[-2])
+
+
+def _model_cond(conds: list[dict[str, Any]] | None, name: str) -> Any:
+    for cond in conds or []:
+        if name in cond.get("model_conds", {}):
+            return cond["model_conds"][name].cond
+    return None
+
+
+@contextmanager
+def resident(networks: Sequence[comfy.model_patcher.ModelPatcher], device: torch.device) -> Iterator[None]:
+    """Inside, every weight of `networks` is an ordinary tensor on `device`, in bfloat16 where the device is good at it.
+
+    ComfyUI may have left weights on another device to save memory and cast them layer by layer through a shared buffer, or have
+    moved them under inference mode. Both are fine for a forward pass, and both break autograd, the first without a word.
+    Copies are made of such weights only, and dropped at the end.
+    """
+    dtype = _compute_dtype(device)
+    replaced: list[tuple[dict[str, Any], str, Tensor]] = []
+    try:
+        for module in [module for patcher in networks for module in patcher.model.modules()]:
+            for tensors, wrap in [(module._parameters, nn.Parameter), (module._buffers, lambda tensor, **_: tensor)]:
+                for name, tensor in tensors.items():
+                    wanted = None if tensor is None else _wanted_dtype(tensor, dtype)
+                    if tensor is None or (tensor.device == device and tensor.dtype == wanted and not tensor.is_inference()):
+                        continue
+                    replaced.append((tensors, name, tensor))
+                    tensors[name] = wrap(tensor.detach().to(device=device, dtype=wanted, copy=True), requires_grad=False)
+        yield
+    finally:
+        for tensors, name, tensor in replaced:
+            tensors[name] = tensor
+
+
+def _wanted_dtype(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+
+
+def _compute_dtype(device: torch.device) -> torch.dtype | None:
+    return torch.bfloat16 if comfy.model_management.should_use_bf16(device) else None
+
+
+def _unused(key: str, taken: dict[str, Any]) -> str:
+    numbered = (f"{key}.{number}" for number in range(1, len(taken) + 2))
+    return next(name for name in numbered if name not in taken)
+
+
+def _video_shape(shapes: Sequence[Sequence[int]]) -> Sequence[int]:
+    return next((shape for shape in shapes if len(shape) == 5), shapes[0])

@@ -1,0 +1,257 @@
+"""A folder of videos in ComfyUI's input folder -> latents to train on, encoded by the VAE and CLIP on the wires.
+
+It is the work of `latent-physics cache`, with ComfyUI's encoders. Which folder it is may come from a stranger's workflow: nothing
+outside the input folder is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ...training.data.clips import Clips
+    from ...training.data.format import CacheConfig
+
+NONE = "none"
+"""What the menu shows where no folder is chosen."""
+LISTED = 1000
+"""At most so many folders are listed."""
+DEPTH = 6
+"""Folders deeper than this are not listed."""
+FAMILIES = {"toy": "toy", "cogvideox": "cogvideox", "cogvideox1.5": "cogvideox"}
+"""Latent space -> the family whose usual size, length and frame rate its clips are cut to; others have Wan's."""
+USUAL_FRAMES = {"mochi": 85}
+"""Where the usual number of frames does not fit the VAE's stride in time (Mochi's is 6)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """How clips are cut; 0 takes what is usual for the latent space."""
+
+    width: int = 0
+    height: int = 0
+    frames: int = 0
+    fps: float = 0.0
+
+
+def list_folders() -> list[str]:
+    """Names for the menu: sub-folders of ComfyUI's input folder that hold clips, themselves or further down. Links are not
+    followed."""
+    root = Path(folder_paths.get_input_directory())
+    found: set[str] = set()
+    for place, folders, names in os.walk(root):
+        here = Path(place).relative_to(root)
+        folders[:] = sorted(name for name in folders if not name.startswith(".")) if len(here.parts) < DEPTH else []
+        if here.parts and _holds_clip(names):
+            found |= {part.as_posix() for part in [here, *here.parents] if part.parts}
+        if len(found) >= LISTED:
+            break
+    return [NONE, *[name for name in sorted(found) if name != NONE and _fault(name) is None]]
+
+
+def _holds_clip(names: Sequence[str]) -> bool:
+    from ...training.data.videos import ANIMATION_SUFFIXES, FILM_SUFFIXES, FRAME_SUFFIXES
+
+    endings = [os.path.splitext(name)[1].lower() for name in names if not name.startswith(".")]
+    films = FILM_SUFFIXES | ANIMATION_SUFFIXES
+    return any(ending in films for ending in endings) or sum(ending in FRAME_SUFFIXES for ending in endings) >= 2
+
+
+def is_chosen(name: str | None) -> bool:
+    """Whether the menu's value names a folder."""
+    return name not in (None, "", NONE)
+
+
+def find_folder(name: str) -> Path:
+    """The sub-folder `name` of ComfyUI's input folder, named with forward slashes.
+
+    Raises ValueError, in one sentence, for a name that is absolute, could lead elsewhere on any system, or leads elsewhere by a
+    link, and for a folder that is not there.
+    """
+    from ...training.data.videos import is_inside
+
+    fault = _fault(name)
+    if fault:
+        raise ValueError(f"{name!r} cannot be the video folder ({fault}): give the name of a folder in ComfyUI's input folder.")
+    root = Path(folder_paths.get_input_directory())
+    folder = root / name
+    if not is_inside(folder, root):
+        raise ValueError(f"{name!r} leads out of ComfyUI's input folder by a link: put the videos themselves there.")
+    if not folder.is_dir():
+        raise ValueError(f"ComfyUI's input folder has no folder {name!r}: put it there, press R, and choose it.")
+    return folder
+
+
+def _fault(name: str) -> str | None:
+    """What is wrong with a folder's name, on any system; None where it is fine."""
+    if re.search(r"[\\:\x00-\x1f]", name):
+        return "it has a backslash, a colon or a control character"
+    if name.startswith("/"):
+        return "it is absolute"
+    parts = name.split("/")
+    if "" in parts or any(part in (".", "..") for part in parts):
+        return "it has an empty part, '.' or '..'"
+    if any(part.startswith(".") or part.endswith((".", " ")) for part in parts):  # Windows drops what ends a name
+        return "a part of it starts with a dot, or ends with a dot or a space"
+    return None
+
+
+def clips_in(folder: Path) -> tuple[list[Path], list[str]]:
+    """(clips in a folder, a sentence for each that is left out because a link leads out of the input folder).
+
+    Raises VideoError where there is no clip at all.
+    """
+    from ...training.data.videos import find_clips, leads_out
+
+    root = Path(folder_paths.get_input_directory())
+    clips, left_out = [], []
+    for clip in find_clips([folder], inside=root):
+        stray = leads_out(clip, root)
+        if stray is None:
+            clips.append(clip)
+        else:
+            left_out.append(f"{clip.name} was left out: {stray.name} is a link that leads out of ComfyUI's input folder.")
+    return clips, left_out
+
+
+def fingerprint(name: str | None) -> str:
+    """Changes when a file of the folder does, so that ComfyUI runs the node again."""
+    from ...training.data.videos import caption_file, frame_files
+
+    if not is_chosen(name):
+        return ""
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        for clip in clips_in(find_folder(name))[0]:
+            for file in [*(frame_files(clip) if clip.is_dir() else [clip]), caption_file(clip)]:
+                status = file.stat() if file.exists() else None
+                digest.update(f"{file}\n{status and (status.st_mtime_ns, status.st_size)}\n".encode())
+    except (OSError, ValueError):
+        return "unreadable"
+    return digest.hexdigest()
+
+
+def encode_folder(
+    folder: Path,
+    space: str,
+    vae: Any,
+    embed: Callable[[str], Tensor],
+    cut: Cut,
+    *,
+    scratch: Path,
+    to_sampled: Callable[[dict[str, Any], str], Tensor],
+) -> tuple[Clips, list[str]]:
+    """(every clip of `folder` that can be read, encoded; a sentence for each clip that cannot).
+
+    Latents go to files in `scratch`, which must be there while they are used. `embed` turns a caption into a pooled prompt `D`,
+    `to_sampled` a LATENT of the VAE into what a model of `space` samples, `B C T H W`. ComfyUI's cancel button ends it.
+    Raises ValueError, in one sentence, where nothing can be used or a number does not fit.
+    """
+    from ...training.data.cache import cache_clips
+    from ...training.data.clips import Clips
+
+    config = cache_config(space, cut, scratch)
+    clips, skipped = clips_in(folder)
+    text, video = ComfyText(embed), ComfyVideo(vae, space, to_sampled)
+    if clips:
+        report = cache_clips(clips, config, lambda: text, lambda: video, stop=_stop(), progress=_progress())
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        skipped += [reason for _, reason in report.skipped]
+        skipped += [f"{copy.name} holds what {taken.name} holds; one of them was taken." for copy, taken in report.same]
+    if not clips or not report.written:
+        raise ValueError(f"no clip in {folder.name} can be used; the first: {skipped[0]}")
+    return Clips.from_folder(config.out), skipped
+
+
+def cache_config(space: str, cut: Cut, out: Path) -> CacheConfig:
+    """The settings of the cache command. Raises ValueError where a number does not fit."""
+    from ...training.data.format import CacheConfig, format_of
+
+    config = CacheConfig(
+        out=out,
+        backbone=FAMILIES.get(space, "wan"),
+        source="ComfyUI's encoders",
+        width=cut.width or None,
+        height=cut.height or None,
+        frames=cut.frames or USUAL_FRAMES.get(space),
+        fps=cut.fps or None,
+    )
+    format_of(config)
+    return config
+
+
+class ComfyText:
+    """A pooled prompt as the cache command's text encoder gives it: of a single token, which pooling leaves as it is."""
+
+    def __init__(self, embed: Callable[[str], Tensor]) -> None:
+        self.embed = embed
+
+    def embed_prompts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        rows = []
+        for prompt in prompts:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            rows.append(self.embed(prompt))
+        return torch.stack(rows)[:, None], torch.ones(len(rows), 1, dtype=torch.bool)
+
+
+class ComfyVideo:
+    """ComfyUI's VAE as the cache command's video encoder, on the device that ComfyUI chooses."""
+
+    def __init__(self, vae: Any, space: str, to_sampled: Callable[[dict[str, Any], str], Tensor]) -> None:
+        self.vae, self.latent_space, self.to_sampled = vae, space, to_sampled
+
+    def encode_video(self, video: Tensor) -> Tensor:
+        """`1 3 T H W` in [0, 1] -> `1 C T' H' W'` as a model samples it."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        return self.to_sampled({"samples": self.vae.encode(video[0].permute(1, 2, 3, 0))}, self.latent_space)
+
+
+def _progress() -> Any:
+    """The cache command's progress line, shown as ComfyUI's bar and log."""
+    from ...training.console import ProgressLine
+
+    class Bar(ProgressLine):
+        """Every clip that is done, or skipped, is a moment at which cancelling works."""
+
+        def __init__(self, *_: Any) -> None:
+            super().__init__("encoding")
+            self.bar = comfy.utils.ProgressBar(1000)
+
+        def show(self, fraction: float, text: str, left: float | None = None) -> None:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            self.bar.update_absolute(int(1000 * fraction), 1000)
+
+        def say(self, text: str) -> None:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            logging.info("Train Motion Predictor: %s", text)
+
+    return Bar()
+
+
+def _stop() -> Any:
+    """The cache command's stop request, asked by ComfyUI's cancel button; clips that are being read end soon, too."""
+    from ...training.console import StopRequest
+
+    class Cancelled(StopRequest):
+        @property
+        def asked(self) -> bool:
+            return comfy.model_management.processing_interrupted()
+
+        @asked.setter
+        def asked(self, value: bool) -> None:
+            pass
+
+    return Cancelled()

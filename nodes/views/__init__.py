@@ -1,0 +1,1 @@
+"""Tensors to pictures and tables. No sampling, no loading."""

@@ -1,0 +1,146 @@
+"""What guidance did, as a plot and as a table."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ...methods.pila import (
+    CATEGORIES,
+    PilaTrace,
+)
+from . import figures
+
+if TYPE_CHECKING:
+    from ...training.tasks.predictor import PredictorTraining
+
+from collections.abc import Callable
+
+from ...methods.lamo import GuidanceTrace, TraceRow
+
+HINT = "switch on full_trace in LaMo Guidance to see the error after the nudge"
+
+
+def panels(traces: dict[str, GuidanceTrace]) -> list[figures.Panel]:
+    """Motion error and size of the nudge over the sampler's steps, means over the batch, one set of curves per correction."""
+    losses, ratios = [], []
+    for name, trace in traces.items():
+        prefix = f"{name}: " if len(traces) > 1 else ""
+        losses.append(_curve(f"{prefix}before", trace, lambda row: row.loss_before))
+        losses.append(_curve(f"{prefix}after", trace, lambda row: row.loss_after, dashed=True))
+        ratios.append(_curve(f"{prefix}nudge", trace, lambda row: row.edit_ratio if row.active else None))
+    rows = [row for trace in traces.values() for row in trace.rows]
+    count = max(row.count for row in rows)
+    first = min((row.index for row in rows if row.active), default=None)
+    frame = {
+        "x_label": "step",
+        "x_range": (-0.5, count),
+        "shaded": None if first is None else (first - 0.25, count),
+    }
+    hint = "" if any(trace.measure_after for trace in traces.values()) else HINT
+    return [
+        figures.Panel(title="motion error L_guide", curves=[curve for curve in losses if curve.x], log=True, note=hint, **frame),
+        figures.Panel(title="size of the nudge, |edit| / |x0|", curves=[curve for curve in ratios if curve.x], **frame),
+    ]
+
+
+def table(traces: dict[str, GuidanceTrace]) -> str:
+    """The same numbers as comma-separated text, a line per evaluation of the model."""
+    lines = ["correction,step,steps,sigma,active,loss_before,loss_after,edit_ratio"]
+    for name, trace in traces.items():
+        for row in trace.rows:
+            numbers = [row.loss_before, row.loss_after, row.edit_ratio]
+            values = ",".join("" if value is None else f"{float(value.mean()):.6g}" for value in numbers)
+            lines.append(f"{name},{row.index},{row.count},{float(row.sigma.mean()):.6g},{int(row.active)},{values}")
+    return "\n".join(lines)
+
+
+def _curve(label: str, trace: GuidanceTrace, value: Callable[[TraceRow], Tensor | None], dashed: bool = False) -> figures.Curve:
+    points = [(x, value(row)) for x, row in zip(_places(trace), trace.rows)]
+    known = [(x, float(y.mean())) for x, y in points if y is not None]
+    return figures.Curve(label=label, x=[x for x, _ in known], y=[y for _, y in known], dashed=dashed)
+
+
+def _places(trace: GuidanceTrace) -> list[float]:
+    """Where each row lies on the step axis: samplers that evaluate a step several times share its width among the evaluations."""
+    indices = [row.index for row in trace.rows]
+    return [index + indices[:n].count(index) / indices.count(index) for n, index in enumerate(indices)]
+
+
+def router_panels(trace: PilaTrace) -> list[figures.Panel]:
+    """Routing weights and size of the correction over the steps; experts that never ran are left out."""
+    curves = []
+    for expert, name in enumerate(CATEGORIES):
+        weights = [row[expert] for row in trace.weights]
+        if max(weights) > 0:
+            curves.append(figures.Curve(label=name, x=trace.index, y=weights))
+    ratio = figures.Curve(label="correction", x=trace.index, y=trace.ratio)
+    return [
+        figures.Panel(title="routing weight (they add up to 1)", x_label="step", curves=curves),
+        figures.Panel(title="size of the correction, |g dv| / |v|", x_label="step", curves=[ratio]),
+    ]
+
+
+def router_table(trace: PilaTrace) -> str:
+    """The same numbers as comma-separated text, a line per corrected evaluation of the model."""
+    lines = ["step,sigma,ratio," + ",".join(CATEGORIES)]
+    for index, sigma, ratio, weights in zip(trace.index, trace.sigma, trace.ratio, trace.weights):
+        lines.append(f"{index},{sigma:.6g},{ratio:.6g}," + ",".join(f"{weight:.6g}" for weight in weights))
+    return "\n".join(lines)
+
+
+def expert_report(step: int, weights: list[float], shown: str) -> str:
+    """Which experts ran at a step, strongest first."""
+    order = sorted(zip(weights, CATEGORIES), reverse=True)
+    ran = [f"{name} {weight:.3f}" for weight, name in order if weight > 0]
+    return f"step {step}: {', '.join(ran) or 'no expert ran'}\nshown: {shown}"
+
+
+SKIPPED = 20
+"""At most so many of the clips that were skipped are named."""
+POINTS = 300
+"""At most so many points per curve; longer runs are averaged over stretches of steps."""
+
+
+def curves(training: PredictorTraining) -> list[figures.Panel]:
+    """The log as plots. Curves of long runs are averaged."""
+
+    def curve(column: str, label: str, dashed: bool = False) -> figures.Curve | None:
+        rows = [(row["step"], row[column]) for row in training.log.rows if column in row]
+        if not rows:
+            return None
+        table = [torch.tensor(part).mean(dim=0) for part in chunks(rows, math.ceil(len(rows) / POINTS))]
+        return figures.Curve(label=label, x=[float(x) for x, _ in table], y=[float(y) for _, y in table], dashed=dashed)
+
+    loss = [curve("loss", "training"), curve("val_loss", "held-out clips", dashed=True)]
+    panels = [figures.Panel(title="loss (LaMo, eq 7)", x_label="step", curves=[one for one in loss if one], log=True)]
+    unexplained = curve("unexplained", "held-out clips")
+    if unexplained:
+        title = "share of the change that is not explained (1: knows nothing, 0: perfect)"
+        panels.append(figures.Panel(title=title, x_label="step", curves=[unexplained]))
+    return panels
+
+
+def chunks(rows: list[Any], size: int) -> list[list[Any]]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def summary(training: PredictorTraining, kept_as: str, skipped: list[str]) -> str:
+    """What came out, for the info output."""
+    kept = training.kept()
+    held = "no clip was held out, so nothing is known of new clips"
+    if "unexplained" in kept:
+        held = f"unexplained change in held-out clips: {kept['unexplained']:.3f}, at step {kept['kept_step']}, which is kept"
+    rows = [row["loss"] for row in training.log.rows if "loss" in row]
+    return "\n".join(
+        [
+            kept_as,
+            f"{len(training.clips)} clips of {training.clips.latent_space} latents, {len(training.pairs)} frame pairs",
+            f"{training.step} steps in {training.seconds:.0f} s, last loss {rows[-1]:.4f}" if rows else "no step was made",
+            held,
+            *([f"{len(skipped)} clips were skipped:", *[f"  {reason}" for reason in skipped[:SKIPPED]]] if skipped else []),
+        ]
+    )

@@ -1,0 +1,221 @@
+"""`load_backbone`: diffusers folders, hub ids and native files become a Backbone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import cogvideox, wan
+from .base import Backbone, BackboneError
+from .cogvideox import CogVideoXBackbone
+from .keys import KeyMapError, is_native, strip_prefix, to_diffusers, to_native
+from .wan import WanBackbone
+
+FAMILIES = ("wan", "cogvideox", "toy")
+PARTS = ("vae", "text", "dit")
+DEFAULT_SOURCE = {"wan": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "cogvideox": "THUDM/CogVideoX-2b"}
+TOY_TEXT_LENGTH = 24
+TOY_WEIGHTS = Path(__file__).resolve().parents[2] / "toyworld" / "weights"
+Source = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]]
+
+
+def load_backbone(
+    family: str,
+    source: Source | None = None,
+    parts: Iterable[str] = PARTS,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    vae_dtype: torch.dtype = torch.float32,
+    fp8_storage: bool = False,
+) -> Backbone:
+    """Loads a text-to-video model for training or caching; every part is frozen and in eval mode.
+
+    `family`: "wan", "cogvideox" or "toy". `source`: a diffusers folder or hub id, a mapping of part -> native safetensors file
+    ("dit", "vae", "text", and "tokenizer" where the text file has none), or None for the family's smallest model. `parts`: which
+    of "vae", "text", "dit" to load; a CogVideoX "dit" file in the mapping also says which scale a "vae" file's latents have, as
+    those of 2B and 5B are told apart by nothing else. `fp8_storage` keeps the transformer's weights in float8 and computes in
+    `dtype` (diffusers' layerwise casting), for LoRA on a small card. Raises BackboneError where something is missing or does
+    not fit.
+    """
+    parts = tuple(parts)
+    if family not in FAMILIES:
+        raise BackboneError(f"backbone family {family!r} is unknown; choose one of {', '.join(FAMILIES)}.")
+    if unknown := set(parts) - set(PARTS):
+        raise BackboneError(f"part {sorted(unknown)[0]!r} is unknown; parts are {', '.join(PARTS)}.")
+    if source is None:
+        source = {part: TOY_WEIGHTS / f"toy_{part}.safetensors" for part in parts} if family == "toy" else DEFAULT_SOURCE[family]
+    load = _from_files if isinstance(source, Mapping) else _from_diffusers
+    pieces = load(family, source, parts, dtype, vae_dtype)
+    for name in ("vae", "text", "dit"):
+        if isinstance(pieces.get(name), nn.Module):
+            pieces[name].requires_grad_(False).eval()
+    if fp8_storage and pieces.get("dit") is not None:
+        pieces["dit"].enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
+    return _assemble(family, pieces, device, dtype)
+
+
+def _assemble(family: str, pieces: dict[str, Any], device: str | torch.device, dtype: torch.dtype) -> Backbone:
+    common = {"vae": pieces.get("vae"), "text": pieces.get("text"), "dit": pieces.get("dit"), "device": device, "dtype": dtype}
+    if family != "cogvideox":
+        backbone = WanBackbone(latent_space="wan2.1" if family == "wan" else "toy", **common)
+        if family == "toy":
+            backbone.text_length = getattr(pieces.get("text"), "length", TOY_TEXT_LENGTH)
+        return backbone
+    dit, vae = pieces.get("dit"), pieces.get("vae")
+    heads = dit.config.num_attention_heads if dit is not None else pieces.get("heads")
+    if heads is not None:
+        five = cogvideox.is_five_billion(heads)
+    else:
+        five = vae is not None and abs(vae.config.scaling_factor - 0.7) < 1e-3
+    return CogVideoXBackbone(latent_space="cogvideox1.5" if five else "cogvideox", snr_shift=1.0 if five else 3.0, **common)
+
+
+def _from_diffusers(
+    family: str, source: str | os.PathLike[str], parts: tuple[str, ...], dtype: torch.dtype, vae_dtype: torch.dtype
+) -> dict[str, Any]:
+    """Parts from a diffusers folder or hub id."""
+    import diffusers
+    from transformers import AutoTokenizer, T5EncoderModel, UMT5EncoderModel
+
+    from .text import T5Text, from_tokenizer
+
+    if family == "toy":
+        raise BackboneError("the toy backbone is loaded from native files; leave `source` out or give a mapping of part to file.")
+    if str(source).endswith((".safetensors", ".ckpt", ".pt")):
+        raise BackboneError(f"{source} is one file; say which part it is, for example {{'dit': {str(source)!r}}}.")
+    cog = family == "cogvideox"
+    vae_type = diffusers.AutoencoderKLCogVideoX if cog else diffusers.AutoencoderKLWan
+    dit_type = diffusers.CogVideoXTransformer3DModel if cog else diffusers.WanTransformer3DModel
+    text_type = T5EncoderModel if cog else UMT5EncoderModel
+    pieces: dict[str, Any] = {}
+    try:
+        if "vae" in parts:
+            pieces["vae"] = vae_type.from_pretrained(source, subfolder="vae", torch_dtype=vae_dtype, use_safetensors=True)
+        if "text" in parts:
+            encoder = text_type.from_pretrained(source, subfolder="text_encoder", dtype=dtype, use_safetensors=True)
+            pieces["text"] = T5Text(encoder, from_tokenizer(AutoTokenizer.from_pretrained(source, subfolder="tokenizer")))
+        if "dit" in parts:
+            pieces["dit"] = dit_type.from_pretrained(source, subfolder="transformer", torch_dtype=dtype, use_safetensors=True)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BackboneError(f"{source} could not be loaded as a diffusers {family} model: {reason}") from error
+    return pieces
+
+
+def _from_files(
+    family: str, source: Mapping[str, str | os.PathLike[str]], parts: tuple[str, ...], dtype: torch.dtype, vae_dtype: torch.dtype
+) -> dict[str, Any]:
+    """Parts from native single files."""
+    import diffusers
+
+    from .text import from_native_file
+
+    if unknown := set(source) - {*PARTS, "tokenizer"}:
+        raise BackboneError(f"source part {sorted(unknown)[0]!r} is unknown; parts are {', '.join(PARTS)} and tokenizer.")
+    paths = {name: Path(path) for name, path in source.items() if name in parts}
+    for name in parts:
+        if name not in paths:
+            raise BackboneError(f"no file was given for {name!r}; add it to the source or leave {name!r} out of the parts.")
+        if not paths[name].is_file():
+            raise BackboneError(f"{paths[name]} does not exist.")
+    pieces: dict[str, Any] = {}
+    cog = family == "cogvideox"
+    if "vae" in paths:
+        state = _read(paths["vae"])
+        if cog:
+            pieces["vae"] = _fill(diffusers.AutoencoderKLCogVideoX, {}, state, paths["vae"], vae_dtype)
+        else:
+            state = _convert(state, WanBackbone.vae_keys, paths["vae"])
+            config = _sizes(wan.vae_config, to_native(state, wan.WAN_VAE), paths["vae"])
+            pieces["vae"] = _fill(diffusers.AutoencoderKLWan, config, state, paths["vae"], vae_dtype)
+    if "dit" in paths:
+        state = _read(paths["dit"])
+        keys = cogvideox.COGVIDEOX_DIT if cog else wan.WAN_DIT
+        state = _convert(state, keys, paths["dit"])
+        config = _sizes((cogvideox if cog else wan).dit_config, to_native(state, keys), paths["dit"])
+        state.pop("patch_embed.pos_embedding", None)  # A fixed table, which diffusers computes.
+        dit_type = diffusers.CogVideoXTransformer3DModel if cog else diffusers.WanTransformer3DModel
+        pieces["dit"] = _fill(dit_type, config, state, paths["dit"], dtype)
+    elif cog and "vae" in paths and "dit" in source:
+        pieces["heads"] = _heads(Path(source["dit"]))
+    if "text" in paths:
+        if family == "toy":
+            pieces["text"] = _toy_text(paths["text"], dtype)
+        else:
+            pieces["text"] = from_native_file(paths["text"], source.get("tokenizer"), dtype)
+    return pieces
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    import safetensors
+    import safetensors.torch
+
+    try:
+        state = safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise BackboneError(f"{path.name} is not a readable safetensors file ({error}).") from error
+    if any(key.endswith(("scale_weight", "weight_scale", "scaled_fp8")) for key in state):
+        raise BackboneError(f"{path.name} holds scaled fp8 weights, which cannot be trained on; use the fp16 or bf16 file.")
+    return {strip_prefix(key): value for key, value in state.items()}
+
+
+def _convert(state: dict[str, torch.Tensor], keys: Any, path: Path) -> dict[str, torch.Tensor]:
+    """Diffusers' names, whichever of the two the file has."""
+    try:
+        return to_diffusers(state, keys) if is_native(state, keys) else state
+    except KeyMapError as error:
+        raise BackboneError(f"{path.name} does not fit this family: {error}") from error
+
+
+def _heads(path: Path) -> int:
+    """Attention heads of a CogVideoX transformer file, of which only one tensor is looked at. Raises BackboneError."""
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            name = next((key for key in file.keys() if strip_prefix(key) == "patch_embed.proj.weight"), None)  # noqa: SIM118
+            if name is None:
+                raise BackboneError(f"{path.name} is not a CogVideoX transformer: it has no 'patch_embed.proj.weight'.")
+            return file.get_slice(name).get_shape()[0] // 64
+    except (safetensors.SafetensorError, OSError) as error:
+        raise BackboneError(f"{path.name} is not a readable safetensors file ({error}).") from error
+
+
+def _sizes(config_of: Callable[[Mapping[str, torch.Tensor]], dict[str, Any]], state: dict[str, torch.Tensor], path: Path) -> Any:
+    """A model's arguments read off its tensors. Raises BackboneError where some of those are missing, as in a LoRA's file."""
+    try:
+        return config_of(state)
+    except (KeyError, ValueError) as error:
+        raise BackboneError(f"{path.name} is not a whole model: it has no {error}; a LoRA goes to --init.") from error
+
+
+def _fill(
+    model_type: type, config: dict[str, Any], state: Mapping[str, torch.Tensor], path: Path, dtype: torch.dtype
+) -> nn.Module:
+    """A model of `config` with the weights of `state`, in `dtype` but for the parts that diffusers keeps in float32."""
+    model = model_type(**config)
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BackboneError(f"{path.name} does not fit {model_type.__name__}: {reason}") from error
+    keep = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if value.is_floating_point() and not keep & set(name.split(".")):
+            value.data = value.data.to(dtype)
+    return model
+
+
+def _toy_text(path: Path, dtype: torch.dtype) -> nn.Module:
+    from ...methods.weights import WeightsError
+    from ...toyworld.text import ToyTextEncoder
+
+    try:
+        return ToyTextEncoder.load(path, dtype)
+    except WeightsError as error:
+        raise BackboneError(str(error)) from error

@@ -1,0 +1,88 @@
+"""What is trained: a LoRA or the whole transformer; and the running average of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ..loop.optim import trainable
+from . import Backbone
+
+
+class TuneError(ValueError):
+    """A LoRA cannot be attached as asked. The message is one sentence for the user."""
+
+
+@dataclass(kw_only=True)
+class TuneConfig:
+    """What is trained."""
+
+    mode: Literal["lora", "full"] = "lora"
+    """A low-rank adapter, or every weight of the transformer."""
+    rank: int = 64
+    """Rank of the adapter."""
+    alpha: float = 64.0
+    """The adapter is scaled by alpha / rank (alpha / sqrt(rank) with `rslora`)."""
+    dropout: float = 0.0
+    """Dropout in the adapter."""
+    rslora: bool = False
+    """Rank-stabilised scaling. The exported file carries an alpha that gives the same scale."""
+    targets: str = ""
+    """Names or endings of the transformer's linear layers (diffusers' names), separated by commas; empty for the family's
+    usual ones."""
+
+
+def check_tune(config: TuneConfig) -> None:
+    """Raises TuneError for settings that do not make sense; the targets are looked at with the model."""
+    if config.mode == "lora" and (config.rank < 1 or not config.alpha > 0 or not 0 <= config.dropout < 1):
+        raise TuneError(
+            f"rank {config.rank}, alpha {config.alpha} and dropout {config.dropout} do not make a LoRA; 64, 64 and 0 would."
+        )
+
+
+def attach(backbone: Backbone, config: TuneConfig, seed: int = 0) -> None:
+    """Makes what `config` names trainable, in float32. Raises TuneError where the rank is bad or a target names no layer."""
+    dit = backbone.dit
+    dit.requires_grad_(False)
+    if config.mode == "full":
+        dit.requires_grad_(True).float()
+        backbone.dtype = torch.float32
+        return
+    from peft import LoraConfig
+
+    check_tune(config)
+    targets = check_targets(
+        dit, [word.strip() for word in config.targets.split(",") if word.strip()] or list(backbone.lora_targets)
+    )
+    torch.manual_seed(seed)
+    dit.add_adapter(
+        LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            use_rslora=config.rslora,
+            target_modules=targets,
+            init_lora_weights=True,
+        )
+    )
+    for value in trainable(dit).values():
+        value.data = value.data.float()
+
+
+def check_targets(dit: nn.Module, targets: Sequence[str]) -> list[str]:
+    """Raises TuneError for a target that ends no linear layer's name."""
+    linear = [name for name, module in dit.named_modules() if isinstance(module, nn.Linear)]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in linear):
+            example = next((name for name in linear if "attn1" in name), linear[0])
+            raise TuneError(f"no linear layer of this model ends in {target!r}; its layers are named like {example!r}.")
+    return list(targets)
+
+
+def scaling(config: TuneConfig) -> float:
+    """What the adapter's product is multiplied by."""
+    return config.alpha / (config.rank**0.5 if config.rslora else config.rank)

@@ -1,0 +1,1 @@
+"""Settings in, one call, one sentence out: a file a command."""

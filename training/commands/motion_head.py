@@ -1,0 +1,37 @@
+"""`latent-physics motion-head`: trains MoAlign's motion subspace (stage 1)."""
+
+from __future__ import annotations
+
+import os
+
+from ...encoders import TeacherError
+from ...methods.weights import WeightsError
+from ..console import RunError, StopRequest
+from ..data.clip import TrainingDataError
+from ..data.videos import VideoError
+from ..recipes import RecipeError, names, recipe_in
+from ..tasks.motion_head import MotionHeadConfig, train_motion_head
+from . import cli
+
+
+def main(argv: list[str]) -> int:
+    """The command. Returns the exit status."""
+
+    def command() -> int:
+        config = cli.parse(
+            MotionHeadConfig,
+            argv,
+            prog="latent-physics motion-head",
+            description=f"{MotionHeadConfig.__doc__} Recipes: {', '.join(names(stage_one=True))}.",
+            defaults=vars(recipe_in(argv, MotionHeadConfig, stage_one=True) or MotionHeadConfig()),
+        )
+        with StopRequest() as stop:
+            outcome, path = train_motion_head(config, stop)
+        if outcome.stopped:
+            print(f"Stopped after step {outcome.step} of {config.trainer.steps}; the same command goes on from there.")
+            return 130
+        print(f"Done: {path}")
+        return 0
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return cli.run_command(command, RecipeError, RunError, TeacherError, TrainingDataError, VideoError, WeightsError)

@@ -1,0 +1,161 @@
+"""`latent-physics pila`: trains the PILA adapter on a frozen backbone in the stages of arXiv 2606.04737, section B.3.
+
+    python training pila --recipe toy --toy-clips 512 --out runs/pila          # the toy world, two cores
+    python training pila --recipe wan --cache CLIPS --out runs/pila_wan         # Wan 2.1 1.3B
+
+Stage A fits the velocity slot to optical flow on ever noisier estimates, stage B recovers the fields that no data shows, stage C
+trains everything with the flow-matching loss and the routed residuals. A run goes on where it stopped, inside a stage and
+between stages; every random draw is a function of (seed, stage, step). Several processes share the clips of a step:
+
+    accelerate launch --config_file training/recipes/ddp.yaml training pila --recipe wan --cache CLIPS --out runs/pila_wan
+
+Each takes its own stretch of what one process with all the clips would draw, so the number of processes changes the speed and
+not the result (up to rounding). With zero2.yaml instead, DeepSpeed keeps the optimiser's state in shards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ...methods.weights import WeightsError
+from ..console import ProgressLine, RunError, StopRequest
+from ..data.clip import DatasetError
+from ..data.flow import FlowSource
+from ..tasks.pila.columns import CHECKPOINT, CURVES, EXPORT, LOG, RESIDUALS, SHARDS
+from ..tasks.pila.data import PilaClips, cached_clips, toy_clips
+from ..tasks.pila.settings import RECIPES, PilaTraining, check
+from ..tasks.pila.task import PilaRun, make_accelerator, train
+from . import cli
+
+
+@dataclass(kw_only=True)
+class PilaCommand:
+    """Train a PILA adapter on a frozen backbone."""
+
+    out: Path
+    """Folder of this run: checkpoint, log.csv, curves, pila_adapter.safetensors. A run found there goes on."""
+    cache: Path | None = None
+    """Folder that `latent-physics cache --tokens` filled."""
+    toy_clips: int = 0
+    """Instead of a cache: draw so many clips from the toy worlds."""
+    recipe: Literal["wan", "toy"] = "wan"
+    """Defaults of the settings below. wan: the paper's numbers. toy: a small adapter, for two cores."""
+    backbone: Literal["wan", "toy"] | None = None
+    """Whose frozen transformer to correct; left out, the recipe's."""
+    source: str | None = None
+    """Diffusers folder or hub id of the backbone; left out, the family's smallest model."""
+    dit: Path | None = None
+    """A transformer file as ComfyUI's models/diffusion_models holds it, instead of `source`."""
+    vae: Path | None = None
+    """A VAE file, needed beside `dit` where flow is "pixels" or "raft"."""
+    flow: FlowSource = "latent"
+    """Where the velocity target comes from: "latent" (no VAE needed), "pixels" (decoded frames), "raft" (torchvision). Toy clips
+    always use their rendered frames."""
+    raft: str = "raft_large"
+    """RAFT's name or a safetensors file."""
+    labels: Path | None = None
+    """JSON lines of {"prompt": ..., "labels": [...]}; captions that are not in it are labelled by the offline rules."""
+    ablation: str = "full"
+    """One row of the ablation tables: full, plain_adapter, no_afe, no_routing, no_pde, proxy_only, ..."""
+    export: Path | None = None
+    """Also write the adapter here, for example ComfyUI/models/latent_physics/my_pila.safetensors."""
+    fresh: bool = False
+    """Start over: delete the run in `out` first."""
+    config: PilaTraining = field(default_factory=PilaTraining)
+
+
+def main(argv: list[str]) -> int:
+    """The command. Returns the exit status: 0 where the run is finished, 1 on an error, 130 where stopped by the user."""
+    from ...encoders import TeacherError
+    from ..backbones import BackboneError
+
+    return cli.run_command(lambda: _command(argv), DatasetError, RunError, WeightsError, BackboneError, TeacherError, ValueError)
+
+
+def _command(argv: list[str]) -> int:
+    command = _parse(argv)
+    adapter = RECIPES[command.recipe][1].with_ablation(command.ablation)
+    check(command.config)
+    if (command.cache is None) == (command.toy_clips == 0):
+        raise RunError("give either --cache (a folder of cached clips) or --toy-clips (how many to draw), not both or neither.")
+    accelerator = make_accelerator(command.config)
+    if command.fresh and accelerator.is_main_process:
+        for name in (CHECKPOINT, EXPORT, LOG, CURVES, RESIDUALS):
+            (command.out / name).unlink(missing_ok=True)
+        shutil.rmtree(command.out / SHARDS, ignore_errors=True)
+    command.config.device = str(accelerator.device)
+    backbone = _backbone(command)
+    with accelerator.main_process_first():  # the others read what it made
+        clips = _clips(command, backbone)
+    run = PilaRun(backbone, clips, command.config, adapter, command.out, accelerator)
+    with StopRequest() as stop:
+        train(run, stop)
+    if command.export and run.main:
+        run.files.export(command.export)
+    if run.finished:
+        removed = "" if run.val_gain is None else f" It removes {run.val_gain:.2%} of the frozen model's error on held-out clips."
+        accelerator.print(f"Adapter: {command.export or command.out / EXPORT}.{removed}")
+        return 0
+    accelerator.print(f"Stopped at step {run.total_steps} of {run.planned_steps}; the same command goes on from there.")
+    return 130
+
+
+def _parse(argv: list[str]) -> PilaCommand:
+    """Reads the command line; the recipe is looked at first, because it decides the other defaults."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--recipe", default="wan")
+    try:
+        name = first.parse_known_args(argv)[0].recipe
+    except argparse.ArgumentError:
+        name = "wan"
+    config = RECIPES.get(name, RECIPES["wan"])[0]
+    return cli.parse(
+        PilaCommand,
+        argv,
+        prog="latent-physics pila",
+        description="Train a PILA adapter on a frozen backbone.",
+        defaults={"config": replace(config)},
+    )
+
+
+def _backbone(command: PilaCommand) -> Any:
+    """The frozen backbone with the parts that this run needs."""
+    from ..backbones.load import load_backbone
+
+    family = command.backbone or command.recipe
+    decodes = command.cache is not None and command.flow != "latent"
+    parts = ["dit", *(["vae", "text"] if command.toy_clips else []), *(["vae"] if decodes else [])]
+    source: Any = command.source
+    if command.dit is not None:
+        source = {"dit": command.dit} | ({"vae": command.vae} if command.vae else {})
+    dtype = torch.bfloat16 if command.config.bf16 else torch.float32
+    return load_backbone(family, source, parts=parts, device=command.config.device, dtype=dtype)
+
+
+def _clips(command: PilaCommand, backbone: Any) -> PilaClips:
+    if command.toy_clips:
+        if backbone.latent_space != "toy":
+            raise RunError("--toy-clips needs the toy backbone: add --recipe toy.")
+        progress = ProgressLine("toy clips")
+        clips = toy_clips(
+            command.toy_clips,
+            command.config.seed,
+            command.out / "toy_clips",
+            backbone,
+            lambda done: progress.show(done / command.toy_clips, f"{done} of {command.toy_clips}"),
+        )
+        progress.close()
+        backbone.drop("vae", "text")
+        return clips
+    raft = None
+    if command.flow == "raft":
+        from ...encoders import load_raft
+
+        raft = load_raft(command.raft, command.config.device)
+    return cached_clips(command.cache, command.out / "flow", command.flow, backbone, command.labels, raft)

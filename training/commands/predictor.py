@@ -1,0 +1,115 @@
+"""`latent-physics predictor`: trains LaMo's motion field predictor on cached latents."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ...methods.weights import WeightsError
+from ..console import ProgressLine, RunError, StopRequest, clock
+from ..data.clip import DatasetError
+from ..data.clips import Clips
+from ..tasks.predictor import (
+    CHECKPOINT,
+    CURVES,
+    EXPORT,
+    LOG,
+    RECIPES,
+    PredictorConfig,
+    PredictorTraining,
+    StepReport,
+    check_config,
+)
+from . import cli
+
+
+@dataclass(kw_only=True)
+class PredictorCommand:
+    """Train LaMo's motion field predictor on cached latents."""
+
+    cache: Path
+    """Folder that `latent-physics cache` filled."""
+    out: Path
+    """Folder of this run: checkpoint, log.csv, curves.png and motion_predictor.safetensors. A run found there goes on."""
+    export: Path | None = None
+    """Also write the predictor here, for example ComfyUI/models/latent_physics/my_predictor.safetensors."""
+    recipe: Literal["full", "toy"] = "full"
+    """Defaults of the settings below. full: 10.8M parameters, for a real backbone. toy: 0.5M, for small latents on a CPU."""
+    fresh: bool = False
+    """Start over: delete the run in `out` first."""
+    memory_gb: float = 4.0
+    """Keep the latents in memory where they take at most this much; otherwise frames are read as they are needed."""
+    config: PredictorConfig = field(default_factory=PredictorConfig)
+
+
+def main(argv: list[str]) -> int:
+    """The command. Returns the exit status: 0 where the run is finished, 1 on an error, 130 where stopped by the user."""
+    return cli.run_command(lambda: _command(argv), DatasetError, RunError, WeightsError)
+
+
+def _command(argv: list[str]) -> int:
+    command = _parse(argv)
+    check_config(command.config)
+    clips = Clips.from_folder(command.cache, command.memory_gb)
+    if command.fresh:
+        for name in (CHECKPOINT, EXPORT, LOG, CURVES):
+            (command.out / name).unlink(missing_ok=True)
+    training = PredictorTraining(clips, command.config, command.out)
+    count = sum(parameter.numel() for parameter in training.model.parameters())
+    print(
+        f"{len(clips)} clips of {clips.latent_space} latents, {clips.channels} x {clips.size[0]} x {clips.size[1]}; "
+        f"{len(training.pairs)} pairs to train on; {count / 1e6:.1f}M parameters on {training.device}."
+    )
+    if training.step:
+        print(f"Going on from step {training.step} ({clock(training.seconds)} of training so far).")
+    with StopRequest() as stop:
+        if not training.finished:
+            progress = ProgressLine("predictor")
+            training.run(lambda report: _show(progress, report, command.config), stop)
+            progress.close()
+    if command.export:
+        command.export.parent.mkdir(parents=True, exist_ok=True)
+        training.export(command.export)
+    return _summarise(training, command)
+
+
+def _parse(argv: list[str]) -> PredictorCommand:
+    """Reads the command line. The recipe is looked at first, because it decides the other defaults, which --help then shows."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--recipe", default="full")
+    try:
+        name = first.parse_known_args(argv)[0].recipe
+    except argparse.ArgumentError:
+        name = "full"
+    default = RECIPES.get(name, RECIPES["full"])
+    return cli.parse(
+        PredictorCommand,
+        argv,
+        prog="latent-physics predictor",
+        description="Cached latents -> motion field predictor.",
+        defaults={"recipe": name, "config": default},
+    )
+
+
+def _show(progress: ProgressLine, report: StepReport, config: PredictorConfig) -> None:
+    left = report.seconds * (1 - report.fraction) / max(report.fraction, 1e-9)
+    held = "" if report.unexplained is None else f"  held-out {report.val_loss:.4f}, unexplained {report.unexplained:.3f}"
+    progress.show(report.fraction, f"step {report.step}/{config.steps}  loss {report.loss:.4f}{held}", left)
+
+
+def _summarise(training: PredictorTraining, command: PredictorCommand) -> int:
+    """Prints what came out; returns the exit status."""
+    kept = training.kept()
+    if "unexplained" in kept:
+        print(
+            f"Held-out clips: loss {kept['val_loss']:.4f}, unexplained variance of the change {kept['unexplained']:.3f} "
+            f"(1: knows nothing, 0: perfect), at step {kept['kept_step']}, whose weights are saved."
+        )
+    print(f"Weights: {command.export or command.out / EXPORT}\nCurves:  {command.out / CURVES}\nLog:     {command.out / LOG}")
+    if not training.finished:
+        print(f"Stopped at step {training.step}; the same command goes on from here.")
+        return 130
+    print(f"Finished: {training.step} steps in {clock(training.seconds)}.")
+    return 0

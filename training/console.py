@@ -1,0 +1,173 @@
+"""What every training run keeps in its folder and shows on the screen: log, curves, checkpoints, progress, a clean stop."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..methods.weights import WeightsError, WeightsInfo, load_weights, save_weights
+
+
+class RunError(ValueError):
+    """A training run cannot go on. The message is one sentence for the user."""
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    kind: str,
+    latent_space: str,
+    config: Mapping[str, Any],
+    progress: Mapping[str, Any],
+    states: Mapping[str, Mapping[str, Tensor]],
+    optimizer: Optimizer | None,
+) -> None:
+    """Writes everything a run needs to go on into one safetensors file, all or nothing.
+
+    `states` are named tensor dictionaries (model, ema, ...), `progress` plain JSON values (step, seconds).
+    The optimiser's state is flattened beside them; None where it is kept elsewhere. Raises OSError; an older checkpoint at
+    `path` is intact then.
+    """
+    tensors = {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
+    state = optimizer.state_dict() if optimizer is not None else {"state": {}, "param_groups": []}
+    for index, values in state["state"].items():
+        tensors |= {f"optimizer/{index}/{key}": torch.as_tensor(value) for key, value in values.items()}
+    recipe = {"progress": dict(progress), "groups": state["param_groups"]}
+    save_weights(path, tensors, WeightsInfo(kind=kind, latent_space=latent_space, config=dict(config), recipe=recipe))
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str], *, kind: str, optimizer: Optimizer | None = None
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], WeightsInfo]:
+    """(states, progress, info) of a checkpoint; the optimiser, where given, is brought to the saved state.
+
+    Raises WeightsError where the file is missing, damaged or of another kind.
+    """
+    tensors, info = load_weights(path, kind)
+    states: dict[str, dict[str, Tensor]] = {}
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, rest = key.split("/", 1)
+        if name == "optimizer":
+            index, rest = rest.split("/", 1)
+            moments.setdefault(int(index), {})[rest] = value
+        else:
+            states.setdefault(name, {})[rest] = value
+    if optimizer is not None:
+        try:
+            optimizer.load_state_dict({"state": moments, "param_groups": info.recipe["groups"]})
+        except (KeyError, ValueError) as error:
+            raise WeightsError(f"{Path(path).name} does not fit this optimiser ({error}).") from error
+    return states, info.recipe["progress"], info
+
+
+class StopRequest:
+    """Turns Ctrl-C and SIGTERM into a flag the loop looks at between steps; a second Ctrl-C stops at once.
+
+    Use as a context manager. Outside the main thread, where Python delivers no signals, it does nothing but hold the flag.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for name in (signal.SIGINT, signal.SIGTERM):
+                self._old[name] = signal.signal(name, self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for name, handler in self._old.items():
+            signal.signal(name, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+class ProgressLine:
+    """One line that says how far a run is: redrawn in place on a terminal, printed every `every` seconds elsewhere."""
+
+    def __init__(self, label: str, stream: TextIO | None = None, every: float = 10.0) -> None:
+        self.label = label
+        self.stream = stream or sys.stderr
+        self.every = every
+        self.tty = self.stream.isatty()
+        self.start = self.shown = time.monotonic()
+        self.width = 0
+
+    def show(self, fraction: float, text: str, left: float | None = None) -> None:
+        """`fraction` of the work done, in [0, 1]; `left`: seconds to go, where the caller knows better than the pace so far."""
+        now = time.monotonic()
+        if fraction < 1 and now - self.shown < (0.2 if self.tty else self.every):
+            return
+        self.shown = now
+        if left is None:
+            left = (now - self.start) * (1 - fraction) / fraction if fraction > 0 else math.inf
+        line = f"{self.label} {fraction:4.0%}  {text}" + (f"  {clock(left)} left" if fraction < 1 else "")
+        if self.tty:
+            self.stream.write("\r" + line.ljust(self.width))
+            self.width = len(line)
+        else:
+            self.stream.write(line + "\n")
+        self.stream.flush()
+
+    def say(self, text: str) -> None:
+        """Prints a line of its own without tearing the progress line."""
+        if self.tty and self.width:
+            self.stream.write("\r" + " " * self.width + "\r")
+            self.width = 0
+        self.stream.write(text + "\n")
+        self.stream.flush()
+
+    def close(self) -> None:
+        """Ends the line."""
+        if self.tty and self.width:
+            self.stream.write("\n")
+            self.width = 0
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 7s, 3:05 or 2:03:05; "?" where unknown."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}" if minutes else f"{rest}s"
+
+
+@contextmanager
+def saving(what: str, kept: str) -> Iterator[None]:
+    """Turns an OSError while `what` is written into a RunError that says what is safe: `kept`."""
+    try:
+        yield
+    except OSError as error:
+        hint = "free some space and run the same command again"
+        raise RunError(f"Could not write {what}: {error.strerror or error}; {kept}, {hint}.") from error
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Deletes the temporary files of a process that was killed while it wrote; those of the last minute may still be in use."""
+    for path in Path(folder).glob(".*.tmp"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > 60:
+                path.unlink()
+
+
+class CommandError(ValueError):
+    """A command cannot go on. The message is one sentence for the user."""

@@ -1,0 +1,1 @@
+"""Videos to clips to batches: the only reader and the only writer of cached clips."""

@@ -1,0 +1,189 @@
+"""What a fine-tune reads: cached clips in buckets of one size, their prompts, and teachers' features made once and kept on
+disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import torch
+from torch import Tensor
+
+from ...encoders.need import TeacherNeed, cache_name
+from ...methods.weights import WeightsError, read_info
+from .clip import KIND, DatasetError, Entry, TrainingDataError, clip_info, read_clip
+from .feature_cache import FeatureCache
+
+FRAMES_KIND = "clip_frames"
+
+
+@dataclass(kw_only=True)
+class Batch:
+    """One micro-batch, all of one size."""
+
+    names: list[str]
+    latent: Tensor
+    """`B C T H W` float32."""
+    tokens: Tensor
+    """Prompt tokens `B L D`, filled up with zeros."""
+    mask: Tensor
+    """`B L`, True on tokens."""
+    features: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """Teachers' tensors by `TeacherNeed.key`, each with a batch dimension."""
+
+    def to(self, device: str | torch.device) -> Batch:
+        """The same batch on another device."""
+        features = {key: {name: value.to(device) for name, value in tensors.items()} for key, tensors in self.features.items()}
+        return Batch(
+            names=self.names,
+            latent=self.latent.to(device),
+            tokens=self.tokens.to(device),
+            mask=self.mask.to(device),
+            features=features,
+        )
+
+
+class TrainingClips:
+    """Cached clips. Which clips a micro-batch holds is a function of the seed and the micro-batch's number alone."""
+
+    def __init__(
+        self, folder: str | os.PathLike[str], *, batch: int, seed: int, held_out: float = 0.0, limit: int | None = None
+    ) -> None:
+        """Looks through `folder` (from `latent-physics cache --tokens`). Raises TrainingDataError where it cannot be trained on.
+
+        batch: clips in a micro-batch; held_out: share of the films kept for validation; limit: at most so many clips.
+        """
+        self.folder = Path(folder)
+        self.batch, self.seed = batch, seed
+        self.entries = self._scan(limit)
+        self.latent_space = read_info(self.entries[0].path).latent_space
+        self.training, self.validation = self._split(held_out)
+        self.buckets = self._buckets()
+        self._epoch: tuple[int, list[list[int]]] | None = None
+
+    def _scan(self, limit: int | None) -> list[Entry]:
+        if not self.folder.is_dir():
+            raise TrainingDataError(
+                f"{self.folder} is not a folder; make it with: "
+                f"latent-physics cache --tokens --videos YOUR_CLIPS --out {self.folder}"
+            )
+        entries, spaces = [], set()
+        for path in sorted(self.folder.glob("*.safetensors")):
+            try:
+                info = read_info(path)
+            except WeightsError as error:
+                raise TrainingDataError(f"{error} Run the cache command again: it replaces damaged clips.") from error
+            if info.kind == KIND:
+                try:
+                    origin = clip_info(path, info)
+                except DatasetError as error:
+                    raise TrainingDataError(str(error)) from error
+                entries.append(Entry(path=path, shape=tuple(info.config["shape"]), info=origin))
+                spaces.add(info.latent_space)
+        if not entries:
+            raise TrainingDataError(
+                f"{self.folder} holds no cached clip; make some with: "
+                f"latent-physics cache --tokens --videos YOUR_CLIPS --out {self.folder}"
+            )
+        if len(spaces) > 1:
+            raise TrainingDataError(
+                f"{self.folder} mixes latent spaces {' and '.join(sorted(spaces))}; keep one folder for each backbone."
+            )
+        return entries[:limit]
+
+    def _split(self, held_out: float) -> tuple[list[int], list[int]]:
+        """Clip numbers for training and validation; windows of one film stay together."""
+        films = sorted({entry.info.source_hash for entry in self.entries})
+        count = max(1, round(held_out * len(films))) if held_out > 0 else 0
+        if count >= len(films):
+            raise TrainingDataError(
+                f"the clips come from {len(films)} film(s); holding {count} out for validation leaves none to train on: cache "
+                "more."
+            )
+        chosen = {films[index] for index in np.random.default_rng(self.seed).permutation(len(films))[:count]}
+        held = [index for index, entry in enumerate(self.entries) if entry.info.source_hash in chosen]
+        return [index for index in range(len(self.entries)) if index not in set(held)], held
+
+    def _buckets(self) -> dict[tuple[int, ...], list[int]]:
+        """Training clips by the shape of their latent."""
+        buckets: dict[tuple[int, ...], list[int]] = {}
+        for index in self.training:
+            buckets.setdefault(self.entries[index].shape, []).append(index)
+        return dict(sorted(buckets.items()))
+
+    def describe(self) -> str:
+        """One line for the screen."""
+        sizes = ", ".join(f"{len(clips)} of {shape[1]}x{shape[2]}x{shape[3]}" for shape, clips in self.buckets.items())
+        return f"{len(self.training)} clips to train on ({sizes} latents), {len(self.validation)} for validation."
+
+    def fingerprint(self) -> str:
+        """Which clips these are; a resumed run must go on with the same."""
+        from .clip import described
+
+        return described({entry.path.name: entry.info.key for entry in self.entries})
+
+    def chosen(self, number: int) -> list[int]:
+        """Clip numbers of micro-batch `number` of an endless sequence of shuffled epochs.
+
+        Every epoch takes every clip at least once; a bucket whose size is no multiple of the batch repeats a few.
+        """
+        count = sum(-(-len(clips) // self.batch) for clips in self.buckets.values())
+        epoch, place = divmod(number, count)
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = (epoch, self._shuffled(epoch))
+        return self._epoch[1][place]
+
+    def _shuffled(self, epoch: int) -> list[list[int]]:
+        rng = np.random.default_rng((self.seed, epoch))
+        batches = []
+        for clips in self.buckets.values():
+            order = [clips[index] for index in rng.permutation(len(clips))]
+            while len(order) % self.batch:
+                order.append(clips[int(rng.integers(len(clips)))])
+            batches += [order[start : start + self.batch] for start in range(0, len(order), self.batch)]
+        return [batches[index] for index in rng.permutation(len(batches))]
+
+    def read(self, indices: Sequence[int], needs: Sequence[TeacherNeed] = (), cache: FeatureCache | None = None) -> Batch:
+        """The clips with these numbers, all of one shape, with the features that `needs` names. Raises TrainingDataError."""
+        latents, tokens, features = [], [], {need.key: [] for need in needs}
+        for index in indices:
+            entry = self.entries[index]
+            try:
+                clip = read_clip(entry.path)
+                for need in needs:
+                    features[need.key].append(cache.read(cache_name(need), entry.identity))
+            except (WeightsError, DatasetError, OSError, safetensors.SafetensorError) as error:
+                raise TrainingDataError(
+                    f"{entry.path.name} or its features cannot be read ({error}); run the command again to mend them."
+                ) from error
+            if clip.tokens is None:
+                raise TrainingDataError(
+                    f"{entry.path.name} was cached without its prompt's tokens; run latent-physics cache again with --tokens."
+                )
+            if not torch.isfinite(clip.latent).all():
+                raise TrainingDataError(
+                    f"{entry.path.name} holds values that are not finite; delete it and cache it again in float32."
+                )
+            latents.append(clip.latent.float())
+            tokens.append(clip.tokens.float())
+        padded, mask = pad_tokens(tokens)
+        stacked = {
+            key: {name: torch.stack([item[name] for item in items]) for name in items[0]} for key, items in features.items()
+        }
+        names = [self.entries[index].path.name for index in indices]
+        return Batch(names=names, latent=torch.stack(latents), tokens=padded, mask=mask, features=stacked)
+
+
+def pad_tokens(tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Tokens `L_i D` -> `B L D` and mask `B L`. Empty prompts (no token) are allowed."""
+    longest = max(1, *(len(item) for item in tokens))
+    padded = torch.stack([torch.nn.functional.pad(item, (0, 0, 0, longest - len(item))) for item in tokens])
+    mask = torch.stack([torch.arange(longest) < len(item) for item in tokens])
+    return padded, mask
+
+
+# -- teachers' features --------------------------------------------------------------------------------------------------

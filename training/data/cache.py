@@ -1,0 +1,379 @@
+"""`latent-physics cache`: a folder of videos -> latents and prompt embeddings, one safetensors file per clip.
+
+Reading is done by threads that feed one encoder. A clip that cannot be read is reported and skipped; a run that was stopped,
+or killed, goes on where it was when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ...methods.lamo import pool_tokens
+from ...methods.weights import WeightsError, read_info, write_atomically
+from ..console import ProgressLine, StopRequest, remove_leftovers, saving
+from ..loop.processes import pick_device
+from .captions import CaptionError, read_captions
+from .clip import KIND, ClipInfo, described, read_clip_info, write_clip
+from .format import CacheConfig, CacheError, Format, Job, format_of
+from .reader import read_ahead
+from .videos import VideoError, Window, caption_of, content_hash
+
+TEXT_BATCH = 8
+CACHED_NAME = re.compile(r"(.*-([0-9a-f]{12}))-w\d+\.safetensors$")
+
+
+class TextEncoder(Protocol):
+    """What caching needs of a backbone to embed captions."""
+
+    def embed_prompts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Tokens `B L D` and mask `B L`."""
+        ...
+
+
+class VideoEncoder(Protocol):
+    """What caching needs of a backbone to encode frames."""
+
+    latent_space: str
+
+    def encode_video(self, video: Tensor) -> Tensor:
+        """`B 3 T H W` in [0, 1] -> `B C T' H' W'`."""
+        ...
+
+
+@dataclass(kw_only=True)
+class CacheReport:
+    """What a run of `cache_clips` did."""
+
+    written: list[Path] = field(default_factory=list)
+    """Files written by this run."""
+    finished_before: int = 0
+    """Clips that were already cached."""
+    same: list[tuple[Path, Path]] = field(default_factory=list)
+    """(clip, the clip with the same content that was taken instead)."""
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+    """(clip, why it could not be used)."""
+    stopped: bool = False
+    """Whether the user stopped it."""
+
+
+def cache_clips(
+    clips: Sequence[Path],
+    config: CacheConfig,
+    load_text: Callable[[], TextEncoder],
+    load_vae: Callable[[], VideoEncoder],
+    *,
+    stop: StopRequest | None = None,
+    progress: ProgressLine | None = None,
+) -> CacheReport:
+    """Caches `clips` into `config.out`. The text encoder is loaded first, used and freed before the VAE is loaded.
+
+    `load_text` and `load_vae` are called only where something is left to do. Raises CacheError where the settings do not fit
+    the backbone or `out` belongs to another latent space, and RunError where a file cannot be written; finished clips stay.
+    """
+    form = format_of(config)
+    stop = stop or StopRequest()
+    progress = progress or ProgressLine("cache")
+    config.out.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(config.out)
+    report = CacheReport()
+    pending = [job for job in plan(clips, config, form, report) if not _finished(job, config.out, report)]
+    progress.say(
+        f"{len(clips)} clips: {report.finished_before} cached before, {len(report.same)} double, "
+        f"{len(report.skipped)} unreadable, {len(pending)} to do at {form.width}x{form.height}, {form.frames} frames."
+    )
+    if pending and not stop.asked:
+        _say_captions(pending, progress)
+        conds = embed_captions(pending, load_text(), config, progress)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        _encode_all(pending, conds, load_vae(), config, form, report, stop, progress)
+    progress.close()
+    _write_skipped(config.out, report)
+    return report
+
+
+def plan(clips: Sequence[Path], config: CacheConfig, form: Format, report: CacheReport) -> list[Job]:
+    """Reads captions and hashes. Clips that cannot be read, and further copies of the same content, go to the report."""
+    settings = {
+        **form.__dict__,
+        "windows": config.windows,
+        "short": config.allow_short,
+        "tokens": config.tokens,
+        "store": config.store,
+        "backbone": config.backbone,
+        "source": encoders_of(config),
+    }
+    listed = listed_captions(config)
+    known = {match[2]: match[1] for path in config.out.glob("*.safetensors") if (match := CACHED_NAME.match(path.name))}
+
+    def look(clip: Path) -> Job | VideoError:
+        try:
+            caption, origin = (listed[clip], "file") if clip in listed else caption_of(clip)
+            if origin == "name" and not config.name_captions:
+                caption, origin = "", "none"
+            source_hash = content_hash(clip)
+        except VideoError as error:
+            return error
+        key = described({**settings, "caption": caption, "content": source_hash})
+        name = re.sub(r"[^A-Za-z0-9._-]+", "_", clip.stem if clip.is_file() else clip.name)[:60]
+        stem = known.get(source_hash[:12], f"{name}-{source_hash[:12]}")
+        return Job(path=clip, caption=caption, caption_from=origin, source_hash=source_hash, key=key, stem=stem)
+
+    with ThreadPoolExecutor(config.workers) as pool:
+        looked = list(pool.map(look, clips))
+    jobs: dict[str, Job] = {}
+    for clip, job in zip(clips, looked):
+        if isinstance(job, VideoError):
+            report.skipped.append((clip, str(job)))
+        elif job.source_hash in jobs:
+            report.same.append((clip, jobs[job.source_hash].path))
+        else:
+            jobs[job.source_hash] = job
+    return list(jobs.values())
+
+
+def encoders_of(config: CacheConfig) -> object:
+    """What names the encoders in a clip's key. The toy world's come with the pack and change with it, so their content does."""
+    if config.backbone != "toy" or config.source or config.vae:
+        return config.source or [config.vae, config.text, *([config.dit] if config.dit else [])]
+    from ...encoders.base import digest_of
+    from ..backbones.load import TOY_WEIGHTS
+
+    return [digest_of([TOY_WEIGHTS / f"toy_{part}.safetensors"]) for part in ("vae", "text")]
+
+
+def listed_captions(config: CacheConfig) -> dict[Path, str]:
+    """Video -> caption of `config.captions`; empty where there is no list. Raises CacheError where it cannot be used."""
+    if config.captions is None:
+        return {}
+    if len(config.videos) > 1:
+        raise CacheError("with a list of captions, give one folder of videos, the one its names are looked up in.")
+    try:
+        return read_captions(config.captions, config.videos[0] if config.videos else None)
+    except CaptionError as error:
+        raise CacheError(str(error)) from error
+
+
+def _finished(job: Job, out: Path, report: CacheReport) -> bool:
+    """Whether every window of the clip is there, made with the same settings."""
+    number = 0
+    while (info := read_clip_info(_place(out, job, number))) is not None and info.key == job.key:
+        if info.last:
+            report.finished_before += 1
+            return True
+        number += 1
+    return False
+
+
+def _place(out: Path, job: Job, window: int) -> Path:
+    return out / f"{job.stem}-w{window:03}.safetensors"
+
+
+def _say_captions(pending: Sequence[Job], progress: ProgressLine) -> None:
+    named = [job for job in pending if job.caption_from == "name"]
+    if named:
+        progress.say(
+            f"{len(named)} of {len(pending)} clips have no .txt caption beside them; their file names are used, "
+            f"for example {named[0].caption!r} for {named[0].path.name}."
+        )
+
+
+def embed_captions(
+    pending: Iterable[Job], text: TextEncoder, config: CacheConfig, progress: ProgressLine
+) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Caption -> (pooled embedding `D`, tokens `L D` or None). Pooled: the mean over the attention mask, in float32."""
+    captions = sorted({job.caption for job in pending})
+    store = getattr(torch, config.store)
+    found: dict[str, tuple[Tensor, Tensor | None]] = {}
+    for start in range(0, len(captions), TEXT_BATCH):
+        part = captions[start : start + TEXT_BATCH]
+        tokens, mask = text.embed_prompts(part)
+        pooled = pool_tokens(tokens, mask)
+        for row, caption in enumerate(part):
+            if not torch.isfinite(pooled[row]).all():
+                raise CacheError(f"the embedding of the caption {caption!r} is not finite; use a bf16 or fp32 text encoder.")
+            found[caption] = (pooled[row].cpu(), tokens[row][mask[row].bool()].to("cpu", store) if config.tokens else None)
+        progress.show(min(0.99, (start + len(part)) / len(captions)), f"{start + len(part)}/{len(captions)} captions")
+    return found
+
+
+def _encode_all(
+    pending: Sequence[Job],
+    conds: dict[str, tuple[Tensor, Tensor | None]],
+    vae: VideoEncoder,
+    config: CacheConfig,
+    form: Format,
+    report: CacheReport,
+    stop: StopRequest,
+    progress: ProgressLine,
+) -> None:
+    """Encodes what the reading threads deliver, in the order in which it comes."""
+    _check_folder(config.out, vae.latent_space)
+    done, warned = 0, False
+    clips = type(progress)("cache", progress.stream, progress.every)  # its clock starts here, not with the captions
+
+    def skip(job: Job, reason: VideoError) -> None:
+        report.skipped.append((job.path, str(reason)))
+        clips.say(f"skipped: {reason}")
+
+    def said() -> str:
+        return f"{done}/{len(pending)} clips, {len(report.written)} files, {len(report.skipped)} skipped"
+
+    with closing(read_ahead(pending, config, form, stop)) as read:
+        for job, item in read:
+            if isinstance(item, VideoError):
+                skip(job, item)
+            elif isinstance(item, Window):
+                try:
+                    path = encode_window(job, item, conds[job.caption], vae, config)
+                except VideoError as error:
+                    skip(job, error)
+                    continue
+                if path is not None:
+                    report.written.append(path)
+                    clips.show(done / len(pending), said())
+                    warned = warned or _warn_disk(path, len(pending) - done, clips)
+            else:
+                done += 1
+                if job.path not in {clip for clip, _ in report.skipped}:
+                    _remove_stale(config.out, job)
+                clips.show(done / len(pending), said())
+    report.stopped = stop.asked and done < len(pending)
+    clips.close()
+
+
+def _check_folder(out: Path, latent_space: str) -> None:
+    """Raises CacheError where `out` holds clips of another latent space."""
+    for path in sorted(out.glob("*.safetensors")):
+        try:
+            info = read_info(path)
+        except WeightsError:
+            continue
+        if info.kind == KIND and info.latent_space != latent_space:
+            raise CacheError(f"{out} holds clips of {info.latent_space}, this backbone makes {latent_space}: use another folder.")
+        return
+
+
+def encode_window(
+    job: Job, window: Window, cond: tuple[Tensor, Tensor | None], vae: VideoEncoder, config: CacheConfig
+) -> Path | None:
+    """Encodes and writes one window; returns its path, or None where it is there already.
+
+    Raises VideoError where the latent is not finite, CacheError where memory runs out, RunError where the file cannot be written.
+    """
+    path = _place(config.out, job, window.index)
+    form = format_of(config)
+    there = read_clip_info(path)
+    if there is not None and there.key == job.key and there.last == window.last:
+        return None
+    frames, height, width = window.frames.shape[:3]
+    video = torch.from_numpy(window.frames).permute(3, 0, 1, 2).unsqueeze(0).float() / 255  # 1 3 T H W
+    try:
+        latent = vae.encode_video(video)[0]
+    except torch.OutOfMemoryError as error:
+        shape = f"{width}x{height} with {frames} frames"
+        raise CacheError(f"{shape} does not fit into the GPU's memory; use a smaller size or --device cpu.") from error
+    store = getattr(torch, config.store)
+    latent = latent.to("cpu", store)
+    if not torch.isfinite(latent).all():
+        raise VideoError(f"{job.path.name}: its latent is not finite in {config.store}.")
+    info = ClipInfo(
+        source=job.path.name,
+        source_hash=job.source_hash,
+        key=job.key,
+        caption=job.caption,
+        caption_from=job.caption_from,
+        window=window.index,
+        last=window.last,
+        start=window.start,
+        frames=frames,
+        width=width,
+        height=height,
+        fps=window.fps,
+        fps_limit=form.fps,
+    )
+    with saving(path.name, "the clips finished so far are safe"):
+        write_clip(path, latent, cond[0].to(store), info, vae.latent_space, tokens=cond[1])
+    return path
+
+
+def _warn_disk(path: Path, clips_left: int, progress: ProgressLine) -> bool:
+    """Says, once, that the disk will not hold what is still to come."""
+    need, free = path.stat().st_size * clips_left, shutil.disk_usage(path.parent).free
+    if need > free:
+        sizes = f"about {need / 2**30:.1f} GiB, the disk has {free / 2**30:.1f} GiB free"
+        progress.say(f"warning: the clips still to come need {sizes}.")
+    return need > free
+
+
+def _remove_stale(out: Path, job: Job) -> None:
+    """Deletes windows of this clip that an earlier run with other settings left."""
+    for path in out.glob(f"{job.stem}-w*.safetensors"):
+        info = read_clip_info(path)
+        if info is None or info.key != job.key:
+            path.unlink(missing_ok=True)
+
+
+def _write_skipped(out: Path, report: CacheReport) -> None:
+    """Leaves skipped.txt in the folder: one line per clip that could not be used; none where all could."""
+    path = out / "skipped.txt"
+    if report.skipped:
+        with saving(path.name, "the cached clips are safe"):
+            write_atomically(path, "".join(f"{clip}\t{reason}\n" for clip, reason in report.skipped).encode())
+    else:
+        path.unlink(missing_ok=True)
+
+
+def loaders(config: CacheConfig) -> tuple[Callable[[], TextEncoder], Callable[[], VideoEncoder]]:
+    """Functions that load the backbone's text encoder and its VAE. Raises CacheError where the files do not go together."""
+    from ..backbones.load import load_backbone
+
+    device = pick_device(config.device)
+    source: Any = config.source
+    if config.vae or config.text:
+        if not (config.vae and config.text) or config.source:
+            raise CacheError("vae and text go together, instead of source: give both files, or a source alone.")
+        if config.backbone == "cogvideox" and not config.dit:
+            raise CacheError(
+                "2B and 5B of CogVideoX share a VAE file, but not the scale of their latents: give the model's file as dit, too."
+            )
+        also = {"tokenizer": config.tokenizer, "dit": config.dit if config.backbone == "cogvideox" else None}
+        source = {"vae": config.vae, "text": config.text, **{name: value for name, value in also.items() if value}}
+    elif config.dit:
+        raise CacheError("dit goes with vae and text: a source says itself which CogVideoX it is.")
+    # The text encoder is 5 to 11 GB in half precision, and half precision is what the models were trained with.
+    text_dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    return (
+        lambda: load_backbone(config.backbone, source, parts=("text",), device=device, dtype=text_dtype),
+        lambda: load_backbone(config.backbone, source, parts=("vae",), device=device),
+    )
+
+
+def summarise(report: CacheReport, config: CacheConfig) -> int:
+    """Prints what was done; returns the exit status."""
+    for clip, taken in report.same[:5]:
+        print(f"double: {clip.name} holds what {taken.name} holds; one of them was taken.")
+    if report.skipped:
+        print(f"{len(report.skipped)} clips were skipped (all of them in {config.out / 'skipped.txt'}):")
+        for _, reason in report.skipped[:10]:
+            print(f"  {reason}")
+    there = len(report.written) + report.finished_before
+    if report.stopped:
+        print(f"Stopped: {len(report.written)} files written to {config.out}; the same command goes on from here.")
+        return 130
+    if not there:
+        raise CacheError(f"none of the {len(report.skipped)} clips could be used; the first: {report.skipped[0][1]}")
+    print(f"Cached: {len(report.written)} files written to {config.out}, {report.finished_before} clips were there before.")
+    return 0

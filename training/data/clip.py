@@ -1,0 +1,134 @@
+"""Cached clips: the file one clip is kept in, and the frame pairs a motion predictor learns from."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+
+from torch import Tensor
+
+from ...methods.weights import WeightsError, WeightsInfo, load_weights, read_info, save_weights
+
+KIND = "cached_clip"
+AGAIN = "run the cache command again: it replaces damaged clips."
+
+
+class DatasetError(ValueError):
+    """A set of cached clips cannot be used. The message is one sentence for the user."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipInfo:
+    """What a cached clip's metadata says of where it came from."""
+
+    source: str
+    """The clip's file name, without its folder."""
+    source_hash: str
+    """Hash of the clip's content; windows of one clip share it."""
+    key: str
+    """Hash of everything that decides the content: source, caption, size, frames, rate, backbone. Equal key: nothing to do."""
+    caption: str
+    caption_from: str
+    """"file" (a .txt beside the clip), "name" (the clip's file name) or "none" (no caption wanted)."""
+    window: int
+    """Which stretch of the clip this is, from 0."""
+    last: bool
+    """Whether it is the clip's last."""
+    start: float
+    """Where it starts in the clip, seconds."""
+    frames: int
+    width: int
+    height: int
+    fps: float
+    """Frames per second that were encoded; 0 where the clip does not say."""
+    fps_limit: float = 0.0
+    """What the clip was thinned to at most before it was cut; 0 where it was not. Cutting the same window again needs it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedClip:
+    """One cached clip, read."""
+
+    latent: Tensor
+    """`C T H W`, in the model's scaling, in the dtype it was stored in."""
+    cond: Tensor
+    """The prompt's pooled embedding, `D`: the mean of its tokens over the attention mask."""
+    tokens: Tensor | None
+    """The prompt's tokens, `L D`, those under the mask; None where the cache was made without them."""
+    info: ClipInfo
+    latent_space: str
+
+
+def write_clip(
+    path: str | os.PathLike[str], latent: Tensor, cond: Tensor, info: ClipInfo, latent_space: str, tokens: Tensor | None = None
+) -> None:
+    """Writes one clip, all or nothing. Shapes as in `CachedClip`. Raises OSError."""
+    tensors = {"latent": latent, "cond": cond} | ({} if tokens is None else {"tokens": tokens})
+    config = {"channels": latent.shape[0], "shape": list(latent.shape), "cond_dim": cond.shape[0]}
+    save_weights(path, tensors, WeightsInfo(kind=KIND, latent_space=latent_space, config=config, recipe=asdict(info)))
+
+
+def read_clip(path: str | os.PathLike[str]) -> CachedClip:
+    """Reads one clip whole. Raises WeightsError where the file is missing, damaged or something else, and DatasetError where
+    its metadata or tensors are not those of this version."""
+    tensors, info = load_weights(path, KIND)
+    origin = clip_info(path, info)
+    if missing := {"latent", "cond"} - tensors.keys():
+        raise DatasetError(f"{Path(path).name} holds no {' and no '.join(sorted(missing))}; {AGAIN}")
+    return CachedClip(
+        latent=tensors["latent"],
+        cond=tensors["cond"],
+        tokens=tensors.get("tokens"),
+        info=origin,
+        latent_space=info.latent_space,
+    )
+
+
+def clip_info(path: str | os.PathLike[str], info: WeightsInfo) -> ClipInfo:
+    """The metadata of a file of this kind. Raises DatasetError where fields are missing or unknown."""
+    known = {field.name for field in fields(ClipInfo)}
+    needed = {field.name for field in fields(ClipInfo) if field.default is MISSING}
+    missing = sorted(needed - info.recipe.keys()) + sorted({"channels", "shape", "cond_dim"} - info.config.keys())
+    unknown = sorted(info.recipe.keys() - known)
+    if missing or unknown:
+        wrong = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has an unknown {', '.join(unknown)}"] * bool(unknown)
+        raise DatasetError(f"{Path(path).name} was cached by another version (its metadata {' and '.join(wrong)}); {AGAIN}")
+    return ClipInfo(**info.recipe)
+
+
+def read_clip_info(path: str | os.PathLike[str]) -> ClipInfo | None:
+    """The metadata of a finished clip; None where there is none (no file, or a damaged one, which is then written anew)."""
+    try:
+        info = read_info(path)
+        return clip_info(path, info) if info.kind == KIND else None
+    except (WeightsError, DatasetError):
+        return None
+
+
+def described(settings: Mapping[str, object]) -> str:
+    """A hash of settings, for a clip's `key`."""
+    text = "\n".join(f"{key}={value}" for key, value in sorted(settings.items()))
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+class TrainingDataError(ValueError):
+    """The training data cannot be used. The message is one sentence for the user."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One cached clip on disk."""
+
+    path: Path
+    shape: tuple[int, int, int, int]
+    """Of the latent, `C T H W`."""
+    info: ClipInfo
+
+    @property
+    def identity(self) -> str:
+        """What the clip's pixels are: its content hash and how it was cut."""
+        i = self.info
+        return f"{i.source_hash} window {i.window} {i.width}x{i.height}x{i.frames} at {i.start:.3f}"

@@ -1,0 +1,195 @@
+"""A folder of cached clips."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import torch
+from torch import Tensor
+
+from ...methods.weights import WeightsError, read_info
+from .clip import AGAIN, KIND, DatasetError, clip_info
+
+
+class Clips:
+    """Latents of many clips and their prompts' pooled embeddings. Frames are read as they are asked for.
+
+    Made by `from_folder` or `from_tensors`. All clips share the latent space, the channels, the height and width, and the
+    width of the prompt embedding; lengths may differ.
+    """
+
+    latent_space: str
+    channels: int
+    size: tuple[int, int]
+    """(height, width) of the latent."""
+    cond_dim: int
+    lengths: list[int]
+    """Latent frames per clip."""
+    names: list[str]
+    groups: list[str]
+    """Clips with the same group come from one film, and belong on the same side of a validation split."""
+
+    def __init__(
+        self,
+        *,
+        latents: Sequence[Tensor | Path],
+        shapes: Sequence[Sequence[int]],
+        conds: Tensor,
+        names: Sequence[str],
+        groups: Sequence[str],
+        latent_space: str,
+        keys: Sequence[str] = (),
+    ) -> None:
+        """`latents`: tensors `C T H W`, or the files they lie in; `conds` `N D`; `keys`: what decided each clip's content, where
+        it is known. Raises DatasetError where shapes disagree."""
+        for name, shape in zip(names, shapes):
+            if shape[0] != shapes[0][0] or tuple(shape[2:]) != tuple(shapes[0][2:]):
+                sizes = f"{name} is {_words(shape)} and {names[0]} is {_words(shapes[0])}"
+                raise DatasetError(f"{sizes}; one training needs one size: cache the clips again.")
+        self.latents = list(latents)
+        self.conds = conds
+        self.names, self.groups, self.latent_space = list(names), list(groups), latent_space
+        self.keys = list(keys)
+        self.lengths = [shape[1] for shape in shapes]
+        self.channels, self.size, self.cond_dim = shapes[0][0], (shapes[0][2], shapes[0][3]), conds.shape[1]
+
+    @classmethod
+    def from_folder(cls, folder: str | os.PathLike[str], memory_gb: float = 4.0) -> Clips:
+        """Every clip the cache command left in `folder`. Latents stay in memory where all of them take at most `memory_gb`.
+
+        Raises DatasetError where the folder is missing or holds no clip, a file is damaged, or clips do not fit together.
+        """
+        folder = Path(folder)
+        hint = f"make it with: latent-physics cache --videos YOUR_CLIPS --out {folder}"
+        if not folder.is_dir():
+            raise DatasetError(f"{folder} is not a folder; {hint}")
+        paths, infos = [], []
+        for path in sorted(folder.glob("*.safetensors")):
+            try:
+                info = read_info(path)
+            except WeightsError as error:
+                raise DatasetError(f"{str(error).rstrip('.')}; {AGAIN}") from error
+            if info.kind == KIND:
+                clip_info(path, info)
+                paths.append(path)
+                infos.append(info)
+        if not paths:
+            raise DatasetError(f"{folder} holds no cached clip; {hint}")
+        spaces = sorted({info.latent_space for info in infos})
+        widths = sorted({info.config["cond_dim"] for info in infos})
+        if len(spaces) > 1 or len(widths) > 1:
+            what = f"latent spaces {' and '.join(spaces)}" if len(spaces) > 1 else f"prompt embeddings of widths {widths}"
+            raise DatasetError(f"{folder} mixes {what}; keep one folder for each backbone.")
+        size = sum(path.stat().st_size for path in paths)
+        latents: list[Tensor | Path] = list(paths)
+        conds = []
+        for index, path in enumerate(paths):
+            try:
+                with safetensors.safe_open(path, framework="pt") as file:
+                    conds.append(file.get_tensor("cond").float())
+                    if size <= memory_gb * 2**30:
+                        latents[index] = file.get_tensor("latent")
+            except (safetensors.SafetensorError, OSError) as error:
+                raise DatasetError(f"{path.name} is damaged ({error}); {AGAIN}") from error
+        clips = cls(
+            latents=latents,
+            shapes=[info.config["shape"] for info in infos],
+            conds=torch.stack(conds),
+            names=[path.name for path in paths],
+            groups=[info.recipe["source_hash"] for info in infos],
+            latent_space=spaces[0],
+            keys=[info.recipe["key"] for info in infos],
+        )
+        clips.check_finite()
+        return clips
+
+    @classmethod
+    def from_tensors(
+        cls,
+        latents: Sequence[Tensor],
+        conds: Sequence[Tensor] | Tensor | None = None,
+        latent_space: str = "toy",
+        cond_dim: int = 4096,
+    ) -> Clips:
+        """Clips already in memory: latents `C T H W` each, pooled prompts `D` each (None: zeros of width `cond_dim`).
+
+        Raises DatasetError where there is no clip, a latent has another rank, or a value is not finite.
+        """
+        latents = list(latents)
+        if not latents:
+            raise DatasetError("There is no latent to train on.")
+        for index, latent in enumerate(latents):
+            if latent.ndim != 4:
+                raise DatasetError(f"latent {index} has shape {tuple(latent.shape)}; it must be C T H W.")
+        conds = torch.zeros(len(latents), cond_dim) if conds is None else conds
+        conds = torch.stack([cond.detach().float().cpu() for cond in conds])
+        if len(conds) != len(latents):
+            raise DatasetError(f"There are {len(latents)} latents and {len(conds)} prompt embeddings; one for each is needed.")
+        clips = cls(
+            latents=[latent.detach().cpu() for latent in latents],
+            shapes=[latent.shape for latent in latents],
+            conds=conds,
+            names=[f"latent {index}" for index in range(len(latents))],
+            groups=[str(index) for index in range(len(latents))],
+            latent_space=latent_space,
+        )
+        clips.check_finite()
+        return clips
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def latent(self, clip: int) -> Tensor:
+        """One clip's latent, `C T H W` float32."""
+        return self.frames(clip, range(self.lengths[clip])).transpose(0, 1)
+
+    def frames(self, clip: int, indices: Sequence[int]) -> Tensor:
+        """Some latent frames of one clip, `len(indices) C H W` float32."""
+        latent = self.latents[clip]
+        if isinstance(latent, Tensor):
+            return latent[:, list(indices)].transpose(0, 1).float()
+        try:
+            with safetensors.safe_open(latent, framework="pt") as file:
+                stored = file.get_slice("latent")
+                return torch.stack([stored[:, i : i + 1].squeeze(1) for i in indices]).float()
+        except (safetensors.SafetensorError, OSError) as error:
+            raise DatasetError(f"{latent.name} can no longer be read ({error}); run the cache command again.") from error
+
+    def check_finite(self) -> None:
+        """Raises DatasetError where a clip held in memory has a value that is not finite."""
+        for name, latent in zip(self.names, self.latents):
+            if isinstance(latent, Tensor) and not torch.isfinite(latent).all():
+                raise DatasetError(f"{name} holds values that are not finite; cache it again, in float32.")
+
+    def fingerprint(self) -> str:
+        """A hash of which clips these are and how they were cached; a resumed run must go on with the same."""
+        digest = hashlib.blake2b(digest_size=8)
+        for name, length in zip(self.names, self.lengths):
+            digest.update(f"{name}:{length}\n".encode())
+        digest.update("\n".join([f"{self.latent_space} {self.channels} {self.size} {self.cond_dim}", *self.keys]).encode())
+        return digest.hexdigest()
+
+    def split(self, fraction: float, seed: int) -> tuple[list[int], list[int]]:
+        """(training, validation) clip indices; a `fraction` of the films, at least one where fraction > 0, is held out.
+
+        All windows of a film go to the same side. Raises DatasetError where nothing would be left to train on.
+        """
+        films = sorted(set(self.groups))
+        held = max(1, round(fraction * len(films))) if fraction > 0 else 0
+        if held >= len(films):
+            hint = "cache more, or hold none out (validation 0)"
+            raise DatasetError(f"Of {len(films)} clips {held} would be held out, none left to train on: {hint}.")
+        order = np.random.default_rng(seed).permutation(len(films))
+        chosen = {films[index] for index in order[:held]}
+        return [i for i, g in enumerate(self.groups) if g not in chosen], [i for i, g in enumerate(self.groups) if g in chosen]
+
+
+def _words(shape: Sequence[int]) -> str:
+    """A latent's shape for a message."""
+    channels, _, height, width = shape
+    return f"{channels} channels at {height}x{width}"

@@ -1,0 +1,122 @@
+"""Features of frozen encoders for cached clips, made once and kept on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import safetensors
+import torch
+from torch import Tensor
+
+from ...encoders import Teacher, VJEPATeacher, load_teacher
+from ...encoders.need import TeacherNeed, cache_name, seen_of
+from ...methods.relational import motion_saliency
+from ..console import ProgressLine, StopRequest, saving
+from .batches import TrainingClips
+from .clip import ClipInfo, Entry, TrainingDataError
+from .feature_cache import FeatureCache
+from .videos import VideoError, content_hash, find_clips, windows
+
+
+def prepare_features(
+    clips: TrainingClips,
+    needs: Sequence[TeacherNeed],
+    cache: FeatureCache,
+    *,
+    videos: Sequence[str | os.PathLike[str]] = (),
+    device: str | torch.device = "cpu",
+    progress: ProgressLine | None = None,
+    share: tuple[int, int] = (0, 1),
+    stop: StopRequest | None = None,
+) -> None:
+    """Makes the features that are not on disk yet, until `stop` is asked. Pixels come from `videos` (found by content) or the
+    cache's own `frames` folder. `share` (number, count): which part of the clips this process sees to, of how many.
+
+    Raises TrainingDataError where a clip's video is not there or too short, and what loading a teacher raises.
+    """
+    for need in needs:
+        name = cache_name(need)
+        missing = [entry for entry in clips.entries[share[0] :: share[1]] if not cache.has(name, entry.identity)]
+        if not missing:
+            continue
+        frames = FrameSource(clips.folder, videos)
+        for entry in missing:
+            frames.check(entry)
+        teacher = load_teacher(need.name, need.source, device)
+        if need.context and not isinstance(teacher, VJEPATeacher):
+            raise TrainingDataError(f"{need.name} has no predictor; predictive dynamics alignment needs vjepa2 or toy_vjepa2.")
+        check_length(min(missing, key=lambda entry: entry.info.frames), need, teacher.patch[0])
+        for done, entry in enumerate(missing):
+            if stop is not None and stop.asked:
+                return
+            tensors = features_of(teacher, frames.read(entry), need)
+            with saving("a teacher's features", "those made so far are safe"):
+                cache.write(name, entry.identity, tensors)
+            if progress:
+                progress.show((done + 1) / len(missing), f"{need.name} features, {done + 1}/{len(missing)} clips")
+
+
+def check_length(entry: Entry, need: TeacherNeed, tubelet: int) -> None:
+    """Raises TrainingDataError where a clip is too short for what is compared: two feature frames, and one seen before them
+    where they are predicted."""
+    found, least = (entry.info.frames - 1) // tubelet, 3 if need.context else 2
+    if found < least:
+        raise TrainingDataError(
+            f"{entry.info.source} has {entry.info.frames} frames; {need.name} needs clips of at least {1 + least * tubelet} here."
+        )
+
+
+def features_of(teacher: Teacher, video: Tensor, need: TeacherNeed) -> dict[str, Tensor]:
+    """What is kept of one clip `3 T H W`: features `C F H W`, and for plain features the motion saliency `F H W`.
+
+    The first video frame is left out, as it has a latent frame of its own, so that latent frame i + 1 stands for tubelets
+    2 i, 2 i + 1.
+    """
+    video = video[None, :, 1:]
+    if need.context:
+        frames = video.shape[2] // teacher.patch[0]
+        seen = seen_of(frames, need.context)
+        return {"features": teacher.predicted(video, seen)[0].cpu(), "exact_seen": torch.tensor(seen)}
+    saliency = motion_saliency(teacher.resized(video), teacher.patch)[0]
+    return {"features": teacher.features(video)[0].cpu(), "exact_saliency": saliency.cpu()}
+
+
+class FrameSource:
+    """Finds the pixels of cached clips again, at the rate they were cached with."""
+
+    def __init__(self, folder: Path, videos: Sequence[str | os.PathLike[str]]) -> None:
+        self.folder = folder / "frames"
+        self.paths = {content_hash(path): path for path in find_clips(videos)} if videos else {}
+
+    def check(self, entry: Entry) -> None:
+        """Raises TrainingDataError where the clip's video is not to be found."""
+        if not self._kept(entry).is_file() and entry.info.source_hash not in self.paths:
+            raise TrainingDataError(
+                f"the video {entry.info.source} is needed for a teacher's features; give its folder with --videos."
+            )
+
+    def _kept(self, entry: Entry) -> Path:
+        return self.folder / entry.path.name
+
+    def read(self, entry: Entry) -> Tensor:
+        """`3 T H W` in [0, 1], exactly the frames that were encoded. Raises TrainingDataError where the cut does not match."""
+        kept = self._kept(entry)
+        if kept.is_file():
+            return safetensors.torch.load_file(kept)["frames"].permute(3, 0, 1, 2).float() / 255
+        info = entry.info
+        try:
+            for window in self._windows(self.paths[info.source_hash], info):
+                if window.index == info.window:
+                    if abs(window.start - info.start) > 1e-3 or abs(window.fps - info.fps) > 0.01:
+                        break
+                    return torch.from_numpy(window.frames).permute(3, 0, 1, 2).float() / 255
+        except VideoError as error:
+            raise TrainingDataError(
+                f"{info.source} cannot be cut as it was when it was cached ({error}); cache it again."
+            ) from error
+        raise TrainingDataError(f"{info.source} cannot be cut as it was when it was cached; cache it again.")
+
+    def _windows(self, path: Path, info: ClipInfo) -> Iterator:
+        return windows(path, frames=info.frames, width=info.width, height=info.height, fps=info.fps_limit, limit=0)

@@ -1,0 +1,60 @@
+"""Optical flow of clips: from latents or from frames, cached."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ...methods.pila.flow import latent_flow, video_flow
+from ...methods.weights import WeightsError, WeightsInfo, load_weights, save_weights
+
+FLOW_KIND = "pila_flow"
+FlowSource = Literal["latent", "pixels", "raft"]
+
+
+def flow_of(latent: Tensor, source: FlowSource, backbone: Any, raft: Any = None) -> tuple[Tensor, Tensor]:
+    """Flow `2 T-1 H W` and confidence `1 T-1 H W` of a clip's latent `C T H W`.
+
+    "latent": Lucas-Kanade on the latent itself. "pixels": on the decoded frames. "raft": RAFT on decoded frames a latent frame
+    apart, with a forward-backward check. The last two need the backbone's VAE.
+    """
+    if source == "latent":
+        return latent_flow(latent)
+    video = backbone.decode_latent(latent[None])[0].cpu()
+    size = (latent.shape[2], latent.shape[3])
+    if source == "pixels":
+        return video_flow(video, latent.shape[1], size)
+    return raft_flow(video, latent.shape[1], size, backbone.temporal_stride, raft)
+
+
+def raft_flow(video: Tensor, frames: int, size: tuple[int, int], stride: int, raft: Any) -> tuple[Tensor, Tensor]:
+    """RAFT between frames `stride` apart; confidence falls where forward and backward flow disagree by more than a pixel."""
+    from ...methods.pila.flow import warp
+
+    height, width = (max(128, side // 8 * 8) for side in video.shape[2:])
+    ahead = raft.flow(video[None], stride, (height, width))[0].transpose(0, 1).cpu()
+    back = raft.flow(video[None].flip(2), stride, (height, width))[0].flip(1).transpose(0, 1).cpu()
+    disagreement = (ahead + warp(back, ahead)).square().sum(dim=1, keepdim=True)
+    confidence = 1.0 / (1.0 + disagreement)
+    pool = torch.nn.functional.adaptive_avg_pool2d
+    pooled = pool(confidence, size)
+    flow = pool(ahead * confidence, size) / pooled.clamp(min=1e-6)
+    flow = flow * flow.new_tensor([size[1] / width, size[0] / height])[None, :, None, None]
+    return flow.transpose(0, 1), pooled.transpose(0, 1)
+
+
+def cached_flow(path: Path, latent: Tensor, source: FlowSource, backbone: Any, raft: Any = None) -> tuple[Tensor, Tensor]:
+    """The flow at `path`, computed and written there first where it is missing or of another source. Raises OSError."""
+    try:
+        state, info = load_weights(path, FLOW_KIND)
+        if info.config.get("source") == source:
+            return state["flow"].float(), state["confidence"].float()
+    except WeightsError:
+        pass  # missing or cut off: made anew
+    flow, confidence = flow_of(latent, source, backbone, raft)
+    info = WeightsInfo(kind=FLOW_KIND, latent_space=backbone.latent_space, config={"source": source})
+    save_weights(path, {"flow": flow.half(), "confidence": confidence.half()}, info)
+    return flow, confidence

@@ -1,0 +1,78 @@
+"""Toy clips as cached clips."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ...methods.labels.taxonomy import label_vector
+from ...methods.lamo import pool_tokens
+from ...methods.pila.flow import video_flow
+from ..backbones import Backbone
+from ..console import ProgressLine, saving
+from .clip import ClipInfo, write_clip
+
+
+def weights_hash(*modules: torch.nn.Module | None) -> str:
+    """A short hash of weights: clips encoded by other weights are encoded again."""
+    digest = hashlib.blake2b(digest_size=4)
+    for module in modules:
+        for value in module.state_dict().values() if isinstance(module, torch.nn.Module) else ():
+            digest.update(value.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _encode_toys(clips: Tensor, prompts: list[str], worlds: list[str], backbone: Any) -> dict[str, Tensor]:
+    latents = torch.cat([backbone.encode_video(part).cpu() for part in clips.split(8)])
+    tokens, mask = backbone.embed_prompts(prompts)
+    flows = [video_flow(clip, latents.shape[2], tuple(latents.shape[3:])) for clip in clips]
+    names = [world.replace("_", " ").title() for world in worlds]
+    return {
+        "latent": latents,
+        "tokens": (tokens * mask.to(tokens).unsqueeze(-1)).cpu().half(),
+        "cond": pool_tokens(tokens, mask).cpu(),
+        "labels": torch.stack([label_vector([name]) for name in names]),
+        "flow": torch.stack([flow for flow, _ in flows]),
+        "confidence": torch.stack([confidence for _, confidence in flows]),
+    }
+
+
+def make_toy_clips(
+    folder: Path, backbone: Backbone, count: int, seed: int, wrong: float = 0.0, progress: ProgressLine | None = None
+) -> None:
+    """Writes `count` drawn clips of all worlds into `folder` as cached clips, with their frames for the teachers.
+
+    The backbone needs its VAE and text encoder. Clips that are there already are kept. Raises RunError where the disk is full.
+    """
+    from ...toyworld import mixture
+
+    part = 32
+    for start in range(0, count, part):
+        paths = [folder / f"toy-{seed}-{index:05}.safetensors" for index in range(start, min(start + part, count))]
+        if all(path.is_file() for path in paths):
+            continue
+        clips, prompts, _ = mixture(len(paths), seed * 1_000_003 + start, wrong)
+        tokens, mask = backbone.embed_prompts(prompts)
+        for index, path in enumerate(paths):
+            with saving(path.name, "the clips written so far are safe"):
+                write_toy_clip(path, backbone, clips[index], prompts[index], tokens[index], mask[index])
+        if progress:
+            progress.show((start + len(paths)) / count, f"{start + len(paths)}/{count} toy clips")
+
+
+def write_toy_clip(path: Path, backbone: Backbone, clip: Tensor, prompt: str, tokens: Tensor, mask: Tensor) -> None:
+    """One clip `3 T H W`: its frames first, so that a finished clip always has them."""
+    frames = (clip.permute(1, 2, 3, 0) * 255).round().to(torch.uint8).contiguous()
+    (path.parent / "frames").mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file({"frames": frames}, path.parent / "frames" / path.name)
+    info = ClipInfo(
+        source=path.stem, source_hash=path.stem, key=path.stem, caption=prompt, caption_from="file", window=0, last=True,
+        start=0.0, frames=clip.shape[1], width=clip.shape[3], height=clip.shape[2], fps=0.0,
+    )  # fmt: skip
+    latent = backbone.encode_video(frames.permute(3, 0, 1, 2)[None].float() / 255)[0]
+    write_clip(path, latent, pool_tokens(tokens[None], mask[None])[0], info, backbone.latent_space, tokens=tokens[mask])

@@ -1,0 +1,1 @@
+"""The one training loop, its checkpoint, log, optimiser and processes. Knows no task."""

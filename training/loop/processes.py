@@ -1,0 +1,130 @@
+"""What the processes of one run settle among themselves; all of it works in a single process too."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..console import CommandError, RunError, StopRequest
+from . import processes
+from .config import TrainerConfig
+
+
+def start(precision: str = "no", accumulate: int = 1, device: str = "auto", handlers: Sequence[Any] = ()) -> Any:
+    """accelerate's Accelerator as the launcher's environment wants it (torchrun, accelerate launch, or neither).
+
+    `precision` is "no", "bf16" or "fp16". `device` "auto" takes the GPU where there is one; in a run of several processes
+    "cuda" means each process's own GPU. `handlers` are accelerate's kwargs handlers.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=False)  # an earlier run in this process may have had another precision
+    cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available() and not torch.backends.mps.is_available())
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)
+    return Accelerator(
+        cpu=cpu or None, mixed_precision=precision, gradient_accumulation_steps=accumulate, kwargs_handlers=list(handlers)
+    )
+
+
+def stopping(accelerator: Any, stop: StopRequest | None) -> bool:
+    """Whether any process was asked to stop. Every process must ask."""
+    asked = stop is not None and stop.asked
+    if accelerator.num_processes == 1:
+        return asked
+    return bool(accelerator.reduce(torch.tensor([float(asked)], device=accelerator.device), "sum").item() > 0)
+
+
+def mean_row(accelerator: Any, row: Mapping[str, float], columns: Sequence[str]) -> dict[str, float]:
+    """A row of the log averaged over the processes that have each column. Every process must take part."""
+    if accelerator.num_processes == 1:
+        return dict(row)
+    pairs = [[row[name], 1.0] if name in row else [0.0, 0.0] for name in columns]
+    sums = accelerator.reduce(torch.tensor(pairs, device=accelerator.device), "sum").tolist()
+    return {name: total / count for name, (total, count) in zip(columns, sums) if count}
+
+
+# --- DeepSpeed ------------------------------------------------------------------------------------------------------------
+
+
+def deepspeed(accelerator: Any) -> bool:
+    """Whether the launch uses DeepSpeed, which keeps the optimiser's state in shards."""
+    return "DEEPSPEED" in str(accelerator.distributed_type)
+
+
+def tell_deepspeed(accelerator: Any, *, batch: int, accumulate: int, clip: float) -> dict[str, Any]:
+    """Puts what the run's own settings say into DeepSpeed's, which `prepare` reads, and returns those; {} without DeepSpeed."""
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is None:
+        return {}
+    settings = plugin.deepspeed_config
+    settings |= {"train_micro_batch_size_per_gpu": batch, "gradient_accumulation_steps": accumulate, "gradient_clipping": clip}
+    return settings
+
+
+def save_shards(accelerator: Any, folder: Path, step: int) -> None:
+    """Writes DeepSpeed's own checkpoint, which its sharded optimiser needs, under a name that appears when it is whole.
+
+    Every process must call it. `drop_shards` deletes the one before once nothing names it any more.
+    """
+    final, partial = folder / f"{step:06}", folder / f"{step:06}.partial"
+    accelerator.save_state(os.fspath(partial))
+    accelerator.wait_for_everyone()  # every process has written its part
+    if accelerator.is_main_process:
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+    accelerator.wait_for_everyone()
+
+
+def drop_shards(folder: Path, keep: int | None = None) -> None:
+    """Deletes DeepSpeed's checkpoints but the one of step `keep`. For one process only."""
+    for old in folder.glob("*"):
+        if keep is None or old.name != f"{keep:06}":
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def load_shards(accelerator: Any, folder: Path, step: int) -> None:
+    """Brings DeepSpeed's engine to its checkpoint of `step`. Raises RunError where there is none."""
+    path = folder / f"{step:06}"
+    if not path.is_dir():
+        raise RunError(f"{path} is missing; it holds the optimiser's state at that step: begin again with another --out.")
+    accelerator.load_state(os.fspath(path))
+
+
+def pick_device(name: str) -> str:
+    """ "auto" -> "cuda", "mps" or "cpu", whichever is there; other names are returned as they are.
+
+    Raises CommandError where the name is no device, or a GPU is asked for and there is none.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise CommandError(f"device is {name!r}; use auto, cpu, mps, cuda or cuda:N.") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise CommandError(f"device is {name!r}, but torch sees no CUDA GPU; use --device cpu.")
+    return name
+
+
+def make_accelerator(config: TrainerConfig) -> Any:
+    """accelerate's Accelerator as the launcher's environment and `config` want it. Raises RunError for fp16 without a GPU.
+
+    Processes wait for one another for days: one may be caching videos, or be the last one with teachers' features.
+    """
+    from accelerate.utils import InitProcessGroupKwargs
+
+    gpu = torch.cuda.is_available()
+    if config.precision == "fp16" and not gpu:
+        raise RunError("precision is fp16, which needs a CUDA GPU; use bf16 or no.")
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=4))
+    return processes.start(config.precision, config.accumulate, "auto" if gpu else "cpu", handlers=[patience])

@@ -1,0 +1,1 @@
+"""Losses added to denoising, a file a paper."""

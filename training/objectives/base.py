@@ -1,0 +1,45 @@
+"""`Objective`: a named loss beside the denoising loss, and what it is shown of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from ...encoders.need import TeacherNeed
+from ..backbones import Activation
+from .settings import Settings
+
+
+@dataclass(kw_only=True)
+class StepView:
+    """What an objective is shown of one training step."""
+
+    latent: Tensor
+    """The clean latent, `B C T H W`."""
+    x0: Tensor
+    """The denoised estimate, with gradient."""
+    signal: Tensor
+    """alpha_bar or (1 - sigma)^2 per sample, `B`."""
+    taps: Mapping[int, Activation] = field(default_factory=dict)
+    """Block outputs by block number, with gradient."""
+    features: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """Teachers' tensors by `TeacherNeed.key`."""
+
+
+class Objective(nn.Module):
+    """A named loss. Its parameters, if any (a projector), train along and stay out of the exported file."""
+
+    kind: ClassVar[str]
+    blocks: tuple[int, ...] = ()
+    teachers: tuple[TeacherNeed, ...] = ()
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.settings = settings
+
+    def forward(self, view: StepView) -> Tensor:
+        """The unweighted loss, a scalar."""
+        raise NotImplementedError

@@ -1,0 +1,171 @@
+"""Objectives: what may be added to the denoising loss. Each says what it needs and turns it into one number.
+
+A recipe names objectives as words, the kind first:
+
+    drift weight=0.4 lag=2
+    mtsa weight=0.5 block=18 teacher=videomae temperature=0.1 keep=0.2
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ...encoders import NAMES as TEACHERS
+from ...encoders.need import TeacherNeed
+from ...methods.weights import WeightsError, read_info
+from .align import MtsaObjective, PdaObjective, RepaObjective, SoftTrdObjective, TrdObjective, TsaObjective
+from .base import Objective
+from .drift import DriftObjective
+from .settings import (
+    AlignSettings,
+    DriftSettings,
+    MtsaSettings,
+    ObjectiveError,
+    PdaSettings,
+    RepaSettings,
+    Settings,
+    SoftTrdSettings,
+    TrdSettings,
+    TsaSettings,
+)
+
+# -- settings ------------------------------------------------------------------------------------------------------------
+
+
+# -- objectives ----------------------------------------------------------------------------------------------------------
+
+
+KINDS: dict[str, tuple[type[Settings], type[Objective]]] = {
+    "drift": (DriftSettings, DriftObjective),
+    "repa": (RepaSettings, RepaObjective),
+    "trd": (TrdSettings, TrdObjective),
+    "soft_trd": (SoftTrdSettings, SoftTrdObjective),
+    "tsa": (TsaSettings, TsaObjective),
+    "mtsa": (MtsaSettings, MtsaObjective),
+    "pda": (PdaSettings, PdaObjective),
+}
+"""Kind -> settings and objective."""
+
+
+# -- from words ----------------------------------------------------------------------------------------------------------
+
+
+def parse(text: str) -> tuple[str, Settings]:
+    """Reads "kind key=value ...". Raises ObjectiveError for an unknown kind or key, or a value of the wrong type."""
+    kind, *pairs = text.split() or [""]
+    if kind not in KINDS:
+        raise ObjectiveError(f"objective {kind!r} is unknown; choose one of {', '.join(KINDS)}.")
+    settings = KINDS[kind][0]
+    types = {f.name: f for f in dataclasses.fields(settings)}
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, word = pair.partition("=")
+        if not equals or key not in types:
+            raise ObjectiveError(f"{pair!r} is not a setting of the objective {kind}; it has {', '.join(types)}.")
+        values[key] = _value(kind, key, word, types[key])
+    made = settings(**values)
+    check_values(kind, made)
+    return kind, made
+
+
+LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
+    **dict.fromkeys(("weight", "margin"), (lambda value: 0 <= value < math.inf, "at least 0")),
+    **dict.fromkeys(("start", "ramp", "stop", "block"), (lambda value: value >= 0, "at least 0")),
+    **dict.fromkeys(("lag", "stride", "hidden"), (lambda value: value >= 1, "at least 1")),
+    "temperature": (lambda value: 0 < value < math.inf, "above 0"),
+    "decay": (lambda value: value > 0, "above 0, or inf"),
+    "keep": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "context": (lambda value: 0 < value < 1, "between 0 and 1"),
+}
+"""What numbers a setting takes, in code and in words."""
+CHOICES = {"target": ("mean", "dense"), "scale": ("relative", "raw"), "teacher": TEACHERS}
+"""What words a setting takes."""
+
+
+def check_values(kind: str, settings: Settings) -> None:
+    """Raises ObjectiveError for a value that makes no sense, before anything is loaded."""
+    for key, value in vars(settings).items():
+        if key in LIMITS:
+            fits, words = LIMITS[key]
+            check(fits(value), kind, key, value, words)
+        if key in CHOICES:
+            check(value in CHOICES[key], kind, key, value, f"{', '.join(CHOICES[key][:-1])} or {CHOICES[key][-1]}")
+    if isinstance(settings, PdaSettings):
+        worlds = [name for name in TEACHERS if "vjepa" in name]
+        check(settings.teacher in worlds, kind, "teacher", settings.teacher, f"one that predicts: {' or '.join(worlds)}")
+
+
+def check_files(kind: str, settings: Settings) -> None:
+    """Raises ObjectiveError where the motion head that an objective names is missing, something else, or another teacher's."""
+    path = getattr(settings, "motion_head", None)
+    if path is None:
+        return
+    try:
+        info = read_info(path)
+    except WeightsError as error:
+        raise ObjectiveError(f"{error} Make it with: latent-physics motion-head.") from error
+    check(info.kind == "motion_head", kind, "motion_head", path, f"a motion head's file, and this one holds a {info.kind}")
+    teacher, taught = TeacherNeed(name=settings.teacher, source=settings.source).key, str(info.config.get("teacher"))
+    # Files may have moved between the stages: their names are compared, not their folders.
+    same = [key.partition(", ")[0] + Path(key.partition(", ")[2]).name for key in (teacher, taught)]
+    check(same[0] == same[1], kind, "teacher", teacher, f"{taught!r}, with which the motion head was trained")
+
+
+def _value(kind: str, key: str, word: str, spec: dataclasses.Field) -> Any:
+    """A word as the type that the setting's annotation names."""
+    expected = str(spec.type)
+    try:
+        if "bool" in expected:
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[word.lower()]
+        if "int" in expected:
+            return int(word)
+        if "float" in expected:
+            number = float(word)
+            if math.isnan(number):
+                raise ValueError
+            return number
+        return None if word == "none" and "None" in expected else word
+    except (ValueError, KeyError) as error:
+        raise ObjectiveError(f"{key} of the objective {kind} is {word!r}; it must be a {expected}.") from error
+
+
+def needed_teachers(texts: Sequence[str]) -> list[TeacherNeed]:
+    """The teachers' features that the objectives want, each once."""
+    found: dict[str, TeacherNeed] = {}
+    for _, settings in map(parse, texts):
+        if isinstance(settings, AlignSettings):
+            context = settings.context if isinstance(settings, PdaSettings) else 0.0
+            need = TeacherNeed(name=settings.teacher, source=settings.source, context=context)
+            found[need.key] = need
+    return list(found.values())
+
+
+def build(texts: Sequence[str], *, width: int, blocks: int, channels: Mapping[str, int]) -> nn.ModuleDict:
+    """Objectives by name (the kind, numbered where it occurs twice).
+
+    width: of the backbone's tokens; blocks: how many it has; channels: the teachers' widths by `TeacherNeed.key`.
+    Raises ObjectiveError.
+    """
+    built = nn.ModuleDict()
+    for text in texts:
+        kind, settings = parse(text)
+        name = kind if kind not in built else f"{kind}_{sum(key.startswith(kind) for key in built) + 1}"
+        sizes: dict[str, int] = {}
+        if isinstance(settings, AlignSettings):
+            check(0 <= settings.block < blocks, kind, "block", settings.block, f"0 to {blocks - 1} for this model")
+            need = needed_teachers([text])[0]
+            sizes = {"width": width, "channels": channels[need.key]}
+        built[name] = KINDS[kind][1](settings, **sizes)
+    return built
+
+
+def check(condition: bool, kind: str, key: str, value: Any, fits: str) -> None:
+    """Raises ObjectiveError unless `condition`."""
+    if not condition:
+        raise ObjectiveError(f"{key} of the objective {kind} is {value!r}; it must be {fits}.")

@@ -1,0 +1,114 @@
+"""Settings of the objectives: one dataclass per kind, with the papers' values as defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class ObjectiveError(ValueError):
+    """An objective cannot be built or used as asked. The message is one sentence for the user."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What every objective has."""
+
+    weight: float
+    """Factor of the loss."""
+    start: int = 0
+    """First step on which it counts."""
+    ramp: int = 0
+    """Steps over which the weight rises from 0 after `start`."""
+    stop: int = 0
+    """Step from which it no longer counts; 0: never."""
+
+    def weight_at(self, step: int) -> float:
+        """The factor on a step, counted from 0."""
+        if step < self.start or (self.stop and step >= self.stop):
+            return 0.0
+        return self.weight * (min(1.0, (step - self.start + 1) / self.ramp) if self.ramp else 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftSettings(Settings):
+    """LaMo's motion drift (eqs 4-6) and the variants of its table 4."""
+
+    weight: float = 0.4
+    """lambda_drift."""
+    lag: int = 2
+    """tau, latent frames. The paper's ablation: 1."""
+    target: str = "mean"
+    """"mean": drift of the spatial mean. "dense": the latent change at every position."""
+    scale: str = "relative"
+    """"relative": divided by the target's own length. "raw": a plain squared difference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignSettings(Settings):
+    """Alignment of a block with a teacher."""
+
+    weight: float = 0.5
+    """lambda."""
+    block: int = 18
+    """The transformer block whose output is aligned."""
+    teacher: str = "videomae"
+    """Name of the teacher."""
+    source: str | None = None
+    """Where its weights are; None for the usual ones."""
+    stride: int = 3
+    """Stride of the projector's convolution in space."""
+    hidden: int = 2048
+    """Width of the projector's MLP."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepaSettings(AlignSettings):
+    """REPA: cosine of matched tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrdSettings(AlignSettings):
+    """VideoREPA's token relation distillation."""
+
+    margin: float = 0.1
+    """Differences below it count as none."""
+    pooled: bool = True
+    """One mean over all pairs, as in VideoREPA's code, instead of the spatial plus the temporal mean."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftTrdSettings(AlignSettings):
+    """MoAlign's stage 2."""
+
+    decay: float = 10.0
+    """tau of the temporal weights, feature frames; inf for none."""
+    motion_head: str | None = None
+    """File of stage 1 (`latent-physics motion-head`); None aligns with the teacher's own features."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TsaSettings(AlignSettings):
+    """TSA."""
+
+    temperature: float = 0.1
+    """tau of the softmax."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MtsaSettings(TsaSettings):
+    """M-TSA."""
+
+    keep: float = 0.2
+    """Share of the tokens of a frame that count as moving."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PdaSettings(AlignSettings):
+    """LDO's predictive dynamics alignment."""
+
+    teacher: str = "vjepa2"
+    """A world model with a predictor."""
+    context: float = 0.5
+    """Share of the feature frames the world model sees."""
+    decay: float = 10.0
+    """As in soft-TRD."""

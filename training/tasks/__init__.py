@@ -1,0 +1,1 @@
+"""What is trained: a module, its phases, its batches, its metrics. No loop."""

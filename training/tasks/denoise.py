@@ -1,0 +1,120 @@
+"""Fine-tuning as a task of the trainer: the denoising loss plus objectives, on cached clips."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...encoders.need import TeacherNeed
+from ..backbones import Backbone
+from ..console import RunError
+from ..data.batches import Batch, TrainingClips
+from ..data.feature_cache import FeatureCache
+from ..loop.task import Task
+from ..objectives.base import Objective, StepView
+from .preview import Samples
+
+
+class Student(nn.Module):
+    """The transformer and the objectives' projectors as one module, so that data parallelism sees one forward pass."""
+
+    def __init__(self, backbone: Backbone, objectives: nn.ModuleDict) -> None:
+        super().__init__()
+        self.dit = backbone.dit
+        self.objectives = objectives
+        self._no_split_modules = backbone.dit._no_split_modules  # what FSDP shards one by one
+        self.backbone = (backbone,)  # in a tuple: its other parts are not parameters of this module
+
+    def forward(self, batch: Batch, t: Tensor, eps: Tensor) -> dict[str, Tensor]:
+        """Unweighted losses by name, "denoise" first."""
+        (backbone,) = self.backbone
+        noised = backbone.noise(batch.latent, t, eps=eps)
+        blocks = sorted({block for objective in self.objectives.values() for block in objective.blocks})
+        with backbone.tap(*blocks) as taps:
+            out = backbone.predict(noised.noisy, t, batch.tokens, batch.mask)
+        error = (out.float() - noised.target.float()).square().mean(dim=(1, 2, 3, 4))
+        losses = {"denoise": (noised.weight * error).mean()}
+        if len(self.objectives):
+            x0 = backbone.x0(noised.noisy.float(), out.float(), t)
+            view = StepView(latent=batch.latent, x0=x0, signal=backbone.signal_power(t), taps=taps, features=batch.features)
+            losses |= {name: objective(view) for name, objective in self.objectives.items()}
+        return losses
+
+
+class DenoisingTask(Task):
+    """L = L_denoise + sum of weighted objectives (LaMo eq 6, TSA eq 14, MoAlign eq 9)."""
+
+    slow = ("objectives.",)
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        clips: TrainingClips,
+        objectives: Mapping[str, Objective] | None = None,
+        *,
+        needs: Sequence[TeacherNeed] = (),
+        features: FeatureCache | None = None,
+        drop_prompt: float = 0.0,
+        null_tokens: Tensor | None = None,
+        about: dict[str, Any] | None = None,
+        samples: Samples | None = None,
+    ) -> None:
+        """null_tokens: `L D` of the empty prompt, for `drop_prompt`. Raises RunError where clips and backbone do not fit."""
+        if clips.latent_space != backbone.latent_space:
+            raise RunError(
+                f"{clips.folder} holds clips of latent space {clips.latent_space}, the backbone's is {backbone.latent_space}; "
+                "cache the videos for this backbone."
+            )
+        if drop_prompt and null_tokens is None:
+            raise RunError("drop_prompt needs the tokens of the empty prompt, which were not given.")
+        self.backbone, self.clips, self.needs, self.features = backbone, clips, needs, features
+        self.drop_prompt, self.null_tokens = drop_prompt, null_tokens
+        self.objectives = objectives if isinstance(objectives, nn.ModuleDict) else nn.ModuleDict(objectives or {})
+        self.module = Student(backbone, self.objectives)
+        self.names = ("denoise", *self.objectives)
+        self.latent_space = backbone.latent_space
+        self.about = about or {}
+        self.samples = samples
+        self.validation_count = len(clips.validation)
+
+    def weights(self, step: int) -> dict[str, float]:
+        return {"denoise": 1.0} | {name: objective.settings.weight_at(step) for name, objective in self.objectives.items()}
+
+    def draw(self, number: int, generator: torch.Generator) -> tuple[Batch, Tensor, Tensor]:
+        batch = self.clips.read(self.clips.chosen(number), self.needs, self.features)
+        if self.drop_prompt:
+            drop_prompts(batch, self.null_tokens, torch.rand(len(batch.names), generator=generator) < self.drop_prompt)
+        t = self.backbone.sample_t(len(batch.names), generator)
+        return batch, t, torch.randn(batch.latent.shape, generator=generator)
+
+    def draw_validation(self, place: int, generator: torch.Generator) -> tuple[Batch, Tensor, Tensor]:
+        """One clip; the times of all validation clips are spread as training's are."""
+        batch = self.clips.read([self.clips.validation[place]], self.needs, self.features)
+        times = self.backbone.sample_t(256, torch.Generator().manual_seed(1)).sort().values
+        t = times[int((place + 0.5) * 0.618034 % 1 * 256)][None]
+        return batch, t, torch.randn(batch.latent.shape, generator=generator)
+
+    def show(self, step: int, folder: Path | None) -> None:
+        if self.samples is not None:
+            self.samples.write(self.backbone, step, folder)
+
+    def fingerprint(self) -> str:
+        return self.clips.fingerprint()
+
+    def placed(self, device: torch.device) -> None:
+        self.backbone.device = device
+
+
+def drop_prompts(batch: Batch, null_tokens: Tensor, dropped: Tensor) -> None:
+    """Replaces the prompts of the rows in `dropped` by the empty prompt, in place."""
+    if not dropped.any():
+        return
+    length = max(batch.tokens.shape[1], len(null_tokens))
+    batch.tokens = nn.functional.pad(batch.tokens, (0, 0, 0, length - batch.tokens.shape[1]))
+    batch.mask = nn.functional.pad(batch.mask, (0, length - batch.mask.shape[1]))
+    batch.tokens[dropped] = nn.functional.pad(null_tokens.float(), (0, 0, 0, length - len(null_tokens)))
+    batch.mask[dropped] = torch.arange(length) < len(null_tokens)

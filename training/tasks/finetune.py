@@ -1,0 +1,310 @@
+"""`latent-physics finetune`: a video diffusion model, videos, objectives -> a file that ComfyUI loads."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...encoders import TeacherError
+from ...encoders.need import TeacherNeed, cache_name
+from ...methods.weights import WeightsError
+from ..backbones import Backbone, BackboneError
+from ..backbones.load import load_backbone
+from ..backbones.lora import TuneConfig, TuneError, attach, check_tune
+from ..console import ProgressLine, RunError, StopRequest
+from ..data.batches import TrainingClips
+from ..data.cache import cache_clips, listed_captions, loaders, summarise
+from ..data.clip import TrainingDataError
+from ..data.feature_cache import FeatureCache
+from ..data.features import prepare_features
+from ..data.format import CacheConfig, CacheError
+from ..data.toy import make_toy_clips
+from ..data.videos import VideoError, find_clips
+from ..loop import processes
+from ..loop.checkpoint import fill
+from ..loop.config import TrainerConfig
+from ..loop.loop import check_config, train
+from ..loop.optim import trainable
+from ..loop.processes import make_accelerator, pick_device
+from ..loop.task import Outcome, Run
+from ..objectives import parse
+from ..objectives.settings import ObjectiveError
+from ..recipes import RecipeError
+from .denoise import DenoisingTask
+from .export import DTYPES, ExportConfig, ExportError, export, read_lora
+from .preview import Samples
+
+ERRORS = (
+    BackboneError, CacheError, ExportError, ObjectiveError, RecipeError, RunError, TeacherError, TrainingDataError, TuneError,
+    VideoError, WeightsError,
+)  # fmt: skip
+
+
+class FinetuneError(ValueError):
+    """A fine-tune cannot start. The message is one sentence for the user."""
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig:
+    """Fine-tunes a text-to-video model with any weighted set of physics objectives."""
+
+    recipe: str = ""
+    """A recipe that comes with the pack, or a JSON file; everything given after it on the command line wins."""
+    about: str = ""
+    """Where the recipe's numbers come from."""
+    out: Path = Path("runs/finetune")
+    """Folder of the run: checkpoint, log.csv, curves.png, and the exported file. The same command goes on where it stopped."""
+    data: Path | None = None
+    """Clips cached by `latent-physics cache --tokens`; left out, `videos` are cached into the run's folder first."""
+    videos: list[Path] = field(default_factory=list)
+    """Videos or folders of them: to cache, and for the teachers' features. Captions: .txt files of the same name."""
+    captions: Path | None = None
+    """A list of captions instead of .txt files: .jsonl, .csv (as OpenVid's) or .json (as WISA-80K's)."""
+    toy_clips: int = 0
+    """With the toy backbone: draw so many toy clips to train on, instead of reading videos."""
+    limit: int | None = None
+    """Use at most so many clips."""
+    features: Path | None = None
+    """Folder of the teachers' features; left out, a folder beside the clips."""
+
+    backbone: Literal["wan", "cogvideox", "toy"] = "wan"
+    """The model's family."""
+    source: str | None = None
+    """Diffusers folder or hub id; left out, the family's smallest model."""
+    dit: Path | None = None
+    """A transformer file as ComfyUI's models/diffusion_models holds it (fp16 or bf16), instead of `source`."""
+    vae: Path | None = None
+    """A VAE file, for caching."""
+    text: Path | None = None
+    """A text encoder file, for caching."""
+    tokenizer: str | None = None
+    """Folder or hub id of the tokenizer, where the text encoder file carries none (T5)."""
+    weights: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number format of the frozen weights under a LoRA. A full fine-tune keeps float32 weights."""
+    fp8_storage: bool = False
+    """Keep the frozen weights in float8 and compute in `weights`: a LoRA on a small card."""
+
+    width: int | None = None
+    """Pixels, for caching; left out, what the family was trained at."""
+    height: int | None = None
+    """Pixels, for caching."""
+    frames: int | None = None
+    """Frames per clip, for caching."""
+    fps: float | None = None
+    """Frames per second at most, for caching; left out, what the family was trained at."""
+
+    objectives: list[str] = field(default_factory=list)
+    """Objectives, each "kind key=value ...", for example "drift weight=0.4 lag=2"."""
+    init: Path | None = None
+    """A LoRA file of this pack to go on from."""
+    samples: list[str] = field(default_factory=list)
+    """Prompts whose clips are written at every validation, so that progress can be seen; needs the VAE and the text encoder."""
+    export: bool = True
+    """Write the file for ComfyUI at the end."""
+    export_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of that file."""
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    """What is trained."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """How it is trained."""
+
+
+def finetune(
+    config: FinetuneConfig, stop: StopRequest | None = None, progress: ProgressLine | None = None
+) -> tuple[Outcome, Path | None]:
+    """Runs the fine-tune; returns what `train` returns (step 0 where it was stopped before the training) and the exported file.
+    Raises one of ERRORS or FinetuneError."""
+    check(config)
+    accelerator = make_accelerator(config.trainer)
+    if "FSDP" in str(accelerator.distributed_type) and config.tune.mode == "lora" and config.weights != "float32":
+        raise FinetuneError(
+            f"weights is {config.weights}; FSDP2 shards weights of one format, and a LoRA's are float32: use float32."
+        )
+    progress = progress or ProgressLine("fine-tune")
+    stop = stop or StopRequest()
+    needs = parse.needed_teachers(config.objectives)
+    data = config.data or config.out / "cache"
+    features = FeatureCache(config.features or data / "features")
+    if config.data is None and accelerator.is_main_process:
+        cache_videos(config, data, stop, progress)
+    not_begun = Outcome(step=0, stopped=True, checkpoint=config.out / "checkpoint.safetensors"), None
+    if processes.stopping(accelerator, stop):  # a run that began on half of the clips could not go on with all of them
+        return not_begun
+    clips = TrainingClips(
+        data, batch=config.trainer.batch, seed=config.trainer.seed, held_out=config.trainer.held_out, limit=config.limit
+    )
+    if accelerator.is_main_process:
+        progress.say(clips.describe())
+    share = (accelerator.process_index, accelerator.num_processes)
+    prepare_features(
+        clips, needs, features, videos=config.videos, device=accelerator.device, progress=progress, share=share, stop=stop
+    )
+    if processes.stopping(accelerator, stop):
+        return not_begun
+    null_tokens = empty_prompt(config) if config.trainer.drop_prompt else None
+    backbone = load_dit(config)
+    samples = make_samples(config, clips) if config.samples else None
+    task = make_task(config, backbone, clips, needs, features, null_tokens, samples)
+    outcome = train(Run(config=config.trainer, task=task, out=config.out, accelerator=accelerator), stop, progress)
+    path = None
+    if config.export and not outcome.stopped and accelerator.is_main_process:
+        path = export(ExportConfig(run=config.out, dtype=config.export_dtype))
+    return outcome, path
+
+
+def check(config: FinetuneConfig) -> None:
+    """Everything that can be known before anything is loaded. Raises FinetuneError, ObjectiveError, RunError or TuneError."""
+    check_config(config.trainer)
+    check_tune(config.tune)
+    for text in config.objectives:
+        parse.check_files(*parse.parse(text))
+    if config.init and not config.init.is_file():
+        raise FinetuneError(f"init is {config.init}, which does not exist.")
+    if config.toy_clips and config.backbone != "toy":
+        raise FinetuneError(f"toy_clips are for the toy backbone, not for {config.backbone}; give --videos.")
+    if config.data is None and not config.videos and config.captions is None and not config.toy_clips:
+        what = "--data (cached clips), --videos or --captions" + (", or --toy-clips" if config.backbone == "toy" else "")
+        raise FinetuneError(f"there is nothing to train on; give {what}.")
+    if config.dit and config.source:
+        raise FinetuneError("dit and source name two models; give one of them.")
+    if config.tune.mode == "full" and (config.fp8_storage or config.init):
+        what = "fp8_storage" if config.fp8_storage else "init"
+        raise FinetuneError(f"{what} is for a LoRA; a full fine-tune starts from `source` or `dit` and keeps float32 weights.")
+    if config.tune.mode == "lora" and config.weights == "float16" and config.trainer.precision == "bf16":
+        raise FinetuneError("weights are float16 and precision is bf16; use bfloat16 weights.")
+
+
+def cache_videos(config: FinetuneConfig, out: Path, stop: StopRequest, progress: ProgressLine) -> None:
+    """Caches `config.videos` with their prompts' tokens, or draws toy clips; clips that are there already are kept."""
+    if config.toy_clips:
+        backbone = load_backbone("toy", parts=("vae", "text"))
+        make_toy_clips(out, backbone, config.toy_clips, config.trainer.seed + 1, progress=progress)
+        return
+    settings = CacheConfig(
+        out=out, videos=config.videos, backbone=config.backbone, source=config.source, vae=config.vae, text=config.text,
+        tokenizer=config.tokenizer, width=config.width, height=config.height, frames=config.frames, fps=config.fps,
+        limit=config.limit, captions=config.captions, tokens=True,
+    )  # fmt: skip
+    load_text, load_vae = loaders(settings)
+    if config.dit and config.vae:
+        files, device = {"vae": config.vae, "dit": config.dit}, pick_device(settings.device)
+        load_vae = partial(load_backbone, config.backbone, files, parts=("vae",), device=device)
+    clips = sorted(listed_captions(settings)) if config.captions else find_clips(config.videos)
+    summarise(cache_clips(clips[: config.limit], settings, load_text, load_vae, stop=stop, progress=progress), settings)
+
+
+def usual_fps(config: FinetuneConfig) -> float:
+    """The rate the clips were thinned to."""
+    from ..data.format import USUAL
+
+    return USUAL[config.backbone].fps if config.fps is None else config.fps
+
+
+def load_dit(config: FinetuneConfig) -> Backbone:
+    """The transformer alone, on the CPU: the trainer places it."""
+    source: Any = {"dit": config.dit} if config.dit else config.source
+    dtype = torch.float32 if config.tune.mode == "full" else DTYPES[config.weights]
+    return load_backbone(config.backbone, source, parts=("dit",), dtype=dtype, fp8_storage=config.fp8_storage)
+
+
+def empty_prompt(config: FinetuneConfig) -> Tensor:
+    """Tokens `L D` of the empty prompt. Raises BackboneError where the text encoder is not to be found."""
+    source: Any = config.source
+    if config.text:
+        source = {"text": config.text} | ({"tokenizer": config.tokenizer} if config.tokenizer else {})
+    tokens, mask = load_backbone(config.backbone, source, parts=("text",)).embed_prompts([""])
+    kept = tokens[0][mask[0]] if mask.any() else tokens[0, :1] * 0
+    gc.collect()
+    return kept.float()
+
+
+def make_samples(config: FinetuneConfig, clips: TrainingClips) -> Samples:
+    """What is needed to show clips on the way: embedded prompts and the VAE. Raises BackboneError where a part is missing."""
+    source: Any = config.source
+    if config.vae or config.text:
+        found = {"vae": config.vae, "text": config.text, "tokenizer": config.tokenizer}
+        source = {name: path for name, path in found.items() if path}
+    text = load_backbone(config.backbone, source, parts=("text",))
+    tokens, mask = text.embed_prompts(config.samples)
+    null = text.embed_prompts([""])
+    del text
+    gc.collect()
+    vae = load_backbone(config.backbone, source, parts=("vae",)).vae
+    shape = clips.entries[0].shape[1:]
+    return Samples(prompts=config.samples, tokens=tokens, mask=mask, null=null, vae=vae, shape=shape, fps=usual_fps(config))
+
+
+def make_task(
+    config: FinetuneConfig,
+    backbone: Backbone,
+    clips: TrainingClips,
+    needs: Sequence[TeacherNeed],
+    features: FeatureCache,
+    null_tokens: Tensor | None,
+    samples: Samples | None = None,
+) -> DenoisingTask:
+    """The task with its LoRA (or nothing frozen) and its objectives' projectors, all drawn from the run's seed."""
+    attach(backbone, config.tune, config.trainer.seed)
+    if config.init:
+        load_init(config.init, backbone, config.tune)
+    if config.trainer.checkpointing:
+        backbone.dit.enable_gradient_checkpointing()
+    torch.manual_seed(config.trainer.seed)
+    first = clips.entries[0].identity
+    channels = {need.key: features.read(cache_name(need), first)["features"].shape[0] for need in needs}
+    built = parse.build(config.objectives, width=token_width(backbone), blocks=len(backbone.blocks), channels=channels)
+    check_lengths(built, clips)
+    return DenoisingTask(
+        backbone,
+        clips,
+        built,
+        needs=needs,
+        features=features,
+        drop_prompt=config.trainer.drop_prompt,
+        null_tokens=null_tokens,
+        about=about(config, backbone),
+        samples=samples,
+    )
+
+
+def check_lengths(built: nn.ModuleDict, clips: TrainingClips) -> None:
+    """Raises ObjectiveError before the first step where clips are too short for the drift's lag."""
+    shortest = min(entry.shape[1] for entry in clips.entries)
+    for objective in built.values():
+        lag = getattr(objective.settings, "lag", 0)
+        if shortest <= lag:
+            raise ObjectiveError(
+                f"the shortest clip has {shortest} latent frames, too few for a drift at lag {lag}; use longer clips."
+            )
+
+
+def token_width(backbone: Backbone) -> int:
+    """Channels of the transformer's tokens."""
+    return backbone.dit.config.num_attention_heads * backbone.dit.config.attention_head_dim
+
+
+def about(config: FinetuneConfig, backbone: Backbone) -> dict[str, Any]:
+    """What the checkpoint and the exported file say of the run."""
+    plain = {key: value for key, value in dict(backbone.dit.config).items() if not key.startswith("_")}
+    return {
+        "recipe": config.recipe and Path(config.recipe).stem,
+        "family": backbone.family,
+        "base": str(config.dit or config.source or config.backbone),
+        "objectives": list(config.objectives),
+        "tune": asdict(config.tune),
+        "dit_config": plain,
+    }
+
+
+def load_init(path: Path, backbone: Backbone, tune: TuneConfig) -> None:
+    """Puts a LoRA file's weights into the adapter just attached."""
+    state = read_lora(path, backbone.family, backbone.latent_space, tune)
+    named: Mapping[str, Tensor] = {key.replace(".weight", ".default.weight"): value for key, value in state.items()}
+    fill(trainable(backbone.dit), named, path)

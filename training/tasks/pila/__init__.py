@@ -1,0 +1,1 @@
+"""PILA's stages A, B and C as a task of the loop."""

@@ -1,0 +1,108 @@
+"""How a PILA adapter is trained: every setting with the paper's number, and the recipes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ....methods.pila import TOY, PilaConfig
+from ...console import RunError
+
+
+@dataclass(kw_only=True)
+class PilaTraining:
+    """How an adapter is trained. The defaults are the paper's numbers for Wan 2.1 1.3B."""
+
+    observable_steps: int = 3000
+    """Steps of each of stage A's three phases (index ranges 0.90-1, 0.75-1, 0.50-1)."""
+    recovery_steps: int = 2600
+    """Steps of stage B."""
+    alpha_start: int = 800
+    """Step of stage B at which the phase and temperature fields join."""
+    impulse_start: int = 1500
+    """Step of stage B at which impulses join."""
+    wave_start: int = 2100
+    """Step of stage B at which waves join."""
+    coupling_steps: int = 18000
+    """Steps of stage C. The source trains 3 epochs and evaluates step 18000."""
+    freeze_steps: int = 1000
+    """Steps of stage C in which encoder and velocity path stay frozen."""
+    slow: float = 0.3
+    """Learning rate of encoder and scaffold after that, relative to the rest."""
+    physics_weight: float = 0.30
+    """Weight of the routed residuals (lambda of Eq 11)."""
+    physics_warmup: int = 2000
+    """Steps over which that weight, and the noise up to which physics is judged, rise."""
+    condition_warmup: int = 1000
+    """Steps over which the prompt is faded in."""
+    correction_weight: float = 0.01
+    """Weight of the squared correction."""
+    observable_anchor: float = 0.1
+    """Weight of the flow target in stage B."""
+    coupling_anchor: float = 0.0
+    """Weight of the flow target in stage C. The paper's Eq 11 has none; without it the velocity slot can forget the flow."""
+    coupling_spread: float = 0.0
+    """Weight, in stage C, of the guards against temperature, impulse and wave fields that collapse to a constant."""
+    drop_prompt: float = 0.1
+    """Share of samples trained without a prompt."""
+    shift: float = 5.0
+    """Noise schedule: sigma = shift s / (1 + (shift - 1) s) for s = 1 - index."""
+    batch: int = 1
+    """Clips per step and process."""
+    lr: float = 1e-5
+    """Learning rate of AdamW, constant."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW."""
+    clip: float = 0.5
+    """Gradients are scaled down to this norm."""
+    adaptive: bool = True
+    """Weigh the terms of a category by their running means; off, every term has weight 1."""
+    validation: int = 16
+    """Clips held out to measure the coupled flow-matching error; 0 for none."""
+    every: int = 250
+    """Validate, save and draw every so many steps."""
+    seed: int = 0
+    """Seed of weights, data order, noise."""
+    device: str = "auto"
+    """auto, cpu, mps, cuda or cuda:N."""
+    bf16: bool = False
+    """Compute in bfloat16 (weights and fields stay float32)."""
+
+
+RECIPES: dict[str, tuple[PilaTraining, PilaConfig]] = {
+    "wan": (PilaTraining(bf16=True), PilaConfig()),
+    "toy": (
+        PilaTraining(
+            observable_steps=150,
+            recovery_steps=400,
+            alpha_start=100,
+            impulse_start=200,
+            wave_start=300,
+            coupling_steps=2000,
+            freeze_steps=100,
+            physics_warmup=300,
+            condition_warmup=150,
+            coupling_anchor=0.1,
+            coupling_spread=0.3,
+            shift=3.0,
+            batch=16,
+            lr=1e-3,
+            every=100,
+            validation=32,
+        ),
+        TOY,
+    ),
+}
+"""wan: the source's numbers, for GPUs. toy: a small adapter on the toy world, for two cores."""
+
+
+def check(config: PilaTraining) -> None:
+    """Raises RunError, in one sentence, for a setting out of range."""
+    for name in ("observable_steps", "recovery_steps", "coupling_steps", "batch", "every"):
+        if getattr(config, name) < 1:
+            raise RunError(f"{name} is {getattr(config, name)}; it must be at least 1.")
+    for name in ("lr", "clip", "shift"):
+        if not getattr(config, name) > 0:
+            raise RunError(f"{name} is {getattr(config, name)}; it must be greater than 0.")
+    if not 0 <= config.alpha_start <= config.impulse_start <= config.wave_start:
+        starts = (config.alpha_start, config.impulse_start, config.wave_start)
+        raise RunError(f"the recovery phases start at {starts}; each must start at or after the one before.")

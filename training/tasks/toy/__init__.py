@@ -1,0 +1,1 @@
+"""The toy world's own models as tasks of the loop."""

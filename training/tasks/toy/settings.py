@@ -1,0 +1,76 @@
+"""Settings of the toy world's trainings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+SHAPED_BY = {
+    "vae": ("vae_width",),
+    "decoder": ("vae_width",),
+    "latents": ("seed", "wrong", "vae_width", "fit_clips"),
+    "base": ("clips", "wrong", "layers", "batch", "shift", "drop_prompt", "ema"),
+}
+"""Which settings a stage's run depends on, beside its seed and rate: it goes on with the same ones alone. The number of steps may
+change (the learning rate then follows the new schedule from there), and how a step is computed."""
+SHIPPED = Path(__file__).resolve().parents[3] / "toyworld" / "weights"
+
+
+@dataclass(kw_only=True)
+class ToyWorldConfig:
+    """Trains the toy world's VAE, transformer and text encoder, which takes hours."""
+
+    stage: Literal["all", "text", "vae", "decoder", "latents", "base", "export", "clips"] = "all"
+    """Which stage to run; "all" runs those that are not finished."""
+    out: Path = Path("runs/toyworld")
+    """Run folder: checkpoints, logs, curves."""
+    export: Path = SHIPPED
+    """Where the export stage writes toy_vae, toy_dit and toy_text."""
+    seed: int = 0
+    """Seeds every random draw."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice."""
+
+    text_steps: int = 600
+    """Steps of the text encoder (batch 64), which learns to tell what a prompt asks for."""
+
+    vae_width: int = 8
+    """base_dim of the VAE; Wan's own is 96."""
+    vae_steps: int = 1900
+    """Steps on 5-frame windows (two latent frames), batch 4."""
+    decoder_steps: int = 1900
+    """Steps that train the decoder alone after those; the latents stay as they are, so this can run beside the base stage."""
+    vae_rate: float = 1.5e-3
+    """Peak learning rate of the VAE, falling along a cosine."""
+
+    clips: int = 4096
+    """Clips in the mixture the base model is trained on."""
+    wrong: float = 0.5
+    """Share of them with corrupted dynamics."""
+    fit_clips: int = 64
+    """Clips by whose latents the VAE is scaled to the statistics of Wan 2.1's."""
+
+    real_clips: int = 768
+    """Clips of the right dynamics that the clips stage caches."""
+
+    layers: int = 6
+    """Transformer blocks, 128 channels each."""
+    base_steps: int = 60000
+    """Steps of the base model."""
+    batch: int = 16
+    """Clips per step of the base model."""
+    base_rate: float = 1e-3
+    """Peak learning rate of the base model, falling along a cosine."""
+    shift: float = 3.0
+    """Shift of the training noise levels towards noise."""
+    drop_prompt: float = 0.1
+    """Share of prompts replaced by the empty one, for classifier-free guidance."""
+    bf16: bool = True
+    """Compute the base model in bfloat16 (weights stay float32): 2.6 times as fast where the CPU has the instructions for it."""
+    compiled: bool = False
+    """Compile the base model first (needs a C++ compiler), so that a step takes less time."""
+    ema: float = 0.998
+    """Decay of the exponential moving average that is exported."""
+    save_every: int = 200
+    """Steps between checkpoints."""

@@ -1,0 +1,56 @@
+"""Exports the toy models, and real clips for the demo."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from torch import nn
+
+from ....methods.weights import WeightsInfo, save_weights
+from ....toyworld.canvas import FRAMES, SIZE
+from ....toyworld.data import mixture
+from ....toyworld.text import ToyTextEncoder
+from ...backbones.keys import to_native
+from ...backbones.wan import WanBackbone
+from ...console import ProgressLine, saving
+from ...data.clip import ClipInfo, write_clip
+from .settings import ToyWorldConfig
+
+
+def export(config: ToyWorldConfig, text: ToyTextEncoder, vae: nn.Module, dit: nn.Module) -> None:
+    """Writes toy_vae, toy_dit (native names: ComfyUI's own loaders read them) and toy_text, in half precision."""
+    recipe = {
+        key: value if isinstance(value, (int, float, str)) else str(value)
+        for key, value in asdict(config).items()
+        if key not in ("out", "export")
+    }
+    for name, module, keys in (("vae", vae, WanBackbone.vae_keys), ("dit", dit, WanBackbone.dit_keys)):
+        state = {key: value.half() for key, value in to_native(module.state_dict(), keys).items()}
+        info = WeightsInfo(kind=f"toy_{name}", latent_space="toy", config={"frames": FRAMES, "size": SIZE}, recipe=recipe)
+        save_weights(config.export / f"toy_{name}.safetensors", state, info)
+    text.save(config.export / "toy_text.safetensors", recipe)
+
+
+def cache_real_clips(config: ToyWorldConfig) -> None:
+    """Caches clips of the right dynamics as `latent-physics cache` would have cached videos of them; finished ones are kept."""
+    from ...backbones.load import load_backbone
+
+    backbone, out = load_backbone("toy", parts=("vae", "text")), config.out / "clips"
+    out.mkdir(parents=True, exist_ok=True)
+    progress, part = ProgressLine("toy world: clips"), 8
+    for start in range(0, config.real_clips, part):
+        paths = [out / f"{number:05}.safetensors" for number in range(start, start + part)]
+        if all(path.is_file() for path in paths):
+            continue
+        clips, prompts, worlds = mixture(part, config.seed * 1_000_003 + 500_009 + start, 0.0)
+        tokens, mask = backbone.embed_prompts(prompts)
+        for path, latent, row, words, prompt, world in zip(paths, backbone.encode_video(clips), tokens, mask, prompts, worlds):
+            name = f"{world}-{path.stem}"
+            info = ClipInfo(
+                source=name, source_hash=name, key=name, caption=prompt, caption_from="file", window=0, last=True, start=0.0,
+                frames=FRAMES, width=SIZE, height=SIZE, fps=16.0,
+            )  # fmt: skip
+            with saving(str(path), "the clips before are intact"):
+                write_clip(path, latent.half(), row[words].mean(0), info, "toy", tokens=row[words].half())
+        progress.show((start + part) / config.real_clips, f"{start + part} clips")
+    progress.close()

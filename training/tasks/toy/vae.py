@@ -1,0 +1,158 @@
+"""The toy VAE's training."""
+
+from __future__ import annotations
+
+from types import MethodType
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ....toyworld.canvas import FRAMES
+from ....toyworld.corruption import corrupted
+from ....toyworld.worlds import WORLDS
+from ...backbones.wan import LATENTS_MEAN, LATENTS_STD
+from .base import run_steps
+from .settings import ToyWorldConfig
+
+
+def build_vae(config: ToyWorldConfig) -> nn.Module:
+    """An untrained Wan 2.1 VAE of reduced width (diffusers' class), initialised so that signals keep their size from end to end.
+
+    torch's own initialisation shrinks them so much that training sits on a plateau (a grey picture) for hundreds of steps.
+    """
+    from diffusers import AutoencoderKLWan
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, WanResidualBlock
+
+    torch.manual_seed(config.seed)
+    vae = AutoencoderKLWan(base_dim=config.vae_width, z_dim=16)
+    for module in vae.modules():
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            nn.init.zeros_(module.bias)
+    with torch.no_grad():
+        for module in vae.modules():
+            if isinstance(module, WanResidualBlock):
+                module.conv2.weight *= 0.1
+            elif isinstance(module, WanAttentionBlock):
+                module.proj.weight.zero_()
+        # a posterior as wide as the latent itself hides it from the decoder, which then learns to do without
+        vae.quant_conv.weight[16:] *= 0.1
+        vae.quant_conv.bias[16:] -= 5.0
+    return vae
+
+
+def forget_the_past(vae: nn.Module) -> None:
+    """Lets every convolution over three frames see the present frame alone, in place; its other two taps stay zero.
+
+    Time is then compressed and restored by the resampling layers only, so what a window of five frames teaches holds for clips
+    of any length (with memory, errors grew from frame to frame beyond the trained length), and a step costs less than half. The
+    weights keep their shapes: ComfyUI and diffusers load and run them as any Wan VAE.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+
+    for module in vae.modules():
+        if isinstance(module, WanCausalConv3d) and module.kernel_size[0] == 3 and module.stride[0] == 1:
+            with torch.no_grad():
+                present = module.weight.sum(2)  # what the three taps make of a still picture
+                module.weight.zero_()
+                module.weight[:, :, -1] = present
+            module.forward = MethodType(present_frame, module)
+
+
+def present_frame(conv: nn.Conv3d, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
+    """A causal convolution's last tap as one 2-D convolution over all frames."""
+    kernel = conv.weight[:, :, -1]
+    out = nn.functional.conv2d(x.transpose(1, 2).flatten(0, 1), kernel, conv.bias, padding=kernel.shape[-1] // 2)
+    return out.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+
+
+def windows(count: int, length: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Random windows of random clips, half of them corrupted: frames (B,3,length,H,W) in [0,1] and backgrounds (B,3,1,H,W)."""
+    frames, backgrounds = [], []
+    for _ in range(count):
+        world = WORLDS[list(WORLDS)[rng.integers(len(WORLDS))]]
+        scene, start = world.draw(rng), rng.integers(0, FRAMES - length + 1)
+        part = slice(start, start + length)
+        right = rng.random() < 0.5
+        frames.append(world.render(scene, np.arange(FRAMES)[part]) if right else corrupted(world, scene, rng, part))
+        backgrounds.append(world.background)
+    return torch.from_numpy(np.stack(frames)).movedim(1, 2).contiguous(), torch.from_numpy(np.stack(backgrounds))[:, :, None]
+
+
+def vae_loss(vae: nn.Module, clips: Tensor, backgrounds: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    """Absolute and squared error, moving things counted five times (they are few pixels), and a small KL that keeps the latent
+    smooth.
+
+    The squared error gets training off the ground; the absolute error keeps edges sharp.
+    """
+    posterior = vae.encode(clips * 2 - 1).latent_dist
+    z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
+    error = decode_unclamped(vae, z) / 2 + 0.5 - clips
+    kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+    return weigh(error, clips, backgrounds) + 3e-5 * kl, {"error": error.abs().mean().item(), "kl": kl.item()}
+
+
+def weigh(error: Tensor, clips: Tensor, backgrounds: Tensor) -> Tensor:
+    """Mean of |error| + 8 error^2, moving things counted five times."""
+    weight = 1 + 4 * ((clips - backgrounds).abs().amax(1, keepdim=True) > 0.04)
+    return ((error.abs() + 8 * error**2) * weight).sum() / (weight.sum() * 3)
+
+
+def decode_unclamped(vae: nn.Module, z: Tensor) -> Tensor:
+    """What `vae.decode` computes, without its clamp to [-1, 1]: a clamped pixel would have no gradient to come back with."""
+    vae.clear_cache()
+    hidden, frames = vae.post_quant_conv(z), []
+    for index in range(z.shape[2]):
+        vae._conv_idx = [0]
+        first = {"first_chunk": True} if index == 0 else {}
+        frames.append(vae.decoder(hidden[:, :, index : index + 1], feat_cache=vae._feat_map, feat_idx=vae._conv_idx, **first))
+    vae.clear_cache()
+    return torch.cat(frames, 2)
+
+
+def train_vae(config: ToyWorldConfig) -> nn.Module:
+    """Windows of five frames: the first latent frame codes one frame, the second four, as every later one does."""
+    vae = build_vae(config).train()
+    forget_the_past(vae)
+
+    def step_loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        return vae_loss(vae, *windows(4, 5, np.random.default_rng((config.seed, 1, step))), generator)
+
+    return run_steps("vae", config, config.vae_steps, config.vae_rate, vae, None, step_loss).eval()
+
+
+def train_decoder(config: ToyWorldConfig, vae: nn.Module) -> nn.Module:
+    """Sharpens the pictures with the encoder fixed. Windows of nine frames: the third latent frame is coded as all later ones."""
+    decoder = nn.ModuleList([vae.decoder, vae.post_quant_conv])
+
+    def step_loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        clips, backgrounds = windows(2, 9, np.random.default_rng((config.seed, 2, step)))
+        with torch.no_grad():
+            z = vae.encode(clips * 2 - 1).latent_dist.mean
+        error = decode_unclamped(vae, z + 0.02 * z.std() * torch.randn(z.shape, generator=generator)) / 2 + 0.5 - clips
+        return weigh(error, clips, backgrounds), {"error": error.abs().mean().item()}
+
+    run_steps("decoder", config, config.decoder_steps, config.vae_rate, decoder, None, step_loss)
+    return vae
+
+
+@torch.no_grad()
+def fit_latent_scale(vae: nn.Module, clips: Tensor) -> None:
+    """Moves and scales the latent, in place and without changing a single decoded picture, to the statistics of Wan 2.1's
+    latents.
+
+    ComfyUI and diffusers subtract Wan's channel means and divide by its deviations whichever VAE of this architecture is
+    loaded; after this, what the transformer sees has mean 0 and deviation 1.
+    """
+    latents = torch.cat([vae.encode(part * 2 - 1).latent_dist.mean for part in clips.split(8)])
+    mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
+    scale = torch.tensor(LATENTS_STD) / std
+    shift = torch.tensor(LATENTS_MEAN) - mean * scale
+    out, back = vae.quant_conv, vae.post_quant_conv
+    channels = len(LATENTS_STD)
+    out.weight[:channels] *= scale.view(-1, 1, 1, 1, 1)
+    out.bias[:channels] = out.bias[:channels] * scale + shift
+    out.bias[channels:] += 2 * scale.log()
+    back.bias -= (back.weight.sum((2, 3, 4)) * (shift / scale)).sum(1)
+    back.weight /= scale.view(1, -1, 1, 1, 1)
