@@ -26,6 +26,7 @@ from common import MIB, Kernel, Measurement, Step, machine, measure
 from cost_models import MODELS, VideoModel, build, operations, training_operations
 from cost_seconds import block_inputs, training_whole, transformer_by_parts
 from latent_physics.encoders.need import seen_of
+from latent_physics.training.backbones import Activation
 from latent_physics.training.objectives import parse
 from latent_physics.training.objectives.base import Objective, StepView
 from latent_physics.training.objectives.settings import PdaSettings
@@ -80,7 +81,7 @@ def view_of(objective: Objective, grid: tuple[int, int, int], device: str) -> tu
     if not objective.blocks:
         return StepView(latent=latent, x0=x0.requires_grad_(), signal=signal), x0
     tokens = torch.randn(1, math.prod(grid), token_width(), device=device, dtype=half).requires_grad_()
-    tap = parse.Activation(tokens=tokens, grid=grid)
+    tap = Activation(tokens=tokens, grid=grid)
     seen = teacher_grid(grid)
     predicts = isinstance(objective.settings, PdaSettings)
     first = seen_of(seen[0], objective.settings.context) if predicts else 0

@@ -164,12 +164,12 @@ def test_only_what_changed_is_encoded_again(videos):
 
 def test_new_toy_encoders_encode_everything_again(videos, monkeypatch, tmp_path):
     """The pack's own weights change with its version, under the same names."""
-    from latent_physics.training import backbones
+    from latent_physics.training.backbones import load
 
     run(settings(videos))
     weights = tmp_path / "weights"
     shutil.copytree(TOY_WEIGHTS, weights)
-    monkeypatch.setattr(backbones, "TOY_WEIGHTS", weights)
+    monkeypatch.setattr(load, "TOY_WEIGHTS", weights)
     assert run(settings(videos))[0].finished_before == 4
     (weights / "toy_vae.safetensors").write_bytes(b"another one")
     before = Clips.from_folder(settings(videos).out).fingerprint()
@@ -396,13 +396,13 @@ def test_the_command_with_real_architectures(videos, family, tmp_path, capsys):
 
 def test_cogvideox_files_need_the_transformer_that_says_which_scale(videos, tmp_path, monkeypatch):
     """The VAE file of 2B and 5B is one and the same; a transformer's 48 heads tell 5B."""
-    from latent_physics.training import backbones
+    from latent_physics.training.backbones import load
     from safetensors.torch import save_file
 
     def stand_in(model_type, config, state, path, dtype):
         return torch.nn.Identity()
 
-    monkeypatch.setattr(backbones, "_fill", stand_in)
+    monkeypatch.setattr(load, "_fill", stand_in)
     files = {name: tmp_path / f"{name}.safetensors" for name in ("vae", "text", "dit")}
     save_file({"x": torch.zeros(1)}, files["vae"])
     for heads, space, scale in ((30, "cogvideox", 1.15258426), (48, "cogvideox1.5", 0.7)):

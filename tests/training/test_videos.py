@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from latent_physics.encoders.need import SAMPLED_BYTES
 from latent_physics.training.data import videos
 from latent_physics.training.data.videos import VideoError, windows
 from PIL import Image
@@ -245,7 +246,7 @@ def test_captions(tmp_path):
 
 
 def test_content_hash_sees_both_ends_and_the_length(tmp_path):
-    base = bytearray(3 * videos.SAMPLED_BYTES)
+    base = bytearray(3 * SAMPLED_BYTES)
     seen = set()
     for number, (place, length) in enumerate([(0, 0), (1, 0), (len(base) - 1, 0), (0, 1)]):
         data = bytearray(base)

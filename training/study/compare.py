@@ -19,7 +19,7 @@ from ...encoders.base import digest_of
 from ...methods.weights import write_atomically
 from ...toyworld.statistics import paired_difference, standard_error
 from ..backbones import Backbone
-from ..backbones.load import TOY_WEIGHTS, load_backbone
+from ..backbones import load, load_backbone
 from ..console import ProgressLine, StopRequest, saving
 from ..data.toy import make_toy_clips
 from ..recipes import load_recipe, names
@@ -139,7 +139,7 @@ def basis(config: CompareConfig) -> dict[str, float | None]:
 
 def runs_of(config: CompareConfig) -> Path:
     """The folder of the runs, named after the base model's file: runs of another base never go on, nor count."""
-    return config.out / f"base-{digest_of([TOY_WEIGHTS / 'toy_dit.safetensors'])}"
+    return config.out / f"base-{digest_of([load.TOY_WEIGHTS / 'toy_dit.safetensors'])}"
 
 
 def kept(config: CompareConfig, path: Path) -> dict[str, list[float]] | None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from latent_physics.training import backbones
-from latent_physics.training.backbones import BackboneError
+from latent_physics.training.backbones import BackboneError, load
 from latent_physics.training.backbones.cogvideox import CogVideoXBackbone, alphas_cumprod
 from latent_physics.training.backbones.load import load_backbone
 from latent_physics.training.backbones.wan import WanBackbone
@@ -255,7 +254,7 @@ def test_toy_backbone_is_wan_with_a_text_encoder_of_its_own(tmp_path):
 @pytest.mark.parametrize(("width", "space"), [(30 * 64, "cogvideox"), (48 * 64, "cogvideox1.5")])
 def test_the_transformer_says_which_scale_a_cogvideox_vae_file_has(width, space, tmp_path, monkeypatch):
     """A VAE file is the same for 2B and 5B, but its latents are not scaled alike."""
-    monkeypatch.setattr(backbones, "_fill", lambda model_type, *args: tiny.cog_vae())
+    monkeypatch.setattr(load, "_fill", lambda model_type, *args: tiny.cog_vae())
     save_file({"x": torch.zeros(1)}, tmp_path / "vae.safetensors")
     save_file({"model.diffusion_model.patch_embed.proj.weight": torch.zeros(width, 16, 2, 2)}, tmp_path / "dit.safetensors")
     files = {name: tmp_path / f"{name}.safetensors" for name in ("vae", "dit")}

@@ -6,7 +6,6 @@ import pytest
 import torch
 from latent_physics.encoders import (
     TOY_WEIGHTS,
-    FeatureCache,
     RaftFlow,
     TeacherError,
     VideoMAETeacher,
@@ -16,6 +15,7 @@ from latent_physics.encoders import (
 )
 from latent_physics.encoders.base import imagenet
 from latent_physics.methods.weights import WeightsError
+from latent_physics.training.data.feature_cache import FeatureCache
 from safetensors.torch import save_file
 from torchvision.models.optical_flow import raft_small
 from transformers import VideoMAEConfig, VideoMAEModel, VJEPA2Config, VJEPA2Model

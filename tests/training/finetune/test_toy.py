@@ -11,12 +11,13 @@ import tiny_run
 import torch
 from latent_physics.encoders import load_teacher
 from latent_physics.toyworld.text import ToyTextEncoder
-from latent_physics.training import backbones
+from latent_physics.training.backbones import load
 from latent_physics.training.console import ProgressLine, StopRequest
 from latent_physics.training.data.batches import TrainingClips
 from latent_physics.training.loop.config import TrainerConfig
 from latent_physics.training.loop.log import read_log
 from latent_physics.training.study import compare
+from latent_physics.training.tasks.finetune import ERRORS
 from latent_physics.training.tasks.toy import encoders
 from safetensors.torch import load_file
 
@@ -62,7 +63,7 @@ def test_the_comparison_prints_a_table_and_is_resumed(tmp_path, monkeypatch):
     (weights / "vae.safetensors").rename(weights / "toy_vae.safetensors")
     torch.manual_seed(0)
     ToyTextEncoder().save(weights / "toy_text.safetensors", {})
-    monkeypatch.setattr(backbones, "TOY_WEIGHTS", weights)
+    monkeypatch.setattr(load, "TOY_WEIGHTS", weights)
     config = compare.CompareConfig(
         out=tmp_path / "out", recipes=["toy-plain", "toy-drift"], steps=1, clips=4, prompts=2, sampling_steps=1
     )
@@ -93,7 +94,7 @@ def test_the_comparison_prints_a_table_and_is_resumed(tmp_path, monkeypatch):
     ],
 )
 def test_what_cannot_be_compared_is_told_before_the_first_run(changes, message, tmp_path):
-    with pytest.raises((compare.FinetuneError, *compare.ERRORS), match=message):
+    with pytest.raises((compare.FinetuneError, *ERRORS), match=message):
         compare.compare(compare.CompareConfig(out=tmp_path, **changes), StopRequest(), quiet())
     assert not list(tmp_path.iterdir())
 
