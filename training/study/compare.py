@@ -18,8 +18,7 @@ import torch
 from ...encoders.base import digest_of
 from ...methods.weights import write_atomically
 from ...toyworld.statistics import paired_difference, standard_error
-from ..backbones import Backbone
-from ..backbones import load, load_backbone
+from ..backbones import Backbone, load, load_backbone
 from ..console import ProgressLine, StopRequest, saving
 from ..data.toy import make_toy_clips
 from ..recipes import load_recipe, names
