@@ -1,7 +1,8 @@
 """Teachers: frozen video encoders whose features a generator is aligned with, and optical flow. Their features are cached on
 disk.
 
-load_teacher("videomae")                                    VideoMAE-B from the hub
+load_teacher("videomae")                                    VideoMAE v2 B from the hub, the papers' teacher
+load_teacher("videomae", "MCG-NJU/videomae-base")           VideoMAE v1, or any other folder or hub id
 load_teacher("videomae", "path/to/videomae_v2_b.safetensors")   VideoMAE v2 in its authors' key names
 load_teacher("vjepa2", "facebook/vjepa2-vitl-fpc64-256")
 load_teacher("toy_videomae"), load_teacher("toy_vjepa2")    the toy world's (`latent-physics toy-teachers`)
@@ -31,7 +32,10 @@ __all__ = [
 ]
 
 NAMES = ("videomae", "vjepa2", "toy_videomae", "toy_vjepa2")
-DEFAULT_SOURCE = {"videomae": "MCG-NJU/videomae-base", "vjepa2": "facebook/vjepa2-vitl-fpc64-256"}
+DEFAULT_SOURCE = {"videomae": "OpenGVLab/VideoMAEv2-Base", "vjepa2": "facebook/vjepa2-vitl-fpc64-256"}
+READING = {"videomae": 2}
+"""How a teacher reads a clip, as a number: features that were cached by another reading are made again. 2: the raw tokens of the
+last block, of whole patches, with positions resized as VideoREPA resizes them."""
 TOY_WEIGHTS = Path(__file__).resolve().parents[1] / "toyworld" / "weights"
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..methods.moalign import FLOW_SIZE
-from .base import TeacherError, digest_of, reason_of
+from .base import TeacherError, digest_of, fill, reason_of
 
 SMALLEST = 128
 """RAFT's shortest side: its correlation pyramid needs 16 x 16 features."""
@@ -70,8 +70,8 @@ def load_raft(source: str | os.PathLike[str] = "raft_large", device: str | torch
     try:
         state = safetensors.torch.load_file(path)
         small = state["feature_encoder.convnormrelu.0.weight"].shape[0] == 32
-        model = (optical_flow.raft_small if small else optical_flow.raft_large)(weights=None)
-        model.load_state_dict(state)
-    except (safetensors.SafetensorError, OSError, KeyError, RuntimeError) as error:
+    except (safetensors.SafetensorError, OSError, KeyError) as error:
         raise TeacherError(f"{path.name} does not hold torchvision's RAFT weights ({reason_of(error)}).") from error
+    model = (optical_flow.raft_small if small else optical_flow.raft_large)(weights=None)
+    fill(model, state, path.name)
     return RaftFlow(model, f"raft {path.name} {digest_of([path])}", device)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+import torch.nn.functional as F
 from latent_physics.encoders import (
+    DEFAULT_SOURCE,
     TOY_WEIGHTS,
     RaftFlow,
     TeacherError,
@@ -14,11 +19,19 @@ from latent_physics.encoders import (
     load_teacher,
 )
 from latent_physics.encoders.base import imagenet
-from latent_physics.methods.weights import WeightsError
+from latent_physics.encoders.videomae import positions
+from latent_physics.methods.weights import WeightsError, read_info, save_weights
 from latent_physics.training.data.feature_cache import FeatureCache
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torchvision.models.optical_flow import raft_small
-from transformers import VideoMAEConfig, VideoMAEModel, VJEPA2Config, VJEPA2Model
+from transformers import (
+    VideoMAEConfig,
+    VideoMAEForPreTraining,
+    VideoMAEForVideoClassification,
+    VideoMAEModel,
+    VJEPA2Config,
+    VJEPA2Model,
+)
 
 MAE = {"image_size": 32, "patch_size": 8, "num_frames": 8, "tubelet_size": 2, "hidden_size": 32, "num_hidden_layers": 2,
        "num_attention_heads": 2, "intermediate_size": 64}  # fmt: skip
@@ -54,30 +67,145 @@ def test_videomae_takes_any_clip(shape, grid):
     assert teacher.features(torch.rand(1, 3, 8, 32, 32)).shape == (1, 32, 4, 4, 4)
 
 
-def test_videomae_v2_keys_give_the_same_encoder(tmp_path):
-    """A state dict in the authors' names, made from a transformers model, loads back to the same weights."""
-    model = VideoMAEModel(VideoMAEConfig(**(MAE | {"hidden_size": 64, "num_attention_heads": 1, "use_mean_pooling": False})))
-    state, theirs = model.state_dict(), {}
-    for layer in range(2):
-        ours = f"encoder.layer.{layer}"
-        pre = f"blocks.{layer}"
-        names = ("query", "key", "value")
-        theirs[f"{pre}.attn.qkv.weight"] = torch.cat([state[f"{ours}.attention.attention.{name}.weight"] for name in names])
-        for bias, name in (("q", "query"), ("v", "value")):
-            theirs[f"{pre}.attn.{bias}_bias"] = state[f"{ours}.attention.attention.{name}.bias"] + 1
-        for a, b in [("norm1", "layernorm_before"), ("norm2", "layernorm_after"), ("attn.proj", "attention.output.dense"),
-                     ("mlp.fc1", "intermediate.dense"), ("mlp.fc2", "output.dense")]:  # fmt: skip
-            for part in ("weight", "bias"):
-                theirs[f"{pre}.{a}.{part}"] = state[f"{ours}.{b}.{part}"]
-    for part in ("weight", "bias"):
-        theirs[f"patch_embed.proj.{part}"] = state[f"embeddings.patch_embeddings.projection.{part}"]
-        theirs[f"norm.{part}"] = state[f"layernorm.{part}"]
-    theirs["head.weight"] = torch.zeros(10, 64)
-    save_file({f"model.{key}": value.contiguous() for key, value in theirs.items()}, tmp_path / "v2.safetensors")
-    loaded = load_teacher("videomae", tmp_path / "v2.safetensors").model.state_dict()
-    assert set(loaded) == set(state)
-    for key, value in state.items():
-        torch.testing.assert_close(loaded[key], value + 1 if key.endswith(("query.bias", "value.bias")) else value)
+V2 = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 4, "tubelet_size": 2, "num_frames": 8,
+      "use_mean_pooling": True}  # fmt: skip
+"""`model_config` in config.json of a hub repository of VideoMAE v2, small."""
+
+
+def v2_state() -> dict[str, torch.Tensor]:
+    """Random weights under the key names of OpenGVLab/VideoMAEv2-Base's model.safetensors."""
+    generator = torch.Generator().manual_seed(3)
+    shapes = {"patch_embed.proj.weight": (64, 3, 2, 8, 8), "patch_embed.proj.bias": (64,), "fc_norm.weight": (64,),
+              "fc_norm.bias": (64,)}  # fmt: skip
+    for block in range(V2["depth"]):
+        for name, shape in {
+            "norm1.weight": (64,), "norm1.bias": (64,), "attn.q_bias": (64,), "attn.v_bias": (64,), "attn.qkv.weight": (192, 64),
+            "attn.proj.weight": (64, 64), "attn.proj.bias": (64,), "norm2.weight": (64,), "norm2.bias": (64,),
+            "mlp.fc1.weight": (128, 64), "mlp.fc1.bias": (128,), "mlp.fc2.weight": (64, 128), "mlp.fc2.bias": (64,),
+        }.items():  # fmt: skip
+            shapes[f"blocks.{block}.{name}"] = shape
+    return {f"model.{key}": 0.2 * torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+
+
+def v2_repository(folder: Path, state: dict[str, torch.Tensor] | None = None) -> Path:
+    """A folder as the hub's repository: config.json of a type that transformers does not know, and one safetensors file."""
+    folder.mkdir()
+    code = {"AutoModel": "modeling_videomaev2.VideoMAEv2", "AutoConfig": "modeling_config.VideoMAEv2Config"}
+    config = {"model_type": "VideoMAEv2_Base", "auto_map": code, "model_config": V2}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "modeling_videomaev2.py").write_text("raise AssertionError('foreign code was run')")
+    save_file(v2_state() if state is None else state, folder / "model.safetensors")
+    return folder
+
+
+def v2_tokens(state: dict[str, torch.Tensor], clip: torch.Tensor) -> torch.Tensor:
+    """VideoMAE v2's tokens after its last block, written from its description: `B 3 T H W`, normalised -> `B N C`."""
+    state = {key.removeprefix("model."): value for key, value in state.items()}
+    norm = lambda x, name: F.layer_norm(x, (64,), state[f"{name}.weight"], state[f"{name}.bias"], 1e-6)  # noqa: E731
+    full = lambda x, name: F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])  # noqa: E731
+    x = F.conv3d(clip, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=(2, 8, 8))
+    x = x.flatten(2).transpose(1, 2)
+    angle = torch.arange(x.shape[1], dtype=torch.float64)[:, None] / 10000 ** (2 * (torch.arange(64) // 2) / 64)
+    x = x + torch.where(torch.arange(64) % 2 == 0, angle.sin(), angle.cos()).float()
+    for block in (f"blocks.{index}" for index in range(V2["depth"])):
+        q_bias, v_bias = state[f"{block}.attn.q_bias"], state[f"{block}.attn.v_bias"]
+        joint = norm(x, f"{block}.norm1") @ state[f"{block}.attn.qkv.weight"].T
+        q, k, v = (joint + torch.cat([q_bias, torch.zeros(64), v_bias])).unflatten(2, (3, V2["num_heads"], 16)).unbind(2)
+        weight = torch.einsum("bihc,bjhc->bhij", q, k).div(4).softmax(-1)
+        x = x + full(torch.einsum("bhij,bjhc->bihc", weight, v).flatten(2), f"{block}.attn.proj")
+        x = x + full(F.gelu(full(norm(x, f"{block}.norm2"), f"{block}.mlp.fc1")), f"{block}.mlp.fc2")
+    return x
+
+
+def test_the_hub_repository_of_videomae_v2_gives_its_last_blocks_raw_tokens(tmp_path):
+    """From the repository and from its file alone; no foreign code runs, no norm of the pooled head is applied."""
+    video = torch.rand(2, 3, 8, 32, 32)
+    loaded = load_teacher("videomae", v2_repository(tmp_path / "VideoMAEv2-Base"))
+    tokens = loaded.features(video).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(tokens, v2_tokens(v2_state(), imagenet(video)), rtol=1e-4, atol=1e-4)
+    alone = load_teacher("videomae", tmp_path / "VideoMAEv2-Base" / "model.safetensors").model.state_dict()
+    for key, value in loaded.model.state_dict().items():
+        torch.testing.assert_close(alone[key], value)
+
+
+def test_the_papers_teacher_is_the_default():
+    assert DEFAULT_SOURCE["videomae"] == "OpenGVLab/VideoMAEv2-Base"
+
+
+def with_changes(state: dict[str, torch.Tensor], change: str) -> dict[str, torch.Tensor]:
+    """The weights without one key, with one more, or with one of another size."""
+    key = next(key for key in state if key.endswith(".bias") and "norm" not in key)
+    if change == "missing":
+        return {name: value for name, value in state.items() if name != key}
+    return state | {"missing": {}, "unknown": {"blocks.0.gamma": torch.ones(3)}, "size": {key: torch.ones(3)}}[change]
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown", "size"])
+@pytest.mark.parametrize("kind", ["v2 repository", "v2 file", "v1 folder", "v-jepa folder", "our file", "raft file"])
+def test_weights_that_are_not_the_whole_encoder_are_refused_in_one_sentence(kind, change, tmp_path):
+    """A network whose missing part is random looks at nothing: every way in refuses it."""
+    path = tmp_path / "model.safetensors"
+    if kind == "v2 repository":
+        load = lambda: load_teacher("videomae", v2_repository(tmp_path / "hub", with_changes(v2_state(), change)))  # noqa: E731
+    elif kind == "v2 file":
+        save_file(with_changes(v2_state(), change), path)
+        load = lambda: load_teacher("videomae", path)  # noqa: E731
+    elif kind == "raft file":
+        save_file(with_changes(raft_small(weights=None).state_dict(), change), path)
+        load = lambda: load_raft(path)  # noqa: E731
+    elif kind == "our file":
+        videomae().save(path, {}, torch.float32)
+        info = read_info(path)
+        save_weights(path, with_changes(load_file(path), change), info)
+        load = lambda: load_teacher("toy_videomae", path)  # noqa: E731
+    else:
+        teacher, name = (videomae(), "videomae") if kind == "v1 folder" else (vjepa(), "vjepa2")
+        teacher.model.save_pretrained(tmp_path)
+        save_file(with_changes(load_file(path), change), path, metadata={"format": "pt"})
+        load = lambda: load_teacher(name, tmp_path)  # noqa: E731
+    with pytest.raises(TeacherError, match="hold the unknown 'blocks.0.gamma'" if change == "unknown" else "lack '") as caught:
+        load()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("whole", [VideoMAEForPreTraining, VideoMAEForVideoClassification])
+def test_a_decoder_or_a_head_beside_the_encoder_is_left_out(whole, tmp_path):
+    torch.manual_seed(1)
+    model = whole(VideoMAEConfig(**MAE, decoder_num_hidden_layers=1, use_mean_pooling=whole is VideoMAEForVideoClassification))
+    model.save_pretrained(tmp_path)
+    for key, value in load_teacher("videomae", tmp_path).model.state_dict().items():
+        torch.testing.assert_close(value, model.state_dict()[f"videomae.{key}"])
+
+
+@pytest.mark.parametrize(("height", "width"), [(480, 720), (480, 832), (544, 960), (720, 1280), (350, 500)])
+def test_a_patch_of_a_large_clip_is_48_pixels_of_it(height, width):
+    """Changing the pixels of one 48 x 48 square far from its border changes that patch's input and no other's."""
+    teacher = VideoMAETeacher(VideoMAEModel(VideoMAEConfig(hidden_size=8, num_hidden_layers=0, num_attention_heads=1,
+                                                           intermediate_size=8)), "tiny")  # fmt: skip
+    rows, columns = height // 48, width // 48
+    assert teacher.size(height, width) == (16 * rows, 16 * columns)
+    assert teacher.covered(height, width) == (48 * rows, 48 * columns)
+    video = torch.rand(1, 3, 2, height, width)
+    before, y, x = teacher.resized(video), rows - 1, columns - 1
+    video[..., 48 * y + 8 : 48 * y + 40, 48 * x + 8 : 48 * x + 40] = 0
+    changed = (teacher.resized(video) != before).flatten(0, 2).any(dim=0)
+    assert changed.nonzero().amin(0).tolist() >= [16 * y, 16 * x]
+    patches = changed.unflatten(0, (rows, 16)).unflatten(2, (columns, 16)).any(3).any(1)
+    assert patches.nonzero().tolist() == [[y, x]]
+
+
+def test_positions_are_resized_as_videorepa_resizes_them():
+    """Cubic in space, then linear in time: 8 x 14 x 14 becomes 24 x 10 x 15. A grid of the table's own size is left alone."""
+    table = torch.randn(1, 4, 8, 14, 14)
+    found = positions(table, (24, 10, 15))
+    space = torch.stack([F.interpolate(table[:, :, f], (10, 15), mode="bicubic")[0] for f in range(8)], dim=1)[None]
+    expected = torch.zeros(1, 4, 24, 10, 15)
+    for frame in range(24):
+        place = min(max((frame + 0.5) / 3 - 0.5, 0), 7)
+        low, share = min(int(place), 6), place - min(int(place), 6)
+        expected[:, :, frame] = (1 - share) * space[:, :, low] + share * space[:, :, low + 1]
+    torch.testing.assert_close(found, expected)
+    assert positions(table, (8, 14, 14)) is table
 
 
 def test_vjepa_prediction_does_not_see_the_future():
