@@ -1,4 +1,4 @@
-"""V-JEPA 2 (transformers): features of a clip, and what the model expects to follow its first frames."""
+"""V-JEPA 2 (transformers): features of a clip, and what the model expects to happen next in it."""
 
 from __future__ import annotations
 
@@ -54,3 +54,36 @@ class VJEPATeacher(Teacher):
         border = context * side * side
         guess = self.model.predictor(seen, context_mask=[ids[:, :border]], target_mask=[ids[:, border:]]).last_hidden_state
         return guess.transpose(1, 2).unflatten(2, (frames - context, side, side)).float()
+
+    def expected_changes(self, video: Tensor, step: int, window: int = 16, context: float = 0.5) -> tuple[Tensor, int]:
+        """How the model expects its features to change from each step of `step` frames to the next: (`B C D H' W'`, first).
+
+        A window of `window` frames slides over the clip: its first part (the share `context`) is seen, the rest is forecast and
+        averaged over steps, and the forecast's consecutive steps are subtracted. No change mixes two forecasts, and none is
+        forecast twice. Change d is the one from step `first + d` to the next; the steps before `first` are only ever seen.
+        Raises TeacherError where a window forecasts fewer than two steps, or the clip is shorter than one window.
+        """
+        tubelet = self.patch[0]
+        if step % tubelet:
+            raise TeacherError(f"steps of {step} frames are no multiple of the world model's tubelets of {tubelet}.")
+        seen = max(1, round(window / step * context))
+        steps, ahead = video.shape[2] // step, window // step - seen
+        if ahead < 2:
+            raise TeacherError(
+                f"a window of {window} frames forecasts {max(ahead, 0)} steps of {step} frames after {seen} seen ones; a change "
+                f"needs two, as a window of {(seen + 2) * step} would give."
+            )
+        if steps < seen + ahead:
+            raise TeacherError(
+                f"a clip of {video.shape[2]} frames is shorter than one window of {(seen + ahead) * step}; use longer clips."
+            )
+        last = steps - seen - ahead
+        changes, reached = [], 0
+        for start in sorted({*range(0, last, ahead - 1), last}):
+            part = video[:, :, start * step : (start + seen + ahead) * step]
+            forecast = self.predicted(part, seen * step // tubelet)
+            forecast = forecast.unflatten(2, (ahead, step // tubelet)).mean(dim=3)
+            new = start + ahead - 1 - reached
+            changes.append((forecast[:, :, 1:] - forecast[:, :, :-1])[:, :, -new:])
+            reached += new
+        return torch.cat(changes, dim=2), seen

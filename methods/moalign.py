@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .relational import Grid, fit, to_tokens, to_volume
+from .relational import Grid, SpaceToPatches, fit, in_frames, to_tokens, to_volume
 
 FLOW_SIZE = (128, 192)
 """Height and width of the flow that stage 1 predicts."""
@@ -75,19 +75,19 @@ def flow_loss(predicted: Tensor, flow: Tensor) -> Tensor:
 class MotionProjector(nn.Module):
     """P of section 3.2: a generator's tokens -> the motion subspace's grid (appendix A.4).
 
-    Temporal convolution (3, 1, 1) to 256, SiLU, pointwise to 64, SiLU, trilinear in time, one 3x3 convolution in space.
+    Temporal convolution (3, 1, 1) to 256, SiLU, pointwise to 64, SiLU, linear in time, one convolution in space of kernel and
+    stride 3 (`relational.SpaceToPatches`).
     """
 
     def __init__(self, channels: int, motion: int = 64, hidden: int = 256, stride: int = 3) -> None:
-        """channels: the tapped block's width; stride: of the convolution in space (3 for CogVideoX at 480x720)."""
+        """channels: the tapped block's width; stride: tokens along a side of the teacher's patch."""
         super().__init__()
         self.temporal = nn.Conv3d(channels, hidden, (3, 1, 1), padding=(1, 0, 0))
         self.pointwise = nn.Conv3d(hidden, motion, 1)
-        self.resize = nn.Conv3d(motion, motion, (1, 3, 3), stride=(1, stride, stride), padding=(0, 1, 1))
+        self.resize = SpaceToPatches(motion, stride)
 
     def forward(self, tokens: Tensor, grid: Grid, target: Grid) -> Tensor:
         """tokens `B N C` on `grid` -> `B N' M` on `target`."""
         volume = functional.silu(self.temporal(to_volume(tokens, grid)))
         volume = functional.silu(self.pointwise(volume))
-        volume = functional.interpolate(volume, size=(target[0], *grid[1:]), mode="trilinear", align_corners=False)
-        return to_tokens(fit(self.resize(volume), target))
+        return to_tokens(self.resize(in_frames(volume, target[0]), target))

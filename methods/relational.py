@@ -112,25 +112,41 @@ def top_share(saliency: Tensor, keep: float) -> Tensor:
 class TokenProjector(nn.Module):
     """The trainable map from a generator's tokens to a teacher's grid and width.
 
-    A three-layer MLP with SiLU per token, then one convolution in space that brings the grid to the teacher's (TSA section 5;
-    VideoREPA). Time is stretched by linear interpolation before it; where the stride does not land on the teacher's grid, the
-    rest is interpolated.
+    A three-layer MLP with SiLU per token, linear interpolation in time, then one convolution in space that brings the grid to the
+    teacher's (TSA section 5; VideoREPA). See `SpaceToPatches`.
     """
 
     def __init__(self, channels: int, out_channels: int, hidden: int = 2048, stride: int = 3) -> None:
-        """channels: the tapped block's width; out_channels: the teacher's; stride: of the 3x3 convolution in space (3 for
-        CogVideoX)."""
+        """channels: the tapped block's width; out_channels: the teacher's; stride: tokens along a side of the teacher's patch."""
         super().__init__()
         self.mlp = nn.Sequential(
             nn.Linear(channels, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, out_channels)
         )
-        self.resize = nn.Conv3d(out_channels, out_channels, (1, 3, 3), stride=(1, stride, stride), padding=(0, 1, 1))
+        self.resize = SpaceToPatches(out_channels, stride)
 
     def forward(self, tokens: Tensor, grid: Grid, target: Grid) -> Tensor:
         """tokens `B N C` on `grid` -> `B N' C'` on `target`."""
         volume = to_volume(self.mlp(tokens), grid)
-        volume = functional.interpolate(volume, size=(target[0], *grid[1:]), mode="trilinear", align_corners=False)
-        return to_tokens(fit(self.resize(volume), target))
+        return to_tokens(self.resize(in_frames(volume, target[0]), target))
+
+
+class SpaceToPatches(nn.Conv3d):
+    """A convolution in space whose kernel is its stride: every output sees the tokens of its own patch and nothing else.
+
+    Kernel and stride 3 bring CogVideoX's 30 x 45 tokens to VideoMAE's 10 x 15, and Wan's 30 x 52 to 10 x 17 (VideoREPA's code has
+    no padding). Where that is not the teacher's grid, `fit` does the rest.
+    """
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__(channels, channels, (1, stride, stride), stride=(1, stride, stride))
+
+    def forward(self, volume: Tensor, target: Grid) -> Tensor:
+        """`B C F H W` -> `B C *target`. Raises ValueError where the grid is smaller than one patch."""
+        side = self.stride[1]
+        if min(volume.shape[3:]) < side:
+            size, most = "x".join(map(str, volume.shape[3:])), min(volume.shape[3:])
+            raise ValueError(f"a grid of {size} tokens holds no patch of {side}x{side}; choose a stride of at most {most}.")
+        return fit(super().forward(volume), target)
 
 
 def to_volume(tokens: Tensor, grid: Sequence[int]) -> Tensor:
@@ -145,16 +161,36 @@ def to_tokens(volume: Tensor) -> Tensor:
     return volume.flatten(2).transpose(1, 2)
 
 
+def in_frames(volume: Tensor, frames: int) -> Tensor:
+    """`B C F H W` on another number of frames: linear interpolation to more, means over equal spans of time to fewer."""
+    return fit(volume, (frames, *volume.shape[3:]))
+
+
 def fit(volume: Tensor, grid: Sequence[int]) -> Tensor:
-    """Trilinear resize of `B C F H W` to `grid`; untouched where it fits."""
-    if tuple(volume.shape[2:]) == tuple(grid):
-        return volume
-    return functional.interpolate(volume, size=tuple(grid), mode="trilinear", align_corners=False)
+    """Resize of `B C F H W` to `grid`: means over what a new cell covers along the axes that shrink, then trilinear along those
+    that grow; untouched where it fits."""
+    grid = tuple(grid)
+    smaller = tuple(map(min, volume.shape[2:], grid))
+    if tuple(volume.shape[2:]) != smaller:
+        volume = functional.adaptive_avg_pool3d(volume, smaller)
+    if smaller != grid:
+        volume = functional.interpolate(volume, size=grid, mode="trilinear", align_corners=False)
+    return volume
 
 
-def without_first_frame(tokens: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
-    """Leaves the first latent frame out: it stands for one video frame, every other one for a whole temporal stride of them."""
-    return tokens[:, grid[1] * grid[2] :], (grid[0] - 1, grid[1], grid[2])
+def without_first_frame(tokens: Tensor, grid: Grid, latent_frames: int | None = None) -> tuple[Tensor, Grid]:
+    """Leaves the first latent frame out: it stands for one video frame, every other one for a whole temporal stride of them.
+
+    tokens: `B N C` on `grid`; latent_frames: in the clip; None where every frame of tokens is one. Where a token spans several
+    (CogVideoX 1.5: two), the tokens are stretched to latent frames first, so that one latent frame is dropped and not two. A clip
+    of one frame is left alone.
+    """
+    if grid[0] == 1:
+        return tokens, grid
+    frames = latent_frames or grid[0]
+    if frames == grid[0]:
+        return tokens[:, grid[1] * grid[2] :], (frames - 1, *grid[1:])
+    return to_tokens(in_frames(to_volume(tokens, grid), frames)[:, :, 1:]), (frames - 1, *grid[1:])
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from latent_physics.kernels.relational import relation_l1
 from latent_physics.methods import ldo, moalign, relational
 
 GRID = (4, 2, 3)
@@ -166,10 +167,43 @@ def test_projectors_bring_tokens_to_the_teachers_grid(kind, grid, target, stride
     assert all(parameter.grad is not None for parameter in projector.parameters())
 
 
-def test_cogvideox_grid_needs_no_spatial_interpolation():
-    """At 480x720 the stride-3 convolution alone lands on VideoMAE's 10x15, as in VideoREPA."""
-    volume = relational.TokenProjector(4, 4, 4).resize(torch.zeros(1, 4, 24, 30, 45))
-    assert volume.shape[2:] == (24, 10, 15)
+@pytest.mark.parametrize("kind", [relational.TokenProjector, moalign.MotionProjector])
+@pytest.mark.parametrize(
+    ("grid", "target", "stride", "cell", "seen"),
+    [
+        ((2, 30, 45), (2, 10, 15), 3, (9, 14), (range(27, 30), range(42, 45))),  # CogVideoX at 480 x 720, VideoMAE
+        ((2, 30, 52), (2, 10, 17), 3, (0, 16), (range(3), range(48, 51))),  # Wan at 480 x 832, VideoMAE
+        ((2, 30, 52), (2, 16, 16), 1, (8, 4), (range(15, 17), range(13, 17))),  # Wan, V-JEPA 2: 15 rows are 8 cells, 13 columns 4
+        ((2, 4, 4), (2, 4, 4), 1, (2, 3), (range(2, 3), range(3, 4))),  # the toy world, teacher on the student's grid
+    ],
+)
+def test_a_teachers_cell_sees_its_own_patch_of_tokens_and_nothing_else(kind, grid, target, stride, cell, seen):
+    """The receptive field, by gradient: VideoREPA's convolution has no padding."""
+    sizes = {"motion": 4, "hidden": 4} if kind is moalign.MotionProjector else {"out_channels": 4, "hidden": 4}
+    torch.manual_seed(0)
+    projector = kind(5, stride=stride, **sizes).double()
+    tokens = torch.randn(1, math.prod(grid), 5, dtype=torch.float64, requires_grad=True)
+    out = relational.to_volume(projector(tokens, grid, target), target)
+    found = torch.autograd.grad(out[:, :, :, cell[0], cell[1]].square().sum(), tokens)[0]
+    touched = relational.to_volume(found, grid).abs().sum(dim=(0, 1, 2)) > 0
+    expected = torch.zeros(grid[1:], dtype=torch.bool)
+    expected[seen[0].start : seen[0].stop, seen[1].start : seen[1].stop] = True
+    assert torch.equal(touched, expected)
+
+
+def test_a_grid_smaller_than_one_patch_is_refused():
+    with pytest.raises(ValueError, match="a grid of 2x2 tokens holds no patch of 3x3; choose a stride of at most 2"):
+        relational.TokenProjector(4, 4, 4)(torch.zeros(1, 8, 4), (2, 2, 2), (2, 1, 1))
+
+
+def test_fit_takes_means_where_it_shrinks_and_interpolates_where_it_grows():
+    volume = torch.randn(1, 2, 4, 6, 3, dtype=torch.float64)
+    torch.testing.assert_close(relational.fit(volume, (4, 2, 3)), volume.unflatten(3, (2, 3)).mean(4))
+    both = relational.fit(volume, (8, 2, 3))
+    small = volume.unflatten(3, (2, 3)).mean(4)
+    torch.testing.assert_close(both[:, :, 0], small[:, :, 0])  # the border is held
+    torch.testing.assert_close(both[:, :, 1], 0.75 * small[:, :, 0] + 0.25 * small[:, :, 1])
+    assert relational.fit(volume, (4, 6, 3)) is volume
 
 
 def test_first_latent_frame_is_left_out():
@@ -180,6 +214,17 @@ def test_first_latent_frame_is_left_out():
     torch.testing.assert_close(relational.to_tokens(relational.to_volume(tokens, GRID)), tokens)
     with pytest.raises(ValueError, match="do not fill"):
         relational.to_volume(tokens, (4, 2, 2))
+    one, grid = relational.without_first_frame(tokens[:, :6], (1, 2, 3))
+    assert (one.shape[1], grid) == (6, (1, 2, 3))  # a still image keeps its only frame
+
+
+def test_a_token_of_two_latent_frames_loses_one_latent_frame():
+    """CogVideoX 1.5: 4 frames of tokens are 8 latent frames, of which 7 remain, each at its place in time."""
+    tokens = torch.arange(4.0).repeat_interleave(6).view(1, 24, 1)
+    rest, grid = relational.without_first_frame(tokens, GRID, latent_frames=8)
+    assert grid == (7, 2, 3)
+    times = [min(max((latent + 0.5) / 2 - 0.5, 0), 3) for latent in range(1, 8)]
+    assert rest[0, ::6, 0].tolist() == pytest.approx(times)
 
 
 def test_motion_head_has_the_papers_shapes():
@@ -198,17 +243,60 @@ def test_motion_head_has_the_papers_shapes():
         head.decoder(motion[:, :, :1])
 
 
-def test_pda_compares_increments():
-    """Equal to the naive loss on frame differences, and blind to anything that does not change in time."""
-    student, predicted = features(5, 8), features(7, 9)
-    shorter = (3, 2, 3)
+def naive_pda(moved, expected, grid, decay):
+    """`pda_loss` pair by pair."""
+    r_s, r_t = naive_relations(moved), naive_relations(expected)
+    weight = expected.square().sum(-1)
+    sums = [0.0, 0.0, 0.0, 0.0]
+    for b in range(len(moved)):
+        for i in range(moved.shape[1]):
+            for j in range(moved.shape[1]):
+                gap, pair = abs(frame_of(i, grid) - frame_of(j, grid)), weight[b, i] * weight[b, j]
+                distance = (r_s[b, i, j] - r_t[b, i, j]).abs()
+                sums[0] = sums[0] + (pair * distance if gap == 0 else 0)
+                sums[1] = sums[1] + (0 if gap == 0 else pair * distance * math.exp(-gap / decay))
+                sums[2] += pair if gap == 0 else 0
+                sums[3] += pair
+    return sums[0] / sums[2] + sums[1] / sums[3]
 
-    def naive(s):
-        moved, expected = s[:, 6:] - s[:, :-6], predicted[:, 6:] - predicted[:, :-6]
-        return sum(naive_l1(moved, expected, shorter, lambda gap: math.exp(-gap / 10)))
 
-    assert_same(lambda s: ldo.pda_loss(s, predicted, GRID), naive, student)
+@pytest.mark.parametrize("tile", [5, 1024])
+def test_pda_weighs_the_relations_of_increments_by_the_teachers_motion(tile, monkeypatch):
+    """Equal to the naive sum, in tiles and whole; the student's background, which does not change, plays no part."""
+    monkeypatch.setattr(ldo, "TILE", tile)
+    student, expected, grid = features(5, 8), features(7, 9, (3, 2, 3)), (3, 2, 3)
+    student[:, :, 0] += 3
+
+    def ours(s):
+        moved, shorter = ldo.increments(s, GRID)
+        assert shorter == grid
+        return ldo.pda_loss(moved, expected, grid)
+
+    assert_same(ours, lambda s: naive_pda(s[:, 6:] - s[:, :-6], expected, grid, 10.0), student)
     background = features(5, 10, (1, 2, 3)).repeat(1, 4, 1)
-    torch.testing.assert_close(ldo.pda_loss(student + background, predicted, GRID), ldo.pda_loss(student, predicted, GRID))
+    torch.testing.assert_close(ours(student + background), ours(student))
     with pytest.raises(ValueError, match="at least 2"):
-        ldo.pda_loss(features(5, 0, (1, 2, 3)), features(5, 1, (1, 2, 3)), (1, 2, 3))
+        ldo.increments(features(5, 0, (1, 2, 3)), (1, 2, 3))
+    with pytest.raises(ValueError, match="do not fit each other"):
+        ldo.pda_loss(student, expected, grid)
+
+
+def test_pda_with_equal_weights_is_moaligns_comparison():
+    moved, expected, grid = features(5, 8, (3, 2, 3)), features(7, 9, (3, 2, 3)), (3, 2, 3)
+    expected = expected / expected.norm(dim=-1, keepdim=True)
+    for decay in (10.0, None):
+        alike = sum(relation_l1(moved, expected, grid, decay=decay))
+        torch.testing.assert_close(ldo.pda_loss(moved, expected, grid, decay), alike)
+
+
+def test_pda_asks_nothing_where_nothing_is_expected_to_move():
+    """All of it still: 0. Half of it still: what the student does there costs nothing and gets no gradient."""
+    moved, expected, grid = features(5, 8, (3, 2, 3)).requires_grad_(True), features(7, 9, (3, 2, 3)), (3, 2, 3)
+    assert ldo.pda_loss(moved, torch.zeros_like(expected), grid) == 0
+    expected[:, ::2] = 0
+    gradient = torch.autograd.grad(ldo.pda_loss(moved, expected, grid), moved)[0].norm(dim=-1)
+    assert (gradient[:, ::2] == 0).all()
+    assert (gradient[:, 1::2] > 0).all()
+    both = torch.cat([expected, 1e-6 * expected.flip(1)])  # a clip that hardly moves beside one that moves
+    gradient = torch.autograd.grad(ldo.pda_loss(torch.cat([moved, moved]), both, grid), moved)[0]
+    torch.testing.assert_close(gradient, torch.autograd.grad(ldo.pda_loss(moved, expected, grid), moved)[0])

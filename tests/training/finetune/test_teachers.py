@@ -226,6 +226,42 @@ def test_vjepa_prediction_does_not_see_the_future():
             teacher.predicted(video, context)
 
 
+@pytest.mark.parametrize(
+    ("frames", "window", "context", "step"), [(32, 16, 0.5, 4), (40, 24, 0.25, 4), (22, 16, 0.25, 4), (32, 32, 0.5, 8)]
+)
+def test_every_change_of_a_clip_is_forecast_once_from_what_came_before(frames, window, context, step):
+    """Against a loop: each change comes from the first window that holds it, and the whole clip after the first context has one."""
+    teacher, video = vjepa(), torch.rand(1, 3, frames, 32, 32)
+    found, first = teacher.expected_changes(video, step, window, context)
+    steps, width = frames // step, window // step
+    seen = round(width * context)
+    assert (found.shape[2], first) == (steps - seen - 1, seen)
+    starts = [*range(0, steps - width, width - seen - 1), steps - width]
+    for change in range(found.shape[2]):
+        left = first + change  # from this step to the next
+        start = next(start for start in starts if start + width > left + 1)
+        part = video[:, :, start * step : (start + width) * step]
+        forecast = teacher.predicted(part, seen * step // 2)
+        at = [forecast[:, :, (s - start - seen) * step // 2 : (s - start - seen + 1) * step // 2].mean(2) for s in (left, left + 1)]
+        torch.testing.assert_close(found[:, :, change], at[1] - at[0])
+    other = video.clone()
+    other[:, :, (steps - 1) * step :] = torch.rand_like(other[:, :, (steps - 1) * step :])
+    torch.testing.assert_close(teacher.expected_changes(other, step, window, context)[0], found)  # the end is never seen
+
+
+@pytest.mark.parametrize(
+    ("frames", "window", "step", "message"),
+    [
+        (32, 16, 8, "forecasts 1 steps of 8 frames after 1 seen ones; a change needs two, as a window of 24 would"),
+        (12, 16, 4, "a clip of 12 frames is shorter than one window of 16"),
+        (32, 16, 3, "steps of 3 frames are no multiple of the world model's tubelets of 2"),
+    ],
+)
+def test_windows_that_forecast_no_change_are_refused(frames, window, step, message):
+    with pytest.raises(TeacherError, match=message):
+        vjepa().expected_changes(torch.rand(1, 3, frames, 32, 32), step, window)
+
+
 def test_raft_gives_the_last_flow_between_tubelets():
     torch.manual_seed(0)
     model = raft_small(weights=None).eval()
