@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from . import TOY_WEIGHTS
+from . import DEFAULT_SOURCE, READING, TOY_WEIGHTS
 
 SAMPLED_BYTES = 1 << 20
 
@@ -19,24 +19,28 @@ class TeacherNeed:
     name: str
     source: str | None = None
     context: float = 0.0
-    """Share of the feature frames a world model sees before it predicts the rest; 0 asks for plain features."""
+    """Share of a window that a world model sees before it forecasts the rest; 0 asks for plain features."""
+    window: int = 16
+    """Frames of the window that slides over the clip, for a forecast."""
 
     @property
     def key(self) -> str:
-        """Its name in `StepView.features` and in the cache."""
-        parts = [self.name, self.source or "default"] + ([f"context {self.context:g}"] if self.context else [])
-        return ", ".join(parts)
+        """Its name in `StepView.features`."""
+        return f"{self.name}, {self.weights}" + (f", context {self.context:g} of {self.window}" if self.context else "")
 
-
-def seen_of(frames: int, share: float) -> int:
-    """Feature frames a world model sees of `frames`: at least one, and at least two left to predict."""
-    return max(1, min(frames - 2, round(frames * share)))
+    @property
+    def weights(self) -> str:
+        """The source, or where the usual weights come from."""
+        return self.source or DEFAULT_SOURCE.get(self.name, "default")
 
 
 def cache_name(need: TeacherNeed) -> str:
     """What a need's features are cached under: the weights' content where they are on this disk, their name otherwise."""
     path = Path(need.source) if need.source else TOY_WEIGHTS / f"{need.name}.safetensors"
-    return f"{need.name}, {weights_name(path) or need.source or 'default'}, context {need.context:g}"
+    named = f"{need.name}, {weights_name(path) or need.weights}, context {need.context:g}"
+    if need.context:
+        named += f", changes in windows of {need.window}"
+    return named + (f", reading {READING[need.name]}" if need.name in READING else "")
 
 
 def weights_name(path: Path) -> str | None:

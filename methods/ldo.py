@@ -24,6 +24,23 @@ def increments(features: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
     return to_tokens(volume[:, :, 1:] - volume[:, :, :-1]), (grid[0] - 1, grid[1], grid[2])
 
 
+def at_rate(changes: Tensor, first: int, per_token: int) -> tuple[Tensor, int]:
+    """Changes between latent frames -> changes between tokens that span `per_token` of them: (`B C D' H W`, frame of tokens).
+
+    changes: `B C D H W`, change d leading from latent frame `first + d` to the next, both counted without the clip's first one.
+    Summed up they are the features themselves but for a constant; those are averaged over each token's latent frames and
+    subtracted. The second value is the frame of tokens, counted with the first one, from which the first change leads.
+    Raises ValueError where fewer than two tokens are covered.
+    """
+    features = torch.cat([torch.zeros_like(changes[:, :, :1]), changes.cumsum(dim=2)], dim=2)
+    begin = -(first + 1) % per_token  # a token begins at a multiple of `per_token`, the clip's first latent frame included
+    count = (features.shape[2] - begin) // per_token
+    if count < 2:
+        raise ValueError(f"{changes.shape[2]} changes cover {count} tokens of {per_token} latent frames; use longer clips.")
+    features = features[:, :, begin : begin + count * per_token].unflatten(2, (count, per_token)).mean(dim=3)
+    return features[:, :, 1:] - features[:, :, :-1], (first + 1 + begin) // per_token
+
+
 def pda_loss(moved: Tensor, expected: Tensor, grid: Grid, decay: float | None = 10.0) -> Tensor:
     """Predictive dynamics alignment: the relations among the student's increments follow those among the expected ones. Scalar.
 

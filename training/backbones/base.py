@@ -186,27 +186,27 @@ class Backbone:
 
     @contextmanager
     def tap(self, *blocks: int) -> Iterator[dict[int, Activation]]:
-        """While open, every `predict` writes the outputs of `blocks` into the yielded dict, with gradients.
+        """While open, every `predict` writes the outputs of `blocks`, counted from 1, into the yielded dict, with gradients.
 
         Raises BackboneError for a block that is not there.
         """
         found: dict[int, Activation] = {}
         handles = []
-        for index in blocks:
-            if not 0 <= index < len(self.blocks):
+        for number in blocks:
+            if not 1 <= number <= len(self.blocks):
                 raise BackboneError(
-                    f"block {index} was asked for, but this {self.family} model has blocks 0 to {len(self.blocks) - 1}."
+                    f"block {number} was asked for, but this {self.family} model has blocks 1 to {len(self.blocks)}."
                 )
-            handles.append(self.blocks[index].register_forward_hook(self._record(index, found)))
+            handles.append(self.blocks[number - 1].register_forward_hook(self._record(number, found)))
         try:
             yield found
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _record(self, index: int, found: dict[int, Activation]) -> Any:
+    def _record(self, number: int, found: dict[int, Activation]) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            found[index] = Activation(tokens=output[0] if isinstance(output, tuple) else output, grid=self._grid)
+            found[number] = Activation(tokens=output[0] if isinstance(output, tuple) else output, grid=self._grid)
 
         return hook
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...encoders import Teacher, VJEPATeacher, load_teacher
-from ...encoders.need import TeacherNeed, cache_name, seen_of
+from ...encoders.need import TeacherNeed, cache_name
 from ...methods.relational import motion_saliency
 from ..console import ProgressLine, StopRequest, saving
 from .batches import TrainingClips
@@ -51,7 +51,7 @@ def prepare_features(
         for done, entry in enumerate(missing):
             if stop is not None and stop.asked:
                 return
-            tensors = features_of(teacher, frames.read(entry), need)
+            tensors = features_of(teacher, frames.read(entry), need, step_of(entry))
             with saving("a teacher's features", "those made so far are safe"):
                 cache.write(name, entry.identity, tensors)
             if progress:
@@ -59,26 +59,31 @@ def prepare_features(
 
 
 def check_length(entry: Entry, need: TeacherNeed, tubelet: int) -> None:
-    """Raises TrainingDataError where a clip is too short for what is compared: two feature frames, and one seen before them
-    where they are predicted."""
-    found, least = (entry.info.frames - 1) // tubelet, 3 if need.context else 2
-    if found < least:
+    """Raises TrainingDataError where a clip is too short for what is compared: two feature frames, or a whole window where a
+    world model forecasts."""
+    least = 1 + (need.window if need.context else 2 * tubelet)
+    if entry.info.frames < least:
         raise TrainingDataError(
-            f"{entry.info.source} has {entry.info.frames} frames; {need.name} needs clips of at least {1 + least * tubelet} here."
+            f"{entry.info.source} has {entry.info.frames} frames; {need.name} needs clips of at least {least} here."
         )
 
 
-def features_of(teacher: Teacher, video: Tensor, need: TeacherNeed) -> dict[str, Tensor]:
+def step_of(entry: Entry) -> int:
+    """Video frames that one latent frame of a clip stands for, the first one aside."""
+    return max(1, (entry.info.frames - 1) // max(1, entry.shape[1] - 1))
+
+
+def features_of(teacher: Teacher, video: Tensor, need: TeacherNeed, step: int) -> dict[str, Tensor]:
     """What is kept of one clip `3 T H W`: features `C F H W`, and for plain features the motion saliency `F H W`.
 
     The first video frame is left out, as it has a latent frame of its own, so that latent frame i + 1 stands for tubelets
-    2 i, 2 i + 1.
+    2 i, 2 i + 1. A forecast is kept as its changes from latent frame to latent frame (`step` video frames), with the number of
+    the latent frame from which the first one leads, after the one left out.
     """
     video = video[None, :, 1:]
     if need.context:
-        frames = video.shape[2] // teacher.patch[0]
-        seen = seen_of(frames, need.context)
-        return {"features": teacher.predicted(video, seen)[0].cpu(), "exact_seen": torch.tensor(seen)}
+        changes, first = teacher.expected_changes(video, step, need.window, need.context)
+        return {"features": changes[0].cpu(), "exact_first": torch.tensor(first)}
     saliency = motion_saliency(teacher.resized(video), teacher.patch)[0]
     return {"features": teacher.features(video)[0].cpu(), "exact_saliency": saliency.cpu()}
 

@@ -14,6 +14,12 @@ from .base import Objective, StepView
 from .settings import AlignSettings, MtsaSettings, ObjectiveError, PdaSettings, SoftTrdSettings, TrdSettings
 
 
+def teacher_need(settings: AlignSettings) -> TeacherNeed:
+    """The teacher's features that an alignment wants."""
+    forecast = {"context": settings.context, "window": settings.window} if isinstance(settings, PdaSettings) else {}
+    return TeacherNeed(name=settings.teacher, source=settings.source, **forecast)
+
+
 class AlignObjective(Objective):
     """Base of the objectives that compare a block with a teacher."""
 
@@ -21,7 +27,7 @@ class AlignObjective(Objective):
         """width: of the backbone's tokens; channels: of the teacher's features."""
         super().__init__(settings)
         self.blocks = (settings.block,)
-        self.teachers = (TeacherNeed(name=settings.teacher, source=settings.source),)
+        self.teachers = (teacher_need(settings),)
         self.projector = self.make_projector(width, channels)
 
     def make_projector(self, width: int, channels: int) -> nn.Module:
@@ -33,17 +39,22 @@ class AlignObjective(Objective):
         return view.features[self.teachers[0].key]["features"]
 
     def pair(self, view: StepView) -> tuple[Tensor, Tensor, relational.Grid]:
-        """Projected student tokens and teacher tokens, `B N C`, on the teacher's grid."""
-        volume = self.teacher_volume(view)
-        return self.project(view, tuple(volume.shape[2:])), relational.to_tokens(volume), tuple(volume.shape[2:])
-
-    def project(self, view: StepView, target: relational.Grid) -> Tensor:
-        """Student tokens on `target`."""
+        """Projected student tokens and teacher tokens, `B N C`, on the grid of the comparison."""
         tap = view.taps[self.settings.block]
-        tokens, grid = tap.tokens, tap.grid
-        if grid[0] > 1:  # the teacher does not see the video frame that the first latent frame stands for
-            tokens, grid = relational.without_first_frame(tokens, grid)
-        return self.projector(tokens, grid, target)
+        # The teacher does not see the video frame that the first latent frame stands for.
+        tokens, grid = relational.without_first_frame(tap.tokens, tap.grid, view.latent.shape[2])
+        volume = self.on_grid(self.teacher_volume(view), grid)
+        if self.settings.centre:
+            volume = volume - volume.mean(dim=2, keepdim=True)
+        target = tuple(volume.shape[2:])
+        return self.projector(tokens, grid, target), relational.to_tokens(volume), target
+
+    def on_grid(self, volume: Tensor, grid: relational.Grid) -> Tensor:
+        """Something of the teacher's, `B C F H W`, on the grid of the comparison; `grid` is that of the student's tokens."""
+        if self.settings.grid == "teacher":
+            return volume
+        coarse = (grid[0], grid[1] // self.settings.stride, grid[2] // self.settings.stride)
+        return relational.fit(volume, tuple(map(min, volume.shape[2:], coarse)))
 
 
 class RepaObjective(AlignObjective):
@@ -109,28 +120,29 @@ class MtsaObjective(AlignObjective):
 
     def forward(self, view: StepView) -> Tensor:
         s: MtsaSettings = self.settings
-        mask = relational.top_share(view.features[self.teachers[0].key]["exact_saliency"], s.keep)
-        return relational.mtsa(*self.pair(view), mask, temperature=s.temperature)
+        student, teacher, grid = self.pair(view)
+        saliency = relational.fit(view.features[self.teachers[0].key]["exact_saliency"][:, None], grid)[:, 0]
+        return relational.mtsa(student, teacher, grid, relational.top_share(saliency, s.keep), temperature=s.temperature)
 
 
 class PdaObjective(AlignObjective):
-    """`methods.ldo.pda_loss` on the frames that the world model predicts."""
+    """`methods.ldo.pda_loss` on the changes that the world model expects, at the slower of the two rates: the student's tokens
+    are not stretched in time."""
 
     kind = "pda"
 
-    def __init__(self, settings: PdaSettings, **sizes: int) -> None:
-        super().__init__(settings, **sizes)
-        self.teachers = (TeacherNeed(name=settings.teacher, source=settings.source, context=settings.context),)
-
     def forward(self, view: StepView) -> Tensor:
         s: PdaSettings = self.settings
-        predicted = view.features[self.teachers[0].key]["features"]
-        later, height, width = predicted.shape[2:]
-        seen = int(view.features[self.teachers[0].key]["exact_seen"].flatten()[0])
-        student = self.project(view, (seen + later, height, width))[:, seen * height * width :]
-        return ldo.pda_loss(
-            student, relational.to_tokens(predicted), (later, height, width), None if math.isinf(s.decay) else s.decay
-        )
+        found, tap = view.features[self.teachers[0].key], view.taps[self.settings.block]
+        frames, *space = tap.grid
+        expected, begin = ldo.at_rate(found["features"], int(found["exact_first"].flatten()[0]), view.latent.shape[2] // frames)
+        steps = expected.shape[2] + 1
+        expected = self.on_grid(expected, (steps - 1, *space))
+        volume = relational.to_volume(tap.tokens, tap.grid)[:, :, begin : begin + steps]
+        target = (steps, *expected.shape[3:])
+        student = self.projector(relational.to_tokens(volume), (steps, *space), target)
+        moved, grid = ldo.increments(student, target)
+        return ldo.pda_loss(moved, relational.to_tokens(expected), grid, None if math.isinf(s.decay) else s.decay)
 
 
 def load_compressor(path: str, channels: int) -> moalign.MotionCompressor:

@@ -24,7 +24,7 @@ class StepView:
     signal: Tensor
     """alpha_bar or (1 - sigma)^2 per sample, `B`."""
     taps: Mapping[int, Activation] = field(default_factory=dict)
-    """Block outputs by block number, with gradient."""
+    """Block outputs by block number, counted from 1, with gradient."""
     features: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     """Teachers' tensors by `TeacherNeed.key`."""
 

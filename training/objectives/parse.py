@@ -16,10 +16,19 @@ from typing import Any
 
 from torch import nn
 
+from ...encoders import DEFAULT_SOURCE
 from ...encoders import NAMES as TEACHERS
 from ...encoders.need import TeacherNeed
 from ...methods.weights import WeightsError, read_info
-from .align import MtsaObjective, PdaObjective, RepaObjective, SoftTrdObjective, TrdObjective, TsaObjective
+from .align import (
+    MtsaObjective,
+    PdaObjective,
+    RepaObjective,
+    SoftTrdObjective,
+    TrdObjective,
+    TsaObjective,
+    teacher_need,
+)
 from .base import Objective
 from .drift import DriftObjective
 from .settings import (
@@ -76,15 +85,16 @@ def parse(text: str) -> tuple[str, Settings]:
 
 LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
     **dict.fromkeys(("weight", "margin"), (lambda value: 0 <= value < math.inf, "at least 0")),
-    **dict.fromkeys(("start", "ramp", "stop", "block"), (lambda value: value >= 0, "at least 0")),
-    **dict.fromkeys(("lag", "stride", "hidden"), (lambda value: value >= 1, "at least 1")),
+    **dict.fromkeys(("start", "ramp", "stop"), (lambda value: value >= 0, "at least 0")),
+    **dict.fromkeys(("lag", "stride", "hidden", "window"), (lambda value: value >= 1, "at least 1")),
+    "block": (lambda value: value >= 1, "at least 1: blocks are counted from 1"),
     "temperature": (lambda value: 0 < value < math.inf, "above 0"),
     "decay": (lambda value: value > 0, "above 0, or inf"),
     "keep": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "context": (lambda value: 0 < value < 1, "between 0 and 1"),
 }
 """What numbers a setting takes, in code and in words."""
-CHOICES = {"target": ("mean", "dense"), "scale": ("relative", "raw"), "teacher": TEACHERS}
+CHOICES = {"target": ("mean", "dense"), "scale": ("relative", "raw"), "grid": ("teacher", "tokens"), "teacher": TEACHERS}
 """What words a setting takes."""
 
 
@@ -101,6 +111,13 @@ def check_values(kind: str, settings: Settings) -> None:
         check(settings.teacher in worlds, kind, "teacher", settings.teacher, f"one that predicts: {' or '.join(worlds)}")
 
 
+TAUGHT_BY_DEFAULT = {
+    "videomae, default": "videomae, MCG-NJU/videomae-base",
+    "vjepa2, default": f"vjepa2, {DEFAULT_SOURCE['vjepa2']}",
+}
+"""What older motion heads call the usual weights, and which those were then."""
+
+
 def check_files(kind: str, settings: Settings) -> None:
     """Raises ObjectiveError where the motion head that an objective names is missing, something else, or another teacher's."""
     path = getattr(settings, "motion_head", None)
@@ -111,7 +128,8 @@ def check_files(kind: str, settings: Settings) -> None:
     except WeightsError as error:
         raise ObjectiveError(f"{error} Make it with: latent-physics motion-head.") from error
     check(info.kind == "motion_head", kind, "motion_head", path, f"a motion head's file, and this one holds a {info.kind}")
-    teacher, taught = TeacherNeed(name=settings.teacher, source=settings.source).key, str(info.config.get("teacher"))
+    teacher = TeacherNeed(name=settings.teacher, source=settings.source).key
+    taught = TAUGHT_BY_DEFAULT.get(str(info.config.get("teacher")), str(info.config.get("teacher")))
     # Files may have moved between the stages: their names are compared, not their folders.
     same = [key.partition(", ")[0] + Path(key.partition(", ")[2]).name for key in (teacher, taught)]
     check(same[0] == same[1], kind, "teacher", teacher, f"{taught!r}, with which the motion head was trained")
@@ -135,13 +153,27 @@ def _value(kind: str, key: str, word: str, spec: dataclasses.Field) -> Any:
         raise ObjectiveError(f"{key} of the objective {kind} is {word!r}; it must be a {expected}.") from error
 
 
+def counted_from_one(about: Mapping[str, Any]) -> list[str]:
+    """The objectives that a checkpoint names, their blocks counted from 1: older ones counted from 0, and do not say so."""
+    if about.get("blocks_from") == 1:
+        return list(about["objectives"])
+    texts = []
+    for text in about["objectives"]:
+        kind, *pairs = text.split()
+        if kind in KINDS and issubclass(KINDS[kind][0], AlignSettings):
+            values = dict(pair.split("=", 1) for pair in pairs)
+            values["block"] = str(int(values.get("block", AlignSettings.block)) + 1)
+            pairs = [f"{key}={value}" for key, value in values.items()]
+        texts.append(" ".join([kind, *pairs]))
+    return texts
+
+
 def needed_teachers(texts: Sequence[str]) -> list[TeacherNeed]:
     """The teachers' features that the objectives want, each once."""
     found: dict[str, TeacherNeed] = {}
     for _, settings in map(parse, texts):
         if isinstance(settings, AlignSettings):
-            context = settings.context if isinstance(settings, PdaSettings) else 0.0
-            need = TeacherNeed(name=settings.teacher, source=settings.source, context=context)
+            need = teacher_need(settings)
             found[need.key] = need
     return list(found.values())
 
@@ -158,9 +190,8 @@ def build(texts: Sequence[str], *, width: int, blocks: int, channels: Mapping[st
         name = kind if kind not in built else f"{kind}_{sum(key.startswith(kind) for key in built) + 1}"
         sizes: dict[str, int] = {}
         if isinstance(settings, AlignSettings):
-            check(0 <= settings.block < blocks, kind, "block", settings.block, f"0 to {blocks - 1} for this model")
-            need = needed_teachers([text])[0]
-            sizes = {"width": width, "channels": channels[need.key]}
+            check(1 <= settings.block <= blocks, kind, "block", settings.block, f"1 to {blocks} for this model")
+            sizes = {"width": width, "channels": channels[teacher_need(settings).key]}
         built[name] = KINDS[kind][1](settings, **sizes)
     return built
 

@@ -50,15 +50,20 @@ class AlignSettings(Settings):
     weight: float = 0.5
     """lambda."""
     block: int = 18
-    """The transformer block whose output is aligned."""
+    """Number of the transformer block whose output is aligned, counted from 1."""
     teacher: str = "videomae"
     """Name of the teacher."""
     source: str | None = None
-    """Where its weights are; None for the usual ones."""
+    """Hub id, folder or file of its weights; None for the usual ones."""
     stride: int = 3
-    """Stride of the projector's convolution in space."""
+    """Tokens along a side of the teacher's patch: kernel and stride of the projector's convolution in space."""
     hidden: int = 2048
     """Width of the projector's MLP."""
+    grid: str = "teacher"
+    """"teacher": the tokens are brought to the teacher's grid, as in the papers. "tokens": where the teacher's is finer, its
+    features are averaged over what a token (after the stride) covers, for a teacher whose patch is smaller than a token's."""
+    centre: bool = False
+    """Takes each place's mean over the clip's time off the teacher's features, so that only what changes is compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +114,8 @@ class PdaSettings(AlignSettings):
     teacher: str = "vjepa2"
     """A world model with a predictor."""
     context: float = 0.5
-    """Share of the feature frames the world model sees."""
+    """Share of a window that the world model sees before it forecasts the rest."""
+    window: int = 16
+    """Frames of the window that slides over the clip."""
     decay: float = 10.0
     """As in soft-TRD."""

@@ -21,6 +21,7 @@ from ..backbones.keys import WAN_DIT, KeyMap, KeyMapError, to_diffusers, to_nati
 from ..backbones.lora import TuneConfig, scaling
 from ..console import saving
 from ..loop.checkpoint import KIND, write_tensors
+from ..objectives import parse
 
 LORA_KIND, FULL_KIND = "lora", "diffusion_model"
 PREFIX = "diffusion_model."
@@ -129,7 +130,8 @@ def export(config: ExportConfig) -> Path:
         "averaged": averaged,
         "trainer": info.recipe["trainer"],
         **{key: about[key] for key in ("recipe", "tune")},
-        "objectives": [" ".join(map(without_folder, text.split())) for text in about["objectives"]],
+        "objectives": [" ".join(map(without_folder, text.split())) for text in parse.counted_from_one(about)],
+        "blocks_from": 1,
         "base": without_folder(about["base"]),
         "versions": versions(),
     }

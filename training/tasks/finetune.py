@@ -298,6 +298,7 @@ def about(config: FinetuneConfig, backbone: Backbone) -> dict[str, Any]:
         "family": backbone.family,
         "base": str(config.dit or config.source or config.backbone),
         "objectives": list(config.objectives),
+        **({"blocks_from": 1} if parse.needed_teachers(config.objectives) else {}),
         "tune": asdict(config.tune),
         "dit_config": plain,
     }

@@ -104,20 +104,20 @@ def test_tap_sees_the_block_and_its_gradient(backbone):
     tokens = torch.randn(2, backbone.text_length, backbone.cond_dim)
     t = torch.tensor([0.3, 0.6]) if backbone.family == "wan" else torch.tensor([300, 600])
     backbone.dit.requires_grad_(True)
-    with backbone.tap(0, 1) as taps:
+    with backbone.tap(1, 2) as taps:
         backbone.predict(latent, t, tokens)
-    assert set(taps) == {0, 1}
-    assert taps[1].grid == (2, 2, 4)
-    assert taps[1].tokens.shape[:2] == (2, 16)
-    plain = torch.autograd.grad(taps[1].tokens.square().sum(), next(backbone.blocks[0].parameters()))[0]
+    assert set(taps) == {1, 2}
+    assert taps[2].grid == (2, 2, 4)
+    assert taps[2].tokens.shape[:2] == (2, 16)
+    plain = torch.autograd.grad(taps[2].tokens.square().sum(), next(backbone.blocks[0].parameters()))[0]
     backbone.dit.enable_gradient_checkpointing()
-    with backbone.tap(1) as taps:
+    with backbone.tap(2) as taps:
         backbone.predict(latent, t, tokens)
-    checkpointed = torch.autograd.grad(taps[1].tokens.square().sum(), next(backbone.blocks[0].parameters()))[0]
+    checkpointed = torch.autograd.grad(taps[2].tokens.square().sum(), next(backbone.blocks[0].parameters()))[0]
     backbone.dit.disable_gradient_checkpointing()
     backbone.dit.requires_grad_(False)
     torch.testing.assert_close(plain, checkpointed)
-    with pytest.raises(BackboneError, match="blocks 0 to 1"), backbone.tap(2):
+    with pytest.raises(BackboneError, match="blocks 1 to 2"), backbone.tap(0):
         pass
 
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from latent_physics.training import objectives
 from latent_physics.training.backbones import Activation
+from latent_physics.training.objectives.base import StepView
 from test_objectives import build_one
 
 FRAMES, HEIGHT, WIDTH = 4, 6, 9
@@ -68,7 +68,7 @@ def scene() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     shape = (2, FRAMES * HEIGHT * WIDTH, CHANNELS)
     tokens = torch.randn(shape, generator=generator, dtype=torch.float64)
-    return tokens, torch.randn(2, TEACHER, *CELLS, generator=generator, dtype=torch.float64) + 0.5
+    return tokens, torch.randn(2, TEACHER, *CELLS, generator=generator, dtype=torch.float64) + 2
 
 
 def test_the_recipes_objective_is_videorepas_loss_to_the_last_digit():
@@ -84,7 +84,7 @@ def test_the_recipes_objective_is_videorepas_loss_to_the_last_digit():
             tap = Activation(tokens=leaf, grid=(FRAMES, HEIGHT, WIDTH))
             latent = torch.zeros(2, 4, FRAMES, 2 * HEIGHT, 2 * WIDTH)
             features = {objective.teachers[0].key: {"features": teacher}}
-            view = objectives.StepView(latent=latent, x0=latent, signal=torch.ones(2), taps={18: tap}, features=features)
+            view = StepView(latent=latent, x0=latent, signal=torch.ones(2), taps={18: tap}, features=features)
             value = objective(view)
         else:
             value, below = relation_distillation(

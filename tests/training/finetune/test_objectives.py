@@ -15,9 +15,9 @@ import torch
 from latent_physics.encoders import VideoMAETeacher, VJEPATeacher
 from latent_physics.encoders.need import TeacherNeed, cache_name
 from latent_physics.kernels.drift import drift_loss
-from latent_physics.methods import relational
+from latent_physics.methods import ldo, relational
 from latent_physics.methods.moalign import MotionHead
-from latent_physics.methods.weights import WeightsInfo, save_weights
+from latent_physics.methods.weights import WeightsInfo, load_weights, read_info, save_weights
 from latent_physics.training.backbones import Activation
 from latent_physics.training.backbones.lora import TuneConfig
 from latent_physics.training.commands import finetune as finetune_command
@@ -36,7 +36,7 @@ from latent_physics.training.objectives.settings import ObjectiveError
 from latent_physics.training.recipes import RecipeError, load_recipe, names
 from latent_physics.training.tasks import finetune as command
 from latent_physics.training.tasks import motion_head as stage_one
-from latent_physics.training.tasks.export import lora_to_diffusers
+from latent_physics.training.tasks.export import ExportConfig, export, lora_to_diffusers
 from latent_physics.training.tasks.finetune import FinetuneConfig, FinetuneError, finetune
 from safetensors.torch import load_file
 from test_teachers import JEPA, MAE
@@ -44,12 +44,12 @@ from transformers import VideoMAEConfig, VideoMAEModel, VJEPA2Config, VJEPA2Mode
 
 ALL = [
     "drift weight=0.4 lag=1",
-    "repa weight=0.5 block=1 stride=1 hidden=16",
-    "trd weight=0.5 block=0 stride=1 hidden=16",
-    "soft_trd weight=0.5 block=1 stride=1 hidden=16",
-    "tsa weight=0.5 block=1 stride=1 hidden=16",
-    "mtsa weight=0.5 block=1 stride=1 hidden=16 keep=0.3",
-    "pda weight=0.5 block=1 stride=1 hidden=16 context=0.25",
+    "repa weight=0.5 block=2 stride=1 hidden=16",
+    "trd weight=0.5 block=1 stride=1 hidden=16",
+    "soft_trd weight=0.5 block=2 stride=1 hidden=16",
+    "tsa weight=0.5 block=2 stride=1 hidden=16",
+    "mtsa weight=0.5 block=2 stride=1 hidden=16 keep=0.3",
+    "pda weight=0.5 block=2 stride=1 hidden=16 context=0.25 window=12",
 ]
 
 
@@ -70,29 +70,37 @@ def tiny_teachers(monkeypatch):
     monkeypatch.setattr(features, "load_teacher", load)
 
 
-def view(grid=(3, 2, 2), target=(4, 4, 4), channels=6, seed=0) -> StepView:
+MAE_KEY, JEPA_KEY = "videomae, OpenGVLab/VideoMAEv2-Base", "vjepa2, facebook/vjepa2-vitl-fpc64-256, context 0.5 of 16"
+
+
+def view(grid=(4, 2, 2), target=(4, 4, 4), channels=6, seed=0, frames=4, block=1) -> StepView:
     generator = torch.Generator().manual_seed(seed)
-    latent = torch.randn(2, 16, 3, 4, 4, generator=generator)
+    latent = torch.randn(2, 16, frames, 4, 4, generator=generator)
     tokens = torch.randn(2, math.prod(grid), 8, generator=generator)
     features = {
-        "videomae, default": {
+        MAE_KEY: {
             "features": torch.randn(2, channels, *target, generator=generator),
             "exact_saliency": torch.rand(2, *target, generator=generator),
         },
-        "vjepa2, default, context 0.5": {
+        JEPA_KEY: {
             "features": torch.randn(2, channels, 2, *target[1:], generator=generator),
-            "exact_seen": torch.tensor([2, 2]),
+            "exact_first": torch.tensor([0, 0]),
         },
     }
     x0 = latent + 0.3 * torch.randn(latent.shape, generator=generator)
-    taps = {0: Activation(tokens=tokens, grid=grid)}
+    taps = {block: Activation(tokens=tokens, grid=grid)}
     return StepView(latent=latent, x0=x0, signal=torch.tensor([0.9, 0.3]), taps=taps, features=features)
 
 
 def built(text: str):
+    return build_one(text, width=8, blocks=2, channels=6)
+
+
+def build_one(text: str, *, width: int, blocks: int, channels: int):
+    """One objective as the trainer builds it."""
     torch.manual_seed(0)
-    channels = {"videomae, default": 6, "vjepa2, default, context 0.5": 6}
-    (objective,) = parse.build([text], width=8, blocks=2, channels=channels).values()
+    widths = {need.key: channels for need in parse.needed_teachers([text])}
+    (objective,) = parse.build([text], width=width, blocks=blocks, channels=widths).values()
     return objective
 
 
@@ -120,18 +128,16 @@ def test_drift_is_equation_six_and_has_the_papers_ablations():
 def test_alignments_are_the_methods_on_projected_tokens(text):
     """The objective projects the block without its first frame and calls the method; gradients reach block and projector."""
     kind = text.split()[0]
-    objective, seen = built(f"{text} block=0 stride=1 hidden=8"), view()
-    seen.taps[0].tokens.requires_grad_(True)
-    later, grid = relational.without_first_frame(seen.taps[0].tokens, (3, 2, 2))
-    target = (4, 4, 4)
+    objective, seen = built(f"{text} block=1 stride=1 hidden=8"), view()
+    seen.taps[1].tokens.requires_grad_(True)
+    later, grid = relational.without_first_frame(seen.taps[1].tokens, (4, 2, 2))
+    target = (3, 4, 4) if kind == "pda" else (4, 4, 4)  # the changes' rate is the tokens' own
     student = objective.projector(later, grid, target)
     teacher = relational.to_tokens(seen.features[objective.teachers[0].key]["features"])
     if kind == "repa":
         expected = relational.repa(student, teacher)
     elif kind == "pda":
-        from latent_physics.methods import ldo
-
-        expected = ldo.pda_loss(student[:, 32:], teacher, (2, 4, 4))
+        expected = ldo.pda_loss(student[:, 16:] - student[:, :-16], teacher, (2, 4, 4))
     elif kind == "mtsa":
         mask = relational.top_share(seen.features[objective.teachers[0].key]["exact_saliency"], 0.3)
         expected = relational.mtsa(student, teacher, target, mask)
@@ -140,9 +146,70 @@ def test_alignments_are_the_methods_on_projected_tokens(text):
     loss = objective(seen)
     torch.testing.assert_close(loss, expected)
     loss.backward()
-    assert seen.taps[0].tokens.grad[:, 4:].abs().sum() > 0
-    assert seen.taps[0].tokens.grad[:, :4].abs().sum() == 0
+    assert seen.taps[1].tokens.grad[:, 4:].abs().sum() > 0
+    assert seen.taps[1].tokens.grad[:, :4].abs().sum() == 0
     assert all(value.grad is not None for value in objective.projector.parameters())
+
+
+@pytest.mark.parametrize("text", ["repa", "trd", "soft_trd", "tsa", "mtsa keep=0.3"])
+def test_a_teacher_on_the_tokens_grid_less_its_mean_over_time(text):
+    """Its features are averaged over what a token covers, its saliency too; the tokens are neither stretched nor mixed."""
+    kind = text.split()[0]
+    objective, seen = built(f"{text} block=1 stride=1 hidden=8 grid=tokens centre=true"), view(target=(6, 4, 4))
+    found = seen.features[MAE_KEY]
+    means = lambda x: x.unflatten(-3, (3, 2)).unflatten(-2, (2, 2)).unflatten(-1, (2, 2)).mean(dim=(-5, -3, -1))  # noqa: E731
+    volume = means(found["features"])
+    teacher = relational.to_tokens(volume - volume.mean(dim=2, keepdim=True))
+    student = objective.projector(seen.taps[1].tokens[:, 4:], (3, 2, 2), (3, 2, 2))
+    if kind == "repa":
+        expected = relational.repa(student, teacher)
+    elif kind == "mtsa":
+        mask = relational.top_share(means(found["exact_saliency"]), 0.3)
+        expected = relational.mtsa(student, teacher, (3, 2, 2), mask)
+    else:
+        expected = getattr(relational, kind)(student, teacher, (3, 2, 2))
+    torch.testing.assert_close(objective(seen), expected)
+
+
+def test_cogvideox_1_5_drops_one_latent_frame_and_compares_changes_of_tokens():
+    """Two latent frames a token: 4 frames of tokens are 8 latent frames, of which the first alone is left out; PDA's changes are
+    those between tokens, and the first token, half of which is that frame, plays no part."""
+    seen = view(grid=(4, 2, 2), target=(14, 4, 4), frames=8)
+    objective = built("tsa block=1 stride=1 hidden=8")
+    later, grid = relational.without_first_frame(seen.taps[1].tokens, (4, 2, 2), 8)
+    assert grid == (7, 2, 2)
+    teacher = relational.to_tokens(seen.features[MAE_KEY]["features"])
+    expected = relational.tsa(objective.projector(later, grid, (14, 4, 4)), teacher, (14, 4, 4))
+    torch.testing.assert_close(objective(seen), expected)
+    # Features of latent frames 1 to 7, whose changes the world model expects from frame 2 on.
+    latents = torch.randn(2, 6, 7, 4, 4, generator=torch.Generator().manual_seed(5))
+    features = {"features": (latents[:, :, 2:] - latents[:, :, 1:-1]), "exact_first": torch.tensor([1, 1])}
+    seen.features = {**seen.features, JEPA_KEY: features}
+    objective = built("pda block=1 stride=1 hidden=8")
+    tokens = relational.to_volume(seen.taps[1].tokens, (4, 2, 2))[:, :, 1:]
+    student = relational.to_volume(objective.projector(relational.to_tokens(tokens), (3, 2, 2), (3, 4, 4)), (3, 4, 4))
+    pairs = latents[:, :, 1:].unflatten(2, (3, 2)).mean(3)
+    moved, expected = (relational.to_tokens(x[:, :, 1:] - x[:, :, :-1]) for x in (student, pairs))
+    torch.testing.assert_close(objective(seen), ldo.pda_loss(moved, expected, (2, 4, 4)), rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_of_older_checkpoints_keep_their_meaning(tmp_path):
+    """They counted from 0 and do not say so: an exported file says the number from 1, and such a run is not resumed by mistake."""
+    old = {"objectives": ["drift lag=2", "tsa weight=0.5 block=17 temperature=0.1", "repa weight=0.5"]}
+    assert parse.counted_from_one(old) == ["drift lag=2", "tsa weight=0.5 block=18 temperature=0.1", "repa weight=0.5 block=19"]
+    assert parse.counted_from_one(old | {"blocks_from": 1}) == old["objectives"]
+    config = settings(tmp_path, objectives=["repa block=2 stride=1 hidden=8"])
+    _, path = finetune(config, progress=quiet())
+    assert read_info(path).recipe["objectives"] == config.objectives
+    tensors, info = load_weights(checkpoint := tmp_path / "run" / "checkpoint.safetensors", "training_checkpoint")
+    before = dict(info.config, objectives=["repa block=1 stride=1 hidden=8"])
+    del before["blocks_from"]
+    save_weights(checkpoint, tensors, replace(info, config=before))
+    older = export(ExportConfig(run=tmp_path / "run", out=tmp_path / "older.safetensors"))
+    assert read_info(older).recipe["objectives"] == config.objectives
+    same_words = replace(config, objectives=["repa block=1 stride=1 hidden=8"])
+    with pytest.raises(command.ERRORS, match="blocks_from None -> 1"):
+        finetune(same_words, progress=quiet())
 
 
 def test_soft_trd_with_a_motion_head_aligns_with_its_subspace(tmp_path):
@@ -152,11 +219,11 @@ def test_soft_trd_with_a_motion_head_aligns_with_its_subspace(tmp_path):
     path = tmp_path / "head.safetensors"
     info = WeightsInfo(kind="motion_head", latent_space="pixels", config={"sizes": sizes, "teacher": "x"})
     save_weights(path, head.state_dict(), info)
-    objective, seen = built(f"soft_trd block=0 stride=1 motion_head={path}"), view()
+    objective, seen = built(f"soft_trd block=1 stride=1 motion_head={path}"), view()
     assert not any("frozen" in name or "compressor" in name for name in objective.state_dict())
     with torch.no_grad():
-        motion = head.compressor(seen.features["videomae, default"]["features"])
-    later, grid = relational.without_first_frame(seen.taps[0].tokens, (3, 2, 2))
+        motion = head.compressor(seen.features[MAE_KEY]["features"])
+    later, grid = relational.without_first_frame(seen.taps[1].tokens, (4, 2, 2))
     expected = relational.soft_trd(objective.projector(later, grid, (4, 4, 4)), relational.to_tokens(motion), (4, 4, 4))
     torch.testing.assert_close(objective(seen), expected)
     with pytest.raises(ObjectiveError, match="trained on features of 6 channels"):
@@ -174,18 +241,20 @@ def test_weights_follow_their_schedule():
         ("gravity weight=1", "objective 'gravity' is unknown; choose one of drift"),
         ("drift wieght=1", "'wieght=1' is not a setting of the objective drift; it has weight"),
         ("drift lag=two", "lag of the objective drift is 'two'"),
-        ("tsa block=9", "block of the objective tsa is 9; it must be 0 to 1"),
-        ("mtsa block=0 keep=0", "keep of the objective mtsa is 0.0"),
+        ("tsa block=9", "block of the objective tsa is 9; it must be 1 to 2 for this model"),
+        ("tsa block=0", "block of the objective tsa is 0; it must be at least 1: blocks are counted from 1"),
+        ("tsa block=1 grid=both", "grid of the objective tsa is 'both'; it must be teacher or tokens"),
+        ("mtsa block=1 keep=0", "keep of the objective mtsa is 0.0"),
         ("drift target=sparse", "it must be mean or dense"),
         ("drift lag=0", "lag of the objective drift is 0; it must be at least 1"),
         ("drift weight=inf", "weight of the objective drift is inf"),
-        ("tsa block=0 temperature=0", "temperature of the objective tsa is 0.0; it must be above 0"),
-        ("soft_trd block=0 decay=-1", "decay of the objective soft_trd is -1.0; it must be above 0, or inf"),
-        ("repa block=0 stride=0", "stride of the objective repa is 0"),
-        ("repa block=0 teacher=dino", "teacher of the objective repa is 'dino'; it must be videomae, vjepa2, toy_videomae or"),
-        ("pda block=0 context=1", "context of the objective pda is 1.0; it must be between 0 and 1"),
-        ("pda block=0 teacher=videomae", "it must be one that predicts: vjepa2 or toy_vjepa2"),
-        ("soft_trd block=0 motion_head=no.safetensors", "no.safetensors does not exist"),
+        ("tsa block=1 temperature=0", "temperature of the objective tsa is 0.0; it must be above 0"),
+        ("soft_trd block=1 decay=-1", "decay of the objective soft_trd is -1.0; it must be above 0, or inf"),
+        ("repa block=1 stride=0", "stride of the objective repa is 0"),
+        ("repa block=1 teacher=dino", "teacher of the objective repa is 'dino'; it must be videomae, vjepa2, toy_videomae or"),
+        ("pda block=1 context=1", "context of the objective pda is 1.0; it must be between 0 and 1"),
+        ("pda block=1 teacher=videomae", "it must be one that predicts: vjepa2 or toy_vjepa2"),
+        ("soft_trd block=1 motion_head=no.safetensors", "no.safetensors does not exist"),
     ],
 )
 def test_bad_objectives_are_one_sentence(text, message):
@@ -196,19 +265,22 @@ def test_bad_objectives_are_one_sentence(text, message):
 def test_features_leave_the_first_frame_out_and_know_what_moved():
     teacher = features.load_teacher("videomae")
     video = torch.rand(3, 9, 32, 32)
-    found = features_of(teacher, video, TeacherNeed(name="videomae"))
+    found = features_of(teacher, video, TeacherNeed(name="videomae"), step=4)
     torch.testing.assert_close(found["features"], teacher.features(video[None, :, 1:])[0])
     assert found["exact_saliency"].shape == found["features"].shape[1:] == (4, 4, 4)
-    predicted = features_of(features.load_teacher("vjepa2"), video, TeacherNeed(name="vjepa2", context=0.25))
-    assert int(predicted["exact_seen"]) == 1
-    assert predicted["features"].shape == (48, 3, 4, 4)
+    world, need = features.load_teacher("vjepa2"), TeacherNeed(name="vjepa2", context=0.25, window=12)
+    video = torch.rand(3, 17, 32, 32)
+    forecast = features_of(world, video, need, step=4)
+    changes, first = world.expected_changes(video[None, :, 1:], 4, 12, 0.25)
+    assert int(forecast["exact_first"]) == first == 1
+    torch.testing.assert_close(forecast["features"], changes[0])
 
 
 def settings(tmp_path, **changes) -> FinetuneConfig:
     data = tmp_path / "data"
     if not data.exists():
         data.mkdir()
-        tiny_run.clips(data, width=4096)
+        tiny_run.clips(data, shapes=[(4, 4, 4)] * 6, width=4096)
         tiny.native_files(tmp_path / "base")
     trainer = TrainerConfig(steps=2, batch=2, rate=1e-3, held_out=0.2, validate_every=1, save_every=1, tensorboard=False)
     defaults = {"out": tmp_path / "run", "data": data, "backbone": "toy", "dit": tmp_path / "base" / "dit.safetensors"}
@@ -255,12 +327,12 @@ def test_missing_videos_and_damaged_features_are_told(tmp_path):
         ({"data": None}, "there is nothing to train on"),
         ({"source": "x"}, "dit and source name two models"),
         ({"tune": TuneConfig(mode="full"), "fp8_storage": True}, "fp8_storage is for a LoRA"),
-        ({"objectives": ["soft_trd block=0 motion_head=no.safetensors"]}, "no.safetensors does not exist"),
+        ({"objectives": ["soft_trd block=1 motion_head=no.safetensors"]}, "no.safetensors does not exist"),
         ({"init": Path("no.safetensors")}, "init is no.safetensors, which does not exist"),
         ({"tune": TuneConfig(rank=0)}, "rank 0"),
         ({"trainer": TrainerConfig(beta2=1.0)}, "beta2 is 1.0"),
         ({"trainer": TrainerConfig(precision="fp16")}, "fp16, which needs a CUDA GPU"),
-        ({"objectives": ["drift lag=3"]}, "the shortest clip has 3 latent frames, too few for a drift at lag 3"),
+        ({"objectives": ["drift lag=4"]}, "the shortest clip has 4 latent frames, too few for a drift at lag 4"),
     ],
 )
 def test_bad_commands_are_one_sentence(changes, message, tmp_path):
@@ -287,8 +359,8 @@ def test_motion_head_learns_flow_and_serves_stage_two(tmp_path, monkeypatch):
     rows = read_log(tmp_path / "head" / "log.csv")
     assert rows[-1]["flow"] < 0.3 * rows[0]["flow"]
     assert outcome.step == 60
-    text = f"soft_trd block=1 stride=1 motion_head={path}"
-    with pytest.raises(ObjectiveError, match="it must be 'videomae, default', with which the motion head was trained"):
+    text = f"soft_trd block=2 stride=1 motion_head={path}"
+    with pytest.raises(ObjectiveError, match=f"it must be {MAE_KEY!r}, with which the motion head was trained"):
         finetune(settings(tmp_path, objectives=[f"{text} source=other/encoder"]), progress=quiet())
     finetune(settings(tmp_path, objectives=[text]), progress=quiet())
     assert math.isfinite(read_log(tmp_path / "run" / "log.csv")[-1]["soft_trd"])
@@ -313,7 +385,7 @@ def test_clips_too_short_for_a_teacher_are_told_before_any_feature_is_made(tmp_p
     tiny_run.clips(data, shapes=[(3, 4, 4)] * 2 + [(2, 4, 4)])
     clips, cache = batches.TrainingClips(data, batch=1, seed=0), FeatureCache(tmp_path / "features")
     need = TeacherNeed(name="vjepa2", context=0.5)
-    with pytest.raises(TrainingDataError, match=r"clip2\.mp4 has 5 frames; vjepa2 needs clips of at least 7 here"):
+    with pytest.raises(TrainingDataError, match=r"clip2\.mp4 has 5 frames; vjepa2 needs clips of at least 17 here"):
         prepare_features(clips, [need], cache)
     assert not cache.folder.exists()
 
@@ -464,8 +536,7 @@ def test_frames_of_a_real_clip_come_back_as_they_were_cut(tmp_path):
 
 
 def test_objectives_get_names_of_their_own():
-    channels = {"videomae, default": 6}
-    together = parse.build(["repa block=0", "drift", "tsa block=0", "tsa block=1"], width=8, blocks=2, channels=channels)
+    together = parse.build(["repa block=1", "drift", "tsa block=1", "tsa block=2"], width=8, blocks=2, channels={MAE_KEY: 6})
     assert list(together) == ["repa", "drift", "tsa", "tsa_2"]
 
 
