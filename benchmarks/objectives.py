@@ -25,7 +25,6 @@ import torch
 from common import MIB, Kernel, Measurement, Step, machine, measure
 from cost_models import MODELS, VideoModel, build, operations, training_operations
 from cost_seconds import block_inputs, training_whole, transformer_by_parts
-from latent_physics.encoders.need import seen_of
 from latent_physics.training.backbones import Activation
 from latent_physics.training.objectives import parse
 from latent_physics.training.objectives.base import Objective, StepView
@@ -46,6 +45,8 @@ RECIPES = {
     "mtsa": "mtsa weight=0.5 block=18 temperature=0.1 keep=0.2",
     "pda": "pda weight=0.5 block=18 context=0.5 decay=10",
 }
+SEEN = 2
+"""Latent frames that the world model sees before it forecasts: half a window of 16 frames."""
 KERNEL_OF = {"trd": "TRD", "soft_trd": "soft TRD", "tsa": "tempered KL", "mtsa": "tempered KL, 20 % of the queries"}
 PROJECTOR, PEER = "projector alone", "VideoREPA's formula"
 BLOCK_GRID = (13, 10, 15)
@@ -61,7 +62,7 @@ def teacher_grid(grid: tuple[int, int, int]) -> tuple[int, int, int]:
     """VideoMAE's features of the clip behind a token grid: all video frames but the first, two to a feature frame."""
     frames, height, width = grid
     shrink = SHRINK if min(height, width) * PATCH > TEACHER_INPUT else 1
-    return 2 * (frames - 1), *(max(1, round(side / shrink)) for side in (height, width))
+    return 2 * (frames - 1), *(max(1, side // shrink) for side in (height, width))
 
 
 def objective_of(name: str) -> Objective:
@@ -83,12 +84,11 @@ def view_of(objective: Objective, grid: tuple[int, int, int], device: str) -> tu
     tokens = torch.randn(1, math.prod(grid), token_width(), device=device, dtype=half).requires_grad_()
     tap = Activation(tokens=tokens, grid=grid)
     seen = teacher_grid(grid)
-    predicts = isinstance(objective.settings, PdaSettings)
-    first = seen_of(seen[0], objective.settings.context) if predicts else 0
+    kept = (frames - 1 - SEEN - 1, *seen[1:]) if isinstance(objective.settings, PdaSettings) else seen
     features = {
-        "features": torch.randn(1, TEACHER_CHANNELS, seen[0] - first, *seen[1:], device=device),
+        "features": torch.randn(1, TEACHER_CHANNELS, *kept, device=device),
         "exact_saliency": torch.rand(1, *seen, device=device),
-        "exact_seen": torch.tensor([first]),
+        "exact_first": torch.tensor([SEEN]),
     }
     given = {objective.teachers[0].key: features}
     return StepView(latent=latent, x0=x0, signal=signal, taps={objective.blocks[0]: tap}, features=given), tokens
@@ -97,7 +97,7 @@ def view_of(objective: Objective, grid: tuple[int, int, int], device: str) -> tu
 def loss_of(name: str, objective: Objective, view: StepView) -> Tensor:
     """The objective, or what it is compared with."""
     if name == PROJECTOR:
-        return objective.project(view, tuple(objective.teacher_volume(view).shape[2:])).float().square().mean()
+        return objective.pair(view)[0].float().square().mean()
     if name == PEER:
         return videorepa(*objective.pair(view))
     return objective(view)
@@ -107,7 +107,7 @@ def prepare(variant: str, device: str, grid: list[int]) -> Step:
     """Forward and backward of one objective alone."""
     torch.manual_seed(0)
     objective = objective_of(variant).to(device)
-    view, leaf = view_of(objective, (max(3, grid[0]), *grid[1:]), device)  # common.py tries two frames first: no drift at lag 2
+    view, leaf = view_of(objective, (max(SEEN + 3, grid[0]), *grid[1:]), device)  # common.py tries two frames first: no change
 
     def step() -> Tensor:
         leaf.grad = None
@@ -187,12 +187,15 @@ def added_operations(name: str, grid: tuple[int, int, int]) -> float | None:
     objective = objective_of(name)
     if not objective.blocks:
         return None
-    target = teacher_grid(grid)
+    target, frames = teacher_grid(grid), grid[0] - 1
+    compared = target
+    if name == "pda":
+        frames = max(2, frames - SEEN)
+        target, compared = (frames, *target[1:]), (frames - 1, *target[1:])
     projector = objective.projector.to("meta")
-    tokens = torch.empty(1, (grid[0] - 1) * math.prod(grid[1:]), token_width(), device="meta")
+    tokens = torch.empty(1, frames * math.prod(grid[1:]), token_width(), device="meta")
     with torch.no_grad():
-        counted = 3 * operations(lambda: projector(tokens, (grid[0] - 1, *grid[1:]), target))
-    compared = (target[0] - seen_of(target[0], 0.5), *target[1:]) if name == "pda" else target
+        counted = 3 * operations(lambda: projector(tokens, (frames, *grid[1:]), target))
     if name == PEER:  # both relations, and the student's backward through both factors
         return counted + 4 * 2 * math.prod(target) ** 2 * TEACHER_CHANNELS
     kernel = KERNEL_OF.get("soft_trd" if name == "pda" else name)

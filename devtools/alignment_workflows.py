@@ -112,7 +112,7 @@ Press **Run**. Needs no download and no GPU: the model comes with the pack.
                 title="1  Load and listen",
                 nodes=[
                     WORLD,
-                    Node(key="tap", type="LatentPhysicsTapBlock", values={"model": TOY_MODEL, "block": 1, "step": 15}),
+                    Node(key="tap", type="LatentPhysicsTapBlock", values={"model": TOY_MODEL, "block": 2, "step": 15}),
                     Node(key="teacher", type="LatentPhysicsLoadVideoEncoder", values={"name": "toy/toy_videomae.safetensors"}),
                 ],
             ),

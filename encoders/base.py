@@ -125,7 +125,7 @@ def pretrained(model_type: type, source: str, what: str, extra: str = "") -> tup
     """
     try:
         model, report = model_type.from_pretrained(
-            source, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+            source, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
         )
     except (OSError, ValueError, RuntimeError) as error:
         if _only_pickles(source, error):

@@ -145,10 +145,10 @@ class TapBlock(io.ComfyNode):
                 io.Model.Input("model", tooltip="A video model (Wan, CogVideoX, HunyuanVideo, the toy world)."),
                 io.Int.Input(
                     "block",
-                    default=0,
-                    min=0,
+                    default=1,
+                    min=1,
                     max=200,
-                    tooltip="Number of the block, from 0. TSA aligns block 18 of CogVideoX-2B's 30; the toy world has few.",
+                    tooltip="Number of the block, from 1. TSA aligns block 18 of CogVideoX-2B's 30; the toy world has few.",
                 ),
                 io.Int.Input(
                     "step",
@@ -238,10 +238,11 @@ class CorrespondenceMap(io.ComfyNode):
         else:
             clip, found = tapped_features(model, latent, images)
             check_point(clip, x, y, frame)
-        height, width = clip.shape[1:3]
-        query = (found.index[frame], y * found.grid[1] // height, x * found.grid[2] // width)
+        height, width = found.covered
+        row, column = min(y, height - 1) * found.grid[1] // height, min(x, width - 1) * found.grid[2] // width
+        query = (found.index[frame], row, column)
         maps = correspondence(found.tokens, found.grid, query, temperature).cpu()
-        shown = laid_over(clip, maps, found.index, opacity)
+        shown = laid_over(clip, maps, found.index, opacity, found.covered)
         mark(shown[frame], x, y)
         return io.NodeOutput(shown, maps, ui=figures.preview_video(shown, cls))
 
@@ -265,6 +266,8 @@ class ClipFeatures:
     """(F, H, W) of the features."""
     index: list[int]
     """Of every image: the feature frame that shows it."""
+    covered: tuple[int, int]
+    """Height and width, in pixels from the upper left corner, of the part of an image that the features stand for."""
 
 
 def encoder_features(encoder: VideoEncoder, images: Tensor) -> ClipFeatures:
@@ -274,7 +277,8 @@ def encoder_features(encoder: VideoEncoder, images: Tensor) -> ClipFeatures:
         found = encoder.teacher.features(video)[0].cpu()
     last = found.shape[1] - 1
     index = [min(number // encoder.teacher.patch[0], last) for number in range(len(images))]
-    return ClipFeatures(tokens=found.flatten(1).T, grid=tuple(found.shape[1:]), index=index)
+    covered = encoder.teacher.covered(*images.shape[1:3])
+    return ClipFeatures(tokens=found.flatten(1).T, grid=tuple(found.shape[1:]), index=index, covered=covered)
 
 
 def tapped_features(
@@ -293,7 +297,8 @@ def tapped_features(
     clip = images[: len(images) // clips]
     per_token = -(-frames // found.grid[0])
     index = [figures.latent_frame(number, len(clip), frames) // per_token for number in range(len(clip))]
-    return clip, ClipFeatures(tokens=found.tokens, grid=found.grid, index=[min(one, found.grid[0] - 1) for one in index])
+    index = [min(one, found.grid[0] - 1) for one in index]
+    return clip, ClipFeatures(tokens=found.tokens, grid=found.grid, index=index, covered=tuple(clip.shape[1:3]))
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,6 +61,7 @@ def find_encoder(name: str) -> tuple[str, Path]:
 def load_encoder(name: str) -> Teacher:
     """The encoder of a name in the menu, on the CPU. Raises ValueError, in one sentence, where it cannot be loaded."""
     from ...encoders import TeacherError, VideoMAETeacher, VJEPATeacher
+    from ...encoders.videomae import hub_config, is_v2
 
     classes = {"videomae": VideoMAETeacher, "vjepa2": VJEPATeacher}
     kind, path = find_encoder(name)
@@ -70,27 +70,14 @@ def load_encoder(name: str) -> Teacher:
             return classes[kind].from_weights(path)
         if kind == "videomae v2":
             return VideoMAETeacher.from_source(str(path))
-        model_type = json.loads(path.with_name("config.json").read_text(encoding="utf-8")).get("model_type")
+        config = hub_config(str(path.parent))
+        model_type = "videomae" if is_v2(config) else config.get("model_type")
         if model_type not in classes:
             raise TeacherError(f"{name} is a {model_type} model; Load Video Encoder loads {' and '.join(classes)}.")
-        return classes[model_type](from_folder(path.parent, model_type), name)
-    except (OSError, RuntimeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        return classes[model_type].from_source(str(path.parent))
+    except (OSError, RuntimeError, AttributeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TeacherError(f"{name} could not be loaded as a video encoder: {reason}") from error
-
-
-def from_folder(folder: Path, model_type: str) -> torch.nn.Module:
-    """A transformers model from a folder on this disk, from safetensors only. Raises OSError, RuntimeError or ValueError."""
-    import transformers
-
-    model_class = {"videomae": transformers.VideoMAEModel, "vjepa2": transformers.VJEPA2Model}[model_type]
-    model, report = model_class.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-    )
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise RuntimeError(f"its weights lack {missing[0]} and {len(missing) - 1} more.")
-    return model
 
 
 @contextmanager

@@ -33,13 +33,13 @@ class Tapped:
 
 
 def add_tap(model: comfy.model_patcher.ModelPatcher, block: int, step: int) -> comfy.model_patcher.ModelPatcher:
-    """A clone of MODEL that remembers the output of `block` (from 0) at `step` (from 1). A second tap replaces the first.
+    """A clone of MODEL that remembers the output of `block` at `step`, both counted from 1. A second tap replaces the first.
 
     Raises ValueError where the model has no such block.
     """
     blocks = blocks_of(model.model.diffusion_model)
-    if block >= len(blocks):
-        raise ValueError(f"there is no block {block}: this model's blocks are 0 to {len(blocks) - 1}.")
+    if not 1 <= block <= len(blocks):
+        raise ValueError(f"there is no block {block}: this model's blocks are 1 to {len(blocks)}.")
     patched = model.clone()
     listener = Listener(block, step)
     patched.set_attachments(KEY, listener)
@@ -92,7 +92,7 @@ class Listener:
         if self.heard is not None or row is None or not self._is_step(options):
             return executor(*args, **kwargs)
         network = executor.class_obj
-        hook = blocks_of(network)[self.block].register_forward_hook(
+        hook = blocks_of(network)[self.block - 1].register_forward_hook(
             lambda _module, _inputs, output: self._hear(network, args[0], output, row)
         )
         try:

@@ -34,11 +34,15 @@ def check_point(images: Tensor, x: int, y: int, frame: int) -> None:
         raise ValueError(f"the point x {x}, y {y}, frame {frame} lies outside a video of {count} frames, {width}x{height}.")
 
 
-def laid_over(images: Tensor, maps: Tensor, index: list[int], opacity: float) -> Tensor:
-    """The clip under its maps `F h w`; image n shows map index[n], whose largest value is the brightest."""
+def laid_over(images: Tensor, maps: Tensor, index: list[int], opacity: float, covered: tuple[int, int]) -> Tensor:
+    """The clip under its maps `F h w`; image n shows map index[n], whose largest value is the brightest.
+
+    covered: height and width, from the upper left corner, of the part of an image that the maps stand for.
+    """
     images = images[..., :3].float().cpu()
     heat = maps / maps.flatten(1).amax(dim=1).clamp(min=1e-12)[:, None, None]
-    heat = F.interpolate(heat[:, None], size=images.shape[1:3], mode="bilinear", align_corners=False)[index, 0]
+    heat = F.interpolate(heat[:, None], size=covered, mode="bilinear", align_corners=False)[index, 0]
+    heat = F.pad(heat, (0, images.shape[2] - covered[1], 0, images.shape[1] - covered[0]))
     cover = (heat * opacity)[..., None]
     return images * (1 - cover) + figures.heat_colours(heat) * cover
 

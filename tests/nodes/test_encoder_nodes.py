@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from latent_physics.nodes.host.encoders import FOLDER, encoder_names
-from latent_physics.nodes.views.points import MARK, saliency_mask
+from latent_physics.nodes.views.points import MARK, laid_over, saliency_mask
 
 pytest.importorskip("comfy", reason="needs ComfyUI: run dev.py once, or set COMFYUI_PATH")
 
@@ -189,7 +189,7 @@ def test_files_that_are_no_encoders_are_refused(shelf):
     (folder / "alone.safetensors").write_bytes((folder / "vjepa" / "model.safetensors").read_bytes())
     for name, sentence in {
         "other/model.safetensors": "is a gpt2 model",
-        "vit/model.safetensors": "weights lack",
+        "vit/model.safetensors": "weights of .* lack '",
         "alone.safetensors": "not a VideoMAE v2",
         "gone.safetensors": "is not in models/video_encoders",
         "../latent_physics/toy_videomae.safetensors": "is not in models/video_encoders",
@@ -199,13 +199,22 @@ def test_files_that_are_no_encoders_are_refused(shelf):
     assert "not in models" in alignment.LoadVideoEncoder.validate_inputs(name="gone.safetensors")
 
 
+def test_map_leaves_out_what_belongs_to_no_patch():
+    """Pixels beyond the last whole patch stay as they are; the heat lies on the part that the encoder saw."""
+    images, maps = torch.rand(2, 20, 30, 3), torch.full((1, 2, 3), 0.5)
+    shown = laid_over(images, maps, [0, 0], 1.0, (16, 24))
+    assert torch.equal(shown[:, 16:], images[:, 16:])
+    assert torch.equal(shown[:, :, 24:], images[:, :, 24:])
+    assert torch.allclose(shown[:, :16, :24], shown[:1, :1, :1].expand(2, 16, 24, 3))
+
+
 # -- tapped blocks -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "grid"), [("wan", (5, 4, 4)), ("cogvideox", (5, 4, 4)), ("hunyuan", (5, 4, 4))])
 def test_tap_hears_the_positive_prompt_and_changes_nothing(models, make_model, sample, conditioning, name, grid):
     model, prompts = make_model(name), (conditioning(1), conditioning(2))
-    (tapped,) = execute(alignment.TapBlock, model=model, block=0, step=2)
+    (tapped,) = execute(alignment.TapBlock, model=model, block=1, step=2)
     latent = sample(tapped, *prompts, shape=(2, 16, 5, 8, 8))
     assert torch.equal(latent, sample(model, *prompts, shape=(2, 16, 5, 8, 8)))
     found = tap.tapped(tapped)
@@ -213,8 +222,8 @@ def test_tap_hears_the_positive_prompt_and_changes_nothing(models, make_model, s
     assert found.frames == 5
     assert torch.allclose(found.tokens.float().norm(dim=1), torch.ones(math.prod(grid)), atol=1e-2)
     # The same first clip alone, without CFG: batch and negative prompt must not have been heard.
-    (alone,) = execute(alignment.TapBlock, model=model, block=0, step=1)
-    (many,) = execute(alignment.TapBlock, model=model, block=0, step=1)
+    (alone,) = execute(alignment.TapBlock, model=model, block=1, step=1)
+    (many,) = execute(alignment.TapBlock, model=model, block=1, step=1)
     sample(alone, *prompts, cfg=1.0)
     sample(many, *prompts)
     assert torch.allclose(tap.tapped(alone).tokens.float(), tap.tapped(many).tokens.float(), atol=5e-3)
@@ -229,7 +238,7 @@ def test_tap_hears_the_positive_prompt_and_changes_nothing(models, make_model, s
 
 def test_tap_of_a_later_step_or_block_is_another(models, wan, sample, conditioning):
     heard = []
-    for block, step in ((0, 1), (1, 1), (0, 4), (0, 100)):
+    for block, step in ((1, 1), (2, 1), (1, 4), (1, 100)):
         (tapped,) = execute(alignment.TapBlock, model=wan, block=block, step=step)
         sample(tapped, conditioning(1), conditioning(2))
         heard.append(tap.tapped(tapped).tokens)
@@ -242,8 +251,9 @@ def test_tap_of_a_later_step_or_block_is_another(models, wan, sample, conditioni
 def test_map_says_what_is_missing(models, wan, sample, conditioning):
     point = {"images": torch.rand(17, 64, 64, 3), "x": 0, "y": 0, "frame": 0, "temperature": 0.1, "opacity": 0.5}
     latent = {"samples": torch.zeros(1, 16, 5, 8, 8)}
-    with pytest.raises(ValueError, match="blocks are 0 to 1"):
-        execute(alignment.TapBlock, model=wan, block=2, step=1)
+    for block in (0, 3):
+        with pytest.raises(ValueError, match=f"there is no block {block}: this model's blocks are 1 to 2"):
+            execute(alignment.TapBlock, model=wan, block=block, step=1)
     with pytest.raises(ValueError, match="either an encoder or a model"):
         execute(alignment.CorrespondenceMap, **point)
     with pytest.raises(ValueError, match="lies outside a video of 17 frames"):  # told before the encoder runs: this one cannot
@@ -252,7 +262,7 @@ def test_map_says_what_is_missing(models, wan, sample, conditioning):
         execute(alignment.CorrespondenceMap, model=wan, **point)
     with pytest.raises(ValueError, match="without Tap Block"):
         execute(alignment.CorrespondenceMap, model=wan, latent=latent, **point)
-    (tapped,) = execute(alignment.TapBlock, model=wan, block=0, step=1)
+    (tapped,) = execute(alignment.TapBlock, model=wan, block=1, step=1)
     with pytest.raises(ValueError, match="no sampler ran"):
         execute(alignment.CorrespondenceMap, model=tapped, latent=latent, **point)
     sample(tapped, conditioning(1), conditioning(2))
