@@ -11,10 +11,12 @@ What its description says, step by step:
 
 from __future__ import annotations
 
-import pytest
 import torch
 from latent_physics.training.backbones import Activation
+from latent_physics.training.objectives import parse
 from latent_physics.training.objectives.base import StepView
+from latent_physics.training.recipes import load_recipe
+from latent_physics.training.tasks.finetune import FinetuneConfig
 from test_objectives import build_one
 
 FRAMES, HEIGHT, WIDTH = 4, 6, 9
@@ -74,7 +76,11 @@ def scene() -> tuple[torch.Tensor, torch.Tensor]:
 def test_the_recipes_objective_is_videorepas_loss_to_the_last_digit():
     objective = build_one(f"trd block=18 hidden={HIDDEN}", width=CHANNELS, blocks=30, channels=TEACHER).double()
     assert objective.blocks == (18,)
-    assert (objective.settings.margin, objective.settings.stride, objective.settings.weight) == (MARGIN, 3, 0.5)
+    assert (objective.settings.margin, objective.settings.stride, objective.settings.weight) == (
+        MARGIN,
+        3,
+        0.5,
+    )
     tokens, teacher = scene()
     results = []
     for ours in (True, False):
@@ -88,7 +94,8 @@ def test_the_recipes_objective_is_videorepas_loss_to_the_last_digit():
             value = objective(view)
         else:
             value, below = relation_distillation(
-                projected(leaf, dict(objective.projector.named_parameters())), teacher.flatten(2).transpose(1, 2)
+                projected(leaf, dict(objective.projector.named_parameters())),
+                teacher.flatten(2).transpose(1, 2),
             )
             pairs = 2 * (CELLS[0] * CELLS[1] * CELLS[2]) ** 2
             assert 0.05 * pairs < below < 0.95 * pairs
@@ -97,3 +104,19 @@ def test_the_recipes_objective_is_videorepas_loss_to_the_last_digit():
     for found, expected in zip(results[0][1], results[1][1]):
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-11)
     assert not results[0][1][0][:, : HEIGHT * WIDTH].any()  # the first latent frame is out
+
+
+def test_the_recipes_carry_the_scripts_numbers():
+    """VideoREPA's training script, and what the papers that build on it state; the teacher is VideoMAEv2-B in all of them."""
+    for name, steps, rate in (("videorepa-2b", 4000, 2e-6), ("videorepa-5b", 2000, 1e-4), ("tsa-2b", 4000, 2e-6),
+                              ("mtsa-2b", 4000, 2e-6), ("moalign-2b", 4000, 2e-6), ("repa-2b", 4000, 2e-6)):  # fmt: skip
+        recipe = load_recipe(name, FinetuneConfig)
+        t = recipe.trainer
+        assert (t.steps, t.rate, t.warmup, t.weight_decay, t.clip) == (steps, rate, 100, 1e-4, 1.0), name
+        assert (t.beta1, t.beta2, t.batch * t.accumulate) == (0.9, 0.95, 32), name
+        (need,) = parse.needed_teachers(recipe.objectives)
+        assert need.weights == "OpenGVLab/VideoMAEv2-Base", name
+        ((_, settings),) = map(parse.parse, recipe.objectives)
+        assert (settings.block, settings.weight, settings.stride) == (18, 0.5, 3), name
+    tune = load_recipe("videorepa-5b", FinetuneConfig).tune
+    assert (tune.mode, tune.rank, tune.alpha) == ("lora", 128, 64)

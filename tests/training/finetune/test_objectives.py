@@ -194,7 +194,7 @@ def test_cogvideox_1_5_drops_one_latent_frame_and_compares_changes_of_tokens():
 
 
 def test_blocks_of_older_checkpoints_keep_their_meaning(tmp_path):
-    """They counted from 0 and do not say so: an exported file says the number from 1, and such a run is not resumed by mistake."""
+    """They counted from 0 and do not say so: an exported file counts from 1, and such a run is not resumed by mistake."""
     old = {"objectives": ["drift lag=2", "tsa weight=0.5 block=17 temperature=0.1", "repa weight=0.5"]}
     assert parse.counted_from_one(old) == ["drift lag=2", "tsa weight=0.5 block=18 temperature=0.1", "repa weight=0.5 block=19"]
     assert parse.counted_from_one(old | {"blocks_from": 1}) == old["objectives"]

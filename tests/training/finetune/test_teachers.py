@@ -230,7 +230,7 @@ def test_vjepa_prediction_does_not_see_the_future():
     ("frames", "window", "context", "step"), [(32, 16, 0.5, 4), (40, 24, 0.25, 4), (22, 16, 0.25, 4), (32, 32, 0.5, 8)]
 )
 def test_every_change_of_a_clip_is_forecast_once_from_what_came_before(frames, window, context, step):
-    """Against a loop: each change comes from the first window that holds it, and the whole clip after the first context has one."""
+    """Against a loop: each change comes from the first window that holds it; every step after the first context has one."""
     teacher, video = vjepa(), torch.rand(1, 3, frames, 32, 32)
     found, first = teacher.expected_changes(video, step, window, context)
     steps, width = frames // step, window // step
@@ -242,7 +242,9 @@ def test_every_change_of_a_clip_is_forecast_once_from_what_came_before(frames, w
         start = next(start for start in starts if start + width > left + 1)
         part = video[:, :, start * step : (start + width) * step]
         forecast = teacher.predicted(part, seen * step // 2)
-        at = [forecast[:, :, (s - start - seen) * step // 2 : (s - start - seen + 1) * step // 2].mean(2) for s in (left, left + 1)]
+        at = [
+            forecast[:, :, (s - start - seen) * step // 2 : (s - start - seen + 1) * step // 2].mean(2) for s in (left, left + 1)
+        ]
         torch.testing.assert_close(found[:, :, change], at[1] - at[0])
     other = video.clone()
     other[:, :, (steps - 1) * step :] = torch.rand_like(other[:, :, (steps - 1) * step :])
