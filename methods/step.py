@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,6 +31,11 @@ class SamplingStep:
     """How many steps the sampler takes in all."""
     cond: Tensor | None = None
     """Pooled prompt embedding, `B D`; None where the prompt is unknown or empty."""
+    level: Tensor | None = None
+    """Noise level of z_t = a x0 + b noise as b / (a + b), `B`, in [0, 1]: sigma of a flow, and for any other
+    parameterisation the sigma of the flow with the same signal-to-noise ratio. None where it is unknown."""
+    percent_to_sigma: Callable[[float], float] | None = None
+    """The model's own schedule: share of it that is over, from the noisy end -> sigma. None where it is unknown."""
 
 
 class Correction(Protocol):
@@ -54,3 +60,9 @@ def gain_of(prediction: str, sigma: Tensor, alpha_bar: Tensor | None = None) -> 
     if prediction == "v":
         return torch.sqrt(1 - alpha_bar)
     raise ValueError(f"prediction is {prediction!r}; it must be 'eps', 'v' or 'flow'.")
+
+
+def flow_level(signal: Tensor, noise: Tensor) -> Tensor:
+    """Noise level b / (a + b) of z_t = a x0 + b noise, in [0, 1]: the sigma of the flow (a = 1 - sigma, b = sigma) whose
+    signal-to-noise ratio is the same, because (1 - sigma) / sigma = a / b."""
+    return noise / (signal + noise)

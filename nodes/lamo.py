@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..methods.lamo import (
     KIND,
+    WINDOWS,
     GuidanceTrace,
     MotionFieldPredictor,
     MotionPriorGuidance,
@@ -27,6 +28,8 @@ from .host import files, patching, wires
 from .views import figures, traces
 
 CATEGORY = "latent physics/lamo"
+SHARE, START = 0.5, 0.9
+"""Defaults of LaMo Guidance: share of the stable step, and noise level below which steps are guided."""
 MotionPredictorType = io.Custom("MOTION_PREDICTOR")
 
 
@@ -118,9 +121,9 @@ class LaMoGuidance(io.ComfyNode):
                     min=0.0,
                     max=10000.0,
                     step=0.5,
-                    tooltip="How hard to push. 25 is the paper's value for CogVideoX; 0 leaves the model exactly as it was. "
-                    "Above about a quarter of the number of latent frames it can overshoot while the noise is high, which "
-                    "breaks the picture: lower it, or set max_ratio.",
+                    tooltip="The paper's lambda; 25 is its value for CogVideoX, 0 leaves the model exactly as it was. In mode "
+                    "bounded it only lets the nudge fade out in the last steps, and share says how hard to push.",
+                    advanced=True,
                 ),
                 io.Float.Input(
                     "active",
@@ -128,8 +131,9 @@ class LaMoGuidance(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="The fraction of this sampler's steps that are guided, counted from the last. 0.8 leaves the "
-                    "first fifth, where the picture is still noise, alone. For the second of two samplers (Wan 2.2) use 1.",
+                    tooltip="Fraction of the schedule that is guided, from its clean end, where window is percent or steps. "
+                    "0.8 is the paper's value.",
+                    advanced=True,
                 ),
                 io.Int.Input(
                     "lag",
@@ -146,8 +150,7 @@ class LaMoGuidance(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.01,
-                    tooltip="A safety limit on the nudge, as a fraction of what the step removes as noise. 0 sets no limit. "
-                    "Try 0.1 when a high strength breaks the picture.",
+                    tooltip="Limit on the nudge as a fraction of the noise that the step removes. 0 sets no limit.",
                     advanced=True,
                 ),
                 io.Boolean.Input(
@@ -155,6 +158,44 @@ class LaMoGuidance(io.ComfyNode):
                     default=False,
                     tooltip="Also measure the motion error after each nudge and in the steps that are not guided, for "
                     "Guidance Trace. Runs the predictor once more per step.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "share",
+                    default=SHARE,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="How hard to push, as a share of the largest nudge that cannot overshoot: the same number for "
+                    "every length, step count, sampler and CFG. 0 leaves the model exactly as it was.",
+                ),
+                io.Float.Input(
+                    "start",
+                    default=START,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Noise level below which the steps are guided, 1 = pure noise. The picture is still noise above "
+                    "it. The same number fits every shift, both samplers of Wan 2.2, and denoise below 1.",
+                ),
+                io.Combo.Input(
+                    "window",
+                    options=list(WINDOWS),
+                    default="noise",
+                    optional=True,
+                    tooltip="Which steps are guided. noise: those below the noise level start. percent: the last active of "
+                    "the model's own schedule. steps: the last active of this sampler's steps, as in the paper.",
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=["bounded", "paper"],
+                    default="bounded",
+                    optional=True,
+                    tooltip="bounded: no nudge is longer than share allows. paper: strength alone decides, which breaks the "
+                    "picture where it is high and the noise is.",
                     advanced=True,
                 ),
             ],
@@ -171,14 +212,21 @@ class LaMoGuidance(io.ComfyNode):
         lag: int = 0,
         max_ratio: float = 0.0,
         full_trace: bool = False,
+        share: float = SHARE,
+        start: float = START,
+        window: str = "noise",
+        mode: str = "bounded",
     ) -> io.NodeOutput:
         patching.require_video_model(model, "LaMo Guidance")
         check_fits(predictor.info, patching.latent_space(model), predictor.name)
         guidance = MotionPriorGuidance(
             predictor.network,
-            scale=strength,
+            scale=strength if share > 0 or mode == "paper" else 0.0,
             lag=predictor.lag(lag),
             active=active,
+            bound=None if mode == "paper" else share or SHARE,
+            window=window,
+            start=start,
             max_ratio=max_ratio or None,
             trace=GuidanceTrace(measure_after=full_trace),
         )
@@ -255,7 +303,7 @@ class MotionFieldHeatmap(io.ComfyNode):
         inside = video if form is None else form.process_in(video)  # wires carry the VAE's latents, predictors read the sampler's
         device = patcher.load_device
         conds = [{"cross_attn": tokens, **options} for tokens, options in positive or []]
-        cond = patching.pooled_condition(conds, 0.0, len(video), device)
+        cond = patching.pooled_condition(conds, 0.0, video.shape, device)
         maps, peak = field_heatmap(inside.to(device), network, cond, guidance.lag)
         return _show(maps.to(video.device), peak, video.shape[2], images, opacity, scale_mask, cls)
 
@@ -285,8 +333,9 @@ class GuidanceTraceNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: comfy.model_patcher.ModelPatcher, latent: dict[str, Any]) -> io.NodeOutput:
+        video = wires.video_in(latent)
         found = {
-            key.removeprefix("latent_physics."): correction.trace
+            key.removeprefix("latent_physics."): traces.of_this_run(correction, video)
             for key, correction in patching.corrections(model)
             if isinstance(correction, MotionPriorGuidance) and correction.trace is not None
         }

@@ -3,65 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..step import SamplingStep
+from .bound import pair_count, stable_step
 from .predictor import MotionFieldPredictor
+from .trace import GuidanceTrace, TraceRow
 
 CHUNK_POSITIONS = 16384
 """Latent positions (frames x height x width) that pass through f at once: bounds memory, keeps a GPU busy."""
 
 SAVED_BYTES_PER_POSITION = 48
 """Bytes per position, unit of width and block that f keeps for its backward pass in float32 (measured, rounded up)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TraceRow:
-    """What guidance did in one evaluation of the denoiser. Tensors hold one value per sample, `B`."""
-
-    index: int
-    """The sampler's step, 0 at the noisy end."""
-    count: int
-    """How many steps the sampler takes in all."""
-    sigma: Tensor
-    """The sampler's noise level."""
-    active: bool
-    """Whether the step lies in the active window of eq 9."""
-    loss_before: Tensor
-    """L_guide (eq 8) of the denoised estimate as the backbone gave it."""
-    loss_after: Tensor | None
-    """L_guide of the edited estimate; None where it was not measured."""
-    edit_ratio: Tensor
-    """|edit| / |x0|, Euclidean norms over a sample."""
-
-
-@dataclass(kw_only=True)
-class GuidanceTrace:
-    """Collects a TraceRow per evaluation of the last run. Costs nothing but the norm unless `measure_after`."""
-
-    measure_after: bool = False
-    """Evaluate f a second time per step for L_guide after the edit, and in the steps outside the active window."""
-    rows: list[TraceRow] = field(default_factory=list)
-    """The rows of the last run, in the order of evaluation."""
-
-
-def pair_count(frames: int, lag: int, order: int = 1) -> int:
-    """How many frame pairs eq 8 sums over: i = order-1 .. frames-lag-1.
-
-    Raises ValueError for a lag below 1 and for a clip too short to hold a pair (an image is a clip of one frame).
-    """
-    if lag < 1:
-        raise ValueError(f"lag is {lag}; it must be at least 1.")
-    pairs = frames - lag - (order - 1)
-    if pairs < 1:
-        kind = "an image" if frames == 1 else f"a clip of {frames} latent frames"
-        raise ValueError(
-            f"motion needs at least {lag + order} latent frames at lag {lag}, but the latent is {kind}: generate a longer video."
-        )
-    return pairs
 
 
 def guidance_loss(x0: Tensor, predictor: MotionFieldPredictor, cond: Tensor | None = None, lag: int = 2) -> Tensor:
@@ -135,11 +90,19 @@ def pair_residuals(
         yield inputs[0] + change - target[part], inputs, change
 
 
-class MotionPriorGuidance:
-    """The correction x0' = x0 - scale g^2 dL_guide/dx0 in the active window (LaMo, eqs 8 and 9).
+WINDOWS = ("noise", "percent", "steps")
+"""How the guided steps are chosen: by noise level, by share of the model's schedule, or by counting the sampler's steps."""
 
-    Eq 9 edits the network output; x0 is affine in it, x0 = a z_t - g out, so the edit of x0 carries g twice. The backbone is
-    never differentiated. Guidance is per sample: a clip's edit does not depend on its batch.
+
+class MotionPriorGuidance:
+    """The correction x0' = x0 - eta dL_guide/dx0 in the guided window (LaMo, eqs 8 and 9), eta = scale g^2.
+
+    Eq 9 edits the network output; x0 is affine in it, x0 = a z_t - g out, so the edit of x0 carries g twice. The backbone
+    is never differentiated. Guidance is per sample: a clip's edit does not depend on its batch.
+
+    Beyond the paper, eta is at most `bound` times the largest step that cannot overshoot (`bound.stable_step`). At the
+    paper's scale of 25 the unbounded step is 10 to 50 times that one at the noise levels where guidance begins: it
+    multiplies fast motion by numbers like -23, which a sampler with memory (uni_pc, dpmpp_2m, res_multistep) extrapolates.
     """
 
     def __init__(
@@ -148,31 +111,43 @@ class MotionPriorGuidance:
         scale: float = 25.0,
         lag: int = 2,
         active: float = 0.8,
-        max_ratio: float | None = None,
+        bound: float | None = 0.5,
         *,
+        window: str = "noise",
+        start: float = 0.9,
+        max_ratio: float | None = None,
         edit: str = "output",
         chunk: int = CHUNK_POSITIONS,
         trace: GuidanceTrace | None = None,
     ) -> None:
-        """scale: lambda of eq 9. active: rho, the fraction of steps, from the clean end, that are guided.
+        """scale: lambda of eq 9. bound: largest share of the stable step, above 0; None is the paper's rule.
 
-        max_ratio: beyond the paper; bounds |x0' - x0| per sample to this fraction of |x0 - z_t|. None is unbounded.
+        window: "noise" guides once the noise level (SamplingStep.level) is `start` or less; "percent" and "steps" guide
+        the fraction `active` (rho of eq 9), from the clean end, of the model's own schedule or of the sampler's steps.
+        Where a step does not say its level or schedule, steps are counted.
+        max_ratio: bounds |x0' - x0| per sample to this fraction of |x0 - z_t|. None is unbounded.
         edit: "output" is eq 9. "noisy" is the paper's ablation (appendix C): z_t -= scale dL_guide/dx0 in place in
-        `step.noisy`, without the schedule's factor, and x0 is left alone; it must come out worse.
+        `step.noisy`, without the schedule's factor and unbounded, and x0 is left alone; it must come out worse.
         chunk: latent positions per pass through f. trace: collects what happened, see GuidanceTrace.
         Raises ValueError for values outside their range.
         """
         if not scale >= 0:
             raise ValueError(f"scale is {scale}; it must be 0 or more.")
-        if not 0 <= active <= 1:
-            raise ValueError(f"active is {active}; it must lie between 0 and 1.")
+        for name, value in (("active", active), ("start", start)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}; it must lie between 0 and 1.")
+        if bound is not None and not bound > 0:
+            raise ValueError(f"bound is {bound}; it must be greater than 0, or None for the paper's rule.")
         if max_ratio is not None and not max_ratio >= 0:
             raise ValueError(f"max_ratio is {max_ratio}; it must be 0 or more, or None for no bound.")
+        if window not in WINDOWS:
+            raise ValueError(f"window is {window!r}; it must be 'noise', 'percent' or 'steps'.")
         if edit not in ("output", "noisy"):
             raise ValueError(f"edit is {edit!r}; it must be 'output' or 'noisy'.")
         if lag < 1:
             raise ValueError(f"lag is {lag}; it must be at least 1.")
-        self.predictor, self.scale, self.lag, self.active, self.max_ratio = predictor, scale, lag, active, max_ratio
+        self.predictor, self.scale, self.lag, self.active, self.bound = predictor, scale, lag, active, bound
+        self.window, self.start, self.max_ratio = window, start, max_ratio
         self.edit, self.chunk, self.trace = edit, chunk, trace
 
     @property
@@ -180,17 +155,26 @@ class MotionPriorGuidance:
         """True where `correct` writes into `step.noisy`, so that a caller that passes a copy writes it back."""
         return self.edit == "noisy"
 
+    @property
+    def context_frames(self) -> int:
+        """How many frames before a block of a video give it pairs, where blocks are made one after the other."""
+        return self.lag + self.predictor.order - 1
+
     def reset(self) -> None:
         """Forgets the last run's trace. Called when a sampler starts."""
         if self.trace is not None:
-            self.trace.rows.clear()
+            self.trace.begin()
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raises ValueError where a latent of `shape` (B C T H W) cannot be guided."""
         if len(shape) != 5:
-            raise ValueError(f"motion guidance needs a video latent (B, C, T, H, W), but this one, {tuple(shape)}, is an image.")
+            raise ValueError(
+                f"motion guidance needs a video latent (B, C, T, H, W), but this one, {tuple(shape)}, is an image."
+            )
         if shape[1] != self.predictor.channels:
-            raise ValueError(f"the latent has {shape[1]} channels, but the motion predictor reads {self.predictor.channels}.")
+            raise ValueError(
+                f"the latent has {shape[1]} channels, but the motion predictor reads {self.predictor.channels}."
+            )
         pair_count(shape[2], self.lag, self.predictor.order)
 
     def check_condition(self, size: int) -> None:
@@ -209,7 +193,7 @@ class MotionPriorGuidance:
         return positions * self.predictor.width * (len(self.predictor.blocks) + 1) * SAVED_BYTES_PER_POSITION
 
     def correct(self, x0: Tensor, step: SamplingStep) -> Tensor:
-        """x0 after guidance, `B C T H W`, in x0's dtype. Outside the active window, and at scale 0, x0 itself.
+        """x0 after guidance, `B C T H W`, in x0's dtype. Outside the guided window, and at scale 0, x0 itself.
 
         Raises ValueError for a latent that cannot be guided and for NaN or infinite values.
         """
@@ -222,30 +206,39 @@ class MotionPriorGuidance:
             work = x0.detach().clone().to(torch.promote_types(x0.dtype, torch.float32))
             cond = None if step.cond is None else step.cond.detach().clone()
             if not active:
-                self._record(step, False, self._loss(work, cond), None, work.new_zeros(len(work)))
+                self._record(step, work, self._loss(work, cond))
                 return x0
             gradient, loss = guidance_gradient(work, self.predictor, cond, self.lag, self.chunk)
             edit = self._edit(gradient, work, step)
             edited = work + edit
             guided = edited.to(x0.dtype)
             self._refuse_nan(x0, guided, step)
-            if self.trace is not None:
-                after = self._loss(edited, cond) if measure else None
-                self._record(step, True, loss, after, edit.flatten(1).norm(dim=1) / work.flatten(1).norm(dim=1).clamp(min=1e-12))
+            self._record(step, work, loss, edit, self._loss(edited, cond) if measure else None)
         if self.edit == "noisy":
             step.noisy.add_(edit.to(step.noisy))
             return x0
         return guided
 
     def is_active(self, step: SamplingStep) -> bool:
-        """The indicator of eq 9, s >= (1 - rho) S, with a margin for 1 - 0.7 not being 0.3 in binary."""
+        """Whether the step is guided: by noise level, or the indicator of eq 9, s >= (1 - rho) S, on the model's schedule
+        or the sampler's steps, with a margin for 1 - 0.7 not being 0.3 in binary."""
+        if self.window == "noise" and step.level is not None:
+            return bool(step.level.max() <= self.start + 1e-6)
+        if self.window == "percent" and step.percent_to_sigma is not None:
+            return bool(step.sigma.max() <= step.percent_to_sigma(1 - self.active) * (1 + 1e-6))
         return step.index >= (1 - self.active) * step.count - 1e-6
+
+    def step_size(self, step: SamplingStep, frames: int) -> Tensor:
+        """eta of x0' = x0 - eta dL_guide/dx0 per sample, `B`: scale g^2, at most `bound` of the stable step."""
+        eta = self.scale * step.gain.square()
+        if self.bound is None:
+            return eta
+        return eta.clamp(max=self.bound * stable_step(frames, self.lag, self.predictor.order))
 
     def _edit(self, gradient: Tensor, x0: Tensor, step: SamplingStep) -> Tensor:
         if self.edit == "noisy":
             return -self.scale * gradient
-        gain = step.gain.to(gradient).reshape(-1, 1, 1, 1, 1)
-        edit = -self.scale * gain.square() * gradient
+        edit = -self.step_size(step, x0.shape[2]).to(gradient).reshape(-1, 1, 1, 1, 1) * gradient
         if self.max_ratio is None:
             return edit
         size = edit.flatten(1).norm(dim=1).clamp(min=1e-30)
@@ -256,18 +249,25 @@ class MotionPriorGuidance:
         with torch.no_grad():
             return guidance_loss(x0, self.predictor, cond, self.lag)
 
-    def _record(self, step: SamplingStep, active: bool, before: Tensor, after: Tensor | None, ratio: Tensor) -> None:
+    def _record(
+        self, step: SamplingStep, x0: Tensor, before: Tensor, edit: Tensor | None = None, after: Tensor | None = None
+    ) -> None:
         if self.trace is None:
             return
+        nothing = x0.new_zeros(len(x0))
+        eta = nothing if edit is None else self.step_size(step, x0.shape[2])
+        size = nothing if edit is None else edit.flatten(1).norm(dim=1) / x0.flatten(1).norm(dim=1).clamp(min=1e-12)
         self.trace.rows.append(
             TraceRow(
                 index=step.index,
                 count=step.count,
                 sigma=step.sigma.detach().clone(),
-                active=active,
+                active=edit is not None,
                 loss_before=before,
                 loss_after=after,
-                edit_ratio=ratio,
+                edit_ratio=size,
+                share=eta / stable_step(x0.shape[2], self.lag, self.predictor.order),
+                bounded=(eta < self.scale * step.gain.square()) & (eta > 0),
             )
         )
 

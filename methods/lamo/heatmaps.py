@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ...kernels.drift import difference, spatial_mean
-from .guidance import CHUNK_POSITIONS, pair_count
+from .bound import pair_count
+from .guidance import CHUNK_POSITIONS
 from .predictor import MotionFieldPredictor
 
 

@@ -5,6 +5,8 @@ A correction is an object with `correct(x0, step) -> x0`. What else it has is us
     check(shape)                    raises ValueError for a latent (B, C, T, H, W) it cannot correct; called before models load
     check_condition(size)           raises ValueError for a prompt embedding of a size it cannot read; called before models load
     memory_required(shape) -> int   bytes of activations in float32, beyond the weights
+    context_frames                  how many finished frames before a block of a video it can use, where blocks are made one
+                                    after the other
     edits_noisy                     True where `correct` writes into `step.noisy`, an ablation; the sampler's latent changes too
 """
 
@@ -19,12 +21,14 @@ import comfy.latent_formats
 import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
+import comfy.samplers
 import comfy.utils
 import torch
 from torch import Tensor, nn
 
 from ...methods.lamo import pool_tokens
-from ...methods.step import Correction, SamplingStep
+from ...methods.step import Correction, SamplingStep, flow_level
+from . import frames
 
 KEY = "latent_physics"
 
@@ -101,6 +105,7 @@ def add_correction(
     patched.set_additional_models(key, list(networks))
     patched.set_model_sampler_post_cfg_function(hook)
     patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, key, hook.start)
+    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, key, hook.begin)
     patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, key, hook.reserve_memory)
     return patched
 
@@ -111,43 +116,103 @@ def corrections(model: comfy.model_patcher.ModelPatcher) -> list[tuple[str, Corr
 
 
 class _CorrectionHook:
-    """One correction in one MODEL: what ComfyUI calls while it samples. Holds no state of its own."""
+    """One correction in one MODEL: what ComfyUI calls while it samples. What it holds belongs to one run."""
 
     def __init__(self, correction: Correction, networks: list[comfy.model_patcher.ModelPatcher]) -> None:
         self.correction = correction
         self.networks = networks
+        self.protected: frames.Protected | None = None
+        self.blocks = frames.Blocks()
 
     def __call__(self, args: dict[str, Any]) -> Tensor:
         """The post-CFG function: the denoised estimate in, the corrected one out."""
         comfy.model_management.throw_exception_if_processing_interrupted()
-        denoised, conds = args["denoised"], args["cond"]
-        x0, put_back = video_of(denoised, conds)
-        noisy, put_noisy_back = video_of(args["input"], conds)
-        # The prompt runs under inference mode, where autograd saves nothing: leave it, and copy what was made inside it.
-        with torch.inference_mode(False), resident(self.networks, denoised.device):
-            x0, noisy = x0.clone(), noisy.clone()
-            corrected = self.correction.correct(x0, sampling_step(args, noisy))
+        block = args["model_options"].get("transformer_options", {}).get("ar_state")
+        if block is not None:
+            return self._correct_block(args, int(block["start_frame"]))
+        denoised, conds, model = args["denoised"], args["cond"], args["model"]
+        seen = denoised if self.protected is None else self.protected.compose(denoised, args)
+        x0, put_back = frames.video_of(seen, conds, model)
+        noisy, put_noisy_back = frames.video_of(args["input"], conds, model)
+        with torch.inference_mode(False):
+            noisy = noisy.clone()
+        corrected = self._corrected(args, x0, noisy)
         if getattr(self.correction, "edits_noisy", False):
             args["input"].copy_(put_noisy_back(noisy))
-        return denoised if corrected is x0 else put_back(corrected)
+        if corrected is None:
+            return denoised
+        whole = put_back(corrected)
+        return whole if seen is denoised else denoised + (whole - seen)
+
+    def _corrected(self, args: dict[str, Any], x0: Tensor, noisy: Tensor) -> Tensor | None:
+        """What the correction makes of x0; None where it leaves it as it is.
+
+        The prompt runs under inference mode, where autograd saves nothing: leave it, and copy what was made inside it.
+        """
+        with torch.inference_mode(False), resident(self.networks, x0.device):
+            x0 = x0.clone()
+            corrected = self.correction.correct(x0, sampling_step(args, noisy))
+        return None if corrected is x0 else corrected
+
+    def _correct_block(self, args: dict[str, Any], start: int) -> Tensor:
+        """A block of a video that is made block by block: corrected behind the frames made before it, which stay.
+
+        The sampler calls the model at sigma 0 to tell it of finished frames; those are kept. A block too short for the
+        correction even with what came before it is left alone.
+        """
+        denoised, noisy = args["denoised"], args["input"]
+        if float(args["sigma"].max()) == 0:
+            self.blocks.finish(noisy, start)
+            return denoised
+        before = self.blocks.before(start, getattr(self.correction, "context_frames", 0))
+        known = 0 if before is None else before.shape[2]
+        with torch.inference_mode(False):
+            parts = [[part.clone() for part in (before, tensor) if part is not None] for tensor in (denoised, noisy)]
+            x0, noisy = (torch.cat(both, dim=2) for both in parts)
+        if not self._fits(x0.shape):
+            return denoised
+        corrected = self._corrected(args, x0, noisy)
+        return denoised if corrected is None else corrected[:, :, known:]
+
+    def _fits(self, shape: torch.Size) -> bool:
+        try:
+            getattr(self.correction, "check", lambda shape: None)(tuple(shape))
+        except ValueError:
+            return False
+        return True
 
     def start(self, executor: Callable[..., Any], noise: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Around a whole sampler run: refuse what cannot be corrected before anything is loaded, forget the last run."""
         shapes = kwargs.get("latent_shapes") or [noise.shape]
+        conds = executor.class_obj.conds.get("positive")
         if hasattr(self.correction, "check"):
-            self.correction.check(tuple(_video_shape(shapes)))
+            self.correction.check(frames.video_shape(shapes, conds, executor.class_obj.model_patcher.model))
         if hasattr(self.correction, "check_condition"):
-            for tokens in _prompts(executor.class_obj.conds.get("positive")):
+            for tokens in _prompts(conds):
                 self.correction.check_condition(tokens.shape[-1])
         if hasattr(self.correction, "reset"):
             self.correction.reset()
-        return executor(noise, *args, **kwargs)
+        try:
+            return executor(noise, *args, **kwargs)
+        finally:
+            self.protected, self.blocks = None, frames.Blocks()
+
+    def begin(
+        self, executor: Callable[..., Any], guider: Any, sigmas: Tensor, extra: Any, callback: Any, noise: Tensor,
+        latent_image: Tensor | None = None, denoise_mask: Tensor | None = None, *args: Any, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        """Around the sampler itself, which gets the mask and the latent in the model's own scaling. Other samplers than
+        ComfyUI's KSAMPLER (VOIDSampler) do not look at the mask."""
+        masked = denoise_mask is not None and latent_image is not None
+        if masked and isinstance(executor.class_obj, comfy.samplers.KSAMPLER):
+            self.protected = frames.Protected(latent_image, denoise_mask, sigmas)
+        return executor(guider, sigmas, extra, callback, noise, latent_image, denoise_mask, *args, **kwargs)
 
     def reserve_memory(
         self, executor: Callable[..., Any], model: Any, noise_shape: Sequence[int], *args: Any, **kwargs: Any
     ) -> Any:
-        """Around ComfyUI's memory estimate. The correction runs when the backbone's activations are gone, so the larger counts;
-        the estimate is proportional to the latent's size, so a larger need is told as a larger latent."""
+        """Around ComfyUI's memory estimate. The correction runs when the backbone's activations are gone, so the larger
+        counts; the estimate is proportional to the latent's size, so a larger need is told as a larger latent."""
         shape = list(noise_shape)
         if hasattr(self.correction, "memory_required"):
             size = comfy.model_management.dtype_size(_compute_dtype(model.load_device) or torch.float32)
@@ -161,15 +226,17 @@ class _CorrectionHook:
 def sampling_step(args: dict[str, Any], noisy: Tensor) -> SamplingStep:
     """What ComfyUI tells a post-CFG function, in a correction's words. `noisy` is the latent it concerns, `B C T H W`."""
     sigma = args["sigma"].detach().clone().float()
-    batch = noisy.shape[0]
+    batch, sampling = noisy.shape[0], args["model"].model_sampling
     index, count = step_index(float(sigma.max()), args["model_options"].get("transformer_options", {}).get("sample_sigmas"))
     return SamplingStep(
         noisy=noisy,
         sigma=sigma.expand(batch),
-        gain=gain(args["model"].model_sampling, sigma).expand(batch),
+        gain=gain(sampling, sigma).expand(batch),
         index=index,
         count=count,
-        cond=pooled_condition(args["cond"], float(sigma.max()), batch, noisy.device),
+        cond=pooled_condition(args["cond"], float(sigma.max()), noisy.shape, noisy.device),
+        level=level(sampling, sigma).expand(batch),
+        percent_to_sigma=getattr(sampling, "percent_to_sigma", None),
     )
 
 
@@ -178,6 +245,14 @@ def gain(model_sampling: Any, sigma: Tensor) -> Tensor:
     zero = torch.zeros(len(sigma), 1, device=sigma.device)
     without = model_sampling.calculate_denoised(sigma, zero, zero)
     return (without - model_sampling.calculate_denoised(sigma, zero + 1, zero)).reshape(-1)
+
+
+def level(model_sampling: Any, sigma: Tensor) -> Tensor:
+    """Noise level of z_t = a x0 + b noise as b / (a + b), `B`: what the model's own scaling makes of a clean and of a
+    noisy one, so no table of model types is needed."""
+    zero = torch.zeros(len(sigma), 1, device=sigma.device)
+    signal = model_sampling.noise_scaling(sigma, zero, zero + 1)
+    return flow_level(signal, model_sampling.noise_scaling(sigma, zero + 1, zero)).reshape(-1)
 
 
 def step_index(sigma: float, sample_sigmas: Tensor | None) -> tuple[int, int]:
@@ -189,66 +264,46 @@ def step_index(sigma: float, sample_sigmas: Tensor | None) -> tuple[int, int]:
     return min(passed, count - 1), count
 
 
-def pooled_condition(conds: list[dict[str, Any]] | None, sigma: float, batch: int, device: torch.device) -> Tensor | None:
-    """The pooled prompt embedding `B D` of the positive conditioning, None where it has no tokens.
+def pooled_condition(
+    conds: list[dict[str, Any]] | None, sigma: float, shape: Sequence[int], device: torch.device
+) -> Tensor | None:
+    """The pooled prompt embedding `B D` of the positive conditioning for a latent of `shape`, None where it has no tokens.
 
-    The mean over the tokens (see pool_tokens); several prompts that act at this sigma are averaged.
+    The mean over the tokens (see pool_tokens). Several prompts that act at this sigma are averaged as ComfyUI mixes their
+    estimates: by strength and by the share of the latent that their mask or area covers.
     """
-    pooled = []
+    pooled, weights = [], []
     acting = [cond for cond in conds or [] if cond.get("timestep_end", sigma) <= sigma <= cond.get("timestep_start", sigma)]
     for cond in acting:
         tokens, mask = cond.get("cross_attn"), cond.get("attention_mask")
-        if tokens is None or tokens.ndim != 3:
+        weight = cond_weight(cond, shape)
+        if tokens is None or tokens.ndim != 3 or weight <= 0:
             continue
         if mask is not None and (mask.ndim != 2 or mask.shape[-1] != tokens.shape[1]):
             mask = None
-        pooled.append(comfy.utils.repeat_to_batch_size(pool_tokens(tokens, mask), batch).to(device))
+        pooled.append(comfy.utils.repeat_to_batch_size(pool_tokens(tokens, mask), shape[0]).to(device))
+        weights.append(weight)
     if not pooled or len({embedding.shape for embedding in pooled}) > 1:
         return pooled[0] if pooled else None
-    return torch.stack(pooled).mean(dim=0)
+    return sum(weight * embedding for weight, embedding in zip(weights, pooled)) / sum(weights)
+
+
+def cond_weight(cond: dict[str, Any], shape: Sequence[int]) -> float:
+    """How much a conditioning entry counts for a latent of `shape`: strength x the share its mask and area cover."""
+    weight = float(cond.get("strength", 1.0))
+    if cond.get("mask") is not None:
+        weight *= float(cond.get("mask_strength", 1.0)) * float(cond["mask"].float().mean())
+    area = list(cond.get("area") or ())
+    if area and area[0] == "percentage":
+        sides = area[1 : 1 + (len(area) - 1) // 2]
+    else:
+        sides = [size / side for size, side in zip(reversed(area[: len(area) // 2]), reversed(shape))]
+    return weight * math.prod(min(1.0, float(side)) for side in sides)
 
 
 def _prompts(conds: list[dict[str, Any]] | None) -> list[Tensor]:
     tokens = [cond.get("cross_attn") for cond in conds or []]
     return [found for found in tokens if found is not None and found.ndim == 3]
-
-
-def video_of(latent: Tensor, conds: list[dict[str, Any]] | None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """(the video frames `B C T H W` of what a sampler holds, a function that puts such frames back among the rest).
-
-    Models with sound sample one flat tensor of several latents; the video is the first with five dimensions. LTXV appends its
-    guide frames to the video; they are no continuation of it and stay as they are.
-    """
-    shapes = _model_cond(conds, "latent_shapes")
-    if latent.ndim == 3 and shapes is not None and len(shapes) > 1:
-        parts = comfy.utils.unpack_latents(latent, shapes)
-        index = [part.ndim for part in parts].index(5)
-        video, put_back = _without_guides(parts[index], conds)
-        return video, lambda new: comfy.utils.pack_latents([*parts[:index], put_back(new), *parts[index + 1 :]])[0]
-    return _without_guides(latent, conds)
-
-
-def _without_guides(video: Tensor, conds: list[dict[str, Any]] | None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    guides = _guide_frames(video, conds) if video.ndim == 5 else 0
-    if guides == 0:
-        return video, lambda new: new
-    frames = video.shape[2] - guides
-    return video[:, :, :frames], lambda new: torch.cat([new, video[:, :, frames:]], dim=2)
-
-
-def _guide_frames(video: Tensor, conds: list[dict[str, Any]] | None) -> int:
-    entries = _model_cond(conds, "guide_attention_entries")
-    if entries:
-        return sum(entry["latent_shape"][0] for entry in entries)
-    positions = _model_cond(conds, "keyframe_idxs")
-    return 0 if positions is None else positions.shape[2] // (video.shape[-1] * video.shape[-2])
-
-
-def _model_cond(conds: list[dict[str, Any]] | None, name: str) -> Any:
-    for cond in conds or []:
-        if name in cond.get("model_conds", {}):
-            return cond["model_conds"][name].cond
-    return None
 
 
 @contextmanager
@@ -287,7 +342,3 @@ def _compute_dtype(device: torch.device) -> torch.dtype | None:
 def _unused(key: str, taken: dict[str, Any]) -> str:
     numbered = (f"{key}.{number}" for number in range(1, len(taken) + 2))
     return next(name for name in numbered if name not in taken)
-
-
-def _video_shape(shapes: Sequence[Sequence[int]]) -> Sequence[int]:
-    return next((shape for shape in shapes if len(shape) == 5), shapes[0])

@@ -3,35 +3,52 @@
 from __future__ import annotations
 
 import math
+import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ...methods.pila import (
-    CATEGORIES,
-    PilaTrace,
-)
+from ...methods.lamo import GuidanceTrace, MotionPriorGuidance, TraceRow
+from ...methods.pila import CATEGORIES, PilaTrace
 from . import figures
 
 if TYPE_CHECKING:
     from ...training.tasks.predictor import PredictorTraining
 
-from collections.abc import Callable
-
-from ...methods.lamo import GuidanceTrace, TraceRow
-
 HINT = "switch on full_trace in LaMo Guidance to see the error after the nudge"
+
+_SHOWN: weakref.WeakKeyDictionary[MotionPriorGuidance, tuple[int, weakref.ref[Tensor]]] = weakref.WeakKeyDictionary()
+"""What was shown last of each guidance: the number of its run, and the latent that the run gave."""
+
+
+def of_this_run(guidance: MotionPriorGuidance, latent: Tensor) -> GuidanceTrace:
+    """The trace of the run that gave `latent`; an empty one where that run took no step.
+
+    ComfyUI tells a MODEL nothing of a sampler without steps (denoise 0), so the trace still holds the run before. It is
+    known by this: another latent, and no run that began since the last time the trace was shown.
+    """
+    trace = guidance.trace or GuidanceTrace()
+    run, shown = _SHOWN.get(guidance, (0, None))
+    if shown is not None and run == trace.runs and shown() is not latent:
+        return GuidanceTrace()
+    _SHOWN[guidance] = (trace.runs, weakref.ref(latent))
+    return trace
 
 
 def panels(traces: dict[str, GuidanceTrace]) -> list[figures.Panel]:
-    """Motion error and size of the nudge over the sampler's steps, means over the batch, one set of curves per correction."""
-    losses, ratios = [], []
+    """Motion error, size of the nudge and its share of the stable step over the sampler's steps: means over the batch, one
+    set of curves per correction."""
+    losses, ratios, shares = [], [], []
     for name, trace in traces.items():
         prefix = f"{name}: " if len(traces) > 1 else ""
         losses.append(_curve(f"{prefix}before", trace, lambda row: row.loss_before))
         losses.append(_curve(f"{prefix}after", trace, lambda row: row.loss_after, dashed=True))
         ratios.append(_curve(f"{prefix}nudge", trace, lambda row: row.edit_ratio if row.active else None))
+        shares.append(_curve(f"{prefix}share", trace, lambda row: row.share if row.active else None))
+        held = _curve(f"{prefix}held by the bound", trace, lambda row: row.share if row.bounded.any() else None, dashed=True)
+        shares.append(held)
     rows = [row for trace in traces.values() for row in trace.rows]
     count = max(row.count for row in rows)
     first = min((row.index for row in rows if row.active), default=None)
@@ -44,15 +61,18 @@ def panels(traces: dict[str, GuidanceTrace]) -> list[figures.Panel]:
     return [
         figures.Panel(title="motion error L_guide", curves=[curve for curve in losses if curve.x], log=True, note=hint, **frame),
         figures.Panel(title="size of the nudge, |edit| / |x0|", curves=[curve for curve in ratios if curve.x], **frame),
+        figures.Panel(
+            title="step as a share of the largest that cannot overshoot", curves=[curve for curve in shares if curve.x], **frame
+        ),
     ]
 
 
 def table(traces: dict[str, GuidanceTrace]) -> str:
     """The same numbers as comma-separated text, a line per evaluation of the model."""
-    lines = ["correction,step,steps,sigma,active,loss_before,loss_after,edit_ratio"]
+    lines = ["correction,step,steps,sigma,active,loss_before,loss_after,edit_ratio,share,bounded"]
     for name, trace in traces.items():
         for row in trace.rows:
-            numbers = [row.loss_before, row.loss_after, row.edit_ratio]
+            numbers = [row.loss_before, row.loss_after, row.edit_ratio, row.share, row.bounded.float()]
             values = ",".join("" if value is None else f"{float(value.mean()):.6g}" for value in numbers)
             lines.append(f"{name},{row.index},{row.count},{float(row.sigma.mean()):.6g},{int(row.active)},{values}")
     return "\n".join(lines)

@@ -188,7 +188,7 @@ def test_nan_is_one_sentence(wan, make_predictor, sample, conditioning):
     broken = wan.clone()
     broken.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * float("nan"))
     (model,) = execute(lamo.LaMoGuidance, model=broken, predictor=make_predictor(), strength=1.0, active=0.8)
-    with pytest.raises(ValueError, match="NaN or infinite values at step 2 of 4"):
+    with pytest.raises(ValueError, match="NaN or infinite values at step 3 of 4"):
         sample(model, conditioning(1), conditioning(2))
 
 
@@ -275,12 +275,12 @@ def test_heatmaps_take_the_video_of_a_nested_latent(previews):
 
 @pytest.mark.parametrize("full", [False, True])
 def test_trace(previews, wan, make_predictor, sample, conditioning, full):
-    arguments = {"strength": 0.05, "active": 0.5, "full_trace": full}
+    arguments = {"strength": 0.05, "active": 0.5, "full_trace": full, "window": "steps"}
     (model,) = execute(lamo.LaMoGuidance, model=wan, predictor=make_predictor(), **arguments)
     for _ in range(2):  # only the last run is shown
         samples = sample(model, conditioning(1), conditioning(2))
     plot, table = execute(lamo.GuidanceTraceNode, model=model, latent={"samples": samples})
-    assert plot.shape == (1, 720, 960, 3)
+    assert plot.shape == (1, 1080, 960, 3)
     assert plot.std() > 0.01
     lines = [line.split(",") for line in table.splitlines()[1:]]
     assert [line[1] for line in lines] == (["0", "1", "2", "3"] if full else ["2", "3"])
@@ -292,10 +292,37 @@ def test_trace(previews, wan, make_predictor, sample, conditioning, full):
             assert line[6] == ""
 
 
+def test_the_trace_says_where_the_bound_acted(previews, wan, make_predictor, sample, conditioning):
+    (model,) = execute(lamo.LaMoGuidance, model=wan, predictor=make_predictor(), strength=25.0, active=0.8, share=0.25)
+    samples = sample(model, conditioning(1), conditioning(2), steps=8)
+    _, table = execute(lamo.GuidanceTraceNode, model=model, latent={"samples": samples})
+    rows = [dict(zip(table.splitlines()[0].split(","), line.split(","))) for line in table.splitlines()[1:]]
+    assert rows
+    for row in rows:
+        limit = 3 / (2 + 2 * 0.5)  # three pairs, chains of at most three frames: 2 + 2 cos(pi / 3)
+        free = 25.0 * float(row["sigma"]) ** 2 / limit
+        assert float(row["share"]) == pytest.approx(min(0.25, free), rel=1e-4)
+        assert row["bounded"] == ("1" if free > 0.25 else "0")
+
+
+@pytest.mark.parametrize("off", [{"share": 0.0}, {"strength": 0.0}])
+def test_no_push_is_the_plain_model(wan, make_predictor, sample, conditioning, off):
+    settings = {"strength": 25.0, "active": 0.8, **off}
+    (model,) = execute(lamo.LaMoGuidance, model=wan, predictor=make_predictor(), **settings)
+    prompts = conditioning(1), conditioning(2)
+    assert torch.equal(sample(model, *prompts), sample(wan, *prompts))
+
+
+def test_the_paper_s_mode_has_no_bound(wan, make_predictor):
+    (model,) = execute(lamo.LaMoGuidance, model=wan, predictor=make_predictor(), strength=9.0, active=0.8, mode="paper")
+    ((_, guidance),) = patching.corrections(model)
+    assert (guidance.scale, guidance.bound) == (9.0, None)
+
+
 def test_trace_of_two_guidance_nodes(previews, wan, make_predictor, sample, conditioning):
     model = wan
     for _ in range(2):
-        (model,) = execute(lamo.LaMoGuidance, model=model, predictor=make_predictor(), strength=0.1, active=1.0)
+        (model,) = execute(lamo.LaMoGuidance, model=model, predictor=make_predictor(), strength=0.1, active=1.0, start=1.0)
     samples = sample(model, conditioning(1), conditioning(2), sampler="heun")
     _, table = execute(lamo.GuidanceTraceNode, model=model, latent={"samples": samples})
     assert {line.split(",")[0] for line in table.splitlines()[1:]} == {"lamo.1", "lamo.2"}
@@ -309,3 +336,16 @@ def test_trace_without_guidance_or_without_a_run(wan, make_predictor):
     (model,) = execute(lamo.LaMoGuidance, model=wan, predictor=make_predictor(), strength=1.0, active=0.5)
     with pytest.raises(ValueError, match="found nothing"):
         execute(lamo.GuidanceTraceNode, model=model, latent=latent)
+
+
+def test_a_run_without_a_step_has_no_trace(previews, wan, make_predictor, sample, conditioning):
+    (model,) = execute(lamo.LaMoGuidance, model=wan, predictor=make_predictor(), strength=1.0, active=0.8)
+    prompts = conditioning(1), conditioning(2)
+    first = sample(model, *prompts)
+    _, shown = execute(lamo.GuidanceTraceNode, model=model, latent={"samples": first})
+    assert execute(lamo.GuidanceTraceNode, model=model, latent={"samples": first})[1] == shown  # the sampler was not run again
+    untouched = sample(model, *prompts, latent=torch.ones(1, 16, 5, 8, 8), denoise=0.0)
+    with pytest.raises(ValueError, match="found nothing"):
+        execute(lamo.GuidanceTraceNode, model=model, latent={"samples": untouched})
+    again = sample(model, *prompts, seed=6)
+    assert execute(lamo.GuidanceTraceNode, model=model, latent={"samples": again})[1] != shown

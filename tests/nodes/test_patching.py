@@ -17,7 +17,7 @@ import comfy.sample
 import comfy.samplers
 import comfy.utils
 from latent_physics.nodes import lamo
-from latent_physics.nodes.host import patching
+from latent_physics.nodes.host import frames, patching
 
 pytestmark = pytest.mark.comfy
 
@@ -137,7 +137,7 @@ def test_the_edit_in_comfyui_is_eq_9(wan, make_predictor, sample, conditioning, 
     model = with_sampling(wan, kind)
     model = model.clone()
     model.set_model_sampler_post_cfg_function(lambda args: seen.append(args) or args["denoised"])
-    model = guide(model, predictor, strength=2.0)
+    model = guide(model, predictor, strength=2.0, mode="paper", window="steps")
     model.set_model_sampler_post_cfg_function(lambda args: seen.append(args) or args["denoised"])
     sample(model, positive, conditioning(2), shape=(2, 16, 5, 8, 8), steps=5)
 
@@ -391,7 +391,7 @@ def test_a_model_with_sound():
     video, sound = torch.randn(2, 8, 5, 4, 4), torch.randn(2, 3, 7, 2)
     packed, shapes = comfy.utils.pack_latents([video, sound])
     conds = [{"model_conds": {"latent_shapes": comfy.conds.CONDConstant(shapes)}}]
-    found, put_back = patching.video_of(packed, conds)
+    found, put_back = frames.video_of(packed, conds)
     assert torch.equal(found, video)
     whole = comfy.utils.unpack_latents(put_back(found + 1), shapes)
     assert torch.equal(whole[0], video + 1)
@@ -404,11 +404,38 @@ def test_guide_frames_of_ltxv_are_left_alone(how):
     entries = comfy.conds.CONDConstant([{"latent_shape": [1, 4, 4]}, {"latent_shape": [1, 4, 4]}])
     positions = comfy.conds.CONDRegular(torch.zeros(1, 3, 2 * 16, 2))
     conds = [{"model_conds": {"guide_attention_entries": entries} if how == "entries" else {"keyframe_idxs": positions}}]
-    found, put_back = patching.video_of(video, conds)
+    found, put_back = frames.video_of(video, conds)
     assert torch.equal(found, video[:, :, :5])
     whole = put_back(found + 1)
     assert torch.equal(whole[:, :, :5], video[:, :, :5] + 1)
     assert torch.equal(whole[:, :, 5:], video[:, :, 5:])
+
+
+def test_prompts_weigh_by_strength_and_by_what_they_cover():
+    shape, device = (1, 16, 5, 8, 8), torch.device("cpu")
+    tokens = torch.randn(2, 1, 4, 6)
+    half = torch.zeros(1, 5, 8, 8)
+    half[..., :4] = 1
+    cases = [
+        ({"strength": 3.0}, 3.0),
+        ({"mask": half}, 0.5),
+        ({"mask": half, "mask_strength": 0.5, "strength": 2.0}, 0.5),
+        ({"area": (8, 2, 0, 0)}, 0.25),
+        ({"area": ("percentage", 0.5, 0.5, 0.0, 0.0)}, 0.25),
+        ({"strength": 0.0}, 0.0),
+    ]
+    for options, weight in cases:
+        conds = [{"cross_attn": tokens[0]}, {"cross_attn": tokens[1], **options}]
+        expected = (tokens[0].mean(dim=1) + weight * tokens[1].mean(dim=1)) / (1 + weight)
+        assert torch.allclose(patching.pooled_condition(conds, 0.5, shape, device), expected, atol=1e-6)
+    assert patching.pooled_condition([{"cross_attn": tokens[0], "strength": 0.0}], 0.5, shape, device) is None
+
+
+@pytest.mark.parametrize(("kind", "sigma"), [("flow", 0.3), ("eps", 2.0), ("v", 2.0)])
+def test_the_noise_level_is_that_of_the_flow_with_the_same_signal_to_noise(wan, kind, sigma):
+    sampling = with_sampling(wan, kind).get_model_object("model_sampling")
+    expected = sigma if kind == "flow" else sigma / (1 + sigma)  # z = x0 + sigma noise
+    assert patching.level(sampling, torch.tensor([sigma])).item() == pytest.approx(expected)
 
 
 def test_prompts_outside_their_time_do_not_count():
@@ -419,11 +446,11 @@ def test_prompts_outside_their_time_do_not_count():
         {"cross_attn": tokens[2], "attention_mask": torch.tensor([[1, 0, 0, 0]])},
     ]
     device = torch.device("cpu")
-    early, late = (patching.pooled_condition(conds, sigma, 1, device) for sigma in (0.9, 0.1))
+    early, late = (patching.pooled_condition(conds, sigma, (1, 16, 5, 8, 8), device) for sigma in (0.9, 0.1))
     assert torch.allclose(early, (tokens[0].mean(1) + tokens[2][:, 0]) / 2)
     assert torch.allclose(late, (tokens[1].mean(1) + tokens[2][:, 0]) / 2)
-    assert patching.pooled_condition([{"cross_attn": None}], 0.5, 1, device) is None
-    assert patching.pooled_condition(None, 0.5, 1, device) is None
+    assert patching.pooled_condition([{"cross_attn": None}], 0.5, (1, 16, 5, 8, 8), device) is None
+    assert patching.pooled_condition(None, 0.5, (1, 16, 5, 8, 8), device) is None
 
 
 @settings(deadline=None, max_examples=30)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...methods.lamo import pool_tokens
-from ...methods.step import Correction, SamplingStep, gain_of
+from ...methods.step import Correction, SamplingStep, flow_level, gain_of
 from . import Backbone
 
 
@@ -43,8 +43,8 @@ def sample(
             empty = backbone.predict(x, t, null[0].expand(len(x), -1, -1), null[1].expand(len(x), -1))
             out = empty + cfg * (out - empty)
         x0 = backbone.x0(x, out, t)
-        sigma, gain = noise_level(backbone, t)
-        step = SamplingStep(noisy=x, sigma=sigma, gain=gain, index=index, count=steps, cond=cond)
+        sigma, gain, level = noise_level(backbone, t)
+        step = SamplingStep(noisy=x, sigma=sigma, gain=gain, index=index, count=steps, cond=cond, level=level)
         for correction in corrections:
             x0 = correction.correct(x0, step)
         x = advance(backbone, x, x0, now, after)
@@ -59,12 +59,13 @@ def schedule(backbone: Backbone, steps: int) -> Tensor:
     return torch.cat([torch.linspace(1000, 0, steps + 1)[:-1].round().long() - 1, torch.tensor([-1])])
 
 
-def noise_level(backbone: Backbone, t: Tensor) -> tuple[Tensor, Tensor]:
-    """(sigma as a sampler counts it, gain) per sample."""
+def noise_level(backbone: Backbone, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(sigma as a sampler counts it, gain, level as SamplingStep has it) per sample."""
     if backbone.prediction == "flow":
-        return t, gain_of("flow", t)
+        return t, gain_of("flow", t), t
     alpha_bar = backbone.signal_power(t)
-    return ((1 - alpha_bar) / alpha_bar.clamp(min=1e-12)).sqrt(), gain_of("v", t, alpha_bar)
+    sigma = ((1 - alpha_bar) / alpha_bar.clamp(min=1e-12)).sqrt()
+    return sigma, gain_of("v", t, alpha_bar), flow_level(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
 
 
 def advance(backbone: Backbone, x: Tensor, x0: Tensor, now: Tensor, after: Tensor) -> Tensor:
