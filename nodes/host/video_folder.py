@@ -63,7 +63,7 @@ def list_folders() -> list[str]:
 
 
 def _holds_clip(names: Sequence[str]) -> bool:
-    from ...training.data.videos import ANIMATION_SUFFIXES, FILM_SUFFIXES, FRAME_SUFFIXES
+    from ...training.data.finding import ANIMATION_SUFFIXES, FILM_SUFFIXES, FRAME_SUFFIXES
 
     endings = [os.path.splitext(name)[1].lower() for name in names if not name.startswith(".")]
     films = FILM_SUFFIXES | ANIMATION_SUFFIXES

@@ -1,92 +1,221 @@
-"""Lists of captioned videos: JSONL, OpenVid's CSV, WISA-80K's JSON. A folder with .txt files beside its videos needs none of
-them."""
+"""Captions: a text file beside a clip, the clip's own name, or a list: JSONL, OpenVid's CSV, WISA-80K's JSON."""
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
-from collections.abc import Iterable, Mapping
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from .finding import ANIMATION_SUFFIXES, FILM_SUFFIXES
+from .left_out import LeftOut, VideoError
+from .text import one_line, read_text
 
 PATH_KEYS = ("video", "path", "file", "file_name", "video_path", "filename", "videoid", "video_id", "id")
 """Columns that may name the video, the first that is there counts. OpenVid: video; WISA: id or video."""
 CAPTION_KEYS = ("caption", "text", "prompt", "captions", "refined_caption", "description")
 """Columns that may hold the caption. OpenVid: caption; WISA: captions (a mapping or a string)."""
 SUFFIXES = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif", ".webp")
+"""Tried first, in this order, for a name without a suffix."""
+DELIMITERS = ",;\t"
 
 
 class CaptionError(ValueError):
-    """A list of captions cannot be used. The message is one sentence for the user."""
+    """A list of captions cannot be used at all. The message is one sentence for the user."""
+
+
+@dataclass
+class CaptionList:
+    """A list's captions, and the rows that could not be used."""
+
+    texts: dict[Path, str] = field(default_factory=dict)
+    """Video -> caption."""
+    left_out: list[LeftOut] = field(default_factory=list)
+
+
+# --- beside a clip ----------------------------------------------------------------------------------------------------------
+
+
+def caption_file(clip: Path) -> Path:
+    """Where a clip's caption lies, if it has one: beside it, under the same name."""
+    return clip.with_name(clip.name + ".txt") if clip.is_dir() else clip.with_suffix(".txt")
+
+
+def caption_of(clip: Path) -> tuple[str, str]:
+    """The clip's caption and where it came from: "file" (same name, .txt) or "name" (the file's own name, made readable).
+
+    Raises VideoError where the .txt is empty or cannot be read.
+    """
+    beside = caption_file(clip)
+    if not os.path.lexists(beside):
+        name = clip.name if clip.is_dir() else clip.stem
+        return re.sub(r"[\s_\-.]+", " ", one_line(name)).strip(), "name"
+    caption = one_line(read_text(beside))
+    if not caption:
+        message = f"{beside.name} is empty; write the caption into it, or delete it to use the file's name."
+        raise VideoError(message, "no caption")
+    return caption, "file"
+
+
+# --- lists --------------------------------------------------------------------------------------------------------------------
 
 
 def read_captions(path: str | Path, videos: str | Path | None = None) -> dict[Path, str]:
-    """Video -> caption from a .jsonl, .json or .csv file.
+    """The captions of `read_list`, without what it left out."""
+    return read_list(path, videos).texts
+
+
+def read_list(path: str | Path, videos: str | Path | None = None) -> CaptionList:
+    """Video -> caption from a .jsonl, .json or .csv file; rows that are broken, or name no caption or no video that exists, are
+    left out and named.
 
     Relative names are looked up in `videos`, by default the list's own folder; names without a suffix get the one that exists.
-    Raises CaptionError where the file cannot be read, a line lacks its video or caption, or no listed video exists.
+    Raises CaptionError where the file cannot be read, or no row can be used.
     """
     path = Path(path)
     folder = Path(videos) if videos else path.parent
     if not path.is_file():
         raise CaptionError(f"{path} does not exist.")
-    found: dict[Path, str] = {}
-    listed = 0
-    for number, row in rows_of(path):
-        name, caption = pick(row, PATH_KEYS), pick(row, CAPTION_KEYS)
-        if name is None or caption is None:
-            what = "video" if name is None else "caption"
-            raise CaptionError(f"{path.name}, entry {number}, names no {what}; its keys are {', '.join(map(str, row))}.")
-        listed += 1
-        video = locate(folder, str(name))
-        if video is not None:
-            found[video] = words(caption)
-    if not found:
-        raise CaptionError(f"none of the {listed} videos listed in {path.name} is in {folder}; give their folder with --videos.")
+    found = CaptionList()
+    number = 0
+    for number, row in read_rows(path):
+        try:
+            video, caption = _entry(f"{path.name}, entry {number},", row, folder)
+        except VideoError as error:
+            found.left_out.append(LeftOut.because(path, error))
+        else:
+            found.texts[video] = caption
+    if not found.texts:
+        reasons = [entry for entry in found.left_out if entry.kind != "missing"]
+        if reasons or not number:
+            raise CaptionError(reasons[0].reason if reasons else f"{path.name} must hold a list of entries; it holds none.")
+        raise CaptionError(f"none of the {number} videos listed in {path.name} is in {folder}; give their folder with --videos.")
     return found
 
 
-def rows_of(path: Path) -> Iterable[tuple[int, Mapping[str, Any]]]:
-    """Entries with their numbers, from 1. Raises CaptionError for a file that cannot be parsed."""
+def _entry(where: str, row: Any, folder: Path) -> tuple[Path, str]:
+    """(video, caption) of one row; raises VideoError where it has none. `where` starts the sentence."""
+    if isinstance(row, VideoError):
+        raise VideoError(f"{where} cannot be read: {row}")
+    if not isinstance(row, Mapping):
+        raise VideoError(f"{where} is {str(row)!r:.40}; the file must hold a list of entries, each with a video and a caption.")
+    name, caption = pick(row, PATH_KEYS), words(pick(row, CAPTION_KEYS))
+    keys = ", ".join(map(str, row))
+    if name is None:
+        raise VideoError(f"{where} names no video; its keys are {keys:.200}.", "missing")
+    if not caption:
+        raise VideoError(f"{where} names no caption; its keys are {keys:.200}.", "no caption")
+    video = locate(folder, str(name))
+    if video is None:
+        raise VideoError(f"{where} names {name!s:.80}, which is not in {folder}.", "missing")
+    return video, caption
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Entries with their numbers, from 1; a VideoError in place of an entry that cannot be parsed. Raises CaptionError for a
+    file that cannot."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".csv":
-            yield from enumerate(csv.DictReader(text.splitlines()), 1)
-            return
-        if path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        elif path.suffix == ".json":
-            rows = json.loads(text)
-            rows = [{"id": key, **value} for key, value in rows.items()] if isinstance(rows, dict) else rows
-        else:
-            raise CaptionError(f"{path.name} is no caption list; it must end in .jsonl, .json or .csv.")
-    except (ValueError, OSError, csv.Error) as error:
-        if isinstance(error, CaptionError):
-            raise
+        text = read_text(path)
+    except VideoError as error:
+        raise CaptionError(str(error)) from error
+    readers = {".csv": csv_rows, ".jsonl": jsonl_rows, ".json": json_rows}
+    if path.suffix.lower() not in readers:
+        raise CaptionError(f"{path.name} is no caption list; it must end in .jsonl, .json or .csv.")
+    try:
+        yield from enumerate(readers[path.suffix.lower()](text), 1)
+    except (ValueError, RecursionError) as error:
         raise CaptionError(f"{path.name} cannot be read: {' '.join(str(error).split())}.") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise CaptionError(f"{path.name} must hold a list of entries, each with a video and a caption.")
-    yield from enumerate(rows, 1)
+
+
+def jsonl_rows(text: str) -> Iterator[Any]:
+    """One JSON value a line. Lines end at line feeds alone: U+2028 and U+0085 are letters of a caption."""
+    for line in text.split("\n"):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield VideoError(f"{error}.")
+
+
+def json_rows(text: str) -> Iterator[Any]:
+    """A list of entries, or a mapping of a video to its entry. Raises ValueError for anything else."""
+    rows = json.loads(text)
+    if isinstance(rows, dict):
+        return ({"id": key, **value} if isinstance(value, dict) else {"id": key, "caption": value} for key, value in rows.items())
+    if not isinstance(rows, list) or not any(isinstance(row, dict) for row in rows):
+        raise ValueError("it must hold a list of entries, each with a video and a caption")
+    return iter(rows)
+
+
+def csv_rows(text: str) -> Iterator[dict[str, str] | VideoError]:
+    """Rows under the names of the first. A cell in quotes may hold line breaks.
+
+    After a row whose quotes do not close, reading starts again at the next line, so that the rest is not taken for its caption.
+    """
+    lines = _lines(text)
+    place, header, delimiter = 0, None, _delimiter(lines[0] if lines else "")
+    while place < len(lines):
+        cells, taken = _record(lines, place, delimiter)
+        place += taken
+        if isinstance(cells, VideoError):
+            yield cells
+        elif header is None:
+            header = cells
+        elif len(cells) > len(header):
+            yield VideoError(f"it has {len(cells)} cells under {len(header)} names; put a caption with commas in quotes.")
+        elif any(cell.strip() for cell in cells):
+            yield dict(itertools.zip_longest(header, cells, fillvalue=""))
+
+
+def _lines(text: str) -> list[str]:
+    """Lines with their ends, which are those of the csv module alone."""
+    return re.findall(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+", text.replace("\0", ""))
+
+
+def _delimiter(header: str) -> str:
+    """What separates cells: Excel writes semicolons where commas are decimal points."""
+    return max(DELIMITERS, key=header.count)
+
+
+def _record(lines: Sequence[str], place: int, delimiter: str) -> tuple[list[str] | VideoError, int]:
+    """(cells of the record that starts at a line, number of lines it takes); one line where it is broken."""
+    reader = csv.reader((lines[index] for index in range(place, len(lines))), delimiter=delimiter, strict=True)
+    try:
+        return next(reader, []), max(1, reader.line_num)
+    except csv.Error as error:
+        return VideoError(f"{error}."), 1
 
 
 def pick(row: Mapping[str, Any], keys: Iterable[str]) -> Any:
     """The first key's value that is there and not empty."""
-    lower = {str(key).lower(): value for key, value in row.items()}
-    return next((lower[key] for key in keys if lower.get(key) not in (None, "", {})), None)
+    lower = {str(key).strip().lower(): value for key, value in row.items()}
+    return next((lower[key] for key in keys if not _is_empty(lower.get(key))), None)
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, (dict, list)) and not value)
 
 
 def words(caption: Any) -> str:
     """A caption as text; WISA keeps several in a mapping, of which the longest describes the most."""
     if isinstance(caption, Mapping):
-        caption = max(map(str, caption.values()), key=len)
+        caption = max((str(value) for value in caption.values() if value is not None), key=len, default="")
     if isinstance(caption, list):
         caption = " ".join(map(str, caption))
-    return " ".join(str(caption).split())
+    return "" if caption is None else one_line(str(caption))
 
 
 def locate(folder: Path, name: str) -> Path | None:
-    """The video of that name, with one of the usual suffixes where it has none."""
-    path = folder / name
-    if path.is_file():
-        return path
-    return next((path.with_name(path.name + suffix) for suffix in SUFFIXES if path.with_name(path.name + suffix).is_file()), None)
+    """The video of that name, with one of the usual suffixes where it has none; a folder of frames counts too."""
+    path = folder / name.strip()
+    if path == folder or "\0" in name:
+        return None
+    rest = sorted((FILM_SUFFIXES | ANIMATION_SUFFIXES) - set(SUFFIXES))
+    candidates = [path, *(path.with_name(path.name + suffix) for suffix in (*SUFFIXES, *rest))] if path.name else []
+    found = next((candidate for candidate in candidates if os.path.isfile(candidate)), None)
+    return found or (path if os.path.isdir(path) else None)

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import pkgutil
-import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from ...encoders.need import sample_file
+from ...encoders.need import read_file, sample_file
+from .captions import caption_file, caption_of
+from .decoding import Frame, decode
+from .finding import find_clips, frame_files, is_inside, scan
+from .left_out import LeftOut, VideoError, reason_of
 
-FILM_SUFFIXES = {".mp4", ".webm", ".mov", ".mkv", ".m4v", ".avi"}
-ANIMATION_SUFFIXES = {".gif", ".webp"}
-FRAME_SUFFIXES = {".png", ".jpg", ".jpeg"}
+__all__ = [
+    "LeftOut", "VideoError", "Window", "caption_file", "caption_of", "content_hash", "decode", "find_clips", "fit", "frame_files",
+    "is_inside", "leads_out", "sampled_hash", "scan", "template_clips", "thin", "windows",
+]  # fmt: skip
+
+Timed = TypeVar("Timed", bound=tuple)
 TEMPLATE_PACKAGES = "comfyui_workflow_templates_media_"
-
-
-class VideoError(ValueError):
-    """A clip, or a folder of clips, cannot be used. The message is one sentence for the user."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,184 +41,47 @@ class Window:
     """Time of the first frame in the clip, seconds."""
     fps: float
     """Frames per second after thinning; 0 where the clip does not say (a folder of frames)."""
-
-
-def find_clips(paths: Iterable[str | os.PathLike[str]], inside: Path | None = None) -> list[Path]:
-    """All clips among `paths` (clips, or folders searched to any depth), sorted by path, each once.
-
-    A clip is a film or animation file, or a folder that directly holds at least two PNG or JPEG frames and no film. Folders that
-    lie outside `inside`, reached through links, are not entered; see `leads_out` for files.
-    Raises VideoError where a path does not exist, is a file of another kind, or where there is no clip at all.
-    """
-    paths = [Path(path) for path in paths]
-    found: set[Path] = set()
-    for path in paths:
-        if not path.exists():
-            raise VideoError(f"{path} does not exist.")
-        if path.is_dir():
-            found.update(_clips_in(path, set(), inside))
-        elif path.suffix.lower() in FILM_SUFFIXES | ANIMATION_SUFFIXES:
-            found.add(path)
-        else:
-            known = " ".join(sorted(FILM_SUFFIXES | ANIMATION_SUFFIXES))
-            raise VideoError(f"{path} is not a video; files that can be read end in {known}.")
-    if not found:
-        where = ", ".join(str(path) for path in paths) or "(no folder given)"
-        kinds = "mp4, webm, mov, mkv, gif or animated webp files, or folders of PNG frames"
-        raise VideoError(f"There is no clip in {where}: put {kinds} there.")
-    return sorted(found)
-
-
-def _clips_in(folder: Path, seen: set[Path], inside: Path | None = None) -> Iterator[Path]:
-    """Clips of one folder and those below it; dot files (the resource forks macOS leaves) are not looked at.
-
-    `seen` holds the folders that were looked at: one that links lead to again, perhaps from inside itself, is taken once.
-    """
-    if folder.resolve() in seen or (inside is not None and not is_inside(folder, inside)):
-        return
-    seen.add(folder.resolve())
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    films = [entry for entry in entries if entry.is_file() and entry.suffix.lower() in FILM_SUFFIXES | ANIMATION_SUFFIXES]
-    yield from films
-    if not films and sum(entry.suffix.lower() in FRAME_SUFFIXES for entry in entries if entry.is_file()) >= 2:
-        yield folder
-    for entry in entries:
-        if entry.is_dir():
-            yield from _clips_in(entry, seen, inside)
-
-
-def is_inside(path: Path, folder: Path) -> bool:
-    """Whether `path`, all links followed, lies in `folder` or is it. False where links go round in a circle."""
-    try:
-        return path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):
-        return False
+    corrupt: int = 0
+    """How many windows of the clip were passed over so far because a frame is corrupt, or frames are missing."""
 
 
 def leads_out(clip: Path, folder: Path) -> Path | None:
     """The first of the files read for a clip (itself or its frames, and its caption) that lies outside `folder`, all links
-    followed; None where all of them lie inside."""
+    followed; None where all of them lie inside. Raises VideoError where a folder of frames cannot be listed."""
     files = [clip, caption_file(clip), *(frame_files(clip) if clip.is_dir() else [])]
     return next((file for file in files if not is_inside(file, folder)), None)
 
 
-def caption_file(clip: Path) -> Path:
-    """Where a clip's caption lies, if it has one: beside it, under the same name."""
-    return clip.with_name(clip.name + ".txt") if clip.is_dir() else clip.with_suffix(".txt")
-
-
-def caption_of(clip: Path) -> tuple[str, str]:
-    """The clip's caption and where it came from: "file" (same name, .txt) or "name" (the file's own name, made readable).
-
-    Raises VideoError where the .txt is empty or not UTF-8.
-    """
-    beside = caption_file(clip)
-    if not beside.is_file():
-        name = clip.stem if clip.is_file() else clip.name
-        return re.sub(r"[\s_\-.]+", " ", name).strip(), "name"
-    try:
-        caption = " ".join(beside.read_text(encoding="utf-8-sig").split())
-    except UnicodeDecodeError as error:
-        raise VideoError(f"{beside.name} is not UTF-8 text.") from error
-    if not caption:
-        raise VideoError(f"{beside.name} is empty; write the caption into it, or delete it to use the file's name.")
-    return caption, "file"
-
-
 def content_hash(clip: Path) -> str:
-    """A 32-digit hash of what the clip holds: of the length and the first and last MiB of each file.
+    """A 32-digit hash of everything that the clip's files hold; frames count with their names.
 
-    Whole files are not read because a resumed run would otherwise read terabytes to find out that it has nothing to do.
     Raises VideoError where a file cannot be read.
     """
+    return _hash(clip, whole=True)
+
+
+def sampled_hash(clip: Path) -> str:
+    """A 32-digit hash of the length and the first and last MiB of each file: `content_hash` where no file is longer than that.
+
+    It tells weights apart, whose header lists every tensor, and finds candidates among films without reading terabytes.
+    Raises VideoError where a file cannot be read.
+    """
+    return _hash(clip, whole=False)
+
+
+def _hash(clip: Path, whole: bool) -> str:
     digest = hashlib.blake2b(digest_size=16)
+    read = read_file if whole else sample_file
     try:
         for path in frame_files(clip) if clip.is_dir() else [clip]:
-            sample_file(digest, path, path.name if clip.is_dir() else "")
+            read(digest, path, path.name if clip.is_dir() else "")
     except OSError as error:
-        raise VideoError(f"{clip.name} cannot be read ({error.strerror or error}).") from error
+        raise VideoError(f"{clip.name} cannot be read ({reason_of(error)}).", "unreadable") from error
     return digest.hexdigest()
 
 
-def frame_files(folder: Path) -> list[Path]:
-    """A folder's frames in counting order: frame_2 before frame_10."""
-
-    def key(path: Path) -> list[tuple[int, int | str]]:
-        return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", path.name.lower())]
-
-    names = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return sorted((path for path in names if path.suffix.lower() in FRAME_SUFFIXES), key=key)
-
-
-def decode(clip: Path) -> Iterator[tuple[float | None, np.ndarray]]:
-    """Yields (time in seconds, frame `H W 3` uint8) in order; the time is None for a folder of frames.
-
-    Phone films come out upright, transparent animations on white. Raises VideoError where the clip cannot be decoded.
-    """
-    if clip.is_dir():
-        frames = _decode_folder(clip)
-    elif clip.suffix.lower() in ANIMATION_SUFFIXES:
-        frames = _decode_animation(clip)
-    else:
-        frames = _decode_film(clip)
-    try:
-        yield from frames
-    except VideoError:
-        raise
-    except ImportError as error:
-        raise VideoError(f"{clip.name} cannot be decoded without {error.name}: pip install 'imageio[pyav]' pillow.") from error
-    except Exception as error:  # decoders raise a dozen types of their own; every one of them means: this clip is broken
-        raise VideoError(f"{clip.name} cannot be decoded ({type(error).__name__}: {error}).") from error
-
-
-def _decode_film(clip: Path) -> Iterator[tuple[float, np.ndarray]]:
-    import av
-
-    with av.open(str(clip)) as container:
-        if not container.streams.video:
-            raise VideoError(f"{clip.name} has no picture track.")
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        rate = float(stream.average_rate or stream.guessed_rate or 0)
-        for count, frame in enumerate(container.decode(stream)):
-            time = frame.time if frame.time is not None else (count / rate if rate else float(count))
-            picture = frame.to_ndarray(format="rgb24")
-            turns = round(frame.rotation / 90) % 4
-            yield time, np.rot90(picture, turns) if turns else picture
-
-
-def _decode_animation(clip: Path) -> Iterator[tuple[float, np.ndarray]]:
-    from PIL import Image, ImageSequence
-
-    with Image.open(clip) as image:
-        if getattr(image, "n_frames", 1) < 2:
-            raise VideoError(f"{clip.name} is a still image.")
-        milliseconds = 0  # summed as whole numbers, so that cutting a clip again finds the same times
-        for frame in ImageSequence.Iterator(image):
-            frame.load()
-            picture = frame
-            if frame.mode in ("RGBA", "LA", "PA") or "transparency" in frame.info:
-                rgba = frame.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-            yield milliseconds / 1000, np.asarray(picture.convert("RGB"))
-            milliseconds += round(frame.info.get("duration") or 100)  # a duration of 0 is shown as 100 ms by browsers
-
-
-def _decode_folder(clip: Path) -> Iterator[tuple[None, np.ndarray]]:
-    from PIL import Image
-
-    size = None
-    for path in frame_files(clip):
-        with Image.open(path) as image:
-            size = size or image.size
-            if image.size != size:
-                sizes = [f"{width}x{height}" for width, height in (image.size, size)]
-                raise VideoError(f"{clip.name}: {path.name} is {sizes[0]}, the frames before it are {sizes[1]}.")
-            yield None, np.asarray(image.convert("RGB"))
-
-
-def thin(frames: Iterable[tuple[float | None, np.ndarray]], fps: float) -> Iterator[tuple[float | None, np.ndarray]]:
-    """Drops frames so that at most `fps` per second remain; 0 keeps all.
+def thin(frames: Iterable[Timed], fps: float) -> Iterator[Timed]:
+    """Drops frames, tuples whose first entry is their time, so that at most `fps` per second remain; 0 keeps all.
 
     Frames are never doubled: a doubled frame would be a moment without motion that the camera never saw.
     """
@@ -224,20 +89,29 @@ def thin(frames: Iterable[tuple[float | None, np.ndarray]], fps: float) -> Itera
         yield from frames
         return
     step, due = 1 / fps, None
-    for time, frame in frames:
+    for frame in frames:
+        time = frame[0]
         if time is None or due is None or time >= due - 0.01 * step:
-            yield time, frame
+            yield frame
             if time is not None:
                 due = time + step if due is None else max(due + step, time)
 
 
-def fit(frame: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Centre crop to the aspect of `width` x `height`, then resize: `H W 3` uint8 -> `height width 3` uint8."""
-    if frame.shape[:2] == (height, width):
-        return np.ascontiguousarray(frame)
-    from PIL import Image, ImageOps
+def fit(frame: np.ndarray, width: int, height: int, aspect: float = 1.0) -> np.ndarray:
+    """Centre crop to the proportions of `width` x `height`, then resize: `H W 3` uint8 -> `height width 3` uint8.
 
-    return np.asarray(ImageOps.fit(Image.fromarray(frame), (width, height), method=Image.Resampling.LANCZOS))
+    `aspect`: width of the frame's pixels over their height; one resampling squares and resizes them.
+    """
+    if frame.shape[:2] == (height, width) and aspect == 1.0:
+        return np.ascontiguousarray(frame)
+    from PIL import Image
+
+    tall, wide = frame.shape[:2]
+    wanted = width / height / aspect  # in stored pixels
+    crop_wide, crop_tall = (tall * wanted, tall) if wide / tall >= wanted else (wide, wide / wanted)
+    left, top = (wide - crop_wide) / 2, (tall - crop_tall) / 2
+    box = (left, top, left + crop_wide, top + crop_tall)
+    return np.asarray(Image.fromarray(np.ascontiguousarray(frame)).resize((width, height), Image.Resampling.LANCZOS, box=box))
 
 
 def windows(
@@ -246,31 +120,83 @@ def windows(
     """Cuts a clip into consecutive windows of `frames` frames; at most `limit` of them, 0 for as many as there are.
 
     `allow_short` is the VAE's temporal stride s where a clip shorter than `frames` may be cut to the largest s n + 1 (n >= 1)
-    instead of being refused; 0 refuses it. Decoding stops as soon as enough frames have been seen.
-    Raises VideoError where the clip is broken or too short.
+    instead of being refused; 0 refuses it. Decoding stops as soon as enough frames have been seen. Windows with corrupt or
+    missing frames are passed over. Raises VideoError where the clip is broken or too short, after the windows that are whole.
     """
-    held: list[np.ndarray] = []
-    times: list[float | None] = []
-    ready: Window | None = None
-    count = 0
-    for time, frame in thin(decode(clip), fps):
-        held.append(fit(frame, width, height))
-        times.append(time)
-        if len(held) == frames:
-            if ready is not None:
-                yield ready
-            last = limit > 0 and count + 1 == limit
-            ready = Window(frames=np.stack(held), index=count, last=last, start=times[0] or 0.0, fps=_rate(times))
-            held, times, count = [], [], count + 1
-            if last:
+    taking = _Taking(clip, frames, limit)
+    try:
+        for frame in thin(decode(clip), fps):
+            if (window := taking.add(frame, fit(frame.picture(), width, height, frame.aspect))) is not None:
+                yield window
+            if taking.full:
                 break
-    if ready is None:
-        length = len(held)
-        short = (length - 1) // allow_short * allow_short + 1 if allow_short and length else 0
+    except VideoError as error:
+        if taking.ready is None:
+            raise
+        yield taking.last()
+        message = f"{clip.name} breaks off after {taking.count} windows of {frames} frames, which are kept ({error})"
+        raise VideoError(message, error.kind) from error
+    if taking.ready is None:
+        taking.cut_short(allow_short)
+    yield taking.last()
+
+
+class _Taking:
+    """Frames on their way into windows. A window is held back until it is known whether it is the clip's last."""
+
+    def __init__(self, clip: Path, frames: int, limit: int) -> None:
+        self.clip, self.frames, self.limit = clip, frames, limit
+        self.held: list[np.ndarray] = []
+        self.times: list[float | None] = []
+        self.damaged = False
+        self.count = self.corrupt = 0
+        self.ready: Window | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether no further window is wanted."""
+        return self.limit > 0 and self.count == self.limit
+
+    def add(self, frame: Frame, pixels: np.ndarray) -> Window | None:
+        """Takes one frame; returns the window before the one that this frame completes, if both are there."""
+        if frame.jump and self.held:
+            self.corrupt += 1
+            self.held, self.times, self.damaged = [], [], False
+        self.held.append(pixels)
+        self.times.append(frame.time)
+        self.damaged |= frame.damaged
+        if len(self.held) < self.frames:
+            return None
+        before = self.ready
+        if self.damaged:
+            self.corrupt += 1
+            before = None
+        else:
+            self._make(self.frames)
+        self.held, self.times, self.damaged = [], [], False
+        return before
+
+    def _make(self, length: int) -> None:
+        self.ready = Window(
+            frames=np.stack(self.held[:length]), index=self.count, last=False, start=self.times[0] or 0.0, fps=_rate(self.times),
+            corrupt=self.corrupt,
+        )  # fmt: skip
+        self.count += 1
+
+    def cut_short(self, stride: int) -> None:
+        """Makes the only window of a clip that is shorter than one. Raises VideoError where that may not or cannot be."""
+        name, length = self.clip.name, len(self.held)
+        if self.corrupt or self.damaged:
+            raise VideoError(f"{name}: frames are corrupt or missing in every window of {self.frames}.", "corrupt frames")
+        short = (length - 1) // stride * stride + 1 if stride and length else 0
         if short <= 1:
-            raise VideoError(f"{clip.name} has {length} frames, {frames} are needed.")
-        ready = Window(frames=np.stack(held[:short]), index=0, last=True, start=times[0] or 0.0, fps=_rate(times))
-    yield ready if ready.last else Window(**{**ready.__dict__, "last": True})
+            raise VideoError(f"{name} has {length} frames, {self.frames} are needed.", "too short")
+        self._make(short)
+
+    def last(self) -> Window:
+        """The window at hand, which is the clip's last."""
+        assert self.ready is not None
+        return replace(self.ready, last=True, corrupt=self.corrupt)
 
 
 def _rate(times: list[float | None]) -> float:
