@@ -48,6 +48,10 @@ class ToyTextEncoder(nn.Module):
             ids[row, : len(numbers)] = torch.tensor(numbers, dtype=torch.long)
         return ids
 
+    def is_cut(self, prompts: Sequence[str], length: int | None = None) -> list[bool]:
+        """Whether each prompt has more words than this encoder's own length, whatever is asked for."""
+        return [len(re.findall(r"[a-z]+", prompt.lower())) > self.length for prompt in prompts]
+
     def encode(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens `B length width` and mask `B length` (True on words) of word numbers `B length`."""
         mask = ids != PAD

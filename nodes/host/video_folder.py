@@ -110,20 +110,26 @@ def _fault(name: str) -> str | None:
 
 
 def clips_in(folder: Path) -> tuple[list[Path], list[str]]:
-    """(clips in a folder, a sentence for each that is left out because a link leads out of the input folder).
+    """(clips in a folder, a sentence for each thing that is left out: what cannot be read, and links out of the input folder).
 
     Raises VideoError where there is no clip at all.
     """
-    from ...training.data.videos import find_clips, leads_out
+    from ...training.data.finding import no_clip, scan
+    from ...training.data.left_out import printable
+    from ...training.data.videos import leads_out
 
     root = Path(folder_paths.get_input_directory())
-    clips, left_out = [], []
-    for clip in find_clips([folder], inside=root):
+    found = scan([folder], inside=root)
+    if not found.clips:
+        raise no_clip([folder], found.left_out)
+    clips, left_out = [], [entry.reason for entry in found.left_out]
+    for clip in found.clips:
         stray = leads_out(clip, root)
         if stray is None:
             clips.append(clip)
         else:
-            left_out.append(f"{clip.name} was left out: {stray.name} is a link that leads out of ComfyUI's input folder.")
+            message = "is a link that leads out of ComfyUI's input folder."
+            left_out.append(printable(f"{clip.name} was left out: {stray.name} {message}"))
     return clips, left_out
 
 
@@ -138,7 +144,7 @@ def fingerprint(name: str | None) -> str:
         for clip in clips_in(find_folder(name))[0]:
             for file in [*(frame_files(clip) if clip.is_dir() else [clip]), caption_file(clip)]:
                 status = file.stat() if file.exists() else None
-                digest.update(f"{file}\n{status and (status.st_mtime_ns, status.st_size)}\n".encode())
+                digest.update(os.fsencode(file) + f"\n{status and (status.st_mtime_ns, status.st_size)}\n".encode())
     except (OSError, ValueError):
         return "unreadable"
     return digest.hexdigest()
@@ -162,6 +168,7 @@ def encode_folder(
     """
     from ...training.data.cache import cache_clips
     from ...training.data.clips import Clips
+    from ...training.data.left_out import printable
 
     config = cache_config(space, cut, scratch)
     clips, skipped = clips_in(folder)
@@ -170,7 +177,7 @@ def encode_folder(
         report = cache_clips(clips, config, lambda: text, lambda: video, stop=_stop(), progress=_progress())
         comfy.model_management.throw_exception_if_processing_interrupted()
         skipped += [reason for _, reason in report.skipped]
-        skipped += [f"{copy.name} holds what {taken.name} holds; one of them was taken." for copy, taken in report.same]
+        skipped += [printable(f"{copy.name} has the same content as {taken.name}.") for copy, taken in report.same]
     if not clips or not report.written:
         raise ValueError(f"no clip in {folder.name} can be used; the first: {skipped[0]}")
     return Clips.from_folder(config.out), skipped

@@ -28,6 +28,7 @@ from latent_physics.training.data.cache import cache_clips
 from latent_physics.training.data.clip import KIND, DatasetError, read_clip
 from latent_physics.training.data.clips import Clips
 from latent_physics.training.data.format import CacheConfig, CacheError, format_of
+from latent_physics.training.data.report import summarise
 from latent_physics.training.data.videos import find_clips, template_clips, windows
 from PIL import Image
 
@@ -453,7 +454,7 @@ def test_bad_input_is_one_line_and_status_1(tmp_path, capsys, monkeypatch):
     config = CacheConfig(out=tmp_path / "out", videos=[tmp_path / "empty"])
     report, _, _ = run(config)
     with pytest.raises(CacheError, match=r"none of the 1 clips could be used; the first: broken\.mp4 cannot be decoded"):
-        cache.summarise(report, config)
+        summarise(report, config)
     monkeypatch.setitem(sys.modules, "tyro", None)
     assert main(["--out", str(tmp_path / "out")]) == 1
     assert "needs tyro, which is not installed: pip install tyro" in capsys.readouterr().err

@@ -150,6 +150,10 @@ class Backbone:
         """
         raise NotImplementedError
 
+    def is_cut(self, prompts: Sequence[str]) -> list[bool]:
+        """Whether each prompt is longer than the text encoder reads, so that `embed_prompts` cuts its end."""
+        return self._part("text").is_cut(prompts, self.text_length)
+
     # -- diffusion -----------------------------------------------------------------------------------------------------
 
     def sample_t(self, count: int, generator: torch.Generator | None = None) -> Tensor:

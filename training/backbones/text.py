@@ -38,10 +38,22 @@ class T5Text(nn.Module):
         tokens = self.encoder(ids, attention_mask=None if attend_padding else mask).last_hidden_state
         return tokens, mask.bool()
 
+    def is_cut(self, prompts: Sequence[str], length: int) -> list[bool]:
+        """Whether each prompt has more than `length` tokens."""
+        return longer_than(self.tokenise, prompts, length)
+
 
 def clean(prompt: str) -> str:
     """HTML entities resolved, white space collapsed, as the models' own pipelines do."""
     return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()
+
+
+def longer_than(tokenise: Tokenise, prompts: Sequence[str], length: int) -> list[bool]:
+    """Whether each prompt has more tokens, its end token included, than `length`."""
+    if not prompts:
+        return []
+    _, mask = tokenise([clean(prompt) for prompt in prompts], length + 1)
+    return (mask.sum(dim=1) > length).tolist()
 
 
 def from_tokenizer(tokenizer: Any) -> Tokenise:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from ...methods.weights import WeightsError
 from ..console import RunError, StopRequest
-from ..data.cache import cache_clips, listed_captions, loaders, summarise
+from ..data.cache import cache_clips, loaders
+from ..data.check import check_clips, show_check
 from ..data.format import CacheConfig, CacheError, format_of
-from ..data.videos import VideoError, find_clips, template_clips
+from ..data.left_out import VideoError
+from ..data.report import summarise
+from ..data.sources import gather
 from . import cli
 
 
@@ -20,19 +23,10 @@ def main(argv: list[str]) -> int:
 def _command(argv: list[str]) -> int:
     config = cli.parse(CacheConfig, argv, prog="latent-physics cache", description="Videos -> latents and prompt embeddings.")
     format_of(config)
-    if config.captions is not None:
-        clips = sorted(listed_captions(config))
-    else:
-        clips = find_clips(config.videos) if config.videos or config.templates is None else []
-    if config.templates is not None:
-        extra = template_clips(config.templates)
-        if not extra:
-            raise CacheError(
-                f"no clip of ComfyUI's template packages matches {config.templates!r}; pip install comfyui-workflow-templates."
-            )
-        clips += extra
-    clips = clips[: config.limit]
-    load_text, load_vae = loaders(config)
+    found = gather(config)
     with StopRequest() as stop:
-        report = cache_clips(clips, config, load_text, load_vae, stop=stop)
+        if config.check:
+            return show_check(check_clips(found, config, stop=stop), config)
+        load_text, load_vae = loaders(config)
+        report = cache_clips(found.clips, config, load_text, load_vae, left_out=found.left_out, stop=stop)
     return summarise(report, config)

@@ -9,10 +9,9 @@ from __future__ import annotations
 import gc
 import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,14 +19,17 @@ import torch
 from torch import Tensor
 
 from ...methods.lamo import pool_tokens
-from ...methods.weights import WeightsError, read_info, write_atomically
+from ...methods.weights import WeightsError, read_info
 from ..console import ProgressLine, StopRequest, remove_leftovers, saving
 from ..loop.processes import pick_device
-from .captions import CaptionError, read_captions
+from .captions import caption_of
 from .clip import KIND, ClipInfo, described, read_clip_info, write_clip
 from .format import CacheConfig, CacheError, Format, Job, format_of
+from .left_out import LeftOut, VideoError, printable
 from .reader import read_ahead
-from .videos import VideoError, Window, caption_of, content_hash
+from .report import CacheReport, write_skipped
+from .sources import PREFIX, ContentHashes, identify, listed_captions
+from .videos import Window
 
 TEXT_BATCH = 8
 CACHED_NAME = re.compile(r"(.*-([0-9a-f]{12}))-w\d+\.safetensors$")
@@ -51,32 +53,19 @@ class VideoEncoder(Protocol):
         ...
 
 
-@dataclass(kw_only=True)
-class CacheReport:
-    """What a run of `cache_clips` did."""
-
-    written: list[Path] = field(default_factory=list)
-    """Files written by this run."""
-    finished_before: int = 0
-    """Clips that were already cached."""
-    same: list[tuple[Path, Path]] = field(default_factory=list)
-    """(clip, the clip with the same content that was taken instead)."""
-    skipped: list[tuple[Path, str]] = field(default_factory=list)
-    """(clip, why it could not be used)."""
-    stopped: bool = False
-    """Whether the user stopped it."""
-
-
 def cache_clips(
     clips: Sequence[Path],
     config: CacheConfig,
     load_text: Callable[[], TextEncoder],
     load_vae: Callable[[], VideoEncoder],
     *,
+    left_out: Sequence[LeftOut] = (),
     stop: StopRequest | None = None,
     progress: ProgressLine | None = None,
 ) -> CacheReport:
     """Caches `clips` into `config.out`. The text encoder is loaded first, used and freed before the VAE is loaded.
+
+    `left_out`: what was passed over while the clips were found, for the report.
 
     `load_text` and `load_vae` are called only where something is left to do. Raises CacheError where the settings do not fit
     the backbone or `out` belongs to another latent space, and RunError where a file cannot be written; finished clips stay.
@@ -86,21 +75,21 @@ def cache_clips(
     progress = progress or ProgressLine("cache")
     config.out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(config.out)
-    report = CacheReport()
+    report = CacheReport(left_out=list(left_out))
     pending = [job for job in plan(clips, config, form, report) if not _finished(job, config.out, report)]
     progress.say(
         f"{len(clips)} clips: {report.finished_before} cached before, {len(report.same)} double, "
-        f"{len(report.skipped)} unreadable, {len(pending)} to do at {form.width}x{form.height}, {form.frames} frames."
+        f"{len(report.left_out)} left out, {len(pending)} to do at {form.width}x{form.height}, {form.frames} frames."
     )
     if pending and not stop.asked:
         _say_captions(pending, progress)
-        conds = embed_captions(pending, load_text(), config, progress)
+        conds = embed_captions(pending, load_text(), config, progress, report)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         _encode_all(pending, conds, load_vae(), config, form, report, stop, progress)
     progress.close()
-    _write_skipped(config.out, report)
+    write_skipped(config.out, report.left_out)
     return report
 
 
@@ -117,31 +106,30 @@ def plan(clips: Sequence[Path], config: CacheConfig, form: Format, report: Cache
     }
     listed = listed_captions(config)
     known = {match[2]: match[1] for path in config.out.glob("*.safetensors") if (match := CACHED_NAME.match(path.name))}
-
-    def look(clip: Path) -> Job | VideoError:
-        try:
-            caption, origin = (listed[clip], "file") if clip in listed else caption_of(clip)
-            if origin == "name" and not config.name_captions:
-                caption, origin = "", "none"
-            source_hash = content_hash(clip)
-        except VideoError as error:
-            return error
-        key = described({**settings, "caption": caption, "content": source_hash})
-        name = re.sub(r"[^A-Za-z0-9._-]+", "_", clip.stem if clip.is_file() else clip.name)[:60]
-        stem = known.get(source_hash[:12], f"{name}-{source_hash[:12]}")
-        return Job(path=clip, caption=caption, caption_from=origin, source_hash=source_hash, key=key, stem=stem)
-
-    with ThreadPoolExecutor(config.workers) as pool:
-        looked = list(pool.map(look, clips))
+    contents = identify(clips, ContentHashes(config.out), known, config.workers)
     jobs: dict[str, Job] = {}
-    for clip, job in zip(clips, looked):
-        if isinstance(job, VideoError):
-            report.skipped.append((clip, str(job)))
-        elif job.source_hash in jobs:
-            report.same.append((clip, jobs[job.source_hash].path))
-        else:
-            jobs[job.source_hash] = job
+    for clip in clips:
+        try:
+            if isinstance(content := contents[clip], VideoError):
+                raise content
+            caption, origin = caption_for(clip, listed, config.name_captions)
+        except VideoError as error:
+            report.left_out.append(LeftOut.because(clip, error))
+            continue
+        if content in jobs:
+            report.same.append((clip, jobs[content].path))
+            continue
+        key = described({**settings, "caption": caption, "content": content})
+        name = re.sub(r"[^A-Za-z0-9._-]+", "_", clip.stem if clip.is_file() else clip.name)[:60]
+        stem = known.get(content[:PREFIX], f"{name}-{content[:PREFIX]}")
+        jobs[content] = Job(path=clip, caption=caption, caption_from=origin, source_hash=content, key=key, stem=stem)
     return list(jobs.values())
+
+
+def caption_for(clip: Path, listed: Mapping[Path, str], by_name: bool) -> tuple[str, str]:
+    """(caption, where it comes from: "file", "name" or "none"); `by_name`: names may be captions. Raises VideoError."""
+    caption, origin = (listed[clip], "file") if clip in listed else caption_of(clip)
+    return (caption, origin) if by_name or origin == "file" else ("", "none")
 
 
 def encoders_of(config: CacheConfig) -> object:
@@ -152,18 +140,6 @@ def encoders_of(config: CacheConfig) -> object:
     from ..backbones.load import TOY_WEIGHTS
 
     return [digest_of([TOY_WEIGHTS / f"toy_{part}.safetensors"]) for part in ("vae", "text")]
-
-
-def listed_captions(config: CacheConfig) -> dict[Path, str]:
-    """Video -> caption of `config.captions`; empty where there is no list. Raises CacheError where it cannot be used."""
-    if config.captions is None:
-        return {}
-    if len(config.videos) > 1:
-        raise CacheError("with a list of captions, give one folder of videos, the one its names are looked up in.")
-    try:
-        return read_captions(config.captions, config.videos[0] if config.videos else None)
-    except CaptionError as error:
-        raise CacheError(str(error)) from error
 
 
 def _finished(job: Job, out: Path, report: CacheReport) -> bool:
@@ -186,16 +162,18 @@ def _say_captions(pending: Sequence[Job], progress: ProgressLine) -> None:
     if named:
         progress.say(
             f"{len(named)} of {len(pending)} clips have no .txt caption beside them; their file names are used, "
-            f"for example {named[0].caption!r} for {named[0].path.name}."
+            f"for example {named[0].caption!r} for {printable(named[0].path.name)}."
         )
 
 
 def embed_captions(
-    pending: Iterable[Job], text: TextEncoder, config: CacheConfig, progress: ProgressLine
+    pending: Iterable[Job], text: TextEncoder, config: CacheConfig, progress: ProgressLine, report: CacheReport
 ) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Caption -> (pooled embedding `D`, tokens `L D` or None). Pooled: the mean over the attention mask, in float32."""
     captions = sorted({job.caption for job in pending})
     store = getattr(torch, config.store)
+    is_cut = getattr(text, "is_cut", None)
+    report.cut_captions = sum(is_cut(captions)) if is_cut else None
     found: dict[str, tuple[Tensor, Tensor | None]] = {}
     for start in range(0, len(captions), TEXT_BATCH):
         part = captions[start : start + TEXT_BATCH]
@@ -221,21 +199,25 @@ def _encode_all(
 ) -> None:
     """Encodes what the reading threads deliver, in the order in which it comes."""
     _check_folder(config.out, vae.latent_space)
-    done, warned = 0, False
+    done, warned, there = 0, False, _cached_by_stem(config.out)
     clips = type(progress)("cache", progress.stream, progress.every)  # its clock starts here, not with the captions
 
+    skipped: set[Path] = set()
+
     def skip(job: Job, reason: VideoError) -> None:
-        report.skipped.append((job.path, str(reason)))
+        skipped.add(job.path)
+        report.left_out.append(LeftOut.because(job.path, reason))
         clips.say(f"skipped: {reason}")
 
     def said() -> str:
-        return f"{done}/{len(pending)} clips, {len(report.written)} files, {len(report.skipped)} skipped"
+        return f"{done}/{len(pending)} clips, {len(report.written)} files, {len(report.left_out)} skipped"
 
     with closing(read_ahead(pending, config, form, stop)) as read:
         for job, item in read:
             if isinstance(item, VideoError):
                 skip(job, item)
             elif isinstance(item, Window):
+                report.corrupt_windows += item.corrupt if item.last else 0
                 try:
                     path = encode_window(job, item, conds[job.caption], vae, config)
                 except VideoError as error:
@@ -247,8 +229,8 @@ def _encode_all(
                     warned = warned or _warn_disk(path, len(pending) - done, clips)
             else:
                 done += 1
-                if job.path not in {clip for clip, _ in report.skipped}:
-                    _remove_stale(config.out, job)
+                if job.path not in skipped:
+                    _remove_stale(there[job.stem], job)
                 clips.show(done / len(pending), said())
     report.stopped = stop.asked and done < len(pending)
     clips.close()
@@ -290,7 +272,7 @@ def encode_window(
     if not torch.isfinite(latent).all():
         raise VideoError(f"{job.path.name}: its latent is not finite in {config.store}.")
     info = ClipInfo(
-        source=job.path.name,
+        source=printable(job.path.name),
         source_hash=job.source_hash,
         key=job.key,
         caption=job.caption,
@@ -318,30 +300,25 @@ def _warn_disk(path: Path, clips_left: int, progress: ProgressLine) -> bool:
     return need > free
 
 
-def _remove_stale(out: Path, job: Job) -> None:
-    """Deletes windows of this clip that an earlier run with other settings left."""
-    for path in out.glob(f"{job.stem}-w*.safetensors"):
+def _cached_by_stem(out: Path) -> dict[str, list[Path]]:
+    """The cached files of each clip, listed once: a folder may hold sixty thousand."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    for path in out.glob("*.safetensors"):
+        if match := CACHED_NAME.match(path.name):
+            found[match[1]].append(path)
+    return found
+
+
+def _remove_stale(paths: Iterable[Path], job: Job) -> None:
+    """Deletes those of a clip's windows that an earlier run with other settings left."""
+    for path in paths:
         info = read_clip_info(path)
         if info is None or info.key != job.key:
             path.unlink(missing_ok=True)
 
 
-def _write_skipped(out: Path, report: CacheReport) -> None:
-    """Leaves skipped.txt in the folder: one line per clip that could not be used; none where all could."""
-    path = out / "skipped.txt"
-    if report.skipped:
-        with saving(path.name, "the cached clips are safe"):
-            write_atomically(path, "".join(f"{clip}\t{reason}\n" for clip, reason in report.skipped).encode())
-    else:
-        path.unlink(missing_ok=True)
-
-
-def loaders(config: CacheConfig) -> tuple[Callable[[], TextEncoder], Callable[[], VideoEncoder]]:
-    """Functions that load the backbone's text encoder and its VAE. Raises CacheError where the files do not go together."""
-    from ..backbones.load import load_backbone
-
-    device = pick_device(config.device)
-    source: Any = config.source
+def encoder_source(config: CacheConfig) -> Any:
+    """What `load_backbone` loads the encoders from. Raises CacheError where the files do not go together."""
     if config.vae or config.text:
         if not (config.vae and config.text) or config.source:
             raise CacheError("vae and text go together, instead of source: give both files, or a source alone.")
@@ -350,30 +327,20 @@ def loaders(config: CacheConfig) -> tuple[Callable[[], TextEncoder], Callable[[]
                 "2B and 5B of CogVideoX share a VAE file, but not the scale of their latents: give the model's file as dit, too."
             )
         also = {"tokenizer": config.tokenizer, "dit": config.dit if config.backbone == "cogvideox" else None}
-        source = {"vae": config.vae, "text": config.text, **{name: value for name, value in also.items() if value}}
-    elif config.dit:
+        return {"vae": config.vae, "text": config.text, **{name: value for name, value in also.items() if value}}
+    if config.dit:
         raise CacheError("dit goes with vae and text: a source says itself which CogVideoX it is.")
+    return config.source
+
+
+def loaders(config: CacheConfig) -> tuple[Callable[[], TextEncoder], Callable[[], VideoEncoder]]:
+    """Functions that load the backbone's text encoder and its VAE. Raises CacheError where the files do not go together."""
+    from ..backbones.load import load_backbone
+
+    device, source = pick_device(config.device), encoder_source(config)
     # The text encoder is 5 to 11 GB in half precision, and half precision is what the models were trained with.
     text_dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     return (
         lambda: load_backbone(config.backbone, source, parts=("text",), device=device, dtype=text_dtype),
         lambda: load_backbone(config.backbone, source, parts=("vae",), device=device),
     )
-
-
-def summarise(report: CacheReport, config: CacheConfig) -> int:
-    """Prints what was done; returns the exit status."""
-    for clip, taken in report.same[:5]:
-        print(f"double: {clip.name} holds what {taken.name} holds; one of them was taken.")
-    if report.skipped:
-        print(f"{len(report.skipped)} clips were skipped (all of them in {config.out / 'skipped.txt'}):")
-        for _, reason in report.skipped[:10]:
-            print(f"  {reason}")
-    there = len(report.written) + report.finished_before
-    if report.stopped:
-        print(f"Stopped: {len(report.written)} files written to {config.out}; the same command goes on from here.")
-        return 130
-    if not there:
-        raise CacheError(f"none of the {len(report.skipped)} clips could be used; the first: {report.skipped[0][1]}")
-    print(f"Cached: {len(report.written)} files written to {config.out}, {report.finished_before} clips were there before.")
-    return 0

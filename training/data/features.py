@@ -17,7 +17,8 @@ from ..console import ProgressLine, StopRequest, saving
 from .batches import TrainingClips
 from .clip import ClipInfo, Entry, TrainingDataError
 from .feature_cache import FeatureCache
-from .videos import VideoError, content_hash, find_clips, windows
+from .sources import PREFIX, ContentHashes, identify
+from .videos import VideoError, find_clips, windows
 
 
 def prepare_features(
@@ -92,8 +93,12 @@ class FrameSource:
     """Finds the pixels of cached clips again, at the rate they were cached with."""
 
     def __init__(self, folder: Path, videos: Sequence[str | os.PathLike[str]]) -> None:
+        """`folder`: of the cached clips; `videos`: folders of films, looked up by content. Raises VideoError where they hold no
+        clip; films that cannot be read are passed over, and missed where they are needed."""
         self.folder = folder / "frames"
-        self.paths = {content_hash(path): path for path in find_clips(videos)} if videos else {}
+        known = {path.name.rpartition("-w")[0][-PREFIX:] for path in folder.glob("*.safetensors")}
+        contents = identify(find_clips(videos), ContentHashes(folder), known) if videos else {}
+        self.paths = {content: path for path, content in contents.items() if isinstance(content, str)}
 
     def check(self, entry: Entry) -> None:
         """Raises TrainingDataError where the clip's video is not to be found."""

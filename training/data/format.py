@@ -40,7 +40,8 @@ class CacheConfig:
     out: Path
     """Folder for the cached clips, one safetensors file each."""
     videos: list[Path] = field(default_factory=list)
-    """Videos, or folders searched to any depth: mp4, webm, mov, mkv, gif, animated webp, folders of PNG frames."""
+    """Videos, or folders searched to any depth: mp4, webm, mov, mkv and other films, gif, animated webp, folders of numbered
+    PNG or JPEG frames."""
     captions: Path | None = None
     """A list of captions instead of .txt files: .jsonl, .csv (as OpenVid's) or .json (as WISA-80K's). Only the videos it names
     are taken, looked up in the one folder given as `videos`, or beside the list."""
@@ -83,6 +84,9 @@ class CacheConfig:
     """Threads that read videos."""
     device: str = "auto"
     """auto, cpu, mps, cuda or cuda:N."""
+    check: bool = False
+    """Encode nothing: read every clip, print a table of what would be trained on and what is left out, and write a contact sheet
+    of the first frames as the model will see them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,8 @@ class Window:
     """Time of the first frame in the clip, seconds."""
     fps: float
     """Frames per second after thinning; 0 where the clip does not say (a folder of frames)."""
+    source_size: tuple[int, int] = (0, 0)
+    """Width and height of the clip as it is shown, before the window is cut to size."""
     corrupt: int = 0
     """How many windows of the clip were passed over so far because a frame is corrupt, or frames are missing."""
 
@@ -126,7 +128,9 @@ def windows(
     taking = _Taking(clip, frames, limit)
     try:
         for frame in thin(decode(clip), fps):
-            if (window := taking.add(frame, fit(frame.picture(), width, height, frame.aspect))) is not None:
+            picture = frame.picture()
+            taking.size = (round(picture.shape[1] * frame.aspect), picture.shape[0])
+            if (window := taking.add(frame, fit(picture, width, height, frame.aspect))) is not None:
                 yield window
             if taking.full:
                 break
@@ -149,6 +153,7 @@ class _Taking:
         self.held: list[np.ndarray] = []
         self.times: list[float | None] = []
         self.damaged = False
+        self.size = (0, 0)
         self.count = self.corrupt = 0
         self.ready: Window | None = None
 
@@ -179,7 +184,7 @@ class _Taking:
     def _make(self, length: int) -> None:
         self.ready = Window(
             frames=np.stack(self.held[:length]), index=self.count, last=False, start=self.times[0] or 0.0, fps=_rate(self.times),
-            corrupt=self.corrupt,
+            source_size=self.size, corrupt=self.corrupt,
         )  # fmt: skip
         self.count += 1
 

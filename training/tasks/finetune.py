@@ -20,13 +20,15 @@ from ..backbones.load import load_backbone
 from ..backbones.lora import TuneConfig, TuneError, attach, check_tune
 from ..console import ProgressLine, RunError, StopRequest
 from ..data.batches import TrainingClips
-from ..data.cache import cache_clips, listed_captions, loaders, summarise
+from ..data.cache import cache_clips, loaders
 from ..data.clip import TrainingDataError
 from ..data.feature_cache import FeatureCache
 from ..data.features import prepare_features
 from ..data.format import CacheConfig, CacheError
+from ..data.report import summarise
+from ..data.sources import gather
 from ..data.toy import make_toy_clips
-from ..data.videos import VideoError, find_clips
+from ..data.videos import VideoError
 from ..loop import processes
 from ..loop.checkpoint import fill
 from ..loop.config import TrainerConfig
@@ -196,8 +198,9 @@ def cache_videos(config: FinetuneConfig, out: Path, stop: StopRequest, progress:
     if config.dit and config.vae:
         files, device = {"vae": config.vae, "dit": config.dit}, pick_device(settings.device)
         load_vae = partial(load_backbone, config.backbone, files, parts=("vae",), device=device)
-    clips = sorted(listed_captions(settings)) if config.captions else find_clips(config.videos)
-    summarise(cache_clips(clips[: config.limit], settings, load_text, load_vae, stop=stop, progress=progress), settings)
+    found = gather(settings)
+    report = cache_clips(found.clips, settings, load_text, load_vae, left_out=found.left_out, stop=stop, progress=progress)
+    summarise(report, settings)
 
 
 def usual_fps(config: FinetuneConfig) -> float:
