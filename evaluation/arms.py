@@ -1,4 +1,7 @@
-"""Arms: what each changes in the graph, or in the call of a diffusers pipeline. All of them share prompts and seeds."""
+"""Arms: what each changes in the graph, or in the call of a diffusers pipeline.
+
+All of them share prompts and seeds.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +32,17 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
 def load_arms(path: str | os.PathLike[str] | None) -> dict[str, dict[str, Any]]:
     """Arms in the file's order, the one called plain first; without a file, plain alone.
 
-    Every table is an arm, every key of it "NODE.INPUT" or "NODE": see `graph.with_overrides`. Raises EvaluationError.
+    Every table is an arm, every key of it "NODE.INPUT" or "NODE": see `graph.with_overrides`. Raises
+    EvaluationError.
     """
     if path is None:
         return {PLAIN: {}}
     arms = read_toml(path)
     wrong = next((name for name, value in arms.items() if not isinstance(value, Mapping)), None)
     if wrong is not None:
-        raise EvaluationError(f"{wrong} in {path} is no table; write [{wrong}] and the overrides of that arm below it.")
+        raise EvaluationError(
+            f"{wrong} in {path} is no table; write [{wrong}] and the overrides of that arm below it."
+        )
     if not arms:
         raise EvaluationError(f"{path} holds no arm; write [plain] for the graph as it is.")
     first = [PLAIN] if PLAIN in arms else []

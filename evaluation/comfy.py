@@ -26,7 +26,10 @@ POLL = 2.0
 
 
 class ServerGone(Exception):
-    """The server does not answer, or lost the prompt. Another server, or the same one later, can make the clip."""
+    """The server does not answer, or lost the prompt.
+
+    Another server, or the same one later, can make the clip.
+    """
 
 
 class ClipFailed(Exception):
@@ -37,7 +40,10 @@ class ComfyUI:
     """One server. Every request raises ServerGone if it does not answer."""
 
     def __init__(self, url: str, timeout: float = 30.0) -> None:
-        """`url`: http://HOST:PORT, a path before ComfyUI's own allowed. Raises EvaluationError for anything else."""
+        """`url`: http://HOST:PORT, a path before ComfyUI's own allowed.
+
+        Raises EvaluationError for anything else.
+        """
         parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise EvaluationError(f"{url!r} is no address of a server; write http://HOST:PORT.")
@@ -64,7 +70,10 @@ class ComfyUI:
             raise ServerGone(f"{self.name} does not answer ({error})") from error
 
     def json(self, path: str) -> Any:
-        """A GET's answer. Raises ServerGone for an error status or no JSON: a proxy before a dead server sends those."""
+        """A GET's answer.
+
+        Raises ServerGone for an error status or no JSON: a proxy before a dead server sends those.
+        """
         try:
             return json.loads(self.request(path))
         except (ValueError, urllib.error.HTTPError) as error:
@@ -88,7 +97,10 @@ class ComfyUI:
         return self.json(f"/history/{prompt_id}").get(prompt_id)
 
     def queue(self, graph: Mapping[str, Any], prompt_id: str) -> str:
-        """Queues a graph; returns the prompt's id, ours unless the server is old. Raises EvaluationError if it is refused."""
+        """Queues a graph; returns the prompt's id, ours unless the server is old.
+
+        Raises EvaluationError if it is refused.
+        """
         body = {"prompt": graph, "client_id": self.client, "prompt_id": prompt_id}
         try:
             return json.loads(self.request("/prompt", body))["prompt_id"]
@@ -120,7 +132,8 @@ class ComfyUI:
     def wait(self, prompt_id: str, progress: Progress, timeout: float) -> dict[str, Any]:
         """The history entry of a finished prompt.
 
-        Raises ServerGone if the server dies or forgets the prompt, ClipFailed after `timeout` seconds or an exception in a node.
+        Raises ServerGone if the server dies or forgets the prompt, ClipFailed after `timeout` seconds or an
+        exception in a node.
         """
         deadline = time.monotonic() + timeout
         shown = _Share(progress)
@@ -177,7 +190,7 @@ class _NoMessages:
 
 
 def _follow(messages: WebSocket | _NoMessages, prompt_id: str, progress: Progress) -> bool:
-    """Passes progress on until the prompt ends or `POLL` seconds are over. False if the connection is gone."""
+    """Passes progress on until the prompt ends or `POLL` seconds pass. False if the connection is gone."""
     deadline = time.monotonic() + POLL
     while (left := deadline - time.monotonic()) > 0:
         try:

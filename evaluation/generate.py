@@ -1,4 +1,6 @@
-"""Carries out a plan: every clip once, by as many sources as there are, through their deaths and this process's own."""
+"""Carries out a plan: every clip once, by as many sources as there are, through their deaths and this
+process's own.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,7 @@ class Work:
         self.error: BaseException | None = None
 
     def take(self) -> Job | None:
-        """The next job; waits while another worker may still give one back; None once all is done or ended."""
+        """The next job; waits while another worker may give one back; None once all is done or ended."""
         with self._change:
             while not self._waiting and self._held and not self._ended:
                 self._change.wait(0.5)
@@ -220,7 +222,7 @@ class Run:
                 self.check_disk(size)
         finally:
             part.unlink(missing_ok=True)
-        self.say(self.share(), label)
+        self.say(self.share(1.0), label)
 
     def share(self, of_this: float = 0.0) -> float:
         """Share of all clips that exist."""
@@ -243,7 +245,8 @@ class Run:
         need = size * self.work.left
         if need > free:
             raise EvaluationError(
-                f"{self.work.left} clips of {size / 2**20:.1f} MiB need {need / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB"
+                f"{self.work.left} clips of {size / 2**20:.1f} MiB need {need / 2**30:.1f} GiB, and"
+                f" {free / 2**30:.1f} GiB"
                 f" are free in {self.manifest.folder}; free some space and run the same command to resume."
             )
 
@@ -269,10 +272,12 @@ def generate(
 ) -> Outcome:
     """Makes every clip of the plan that the manifest does not list, then the baselines'.
 
-    Stops soon after `stopping()` is true; what runs on a server is collected by the next call. Raises EvaluationError
-    if no source is left, a clip does not fit the benchmark, or the graph is refused.
+    Stops soon after `stopping()` is true; what runs on a server is collected by the next call. Raises
+    EvaluationError if no source is left, a clip does not fit the benchmark, or the graph is refused.
     """
     with manifest.locked():
+        for leftover in (manifest.folder / CLIPS).glob("**/.*.part*"):
+            leftover.unlink()  # of a process that was killed; the lock is ours, so nobody writes it
         gone = manifest.missing_files()
         if gone:
             say(0.0, f"{len(gone)} clips were deleted and are made again")
@@ -287,14 +292,21 @@ def generate(
 
 
 def require_source(sources: Sequence[Source]) -> None:
-    """Raises EvaluationError if nothing could work now; sources that are down while others work are waited for."""
+    """Raises EvaluationError if nothing could work now; sources that are down while others work are waited
+    for.
+    """
     if not any(source.ready() for source in sources):
         names = ", ".join(source.name for source in sources)
-        raise EvaluationError(f"no server answers at {names}; start ComfyUI there and run the same command again.")
+        raise EvaluationError(
+            f"no server answers at {names}; start ComfyUI there and run the same command again."
+        )
 
 
 def work_through(run: Run, sources: Sequence[Source], stopping: Callable[[], bool]) -> None:
-    """Lets every source work until nothing is left. Raises what a worker raised, EvaluationError if all sources died."""
+    """Lets every source work until nothing is left.
+
+    Raises what a worker raised, EvaluationError if all sources died.
+    """
     threads = [threading.Thread(target=run.serve, args=(source,), daemon=True) for source in sources]
     for thread in threads:
         thread.start()
@@ -308,7 +320,8 @@ def work_through(run: Run, sources: Sequence[Source], stopping: Callable[[], boo
     if run.work.left and not run.outcome.stopped:
         names = ", ".join(source.name for source in sources)
         raise EvaluationError(
-            f"{run.work.left} clips are left and {names} no longer works; start it and run the same command to resume."
+            f"{run.work.left} clips are left and {names} no longer works; start it and run the same command"
+            " to resume."
         )
 
 
@@ -347,5 +360,3 @@ def _derive(manifest: Manifest, original: Record, arm: str) -> None:
     values |= {"fps": facts.fps, "frames": facts.frames, "seconds": facts.seconds}
     values["graph"] = digest(original.graph, arm)
     manifest.add(Record(**values))
-
-

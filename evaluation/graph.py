@@ -37,7 +37,12 @@ class Inputs:
     def as_json(self) -> dict[str, Any]:
         """Lists instead of tuples, for the plan."""
         image = list(self.image) if self.image else None
-        return {"prompt": [*map(list, self.prompt)], "seed": [*map(list, self.seed)], "output": self.output, "image": image}
+        return {
+            "prompt": [*map(list, self.prompt)],
+            "seed": [*map(list, self.seed)],
+            "output": self.output,
+            "image": image,
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Inputs:
@@ -48,26 +53,38 @@ class Inputs:
 
 
 def load_graph(path: str | os.PathLike[str]) -> Graph:
-    """Reads a graph in API format. Raises EvaluationError for other files, the interface's own format among them."""
+    """Reads a graph in API format.
+
+    Raises EvaluationError for other files, the interface's own format among them.
+    """
     try:
         graph = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise EvaluationError(f"{path} is not a readable graph ({error}); export it with File > Export (API).") from error
+        raise EvaluationError(
+            f"{path} is not a readable graph ({error}); export it with File > Export (API)."
+        ) from error
     if isinstance(graph, dict) and "nodes" in graph:
         raise EvaluationError(f"{path} is in the interface's format; export it with File > Export (API).")
     nodes = graph.values() if isinstance(graph, dict) else []
-    if not nodes or not all(isinstance(node, dict) and {"class_type", "inputs"} <= node.keys() for node in nodes):
+    if not nodes or not all(
+        isinstance(node, dict) and {"class_type", "inputs"} <= node.keys() for node in nodes
+    ):
         raise EvaluationError(f"{path} is no graph in API format; export it with File > Export (API).")
     return graph
 
 
 def is_link(value: Any) -> bool:
     """Whether an input is a wire: [node id, number of the output]."""
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and isinstance(value[1], int)
+    )
 
 
 def upstream(graph: Graph, node: str) -> list[str]:
-    """`node` and everything it depends on. Raises EvaluationError for a wire from a node that does not exist."""
+    """`node` and everything it depends on. Raises EvaluationError for a wire from a missing node."""
     found, waiting = [], [node]
     while waiting:
         name = waiting.pop()
@@ -86,17 +103,24 @@ def pruned(graph: Graph, output: str) -> Graph:
     return {name: copy.deepcopy(node) for name, node in graph.items() if name in needed}
 
 
-def find_inputs(graph: Graph, *, prompt: Sequence[str] = (), seed: Sequence[str] = (), output: str = "") -> Inputs:
-    """Places of prompt, seed, first frame and output; what is named ("NODE.INPUT", NODE an id or a title) is taken as it is.
+def find_inputs(
+    graph: Graph, *, prompt: Sequence[str] = (), seed: Sequence[str] = (), output: str = ""
+) -> Inputs:
+    """Places of prompt, seed, first frame and output; what is named ("NODE.INPUT", NODE an id or a title) is
+    taken as it is.
 
     Raises EvaluationError naming the option that settles what the graph leaves open.
     """
     saver = resolve(graph, output) if output else _only_saver(graph)
     part = pruned(graph, saver)
-    prompts = tuple(place(graph, name) for name in prompt) or _with_twins(part, tuple(dict.fromkeys(_prompts(part))))
+    prompts = tuple(place(graph, name) for name in prompt) or _with_twins(
+        part, tuple(dict.fromkeys(_prompts(part)))
+    )
     seeds = tuple(place(graph, name) for name in seed) or tuple(dict.fromkeys(_seeds(part)))
     if not prompts:
-        raise EvaluationError("no prompt leads to a sampler's positive input; name it: --prompt-input NODE.INPUT.")
+        raise EvaluationError(
+            "no prompt leads to a sampler's positive input; name it: --prompt-input NODE.INPUT."
+        )
     if not seeds:
         raise EvaluationError("the graph has no sampler with a seed; name it: --seed-input NODE.INPUT.")
     pictures = [(name, "image") for name, node in part.items() if node["class_type"] == "LoadImage"]
@@ -107,7 +131,11 @@ def _only_saver(graph: Graph) -> str:
     savers = [name for name, node in graph.items() if node["class_type"] in SAVERS]
     if len(savers) == 1:
         return savers[0]
-    what = "no node that saves a video" if not savers else f"{len(savers)} nodes that save videos ({', '.join(savers)})"
+    what = (
+        "no node that saves a video"
+        if not savers
+        else f"{len(savers)} nodes that save videos ({', '.join(savers)})"
+    )
     raise EvaluationError(f"the graph has {what}; name the one to keep: --output-node NODE.")
 
 
@@ -135,12 +163,19 @@ def _words(graph: Graph, name: str, seen: set[str]) -> Iterator[Place]:
 
 
 def _with_twins(graph: Graph, found: tuple[Place, ...]) -> tuple[Place, ...]:
-    """`found` and every other place where the same words are typed: a label parser would else judge the old prompt."""
+    """`found` and every other place where the same words are typed: a label parser would else judge the old
+    prompt.
+    """
     texts = {graph[node]["inputs"][field] for node, field in found} - {""}
     typed = (
-        (name, field) for name, node in graph.items() for field, value in node["inputs"].items() if isinstance(value, str)
+        (name, field)
+        for name, node in graph.items()
+        for field, value in node["inputs"].items()
+        if isinstance(value, str)
     )
-    return found + tuple(spot for spot in typed if graph[spot[0]]["inputs"][spot[1]] in texts and spot not in found)
+    return found + tuple(
+        spot for spot in typed if graph[spot[0]]["inputs"][spot[1]] in texts and spot not in found
+    )
 
 
 def _seeds(graph: Graph) -> Iterator[Place]:
@@ -160,7 +195,9 @@ def _end(graph: Graph, name: str, field: str) -> Place:
         field = next((key for key in ("value", "seed", "noise_seed") if key in graph[name]["inputs"]), "")
         if not field:
             kind = graph[name]["class_type"]
-            raise EvaluationError(f"the seed comes from node {name} ({kind}); name it: --seed-input NODE.INPUT.")
+            raise EvaluationError(
+                f"the seed comes from node {name} ({kind}); name it: --seed-input NODE.INPUT."
+            )
         value = graph[name]["inputs"][field]
     return name, field
 
@@ -171,7 +208,9 @@ def resolve(graph: Graph, name: str) -> str:
         return name
     titled = [node for node, entry in graph.items() if entry.get("_meta", {}).get("title") == name]
     if len(titled) != 1:
-        raise EvaluationError(f"the graph has {len(titled) or 'no'} nodes with the id or title {name!r}; use an id.")
+        raise EvaluationError(
+            f"the graph has {len(titled) or 'no'} nodes with the id or title {name!r}; use an id."
+        )
     return titled[0]
 
 
@@ -183,12 +222,15 @@ def place(graph: Graph, text: str) -> Place:
     node = resolve(graph, node)
     if field not in graph[node]["inputs"]:
         known = ", ".join(graph[node]["inputs"]) or "none"
-        raise EvaluationError(f"node {node} ({graph[node]['class_type']}) has no input {field!r}; it has: {known}.")
+        raise EvaluationError(
+            f"node {node} ({graph[node]['class_type']}) has no input {field!r}; it has: {known}."
+        )
     return node, field
 
 
 def with_overrides(graph: Graph, overrides: Mapping[str, Any]) -> Graph:
-    """A copy of the graph as an arm changes it: "NODE.INPUT" = value or [node id, output], "NODE" = a whole new node.
+    """A copy of the graph as an arm changes it: "NODE.INPUT" = value or [node id, output], "NODE" = a whole
+    new node.
 
     Raises EvaluationError for a place that does not exist and a wire from nowhere.
     """
@@ -203,18 +245,27 @@ def with_overrides(graph: Graph, overrides: Mapping[str, Any]) -> Graph:
         before = changed[node]["inputs"][field]
         if is_link(value) and value[0] not in changed:
             raise EvaluationError(f"{name} is wired to node {value[0]}, which the graph does not hold.")
-        if is_link(before) and not is_link(value) and field in ("model", "clip", "vae", "positive", "negative"):
+        if (
+            is_link(before)
+            and not is_link(value)
+            and field in ("model", "clip", "vae", "positive", "negative")
+        ):
             raise EvaluationError(f"{name} takes a wire ([node id, output]), not {value!r}.")
         changed[node]["inputs"][field] = value
     return changed
 
 
 def arm_graph(graph: Graph, overrides: Mapping[str, Any], inputs: Inputs) -> Graph:
-    """What an arm sends to ComfyUI, before prompt and seed are set. Raises as `with_overrides`, and if an arm cuts them off."""
+    """What an arm sends to ComfyUI, before prompt and seed are set.
+
+    Raises as `with_overrides`, and if an arm cuts them off.
+    """
     part = pruned(with_overrides(graph, overrides), inputs.output)
     for node, field in [*inputs.prompt, *inputs.seed]:
         if node not in part:
-            raise EvaluationError(f"{node}.{field} does not lead to the saved video in every arm; check the overrides.")
+            raise EvaluationError(
+                f"{node}.{field} does not lead to the saved video in every arm; check the overrides."
+            )
     return part
 
 
@@ -234,7 +285,9 @@ def filled(graph: Graph, inputs: Inputs, *, prompt: str, seed: int, prefix: str,
 def graph_hash(graph: Graph, inputs: Inputs) -> str:
     """Hash of an arm's graph; prompt, seed, first frame, file name and titles do not count."""
     blank = filled(graph, inputs, prompt="", seed=0, prefix="", image="-")
-    return digest({name: {"class_type": node["class_type"], "inputs": node["inputs"]} for name, node in blank.items()})
+    return digest(
+        {name: {"class_type": node["class_type"], "inputs": node["inputs"]} for name, node in blank.items()}
+    )
 
 
 def describe(graph: Graph) -> tuple[str, tuple[str, ...], tuple[str, ...]]:

@@ -1,7 +1,8 @@
 """The manifest: one JSON line per clip, appended after the clip's file is in its place.
 
-A line is the only proof that a clip is done. Killing the process between a file and its line leaves a file whose name holds the
-digest of its job; the next run recognises it and writes the line. Killing it inside a line leaves a torn last line, which is cut.
+A line is the only proof that a clip is done. Killing the process between a file and its line leaves a file
+whose name holds the digest of its job; the next run recognises it and writes the line. Killing it inside a
+line leaves a torn last line, which is cut.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ class Manifest:
     def __init__(self, folder: str | os.PathLike[str], benchmark: str) -> None:
         """Reads `folder`/manifest.jsonl, cutting a torn last line.
 
-        Raises EvaluationError for another benchmark's manifest, a clip listed twice, and lines that are no records.
+        Raises EvaluationError for another benchmark's manifest, a clip listed twice, and lines that are no
+        records.
         """
         self.folder = Path(folder)
         self.path = self.folder / FILE
@@ -106,21 +108,31 @@ class Manifest:
             values = json.loads(line)
             values = {field.name: values[field.name] for field in fields(Record)}
         except (ValueError, KeyError, TypeError) as error:
-            raise EvaluationError(f"line {number} of {self.path} is no record of a clip ({error!r:.80}).") from error
-        return Record(**{**values, "lora": tuple(values["lora"]), "corrections": tuple(values["corrections"])})
+            raise EvaluationError(
+                f"line {number} of {self.path} is no record of a clip ({error!r:.80})."
+            ) from error
+        return Record(
+            **{**values, "lora": tuple(values["lora"]), "corrections": tuple(values["corrections"])}
+        )
 
     def _take(self, record: Record) -> None:
         if record.benchmark != self.benchmark:
             raise EvaluationError(
-                f"{self.path} holds clips of {record.benchmark}, not of {self.benchmark}: use a folder for each benchmark."
+                f"{self.path} holds clips of {record.benchmark}, not of {self.benchmark}: use a folder for"
+                " each benchmark."
             )
         if record.key in self.records:
             arm, prompt, run, index = record.key
-            raise EvaluationError(f"{self.path} lists clip {index} of prompt {prompt}, arm {arm}, run {run} twice.")
+            raise EvaluationError(
+                f"{self.path} lists clip {index} of prompt {prompt}, arm {arm}, run {run} twice."
+            )
         self.records[record.key] = record
 
     def add(self, record: Record) -> None:
-        """Appends a clip and waits until it is on the disk. Raises EvaluationError for one that is listed already, OSError."""
+        """Appends a clip and waits until it is on the disk.
+
+        Raises EvaluationError for one that is listed already, OSError.
+        """
         self._take(record)
         line = json.dumps(asdict(record), ensure_ascii=False) + "\n"
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -142,7 +154,9 @@ class Manifest:
         """Takes records out of the manifest, so that their clips are made again."""
         for record in gone:
             del self.records[record.key]
-        text = "".join(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in self.records.values())
+        text = "".join(
+            json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in self.records.values()
+        )
         write_atomically(self.path, text.encode())
 
     @contextmanager
@@ -163,5 +177,7 @@ class Manifest:
 
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise EvaluationError(f"another process generates into {self.folder}; wait for it or stop it.") from error
+                raise EvaluationError(
+                    f"another process generates into {self.folder}; wait for it or stop it."
+                ) from error
             yield

@@ -1,4 +1,7 @@
-"""The plan: which clips an evaluation consists of. It is written once and never changes, so that every stop can be resumed."""
+"""The plan: which clips an evaluation consists of.
+
+It is written once and never changes, so that every stop can be resumed.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +76,8 @@ class Plan:
     prompts: tuple[Prompt, ...]
     """In the benchmark's order."""
     arms: Mapping[str, Mapping[str, Any]]
-    """Overrides of the graph (or of the pipeline's call) by arm; the first arm is compared with the others."""
+    """Overrides of the graph (or of the pipeline's call) by arm; the first arm is compared with the others.
+    """
     runs: int = 1
     """Repetitions of the whole benchmark, each with its own seeds."""
     seed: int = 0
@@ -102,14 +106,22 @@ class Plan:
             for prompt in self.prompts:
                 for index in range(prompt.samples):
                     for arm in self.arms:
-                        yield Job(arm=arm, prompt=prompt, run=run, index=index, seed=self.seed_of(prompt, run, index))
+                        yield Job(
+                            arm=arm,
+                            prompt=prompt,
+                            run=run,
+                            index=index,
+                            seed=self.seed_of(prompt, run, index),
+                        )
 
     def all_arms(self) -> list[str]:
         """Arms and baselines."""
         return [*self.arms, *(BASELINES if self.baselines else ())]
 
     def seed_of(self, prompt: Prompt, run: int, index: int) -> int:
-        """A seed below 2^32 of prompt, run and sample: the same in every arm, another for every clip of an arm."""
+        """A seed below 2^32 of prompt, run and sample: the same in every arm, another for every clip of an
+        arm.
+        """
         text = f"{self.seed}/{prompt.id}/{run}/{index}".encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "big")
 
@@ -139,13 +151,19 @@ def check_plan(plan: Plan) -> None:
         raise EvaluationError(f"the arm {taken[0]!r} has a baseline's name; call it something else.")
     for arm in [*plan.arms, plan.label]:
         if not arm or not all(letter.isalnum() or letter in "-_.+" for letter in arm) or arm.startswith("."):
-            raise EvaluationError(f"{arm!r} cannot be part of a folder's name; use letters, digits, - _ . and + only.")
+            raise EvaluationError(
+                f"{arm!r} cannot be part of a folder's name; use letters, digits, - _ . and + only."
+            )
     repeated = duplicates([prompt.id for prompt in plan.prompts])
     if repeated:
         raise EvaluationError(f"prompt {repeated[0]!r} is listed twice in the benchmark's prompt file.")
-    lacking = next((prompt for prompt in plan.prompts if prompt.image and not Path(prompt.image).is_file()), None)
+    lacking = next(
+        (prompt for prompt in plan.prompts if prompt.image and not Path(prompt.image).is_file()), None
+    )
     if lacking is not None:
-        raise EvaluationError(f"prompt {lacking.id} has no first frame at {lacking.image}: download the benchmark's data.")
+        raise EvaluationError(
+            f"prompt {lacking.id} has no first frame at {lacking.image}: download the benchmark's data."
+        )
 
 
 def duplicates(names: Sequence[str]) -> list[str]:
@@ -159,7 +177,9 @@ def save_plan(folder: str | os.PathLike[str], plan: Plan) -> None:
     folder = Path(folder)
     path = folder / FILE
     if path.exists() and load_plan(folder).digest() != plan.digest():
-        raise EvaluationError(f"{folder} holds another plan; its clips would mix with these: use another folder.")
+        raise EvaluationError(
+            f"{folder} holds another plan; its clips would mix with these: use another folder."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(asdict(plan), indent=1, ensure_ascii=False).encode())
 

@@ -1,4 +1,5 @@
-"""Official scorers: programs in environments of the user's own, named in one TOML, run on views and resumed after a crash.
+"""Official scorers: programs in environments of the user's own, named in one TOML, run on views and resumed
+after a crash.
 
     [videophy]
     python = "/envs/videophy/bin/python"     # interpreter of the scorer's own environment
@@ -51,18 +52,30 @@ class Scorer:
 
 
 def load_scorers(path: str | os.PathLike[str]) -> dict[str, Scorer]:
-    """Scorers of a TOML file by benchmark. Raises EvaluationError for unknown settings and values of another type."""
-    kinds = {entry.name: dict if entry.name == "environment" else list if entry.name == "dimensions" else str for entry in fields(Scorer)}
+    """Scorers of a TOML file by benchmark.
+
+    Raises EvaluationError for unknown settings and values of another type.
+    """
+    kinds = {
+        entry.name: dict if entry.name == "environment" else list if entry.name == "dimensions" else str
+        for entry in fields(Scorer)
+    }
     found = {}
     for name, values in read_toml(path).items():
         if not isinstance(values, Mapping) or "python" not in values:
-            raise EvaluationError(f"[{name}] in {path} names no interpreter; write python = \"/path/to/its/python\".")
+            raise EvaluationError(
+                f'[{name}] in {path} names no interpreter; write python = "/path/to/its/python".'
+            )
         for key, value in values.items():
             if key not in kinds or key == "name":
                 known = ", ".join(key for key in kinds if key != "name")
-                raise EvaluationError(f"[{name}] in {path} has an unknown setting {key!r}; there are {known}.")
+                raise EvaluationError(
+                    f"[{name}] in {path} has an unknown setting {key!r}; there are {known}."
+                )
             if not isinstance(value, kinds[key]):
-                raise EvaluationError(f"{key} of [{name}] in {path} is {value!r}, not a {kinds[key].__name__}.")
+                raise EvaluationError(
+                    f"{key} of [{name}] in {path} is {value!r}, not a {kinds[key].__name__}."
+                )
         values = {**values, "dimensions": tuple(values.get("dimensions", ()))}
         found[name] = Scorer(name=name, **values)
     return found
@@ -118,13 +131,20 @@ class Scoring:
     def installed(self) -> Scorer:
         """The scorer. Raises EvaluationError if none is configured or its interpreter is gone."""
         if self.scorer is None:
-            raise EvaluationError(f"no scorer for {self.benchmark.name} is configured: add [{self.benchmark.name}] to the TOML.")
+            raise EvaluationError(
+                f"no scorer for {self.benchmark.name} is configured: add [{self.benchmark.name}] to the TOML."
+            )
         if not Path(self.scorer.python).is_file():
-            raise EvaluationError(f"the interpreter {self.scorer.python} of [{self.benchmark.name}] does not exist.")
+            raise EvaluationError(
+                f"the interpreter {self.scorer.python} of [{self.benchmark.name}] does not exist."
+            )
         return self.scorer
 
     def call(self, label: str, arguments: Sequence[str | Path], log: Path, cwd: Path | None = None) -> None:
-        """Runs the scorer's interpreter on `arguments`, output into `log`. Raises EvaluationError with its last line if it fails."""
+        """Runs the scorer's interpreter on `arguments`, output into `log`.
+
+        Raises EvaluationError with its last line if it fails.
+        """
         scorer = self.installed()
         self.say(label)
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -133,19 +153,29 @@ class Scoring:
         with log.open("ab") as file:
             try:
                 status = subprocess.call(
-                    [scorer.python, *map(str, arguments)], cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+                    [scorer.python, *map(str, arguments)],
+                    cwd=cwd,
+                    env=env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
                 )
             except OSError as error:
                 raise EvaluationError(f"{scorer.python} cannot be started ({error}).") from error
         if status:
             raise EvaluationError(
-                f"{label}: the scorer ended with status {status} ({last_line(log)}); see {log}, then run the same command to resume."
+                f"{label}: the scorer ended with status {status} ({last_line(log)}); see {log}, then run the"
+                " same command to resume."
             )
 
 
 def last_line(log: Path) -> str:
     """Last line of a log that says anything, shortened."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    lines = [
+        line.strip()
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.strip()
+    ]
     return lines[-1][:200] if lines else "no output"
 
 

@@ -1,4 +1,4 @@
-"""What makes a clip: a ComfyUI server with a graph, or a diffusers pipeline. Both give a finished mp4 file."""
+"""What makes a clip: a ComfyUI server with a graph, or a diffusers pipeline; both give an mp4 file."""
 
 from __future__ import annotations
 
@@ -53,7 +53,10 @@ class ComfySource:
     """One ComfyUI server."""
 
     def __init__(self, server: ComfyUI, plan: Plan, *, timeout: float = 7200.0) -> None:
-        """`timeout`: seconds after which a clip counts as failed. Raises EvaluationError for arms that do not fit the graph."""
+        """`timeout`: seconds after which a clip counts as failed.
+
+        Raises EvaluationError for arms that do not fit the graph.
+        """
         self.server, self.timeout = server, timeout
         self.name = server.name
         self.inputs = Inputs.from_json(plan.inputs)
@@ -76,8 +79,10 @@ class ComfySource:
         found = list(videos_of(entry, self.inputs.output))
         if len(found) != 1:
             what = f"wrote {len(found)} videos" if found else "wrote no video"
-            raise ClipFailed(f"node {self.inputs.output} {what}; set its batch size to 1 and its format to a video's")
-        raw = target.with_name(target.stem + "-raw" + Path(found[0]["filename"]).suffix.lower())
+            raise ClipFailed(
+                f"node {self.inputs.output} {what}; set its batch size to 1 and its format to a video's"
+            )
+        raw = target.with_name(target.name + "-raw" + Path(found[0]["filename"]).suffix.lower())
         try:
             self.server.download(found[0], raw)
             as_mp4(raw, target)
@@ -85,7 +90,9 @@ class ComfySource:
             raw.unlink(missing_ok=True)
 
     def _queued(self, job: Job, job_digest: str, attempt: int) -> str:
-        """Id of the clip's prompt; one that the server still has from a run that was killed is not queued again."""
+        """Id of the clip's prompt; one that the server still has from a run that was killed is not queued
+        again.
+        """
         wanted = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{job_digest}/{attempt}"))
         if wanted in self.server.waiting():
             return wanted
@@ -100,7 +107,12 @@ class ComfySource:
         image = self._picture(job.prompt.image)
         prefix = f"{PREFIX}/{job_digest}"
         graph = filled(
-            self.graphs[job.arm], self.inputs, prompt=job.prompt.words, seed=job.seed, prefix=prefix, image=image
+            self.graphs[job.arm],
+            self.inputs,
+            prompt=job.prompt.words,
+            seed=job.seed,
+            prefix=prefix,
+            image=image,
         )
         return self.server.queue(graph, wanted)
 
@@ -124,7 +136,9 @@ def as_mp4(raw: Path, target: Path) -> None:
 
 
 class PipelineSource:
-    """A diffusers pipeline in this process. `plan.pipeline`: source, dtype, device, fps, call (keyword arguments)."""
+    """A diffusers pipeline in this process. `plan.pipeline`: source, dtype, device, fps, call (keyword
+    arguments).
+    """
 
     def __init__(self, plan: Plan, load: Callable[[Mapping[str, Any]], Any] | None = None) -> None:
         self.plan, self.name = plan, "diffusers"
@@ -164,9 +178,13 @@ class PipelineSource:
         try:
             frames = self._pipe(**call, generator=generator, callback_on_step_end=after_step).frames[0]
         except torch.OutOfMemoryError as error:
-            raise EvaluationError("the pipeline does not fit into GPU memory; lower size or frames in `call`.") from error
+            raise EvaluationError(
+                "the pipeline does not fit into GPU memory; lower size or frames in `call`."
+            ) from error
         except TypeError as error:
-            raise EvaluationError(f"the pipeline does not take these settings ({error}); see `call` and the arms.") from error
+            raise EvaluationError(
+                f"the pipeline does not take these settings ({error}); see `call` and the arms."
+            ) from error
         write_video(target, (frames * 255).round().astype("uint8"), float(self.settings["fps"]))
 
     def _use_lora(self, path: str, strength: float) -> None:
@@ -179,7 +197,9 @@ class PipelineSource:
             self._pipe.load_lora_weights(path, adapter_name="arm")
             self._pipe.set_adapters(["arm"], [strength])
             if not self._pipe.get_active_adapters():
-                raise EvaluationError(f"no key of the LoRA {path} fits the pipeline; export it in diffusers' names.")
+                raise EvaluationError(
+                    f"no key of the LoRA {path} fits the pipeline; export it in diffusers' names."
+                )
         self._lora = wanted
 
 
@@ -190,13 +210,16 @@ def load_pipeline(settings: Mapping[str, Any]) -> Any:
     try:
         from diffusers import DiffusionPipeline
     except ImportError as error:
-        raise EvaluationError("a pipeline needs diffusers, which is not installed: pip install -e '.[train]'.") from error
+        raise EvaluationError(
+            "a pipeline needs diffusers, which is not installed: pip install -e '.[train]'."
+        ) from error
     dtype = getattr(torch, settings.get("dtype", "bfloat16"))
     try:
         pipe = DiffusionPipeline.from_pretrained(settings["source"], torch_dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise EvaluationError(f"{settings['source']} is no pipeline that diffusers loads ({reason:.200}).") from error
+        raise EvaluationError(
+            f"{settings['source']} is no pipeline that diffusers loads ({reason:.200})."
+        ) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(settings.get("device", "cuda"))
-

@@ -13,7 +13,9 @@ import numpy as np
 from .errors import EvaluationError
 
 QUALITY = 10
-"""x264's constant rate factor of clips written here: visually lossless, so that scorers see what the model drew."""
+"""x264's constant rate factor of clips written here: visually lossless, so that scorers see what the model
+drew.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,8 @@ class Probe:
 
 
 def probe(path: str | os.PathLike[str]) -> Probe:
-    """Facts of a video file; frames are decoded and counted only if the container does not state their number.
+    """Facts of a video file; frames are decoded and counted only if the container does not state their
+    number.
 
     Raises EvaluationError for a file that is no video.
     """
@@ -47,14 +50,19 @@ def probe(path: str | os.PathLike[str]) -> Probe:
             seconds = container.duration / av.time_base if container.duration else count / max(fps, 1e-9)
             found = Probe(fps=fps, frames=count, width=stream.width, height=stream.height, seconds=seconds)
     except (av.FFmpegError, IndexError, OSError) as error:
-        raise EvaluationError(f"{Path(path).name} is not a readable video ({error}); make it again.") from error
+        raise EvaluationError(
+            f"{Path(path).name} is not a readable video ({error}); make it again."
+        ) from error
     if not found.frames or not found.fps:
         raise EvaluationError(f"{Path(path).name} holds no frames or states no frame rate; make it again.")
     return found
 
 
 def read_frames(path: str | os.PathLike[str], limit: int | None = None) -> np.ndarray:
-    """The first `limit` frames (all of them by default), `T H W 3` uint8. Raises EvaluationError for a broken file."""
+    """The first `limit` frames (all of them by default), `T H W 3` uint8.
+
+    Raises EvaluationError for a broken file.
+    """
     import av
 
     frames = []
@@ -94,7 +102,8 @@ def animation_fps(path: Path) -> float:
 
 
 def write_video(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: float) -> None:
-    """Writes frames (`H W 3` uint8 each, sides even) as H.264 in an mp4 file whose duration is exactly frames / fps.
+    """Writes frames (`H W 3` uint8 each, sides even) as H.264 in an mp4 file whose duration is exactly frames
+    / fps.
 
     Raises EvaluationError if no frame is given or a side is odd, OSError if the disk is full.
     """
@@ -106,9 +115,13 @@ def write_video(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps:
             if stream is None:
                 height, width = frame.shape[:2]
                 if height % 2 or width % 2:
-                    raise EvaluationError(f"frames are {width}x{height}; H.264 needs even sides: crop or resize them.")
+                    raise EvaluationError(
+                        f"frames are {width}x{height}; H.264 needs even sides: crop or resize them."
+                    )
                 rate = Fraction(fps).limit_denominator(1001)
-                stream = container.add_stream("libx264", rate=rate, options={"crf": str(QUALITY), "preset": "fast"})
+                stream = container.add_stream(
+                    "libx264", rate=rate, options={"crf": str(QUALITY), "preset": "fast"}
+                )
                 stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             container.mux(stream.encode(picture))

@@ -1,7 +1,8 @@
 """Views: the clips of the store under the names and in the folders that an official scorer reads.
 
-A view holds links to the store's files, copies where the file system links nothing, and cut copies where a benchmark wants fewer
-frames. Nothing else ever lies in its folders: stray files end several scorers, and one of them renames what it finds.
+A view holds links to the store's files, copies where the file system links nothing, and cut copies where a
+benchmark wants fewer frames. Nothing else ever lies in its folders: stray files end several scorers, and one
+of them renames what it finds.
 """
 
 from __future__ import annotations
@@ -40,18 +41,20 @@ def planned_spots(plan: Plan, benchmark: Benchmark) -> list[tuple[Spot, str]]:
 
 
 def check_names(plan: Plan, benchmark: Benchmark) -> None:
-    """Raises EvaluationError if two clips of the plan would have one name, or a name is too long for a file."""
+    """Raises EvaluationError if two clips would have one name, or a name is too long for a file."""
     taken: dict[tuple[str, str], str] = {}
     for spot, what in planned_spots(plan, benchmark):
         size = len(spot.name.encode())
         if size > LONGEST_NAME:
             raise EvaluationError(
-                f"{spot.name[:60]}... ({what}) has {size} bytes, and file names end at {LONGEST_NAME}: shorten that prompt."
+                f"{spot.name[:60]}... ({what}) has {size} bytes, and file names end at {LONGEST_NAME}:"
+                " shorten that prompt."
             )
         other = taken.setdefault((spot.folder, spot.name.casefold()), what)
         if other != what:
             raise EvaluationError(
-                f"{what} and {other} would both be called {spot.name}, as {benchmark.title} cuts and spells names: drop one."
+                f"{what} and {other} would both be called {spot.name}, as {benchmark.title} cuts and spells"
+                " names: drop one."
             )
 
 
@@ -69,11 +72,15 @@ def missing(plan: Plan, records: Iterable[Record]) -> list[str]:
 
 
 def check_clips(plan: Plan, benchmark: Benchmark, manifest: Manifest) -> None:
-    """Raises EvaluationError if a clip is missing, cannot be scored, or has another frame rate or size than the others."""
+    """Raises EvaluationError if a clip is missing, cannot be scored, or has another frame rate or size than
+    the others.
+    """
     records = list(manifest.records.values())
     gone = missing(plan, records)
     if gone:
-        raise EvaluationError(f"{len(gone)} clips are missing ({gone[0]}): run `latent-physics evaluate generate` first.")
+        raise EvaluationError(
+            f"{len(gone)} clips are missing ({gone[0]}): run `latent-physics evaluate generate` first."
+        )
     for record in records:
         objection = benchmark.objection(plan, record)
         if objection:
@@ -82,13 +89,17 @@ def check_clips(plan: Plan, benchmark: Benchmark, manifest: Manifest) -> None:
     if len(shapes) > 1:
         (fps, width, height, frames), other = sorted(shapes)[:2]
         raise EvaluationError(
-            f"the clips differ: {width}x{height}, {frames} frames at {fps:g} fps and {other[1]}x{other[2]}, {other[3]} frames at"
+            f"the clips differ: {width}x{height}, {frames} frames at {fps:g} fps and {other[1]}x{other[2]},"
+            f" {other[3]} frames at"
             f" {other[0]:g} fps; arms are only comparable with one size, length and rate."
         )
 
 
 def build_views(plan: Plan, benchmark: Benchmark, manifest: Manifest) -> dict[str, int]:
-    """Lays the clips out; returns the number of clips by folder. Raises EvaluationError as `check_clips` and `check_names` do."""
+    """Lays the clips out; returns the number of clips by folder.
+
+    Raises EvaluationError as `check_clips` and `check_names` do.
+    """
     check_names(plan, benchmark)
     check_clips(plan, benchmark, manifest)
     root = view_root(manifest.folder, benchmark)

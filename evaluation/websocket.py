@@ -1,4 +1,6 @@
-"""A client of one WebSocket (RFC 6455), reading text messages: all that ComfyUI's progress needs, without a package for it."""
+"""A client of one WebSocket (RFC 6455), reading text messages: all that ComfyUI's progress needs, without a
+package for it.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ class WebSocket:
         self._kind = TEXT
         try:
             if parts.scheme == "https":
-                self._socket = ssl.create_default_context().wrap_socket(self._socket, server_hostname=parts.hostname)
+                self._socket = ssl.create_default_context().wrap_socket(
+                    self._socket, server_hostname=parts.hostname
+                )
             self._shake_hands(parts.netloc, f"{parts.path}?{parts.query}")
         except BaseException:
             self._socket.close()

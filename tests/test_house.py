@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "methods": {"methods", "kernels"},
     "toyworld": {"toyworld", "methods", "kernels"},
     "encoders": {"encoders", "methods", "kernels"},
-    "training": {"training", "encoders", "toyworld", "methods", "kernels"},
+    "evaluation": {"evaluation", "encoders", "toyworld", "methods", "kernels"},
+    "training": {"training", "evaluation", "encoders", "toyworld", "methods", "kernels"},
     "nodes": {"nodes", "encoders", "toyworld", "methods", "kernels"},
 }
 # Inside a function only: a node that trains, or looks through a teacher's eyes, calls the code that the commands call.

@@ -14,7 +14,16 @@ from .videophy2 import VideoPhy2
 
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
-    for benchmark in (PhysicsIQ(), VideoPhy(), VideoPhy2(), PhyGenBench(), VBench(), VBench2(), ToyWorld(), Own())
+    for benchmark in (
+        PhysicsIQ(),
+        VideoPhy(),
+        VideoPhy2(),
+        PhyGenBench(),
+        VBench(),
+        VBench2(),
+        ToyWorld(),
+        Own(),
+    )
 }
 
 

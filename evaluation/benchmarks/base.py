@@ -1,4 +1,6 @@
-"""What every benchmark module offers: prompts, names of files, checks, the scorer's commands, and a reader of its results."""
+"""What every benchmark module offers: prompts, names of files, checks, the scorer's commands, and a reader of
+its results.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,9 @@ class Reading:
         return list(dict.fromkeys([clip.arm for clip in self.clips] + [arm for arm, _ in self.totals]))
 
     def of_run(self, arm: str, run: int, key: str) -> float:
-        """A column's value in one run: the run's total, or the mean over the clips that count; nan if there is none."""
+        """A column's value in one run: the run's total, or the mean over the clips that count; nan if there
+        is none.
+        """
         if key in self.totals.get((arm, run), {}):
             return self.totals[arm, run][key]
         values = [clip.values.get(key, NAN) for clip in self.clips if (clip.arm, clip.run) == (arm, run)]
@@ -87,10 +91,16 @@ class Reading:
     def paired(self, arm: str, reference: str, key: str) -> tuple[list[float], list[float], list[str]]:
         """Values of two arms and the prompt of each pair, for the clips that count in both."""
         other = {
-            (clip.prompt_id, clip.run, clip.index): clip.values.get(key, NAN) for clip in self.clips if clip.arm == reference
+            (clip.prompt_id, clip.run, clip.index): clip.values.get(key, NAN)
+            for clip in self.clips
+            if clip.arm == reference
         }
         pairs = [
-            (clip.values.get(key, NAN), other.get((clip.prompt_id, clip.run, clip.index), NAN), clip.prompt_id)
+            (
+                clip.values.get(key, NAN),
+                other.get((clip.prompt_id, clip.run, clip.index), NAN),
+                clip.prompt_id,
+            )
             for clip in self.clips
             if clip.arm == arm
         ]
@@ -182,7 +192,11 @@ def captions(source: Path, column: str = "caption") -> list[dict[str, str]]:
 
     Raises EvaluationError if there is none.
     """
-    rows = read_csv(source, [column]) if source.suffix == ".csv" else [{column: line} for line in read_lines(source)]
+    rows = (
+        read_csv(source, [column])
+        if source.suffix == ".csv"
+        else [{column: line} for line in read_lines(source)]
+    )
     rows = list({row[column]: row for row in reversed(rows) if row[column].strip()}.values())[::-1]
     if not rows:
         raise EvaluationError(f"{source} holds no prompt.")
@@ -212,4 +226,6 @@ def runs_of(records: Sequence[Record]) -> Iterator[tuple[str, int]]:
 
 def clip_score(record: Record, values: Mapping[str, float]) -> ClipScore:
     """Numbers of a record's clip."""
-    return ClipScore(arm=record.arm, prompt_id=record.prompt_id, run=record.run, index=record.index, values=values)
+    return ClipScore(
+        arm=record.arm, prompt_id=record.prompt_id, run=record.run, index=record.index, values=values
+    )

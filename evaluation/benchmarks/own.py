@@ -1,4 +1,6 @@
-"""Prompts of one's own: a text file or a CSV, judged by the measures that need no scorer; and the toy world, judged by its laws."""
+"""Prompts of one's own: a text file or a CSV, judged by the measures that need no scorer; and the toy world,
+judged by its laws.
+"""
 
 from __future__ import annotations
 
@@ -46,14 +48,26 @@ class ToyWorld(Benchmark):
         try:
             count = int(str(source))
         except ValueError as error:
-            raise EvaluationError(f"--prompts is {str(source)!r}; the toy world takes a number of prompts.") from error
+            raise EvaluationError(
+                f"--prompts is {str(source)!r}; the toy world takes a number of prompts."
+            ) from error
         each = -(-count // len(WORLDS))
         drawn = [
-            (world, prompt) for world in WORLDS for prompt in dict.fromkeys(sample(world, 4 * each, 10_007)[1])
+            (world, prompt)
+            for world in WORLDS
+            for prompt in dict.fromkeys(sample(world, 4 * each, 10_007)[1])
         ]
         by_world = {world: [prompt for name, prompt in drawn if name == world][:each] for world in WORLDS}
-        mixed = [(world, by_world[world][place]) for place in range(each) for world in WORLDS if place < len(by_world[world])]
-        return [Prompt(id=str(number), text=text, groups=(world,)) for number, (world, text) in enumerate(mixed[:count], 1)]
+        mixed = [
+            (world, by_world[world][place])
+            for place in range(each)
+            for world in WORLDS
+            if place < len(by_world[world])
+        ]
+        return [
+            Prompt(id=str(number), text=text, groups=(world,))
+            for number, (world, text) in enumerate(mixed[:count], 1)
+        ]
 
     def columns(self, plan: Plan) -> tuple[Column, ...]:
         return (

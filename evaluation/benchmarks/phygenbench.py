@@ -1,12 +1,15 @@
-"""PhyGenBench (github.com/OpenGVLab/PhyGenBench at b6416b7): 160 prompts, three stages, a closed and an open route.
+"""PhyGenBench (github.com/OpenGVLab/PhyGenBench at b6416b7): 160 prompts, three stages, a closed and an open
+route.
 
-The repository has no licence file, so nothing of it is shipped: prompts are read from the user's clone. Its scripts hold absolute
-paths and do not run as published (multiimage_clip.py reads a third description that the questions lack, video/GPT4o.py a fourth
-and fifth; it also writes into another folder than overall.py reads), so they are not started from here; this reader takes
-whatever stage files there are, from either folder, and counts prompts that a stage has no answer for.
+The repository has no licence file, so nothing of it is shipped: prompts are read from the user's clone. Its
+scripts hold absolute paths and do not run as published (multiimage_clip.py reads a third description that the
+questions lack, video/GPT4o.py a fourth and fifth; it also writes into another folder than overall.py reads),
+so they are not started from here; this reader takes whatever stage files there are, from either folder, and
+counts prompts that a stage has no answer for.
 
-Per prompt and route: round((single + multi + video) / 3), 0 to 3. The published average of both routes is floored per prompt,
-(closed + open) // 2, which costs the published Kling row 0.565 -> 0.4875; it is named apart from the mean without the floor.
+Per prompt and route: round((single + multi + video) / 3), 0 to 3. The published average of both routes is
+floored per prompt, (closed + open) // 2, which costs the published Kling row 0.565 -> 0.4875; it is named
+apart from the mean without the floor.
 """
 
 from __future__ import annotations
@@ -61,7 +64,9 @@ class PhyGenBench(Benchmark):
         try:
             entries = [(entry["caption"], entry["main_category"]) for entry in read_json(path)]
         except (TypeError, KeyError) as error:
-            raise EvaluationError(f"{path} is no prompts.json: its entries need caption and main_category.") from error
+            raise EvaluationError(
+                f"{path} is no prompts.json: its entries need caption and main_category."
+            ) from error
         return [
             Prompt(id=str(number), text=caption, groups=(CATEGORIES.get(category, category.lower()),))
             for number, (caption, category) in enumerate(entries, 1)
@@ -82,12 +87,17 @@ class PhyGenBench(Benchmark):
         return Spot(folder=f"PhyVideos/{self.folder(arm, run)}", name=f"output_video_{prompt.id}.mp4")
 
     def warnings(self, plan: Plan) -> list[str]:
-        return ["PhyGenBench's own scripts are run by hand (they hold absolute paths and need repairs: docs/evaluate.md)."]
+        return [
+            "PhyGenBench's own scripts are run by hand (they hold absolute paths and need repairs:"
+            " docs/evaluate.md)."
+        ]
 
     def score(self, scoring: Scoring) -> None:
         raise EvaluationError(
-            "PhyGenBench's published scripts cannot be started as they are (absolute paths, missing keys); run your repaired"
-            f" copies on {scoring.views / 'PhyVideos'} and put their PhyGenEval folder into {scoring.results}, then `table`."
+            "PhyGenBench's published scripts cannot be started as they are (absolute paths, missing keys);"
+            " run your repaired"
+            f" copies on {scoring.views / 'PhyVideos'} and put their PhyGenEval folder into"
+            f" {scoring.results}, then `table`."
         )
 
     def read(self, scoring: Scoring) -> Reading:
@@ -100,7 +110,9 @@ class PhyGenBench(Benchmark):
             size = len(scoring.plan.prompts)
             wrong = [name for name, values in stages.items() if len(values) != size]
             if wrong:
-                raise EvaluationError(f"the {wrong[0]} stage of {model} has {len(stages[wrong[0]])} answers for {size} prompts.")
+                raise EvaluationError(
+                    f"the {wrong[0]} stage of {model} has {len(stages[wrong[0]])} answers for {size} prompts."
+                )
             reading.notes += gaps(stages, model, size)
             for record in records:
                 number = int(record.prompt_id) - 1
@@ -108,8 +120,13 @@ class PhyGenBench(Benchmark):
                 group = scoring.plan.prompt(record.prompt_id).groups[0]
                 reading.clips.append(clip_score(record, numbers(here, group)))
         if not reading.clips:
-            raise EvaluationError(f"{scoring.results} holds no stage files of PhyGenBench; see docs/evaluate.md for their places.")
-        reading.notes.append("PhyGenBench: papers print the floored average; closed-route numbers are not comparable with it.")
+            raise EvaluationError(
+                f"{scoring.results} holds no stage files of PhyGenBench; see docs/evaluate.md for their"
+                " places."
+            )
+        reading.notes.append(
+            "PhyGenBench: papers print the floored average; closed-route numbers are not comparable with it."
+        )
         return reading
 
 
@@ -133,12 +150,17 @@ def gaps(stages: Mapping[str, list[float]], model: str, size: int) -> list[str]:
     for name, values in stages.items():
         lacking = sum(math.isnan(value) for value in values)
         if lacking:
-            notes.append(f"PhyGenBench: {lacking} of {size} prompts of {model} have no answer of the {name} stage and are left out.")
+            notes.append(
+                f"PhyGenBench: {lacking} of {size} prompts of {model} have no answer of the {name} stage and"
+                " are left out."
+            )
     return notes
 
 
 def stage_scores(scoring: Scoring, model: str) -> dict[str, list[float]]:
-    """Score (0 to 3) of every prompt by stage, from result/MODEL.json or the stages' files; empty if there is neither."""
+    """Score (0 to 3) of every prompt by stage, from result/MODEL.json or the stages' files; empty if there is
+    neither.
+    """
     from ..scorers import read_json
 
     whole = scoring.results / "result" / f"{model}.json"
@@ -147,7 +169,14 @@ def stage_scores(scoring: Scoring, model: str) -> dict[str, list[float]]:
     root = scoring.results / "PhyGenEval"
     found = {}
     for name, places in STAGES.items():
-        path = next((root / place.format(model=model) for place in places if (root / place.format(model=model)).is_file()), None)
+        path = next(
+            (
+                root / place.format(model=model)
+                for place in places
+                if (root / place.format(model=model)).is_file()
+            ),
+            None,
+        )
         if path is not None:
             found[name] = [guarded(READERS[name], entry, model) for entry in read_json(path)]
     return found
@@ -155,11 +184,17 @@ def stage_scores(scoring: Scoring, model: str) -> dict[str, list[float]]:
 
 def from_result(entries: list[Mapping[str, Any]]) -> dict[str, list[float]]:
     """Stages of a file that overall.py wrote (result/kelingall.json is one)."""
-    return {name: [float(entry.get(name, NAN)) for entry in entries] for name in STAGES if any(name in e for e in entries)}
+    return {
+        name: [float(entry.get(name, NAN)) for entry in entries]
+        for name in STAGES
+        if any(name in e for e in entries)
+    }
 
 
 def guarded(read: Callable[[Mapping[str, Any], str], float], entry: Mapping[str, Any], model: str) -> float:
-    """A stage's score of one prompt; nan where the published script swallowed an error and left the answer out."""
+    """A stage's score of one prompt; nan where the published script swallowed an error and left the answer
+    out.
+    """
     try:
         return float(read(entry, model))
     except (KeyError, TypeError, IndexError, AttributeError, ValueError):
@@ -167,7 +202,10 @@ def guarded(read: Callable[[Mapping[str, Any], str], float], entry: Mapping[str,
 
 
 def single_score(entry: Mapping[str, Any], model: str) -> float:
-    """Stage 1. One question: VQA score less the retrieval's, in quarters; two: discretised by the script itself."""
+    """Stage 1.
+
+    One question: VQA score less the retrieval's, in quarters; two: discretised by the script itself.
+    """
     questions = entry["singleimage_question"]
     if len(questions) != 1:
         return entry[f"{model}_descrete"]
@@ -186,14 +224,18 @@ def multi_gpt_score(entry: Mapping[str, Any], model: str) -> float:
 
 
 def multi_llava_score(entry: Mapping[str, Any], model: str) -> float:
-    """Stage 2, open route: the third answer, and the best frame's answer plus retrieval score of the first two."""
+    """Stage 2, open route: the third answer, and the best frame's answer plus retrieval score of the first
+    two.
+    """
     answers = entry["multiimage_question"]
     if "CLIP_Index" not in answers:
         return sum(says_yes(answers[f"LLava_{number}"]) for number in (1, 2, 3))
     start, middle, end = map(int, answers["CLIP_Index"].split(","))
     total = int(says_yes(answers["LLava_3"]))
     for number, frames in ((1, range(start, middle + 1)), (2, range(middle, end))):
-        best = max(answers[f"retrieval_{number}_{k}"] + says_yes(answers[f"LLava_{number}_{k}"]) for k in frames)
+        best = max(
+            answers[f"retrieval_{number}_{k}"] + says_yes(answers[f"LLava_{number}_{k}"]) for k in frames
+        )
         total += best >= 1.5
     return total
 

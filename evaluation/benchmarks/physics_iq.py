@@ -1,11 +1,13 @@
-"""Physics-IQ Verified (github.com/google-deepmind/physics-IQ-benchmark, arXiv 2606.18943): real videos continued from one frame.
+"""Physics-IQ Verified (github.com/google-deepmind/physics-IQ-benchmark, arXiv 2606.18943): real videos
+continued from one frame.
 
-198 clips a run, each exactly 5 s at one frame rate, four runs to claim anything. The score of a view of a scenario is the mean of
-four ratios, each cut to [0, 1]: the clip's spatial, weighted spatial and spatio-temporal overlap with the real take over the
-overlap of two real takes, and the takes' squared error over the clip's. `final_score_view` is the mean over scenarios and views.
+198 clips a run, each exactly 5 s at one frame rate, four runs to claim anything. The score of a view of a
+scenario is the mean of four ratios, each cut to [0, 1]: the clip's spatial, weighted spatial and
+spatio-temporal overlap with the real take over the overlap of two real takes, and the takes' squared error
+over the clip's. `final_score_view` is the mean over scenarios and views.
 
-The scorer keeps masks of generated clips under the name of their run and never makes them again, so a crash, or new clips under
-an old name, would be scored with wrong masks; they are removed here before it starts.
+The scorer keeps masks of generated clips under the name of their run and never makes them again, so a crash,
+or new clips under an old name, would be scored with wrong masks; they are removed here before it starts.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ EPSILON = 1e-8
 class PhysicsIQ(Benchmark):
     name = "physics-iq"
     title = "Physics-IQ Verified"
-    prompts_from = "a descriptions CSV of the repository (best_practice/descriptions_*.csv or descriptions_original.csv)"
+    prompts_from = (
+        "a descriptions CSV of the repository (best_practice/descriptions_*.csv or descriptions_original.csv)"
+    )
     runs = 4
 
     def prompts(self, source: Path, options: Mapping[str, Any]) -> list[Prompt]:
@@ -70,30 +74,50 @@ class PhysicsIQ(Benchmark):
 
     def spot(self, plan: Plan, arm: str, prompt: Prompt, run: int, index: int) -> Spot:
         fps = float(plan.options.get("fps", 0))
-        return Spot(folder=self.run_folder(plan, arm, run), name=f"{prompt.id}.mp4", frames=round(SECONDS * fps))
+        return Spot(
+            folder=self.run_folder(plan, arm, run), name=f"{prompt.id}.mp4", frames=round(SECONDS * fps)
+        )
 
     def objection(self, plan: Plan, record: Record) -> str | None:
         fps = float(plan.options.get("fps", record.fps))
         if abs(record.fps - fps) > 0.01:
-            return f"{record.file} has {record.fps:g} frames a second and the plan says {fps:g}; save the clip at {fps:g}."
+            return (
+                f"{record.file} has {record.fps:g} frames a second and the plan says {fps:g}; save the clip"
+                f" at {fps:g}."
+            )
         need = round(SECONDS * fps)
         if abs(need - SECONDS * fps) > SECONDS * TOLERANCE:
             return f"at {fps:g} frames a second no clip lasts exactly 5 s; use 8, 16, 24 or 30."
         if record.frames < need:
             have = record.frames / record.fps
-            return f"{record.file} lasts {have:.2f} s, and Physics-IQ needs 5 s: make {need} frames or more at {fps:g} fps."
+            return (
+                f"{record.file} lasts {have:.2f} s, and Physics-IQ needs 5 s: make {need} frames or more at"
+                f" {fps:g} fps."
+            )
         if record.frames == need and abs(record.seconds - SECONDS) > TOLERANCE:
-            return f"{record.file} states {record.seconds:.4f} s instead of 5 s; save it as mp4 with a constant frame rate."
+            return (
+                f"{record.file} states {record.seconds:.4f} s instead of 5 s; save it as mp4 with a constant"
+                " frame rate."
+            )
         return None
 
     def warnings(self, plan: Plan) -> list[str]:
         found = []
         if len(plan.prompts) != CLIPS:
-            found.append(f"Physics-IQ has {CLIPS} prompts and this plan {len(plan.prompts)}: its scorer will refuse the folders.")
+            found.append(
+                f"Physics-IQ has {CLIPS} prompts and this plan {len(plan.prompts)}: its scorer will refuse"
+                " the folders."
+            )
         if plan.runs < 4:
-            found.append(f"{plan.runs} runs: the board wants four and their deviation (0.4 to 1.5 points) to claim a record.")
+            found.append(
+                f"{plan.runs} runs: the board wants four and their deviation (0.4 to 1.5 points) to claim a"
+                " record."
+            )
         if not all(prompt.image for prompt in plan.prompts):
-            found.append("no first frames are given (--frames FOLDER/switch-frames): Physics-IQ is an image-to-video benchmark.")
+            found.append(
+                "no first frames are given (--frames FOLDER/switch-frames): Physics-IQ is an image-to-video"
+                " benchmark."
+            )
         return found
 
     def score(self, scoring: Scoring) -> None:
@@ -116,7 +140,13 @@ class PhysicsIQ(Benchmark):
             for record in records:
                 scoring.clip(record)
             write_atomically(state, json.dumps({"clips": content}).encode())
-            command = [root / RUN, "--input_folders", scoring.views / name, "--output_folder", scoring.results]
+            command = [
+                root / RUN,
+                "--input_folders",
+                scoring.views / name,
+                "--output_folder",
+                scoring.results,
+            ]
             command += ["--descriptions_file", descriptions, "--benchmark_base_folder", scorer.data]
             scoring.call(f"{self.title}, {name}", command, scoring.results / f"{name}.log", root)
             if not output.is_file():
@@ -143,10 +173,14 @@ class PhysicsIQ(Benchmark):
             own = sum(clip.values["verified"] for clip in clips) / len(clips)
             if stated is not None and abs(stated - own) > 1e-3:
                 reading.notes.append(
-                    f"Physics-IQ: {name} states {100 * stated:.2f}, its CSV gives {100 * own:.2f}; the table has the CSV's."
+                    f"Physics-IQ: {name} states {100 * stated:.2f}, its CSV gives {100 * own:.2f}; the table"
+                    " has the CSV's."
                 )
         if not reading.clips:
-            raise EvaluationError(f"{scoring.results} holds no results of Physics-IQ: run `latent-physics evaluate score` first.")
+            raise EvaluationError(
+                f"{scoring.results} holds no results of Physics-IQ: run `latent-physics evaluate score`"
+                " first."
+            )
         counts = {arm: len(reading.runs(arm)) for arm in reading.arms()}
         if min(counts.values()) < 4:
             reading.notes.append("Physics-IQ: fewer than four runs; a deviation over them claims nothing.")
@@ -154,7 +188,9 @@ class PhysicsIQ(Benchmark):
 
 
 def clip_scores(path: Path, arm: str, run: int, plan: Plan) -> list[ClipScore]:
-    """Score of every clip, computed from the scorer's CSV (a row a scenario, columns METRIC_VIEW, lists as text)."""
+    """Score of every clip, computed from the scorer's CSV (a row a scenario, columns METRIC_VIEW, lists as
+    text).
+    """
     rows = read_csv(path, ["scenario", *columns_of(VIEWS[0])])
     by_name = {(prompt.id.split("_", 2)[2], prompt.groups[1]): prompt for prompt in plan.prompts}
     clips = []
@@ -163,7 +199,9 @@ def clip_scores(path: Path, arm: str, run: int, plan: Plan) -> list[ClipScore]:
         for view in VIEWS:
             prompt = by_name.get((name, view))
             if prompt is None:
-                raise EvaluationError(f"{path.name} scores the scenario {name} ({view}), which is not in the plan.")
+                raise EvaluationError(
+                    f"{path.name} scores the scenario {name} ({view}), which is not in the plan."
+                )
             values = view_score(row, view)
             clips.append(ClipScore(arm=arm, prompt_id=prompt.id, run=run, index=0, values=values))
     return clips
@@ -194,7 +232,9 @@ def view_score(row: Mapping[str, str], view: str) -> dict[str, float]:
 
 
 def mean_of(text: str) -> float:
-    """Mean of a number or of a list written as text, NumPy's type names among it; list entries count with four decimals."""
+    """Mean of a number or of a list written as text, NumPy's type names among it; list entries count with
+    four decimals.
+    """
     numbers = re.findall(r"(?<![\w.])[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?", text)
     if not numbers:
         raise EvaluationError(f"{text[:60]!r} in a result of Physics-IQ holds no number.")

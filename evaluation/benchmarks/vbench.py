@@ -1,11 +1,14 @@
-"""VBench (github.com/Vchitect/VBench, Apache-2.0): sixteen dimensions of video quality and of what the prompt asked for.
+"""VBench (github.com/Vchitect/VBench, Apache-2.0): sixteen dimensions of video quality and of what the prompt
+asked for.
 
-Names are `PROMPT-INDEX.mp4`, index 0 to 4; temporal flickering wants 25, of which its own filter keeps the still ones: they
-lie in a folder of their own, beside and not below the others, because VBench takes the suffix of the first entry. The
-standard suite takes the prompts of VBench_full_info.json; other prompts go through the custom mode and its seven dimensions.
-Clips of 5 s and more belong to VBench-Long (issue 136 of the repository).
+Names are `PROMPT-INDEX.mp4`, index 0 to 4; temporal flickering wants 25, of which its own filter keeps the
+still ones: they lie in a folder of their own, beside and not below the others, because VBench takes the
+suffix of the first entry. The standard suite takes the prompts of VBench_full_info.json; other prompts go
+through the custom mode and its seven dimensions. Clips of 5 s and more belong to VBench-Long (issue 136 of
+the repository).
 
-Total = (4 quality + semantic) / 5, each a weighted mean of dimensions scaled by the bounds below (scripts/constant.py).
+Total = (4 quality + semantic) / 5, each a weighted mean of dimensions scaled by the bounds below
+(scripts/constant.py).
 """
 
 from __future__ import annotations
@@ -73,7 +76,9 @@ class VBench(Benchmark):
 
     def columns(self, plan: Plan) -> tuple[Column, ...]:
         dims = dimensions_of(plan)
-        totals = [] if custom(plan) else [Column(key=key, title=key) for key in ("total", "quality", "semantic")]
+        totals = (
+            [] if custom(plan) else [Column(key=key, title=key) for key in ("total", "quality", "semantic")]
+        )
         return (*totals, *(Column(key=name, title=name.replace("_", " ")) for name in dims))
 
     def spot(self, plan: Plan, arm: str, prompt: Prompt, run: int, index: int) -> Spot:
@@ -86,7 +91,8 @@ class VBench(Benchmark):
             return None
         limit = int(LONG * record.fps - 1e-6)
         return (
-            f"{record.file} lasts {record.frames / record.fps:.2f} s, and clips of 5 s and more belong to VBench-Long:"
+            f"{record.file} lasts {record.frames / record.fps:.2f} s, and clips of 5 s and more belong to"
+            " VBench-Long:"
             f" make at most {limit} frames at {record.fps:g} fps."
         )
 
@@ -120,11 +126,15 @@ class VBench(Benchmark):
                 totals |= totals_of(totals)
                 lacking = [name for name in (*QUALITY, *SEMANTIC) if name not in totals]
                 if lacking:
-                    reading.notes.append(f"VBench: {arm}, run {run} lacks {len(lacking)} dimensions, so it has no total.")
+                    reading.notes.append(
+                        f"VBench: {arm}, run {run} lacks {len(lacking)} dimensions, so it has no total."
+                    )
             reading.totals[arm, run] = totals
             reading.clips += per_clip(found, self.folder(arm, run), names)
         if not reading.totals:
-            raise EvaluationError(f"{scoring.results} holds no results of VBench: run `latent-physics evaluate score` first.")
+            raise EvaluationError(
+                f"{scoring.results} holds no results of VBench: run `latent-physics evaluate score` first."
+            )
         return reading
 
 
@@ -139,14 +149,19 @@ def dimensions_of(plan: Plan) -> tuple[str, ...]:
 
 
 def standard(source: Path, options: Mapping[str, Any], samples: Any) -> list[Prompt]:
-    """Prompts of a full_info file, of chosen dimensions only where the options name some. Raises EvaluationError."""
+    """Prompts of a full_info file, of chosen dimensions only where the options name some.
+
+    Raises EvaluationError.
+    """
     from ..scorers import read_json
 
     entries = read_json(source)
     try:
         found = [(entry["prompt_en"], tuple(entry["dimension"])) for entry in entries]
     except (TypeError, KeyError) as error:
-        raise EvaluationError(f"{source} is no full_info file: its entries need prompt_en and dimension.") from error
+        raise EvaluationError(
+            f"{source} is no full_info file: its entries need prompt_en and dimension."
+        ) from error
     wanted = set(options.get("dimensions") or ())
     unknown = wanted - {name for _, dims in found for name in dims}
     if unknown:
@@ -171,7 +186,9 @@ def totals_of(values: Mapping[str, float]) -> dict[str, float]:
     found = {}
     for key, table in (("quality", QUALITY), ("semantic", SEMANTIC)):
         if all(name in values for name in table):
-            scaled = [(values[name] - low) / (high - low) * weight for name, (low, high, weight) in table.items()]
+            scaled = [
+                (values[name] - low) / (high - low) * weight for name, (low, high, weight) in table.items()
+            ]
             found[key] = sum(scaled) / sum(weight for _, _, weight in table.values())
     if len(found) == 2:
         found["total"] = (4 * found["quality"] + found["semantic"]) / 5
@@ -179,7 +196,10 @@ def totals_of(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def dimension_results(folder: Path) -> dict[str, tuple[float, list[dict[str, Any]]]]:
-    """Mean and entries of every dimension in a folder of *_eval_results.json files. Raises EvaluationError for other contents."""
+    """Mean and entries of every dimension in a folder of *_eval_results.json files.
+
+    Raises EvaluationError for other contents.
+    """
     from ..scorers import read_json
 
     found = {}

@@ -1,10 +1,12 @@
-"""VBench-2.0 (github.com/Vchitect/VBench, folder VBench-2.0, Apache-2.0): physics, common sense, control, people, creativity.
+"""VBench-2.0 (github.com/Vchitect/VBench, folder VBench-2.0, Apache-2.0): physics, common sense, control,
+people, creativity.
 
-A folder for each dimension; names are the short prompt cut at 180 characters, `-0` to `-2` (Diversity to `-19`), whatever prompt
-the model was given. A missing clip ends the scorer with an exception.
+A folder for each dimension; names are the short prompt cut at 180 characters, `-0` to `-2` (Diversity to
+`-19`), whatever prompt the model was given. A missing clip ends the scorer with an exception.
 
-Trap: a clip that fails a judge's first question ("is the scene there?") gets -1 and leaves the denominator, so a model that misses
-its scenes can score higher. The number of clips that count stands beside each score here.
+Trap: a clip that fails a judge's first question ("is the scene there?") gets -1 and leaves the denominator,
+so a model that misses its scenes can score higher. The number of clips that count stands beside each score
+here.
 """
 
 from __future__ import annotations
@@ -52,12 +54,16 @@ class VBench2(Benchmark):
         found = standard(source, options, lambda groups: 20 if "Diversity" in groups else 3)
         augmented = self._augmented(found, options)
         return [
-            Prompt(id=prompt.id, text=prompt.text, used=used, groups=prompt.groups[:1], samples=prompt.samples)
+            Prompt(
+                id=prompt.id, text=prompt.text, used=used, groups=prompt.groups[:1], samples=prompt.samples
+            )
             for prompt, used in zip(found, augmented)
         ]
 
     def _augmented(self, prompts: list[Prompt], options: Mapping[str, Any]) -> list[str]:
-        """Augmented prompts (a text file a dimension, in the order of the short ones), empty where none are given."""
+        """Augmented prompts (a text file a dimension, in the order of the short ones), empty where none are
+        given.
+        """
         if not options.get("upsampled"):
             return [""] * len(prompts)
         lines = {}
@@ -66,7 +72,9 @@ class VBench2(Benchmark):
         try:
             return [next(lines[prompt.groups[0]]) for prompt in prompts]
         except StopIteration as error:
-            raise EvaluationError(f"{options['upsampled']} has fewer lines for a dimension than it has prompts.") from error
+            raise EvaluationError(
+                f"{options['upsampled']} has fewer lines for a dimension than it has prompts."
+            ) from error
 
     def columns(self, plan: Plan) -> tuple[Column, ...]:
         dims = dimensions_of(plan)
@@ -75,7 +83,14 @@ class VBench2(Benchmark):
         found = [Column(key=key, title=key) for key in totals]
         for name in dims:
             found.append(Column(key=name, title=name.replace("_", " ")))
-            found.append(Column(key=f"{name}:valid", title=f"{name.replace('_', ' ')}: clips that count", scale=1, digits=0))
+            found.append(
+                Column(
+                    key=f"{name}:valid",
+                    title=f"{name.replace('_', ' ')}: clips that count",
+                    scale=1,
+                    digits=0,
+                )
+            )
         return tuple(found)
 
     def spot(self, plan: Plan, arm: str, prompt: Prompt, run: int, index: int) -> Spot:
@@ -112,8 +127,14 @@ class VBench2(Benchmark):
                 reading.clips += clips_of(dimension, entries, f"{folder}/{dimension}", names)
             reading.totals[arm, run] = totals | categories(totals)
         if not reading.totals:
-            raise EvaluationError(f"{scoring.results} holds no results of VBench-2.0: run `latent-physics evaluate score` first.")
-        reading.notes.append("VBench-2.0: clips that fail a judge's first question leave the mean; compare the numbers that count.")
+            raise EvaluationError(
+                f"{scoring.results} holds no results of VBench-2.0: run `latent-physics evaluate score`"
+                " first."
+            )
+        reading.notes.append(
+            "VBench-2.0: clips that fail a judge's first question leave the mean; compare the numbers that"
+            " count."
+        )
         return reading
 
 

@@ -1,10 +1,12 @@
-"""VideoPhy (github.com/Hritikbansal/videophy, MIT): VideoCon-Physics scores semantic adherence and physical commonsense.
+"""VideoPhy (github.com/Hritikbansal/videophy, MIT): VideoCon-Physics scores semantic adherence and physical
+commonsense.
 
-Its inference script appends rows `videopath,template,score` without a header and flushes each batch, so a run that crashed is
-resumed with the rows that are left. score = P(Yes) / (P(Yes) + P(No)).
+Its inference script appends rows `videopath,template,score` without a header and flushes each batch, so a run
+that crashed is resumed with the rows that are left. score = P(Yes) / (P(Yes) + P(No)).
 
-Two ways to average are in use and differ: the authors average raw scores (issue 5 of the repository), VideoREPA and most papers
-after it count scores of at least 0.5. Both are read; the columns say which is which.
+Two ways to average are in use and differ: the authors average raw scores (issue 5 of the repository),
+VideoREPA and most papers after it count scores of at least 0.5. Both are read; the columns say which is
+which.
 """
 
 from __future__ import annotations
@@ -45,7 +47,12 @@ class VideoPhy(Benchmark):
             states |= {row["caption"]: row["states_of_matter"] for row in reference}
         used = upsampled(rows, options)
         return [
-            Prompt(id=str(number), text=row["caption"], used=used[number - 1], groups=state_of(states[row["caption"]]))
+            Prompt(
+                id=str(number),
+                text=row["caption"],
+                used=used[number - 1],
+                groups=state_of(states[row["caption"]]),
+            )
             for number, row in enumerate(rows, 1)
         ]
 
@@ -94,11 +101,14 @@ class VideoPhy(Benchmark):
             return
         write_csv(left, ["videopath", "caption"], [[row["videopath"], row["caption"]] for row in todo])
         command = [root / INFER, "--input_csv", left, "--output_csv", output, "--checkpoint", checkpoint]
-        scoring.call(f"{self.title}, {folder.name}: {task}, {len(todo)} clips", command, folder / "log.txt", root)
+        scoring.call(
+            f"{self.title}, {folder.name}: {task}, {len(todo)} clips", command, folder / "log.txt", root
+        )
         lacking = [row for row in todo if row["videopath"] not in scores(output)]
         if lacking:
             raise EvaluationError(
-                f"the scorer left {len(lacking)} of {len(todo)} clips of {folder.name} without a {task} score; see its log.txt."
+                f"the scorer left {len(lacking)} of {len(todo)} clips of {folder.name} without a {task}"
+                " score; see its log.txt."
             )
 
     def read(self, scoring: Scoring) -> Reading:
@@ -115,10 +125,14 @@ class VideoPhy(Benchmark):
                     continue
                 reading.clips.append(clip_score(record, numbers(record, scoring.plan, *values)))
         if not reading.clips:
-            raise EvaluationError(f"{scoring.results} holds no scores of VideoPhy: run `latent-physics evaluate score` first.")
+            raise EvaluationError(
+                f"{scoring.results} holds no scores of VideoPhy: run `latent-physics evaluate score` first."
+            )
         if unscored:
             reading.notes.append(f"{unscored} clips have no VideoPhy score and are left out.")
-        reading.notes.append("VideoPhy: >= 0.5 is VideoREPA's way, mean the authors' way; compare like with like.")
+        reading.notes.append(
+            "VideoPhy: >= 0.5 is VideoREPA's way, mean the authors' way; compare like with like."
+        )
         return reading
 
 
@@ -132,7 +146,10 @@ def numbers(record: Record, plan: Plan, sa: float, pc: float) -> dict[str, float
 
 
 def scores(path: Path) -> dict[str, float]:
-    """Score by video of a headerless output; a row that a crash cut off is not counted. The last row of a video counts."""
+    """Score by video of a headerless output; a row that a crash cut off is not counted.
+
+    The last row of a video counts.
+    """
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as file:
@@ -147,7 +164,9 @@ def scores(path: Path) -> dict[str, float]:
 
 
 def keep_rows(path: Path, videos: set[str]) -> None:
-    """Rewrites an output with whole rows of `videos` alone: a torn last row would swallow the first that is appended."""
+    """Rewrites an output with whole rows of `videos` alone: a torn last row would swallow the first that is
+    appended.
+    """
     if not path.is_file():
         return
     with path.open(newline="", encoding="utf-8") as file:
@@ -158,7 +177,9 @@ def keep_rows(path: Path, videos: set[str]) -> None:
 
 
 def upsampled(rows: list[dict[str, str]], options: Mapping[str, Any]) -> list[str]:
-    """Prompts given to the model instead of the captions: a column of the CSV, or a text file with as many lines."""
+    """Prompts given to the model instead of the captions: a column of the CSV, or a text file with as many
+    lines.
+    """
     if options.get("prompt_column"):
         column = options["prompt_column"]
         if column not in rows[0]:
@@ -169,7 +190,9 @@ def upsampled(rows: list[dict[str, str]], options: Mapping[str, Any]) -> list[st
 
         lines = read_lines(Path(options["upsampled"]))
         if len(lines) != len(rows):
-            raise EvaluationError(f"{options['upsampled']} has {len(lines)} lines for {len(rows)} prompts; it needs one each.")
+            raise EvaluationError(
+                f"{options['upsampled']} has {len(lines)} lines for {len(rows)} prompts; it needs one each."
+            )
         return lines
     return [""] * len(rows)
 

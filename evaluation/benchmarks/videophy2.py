@@ -1,7 +1,9 @@
-"""VideoPhy-2 (github.com/Hritikbansal/videophy, VIDEOPHY2, MIT): an auto-rater gives 1 to 5 for adherence and physics.
+"""VideoPhy-2 (github.com/Hritikbansal/videophy, VIDEOPHY2, MIT): an auto-rater gives 1 to 5 for adherence and
+physics.
 
-Its script writes its CSV only at the end, so clips are scored in portions with an output each: a crash costs one portion.
-The script takes the first number word or digit of the answer and writes 0 where there is none; such rows are counted here.
+Its script writes its CSV only at the end, so clips are scored in portions with an output each: a crash costs
+one portion. The script takes the first number word or digit of the answer and writes 0 where there is none;
+such rows are counted here.
 """
 
 from __future__ import annotations
@@ -13,7 +15,19 @@ from typing import TYPE_CHECKING, Any
 from ..errors import EvaluationError
 from ..manifest import Record
 from ..plan import Plan, Prompt
-from .base import NAN, Benchmark, ClipScore, Column, Reading, Spot, captions, clip_score, file_stem, read_csv, write_csv
+from .base import (
+    NAN,
+    Benchmark,
+    ClipScore,
+    Column,
+    Reading,
+    Spot,
+    captions,
+    clip_score,
+    file_stem,
+    read_csv,
+    write_csv,
+)
 from .videophy import upsampled
 
 if TYPE_CHECKING:
@@ -40,13 +54,18 @@ class VideoPhy2(Benchmark):
                 rules.setdefault(row["caption"], []).append(row["rule"])
         return [
             Prompt(
-                id=str(number), text=row["caption"], used=used[number - 1], rules=tuple(rules.get(row["caption"], ()))
+                id=str(number),
+                text=row["caption"],
+                used=used[number - 1],
+                rules=tuple(rules.get(row["caption"], ())),
             )
             for number, row in enumerate(rows, 1)
         ]
 
     def columns(self, plan: Plan) -> tuple[Column, ...]:
-        rule = [Column(key="rule", title="rules kept")] if any(prompt.rules for prompt in plan.prompts) else []
+        rule = (
+            [Column(key="rule", title="rules kept")] if any(prompt.rules for prompt in plan.prompts) else []
+        )
         return (
             Column(key="joint", title="joint"),
             Column(key="sa", title="SA >= 4"),
@@ -76,11 +95,24 @@ class VideoPhy2(Benchmark):
                         continue
                     given = name.with_suffix(".in.csv")
                     write_csv(given, header, portion)
-                    command = [root / INFER, "--input_csv", given, "--output_csv", output, "--checkpoint", checkpoint]
-                    label = f"{self.title}, {folder.name}: {task}, portion {number} of {-(-len(rows) // PORTION)}"
+                    command = [
+                        root / INFER,
+                        "--input_csv",
+                        given,
+                        "--output_csv",
+                        output,
+                        "--checkpoint",
+                        checkpoint,
+                    ]
+                    label = (
+                        f"{self.title}, {folder.name}: {task}, portion {number} of {-(-len(rows) // PORTION)}"
+                    )
                     scoring.call(label, [*command, "--task", task], folder / "log.txt", root / "VIDEOPHY2")
                     if not complete(output, portion, header):
-                        raise EvaluationError(f"the scorer wrote no score for every clip of {output.name}; see {folder}/log.txt.")
+                        raise EvaluationError(
+                            f"the scorer wrote no score for every clip of {output.name}; see"
+                            f" {folder}/log.txt."
+                        )
 
     def read(self, scoring: Scoring) -> Reading:
         reading = Reading(columns=self.columns(scoring.plan))
@@ -93,25 +125,41 @@ class VideoPhy2(Benchmark):
                 if clip is None:
                     unscored += 1
                     continue
-                unparsed += sum(not 1 <= score <= 5 for task in ("sa", "pc") for score in found[task][str(scoring.clip(record))])
+                unparsed += sum(
+                    not 1 <= score <= 5
+                    for task in ("sa", "pc")
+                    for score in found[task][str(scoring.clip(record))]
+                )
                 reading.clips.append(clip)
         if not reading.clips:
-            raise EvaluationError(f"{scoring.results} holds no scores of VideoPhy-2: run `latent-physics evaluate score` first.")
+            raise EvaluationError(
+                f"{scoring.results} holds no scores of VideoPhy-2: run `latent-physics evaluate score` first."
+            )
         if unscored:
             reading.notes.append(f"{unscored} clips have no VideoPhy-2 score and are left out.")
         if unparsed:
-            reading.notes.append(f"VideoPhy-2: {unparsed} answers held no number; the scorer writes 0 for them, and so they count.")
-        reading.notes.append("VideoPhy-2's rater disagrees with people (Wan 14B: 32.6 by people, 23.0 by it); use differences only.")
+            reading.notes.append(
+                f"VideoPhy-2: {unparsed} answers held no number; the scorer writes 0 for them, and so they"
+                " count."
+            )
+        reading.notes.append(
+            "VideoPhy-2's rater disagrees with people (Wan 14B: 32.6 by people, 23.0 by it); use differences"
+            " only."
+        )
         return reading
 
-    def _clip(self, record: Record, path: str, found: Mapping[str, Mapping[str, list[float]]]) -> ClipScore | None:
+    def _clip(
+        self, record: Record, path: str, found: Mapping[str, Mapping[str, list[float]]]
+    ) -> ClipScore | None:
         """One clip's numbers; None if a task has no score for it."""
         if any(path not in found[task] for task in ("sa", "pc")):
             return None
         sa, pc = found["sa"][path][0], found["pc"][path][0]
         values = {"sa": float(sa >= HIGH), "pc": float(pc >= HIGH), "sa_mean": sa, "pc_mean": pc}
         values["joint"] = min(values["sa"], values["pc"])
-        judged = [score for score in found.get("rule", {}).get(path, []) if score in (0, 1)]  # 2: cannot be judged
+        judged = [
+            score for score in found.get("rule", {}).get(path, []) if score in (0, 1)
+        ]  # 2: cannot be judged
         values["rule"] = sum(judged) / len(judged) if judged else NAN
         return clip_score(record, values)
 
@@ -151,5 +199,7 @@ def outputs(folder: Path, task: str) -> dict[str, list[float]]:
             try:
                 found.setdefault(row["videopath"], []).append(float(row["score"]))
             except ValueError as error:
-                raise EvaluationError(f"{path} holds the score {row['score']!r}, which is no number.") from error
+                raise EvaluationError(
+                    f"{path} holds the score {row['score']!r}, which is no number."
+                ) from error
     return found

@@ -1,1 +1,1 @@
-"""Programs that run in a scorer's own environment, by path: they import the scorer and nothing of this pack."""
+"""Programs run by path in a scorer's own environment: they import the scorer and nothing of this pack."""

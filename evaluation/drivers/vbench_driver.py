@@ -1,6 +1,8 @@
-"""Scores one dimension with VBench or VBench-2.0 through their documented Python classes; run by the scorer's own interpreter.
+"""Scores one dimension with VBench or VBench-2.0 through their documented Python classes; run by the scorer's
+own interpreter.
 
-Their command lines fix the device to CUDA, put a date with colons into the result's name and go through a shell.
+Their command lines fix the device to CUDA, put a date with colons into the result's name and go through a
+shell.
 """
 
 import argparse
@@ -20,7 +22,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--mode", default="vbench_standard")
     parser.add_argument("--root", type=Path, help="clone, where the package is not installed")
-    parser.add_argument("--filter", action="store_true", help="keep still clips only, as temporal flickering wants")
+    parser.add_argument(
+        "--filter", action="store_true", help="keep still clips only, as temporal flickering wants"
+    )
     args = parser.parse_args()
     if args.root:
         sys.path.insert(0, str(args.root))
@@ -34,7 +38,9 @@ def main() -> None:
     # The name is taken only once the dimension is done: a crash leaves no file that looks finished.
     name = f"{args.dimension}.part"
     settings = {"imaging_quality_preprocessing_mode": "longer"}
-    judge.evaluate(videos_path=str(videos), name=name, dimension_list=[args.dimension], mode=args.mode, **settings)
+    judge.evaluate(
+        videos_path=str(videos), name=name, dimension_list=[args.dimension], mode=args.mode, **settings
+    )
     os.replace(args.output / f"{name}_eval_results.json", args.output / f"{args.dimension}_eval_results.json")
 
 
@@ -42,7 +48,14 @@ def filtered(args: argparse.Namespace) -> Path:
     """Folder of the clips that VBench's static filter keeps."""
     result = args.output / "static_filter"
     command = [sys.executable, "-c", "from vbench.cli.vbench import main; main()", "static_filter"]
-    command += ["--videos_path", str(args.videos), "--result_path", str(result), "--filter_scope", "temporal_flickering"]
+    command += [
+        "--videos_path",
+        str(args.videos),
+        "--result_path",
+        str(result),
+        "--filter_scope",
+        "temporal_flickering",
+    ]
     subprocess.run(command, check=True)
     return result / "filtered_videos"
 
