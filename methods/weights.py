@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 METADATA_KEY = "latent_physics"
 FORMAT_VERSION = 1
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+"""safetensors' names of the number formats."""
 
 
 class WeightsError(ValueError):
@@ -48,20 +56,52 @@ def save_weights(path: str | os.PathLike[str], state: Mapping[str, Tensor], info
 
     Raises OSError (disk full, no permission) and leaves an existing file at `path` as it was.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {key: value.detach().contiguous().cpu() for key, value in state.items()}
-    payload = safetensors.torch.save(tensors, metadata={"format": "pt", METADATA_KEY: json.dumps(asdict(info), sort_keys=True)})
-    write_atomically(path, payload)
+    write_tensors(path, state, info)
+
+
+def write_tensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    info: WeightsInfo,
+    whole: Callable[[Tensor], Tensor] = Tensor.cpu,
+) -> None:
+    """`save_weights`, with one tensor at a time on the CPU: `whole(tensor)` brings it there when its turn has come.
+
+    `tensors` may lie on a GPU, or in shards that `whole` gathers. Raises OSError; an older file at `path` is intact then.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", METADATA_KEY: json.dumps(asdict(info), sort_keys=True)}}
+    end = 0
+    # The largest elements first, as safetensors wants it: every tensor then begins at a multiple of its element's size.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    for name in names:
+        start, end = end, end + tensors[name].numel() * tensors[name].element_size()
+        shape = list(tensors[name].shape)
+        header[name] = {"dtype": DTYPES[tensors[name].dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+
+    def chunks() -> Iterator[Any]:
+        yield struct.pack("<Q", len(text)) + text
+        for name in names:
+            value = whole(tensors[name].detach()).contiguous()
+            yield value.reshape(-1).view(torch.uint8).numpy()
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    _replace(Path(path), chunks())
 
 
 def write_atomically(path: str | os.PathLike[str], payload: bytes) -> None:
     """Writes bytes to `path` all or nothing. Raises OSError; the temporary file is removed then."""
-    path = Path(path)
+    _replace(Path(path), [payload])
+
+
+def _replace(path: Path, chunks: Iterable[Any]) -> None:
+    """Writes to a temporary name, makes sure that the disk has it, and renames."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(payload)
+            for chunk in chunks:
+                file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files that only their owner may read

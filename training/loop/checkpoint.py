@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ...methods.weights import METADATA_KEY, WeightsError, WeightsInfo, load_weights
+from ...methods.weights import WeightsError, WeightsInfo, load_weights, write_tensors
 from ..console import RunError, saving
 from . import processes
 from .optim import trainable
@@ -180,28 +177,6 @@ def _fill_optimizer(optimizer: Any, values: Mapping[str, Tensor], groups: list[d
     for group in groups:
         group["betas"] = tuple(group["betas"])
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: WeightsInfo) -> None:
-    """`methods.weights.save_weights`, written piece by piece: a checkpoint may be larger than the memory that is left.
-
-    Raises OSError; an older file at `path` is intact then.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    try:
-        metadata = {"format": "pt", METADATA_KEY: json.dumps(asdict(info), sort_keys=True)}
-        try:
-            safetensors.torch.save_file(dict(tensors), name, metadata=metadata)
-        except safetensors.SafetensorError as error:
-            raise OSError(str(error)) from error
-        with open(name, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any], ignore: Sequence[str] = ()) -> str:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from ... import __version__
-from ...methods.weights import WeightsError, WeightsInfo, load_weights, read_info
+from ...methods.weights import WeightsError, WeightsInfo, load_weights, read_info, save_weights
 from ..backbones.cogvideox import COGVIDEOX_DIT
 from ..backbones.keys import WAN_DIT, KeyMap, KeyMapError, to_diffusers, to_native
 from ..backbones.lora import TuneConfig, scaling
 from ..console import saving
-from ..loop.checkpoint import KIND, write_tensors
+from ..loop.checkpoint import KIND
 from ..objectives import parse
 
 LORA_KIND, FULL_KIND = "lora", "diffusion_model"
@@ -139,7 +139,7 @@ def export(config: ExportConfig) -> Path:
     out = config.out or checkpoint.parent / f"{about['recipe'] or family}-{'lora' if lora else 'full'}.safetensors"
     described = {"family": family} | ({"rank": tune.rank} if lora else {"dit_config": about["dit_config"]})
     with saving(out.name, "the checkpoint is safe"):
-        write_tensors(out, native, WeightsInfo(kind=kind, latent_space=info.latent_space, config=described, recipe=recipe))
+        save_weights(out, native, WeightsInfo(kind=kind, latent_space=info.latent_space, config=described, recipe=recipe))
     return out
 
 

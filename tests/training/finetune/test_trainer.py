@@ -188,7 +188,7 @@ def test_full_disk_is_one_sentence_and_the_old_checkpoint_stays(data, tmp_path, 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.safetensors.torch, "save_file", full)
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
     with pytest.raises(RunError, match=r"No space left on device; the checkpoint before it is intact"):
         train(tiny_run.make_run(tmp_path, data, steps=4), progress=quiet())
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
