@@ -21,23 +21,15 @@ import csv
 import io
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from latent_physics.methods.labels.rules import rule_labels
 from latent_physics.methods.lamo import MotionPriorGuidance, load_predictor
-from latent_physics.methods.pila import (
-    ABLATIONS,
-    Ablation,
-    PilaAdapter,
-    PilaConfig,
-    PilaCorrection,
-    PilaSettings,
-    label_batch,
-    load_adapter,
-)
-from latent_physics.methods.pila.adapter import count
+from latent_physics.methods.pila import PilaAdapter, PilaConfig, PilaCorrection, PilaSettings, label_batch, load_adapter
+from latent_physics.methods.pila.correction import BRANCHES
+from latent_physics.methods.pila.encoder import count
 from latent_physics.methods.step import Correction
 from latent_physics.methods.weights import WeightsError, write_atomically
 from latent_physics.toyworld import WORLDS, evaluate, sample
@@ -47,6 +39,7 @@ from latent_physics.training.backbones.load import load_backbone
 from latent_physics.training.commands.cli import run_command
 from latent_physics.training.console import ProgressLine, RunError, StopRequest
 from latent_physics.training.data.toy import weights_hash
+from latent_physics.training.study.ablations import ABLATIONS, ablation, build
 from latent_physics.training.study.sampling import sampled_clips
 from latent_physics.training.tasks.pila.columns import EXPORT
 from latent_physics.training.tasks.pila.data import toy_clips
@@ -74,31 +67,25 @@ class Arm:
     """How long that took."""
 
 
-def name_of(adapter: PilaAdapter) -> str:
-    """What an adapter has switched off, or "PILA" for the full method."""
-    ablation = adapter.config.ablation
-    known = {row: name for name, row in reversed(ABLATIONS.items())}.get(ablation)
-    if known is not None:
-        return {"full": "PILA", "plain_adapter": "plain adapter"}.get(known, f"PILA, {known.replace('_', ' ')}")
-    changed = [field.name for field in fields(Ablation) if getattr(ablation, field.name) != getattr(Ablation(), field.name)]
-    return f"PILA without {', '.join(changed)}"
+def name_of(method: str) -> str:
+    """A method's name in the table."""
+    return {"full": "PILA", "plain_adapter": "plain adapter"}.get(method, f"PILA, {method.replace('_', ' ')}")
 
 
 # --- training -------------------------------------------------------------------------------------------------------------
 
 
-def same_budget(ablation: str, seed: int, steps: int | None) -> tuple[PilaTraining, PilaConfig]:
+def same_budget(name: str, seed: int, steps: int | None) -> tuple[PilaTraining, PilaConfig]:
     """The toy recipe of an ablation with `steps` steps in all, by default those of the full method.
 
     Raises RunError where the last stage would have none, ValueError for an unknown ablation.
     """
     config, full = RECIPES["toy"]
-    adapter = full.with_ablation(ablation)
-    before = sum(stage.steps for stage in stages_of(config, adapter)[:-1])
-    total = steps or sum(stage.steps for stage in stages_of(config, full))
+    before = sum(stage.steps for stage in stages_of(config, ablation(name))[:-1])
+    total = steps or sum(stage.steps for stage in stages_of(config))
     if total <= before:
-        raise RunError(f"--train-steps is {total}; {ablation} needs more than {before}, which the stages before the last take.")
-    return replace(config, seed=seed, coupling_steps=total - before), adapter
+        raise RunError(f"--train-steps is {total}; {name} needs more than {before}, which the stages before the last take.")
+    return replace(config, seed=seed, coupling_steps=total - before), full
 
 
 def train_adapters(backbone: Any, args: argparse.Namespace) -> list[Path] | None:
@@ -119,7 +106,7 @@ def train_adapters(backbone: Any, args: argparse.Namespace) -> list[Path] | None
                 lambda done, line=progress: line.show(done / args.train_clips, f"{done} of {args.train_clips}"),
             )
             progress.close()
-        run = PilaRun(backbone, clips, config, adapter, folder)
+        run = PilaRun(backbone, clips, config, adapter, folder, method=ablation(name))
         if run.finished:
             continue
         print(f"Training {name}, seed {seed}, in {folder}.", flush=True)
@@ -138,14 +125,15 @@ def arms_of(files: Sequence[Path], labels: Tensor, args: argparse.Namespace) -> 
     """Rows by what they compare; those of one ablation differ in the seed of their training. Raises WeightsError."""
 
     def pila(adapter: PilaAdapter, strength: float, rows: slice) -> PilaCorrection:
-        return PilaCorrection(adapter, PilaSettings(labels=(labels[rows] > 0).float(), strength=strength))
+        return PilaCorrection(adapter, PilaSettings(labels=(labels[rows] > 0).float(), strength=strength, branch=args.branch))
 
     groups: dict[str, list[Arm]] = {"base": [Arm(title="base", corrections=lambda rows: [])]}
-    loaded = [load_adapter(path) for path in files]
-    runs = [f"{name_of(adapter)}, seed {info.recipe.get('seed')}" for adapter, info in loaded]
-    for path, run, (adapter, info) in zip(files, runs, loaded):
+    loaded = [load_adapter(path, build=build) for path in files]
+    names = [name_of(info.recipe.get("method", adapter.architecture)) for adapter, info in loaded]
+    runs = [f"{name}, seed {info.recipe.get('seed')}" for name, (_, info) in zip(names, loaded)]
+    for path, run, name, (adapter, info) in zip(files, runs, names, loaded):
         for strength in args.strengths:
-            title = name_of(adapter) + ("" if strength == 1 else f" x {strength:g}")
+            title = name + ("" if strength == 1 else f" x {strength:g}")
             arm = Arm(
                 title=title,
                 corrections=lambda rows, adapter=adapter, strength=strength: [pila(adapter, strength, rows)],
@@ -158,7 +146,7 @@ def arms_of(files: Sequence[Path], labels: Tensor, args: argparse.Namespace) -> 
     if args.predictor:
         predictor, info = load_predictor(args.predictor)
         guidance = MotionPriorGuidance(predictor, scale=args.lamo_strength, lag=info.config["lag"], active=0.8)
-        both = f"{name_of(loaded[0][0])} + LaMo"
+        both = f"{names[0]} + LaMo"
         groups["LaMo"] = [Arm(title="LaMo", corrections=lambda rows: [guidance])]
         groups[both] = [Arm(title=both, corrections=lambda rows: [pila(loaded[0][0], 1.0, rows), guidance])]
     return {title: [replace(arms[0], title=title)] if len(arms) == 1 else arms for title, arms in groups.items()}
@@ -250,6 +238,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--predictor", help="a motion predictor: adds LaMo, and LaMo with the first adapter")
     parser.add_argument("--lamo-strength", type=float, default=2.0)
     parser.add_argument("--strengths", type=float, nargs="+", default=[1.0], help="factors on the adapters' correction")
+    parser.add_argument("--branch", choices=BRANCHES, default=BRANCHES[0], help="what of CFG the adapters correct")
     parser.add_argument("--clips", type=int, default=8, help="prompts per world")
     parser.add_argument("--per-prompt", type=int, default=1, help="clips per prompt")
     parser.add_argument("--seed", type=int, default=5000, help="of the prompts and the noise")

@@ -22,8 +22,9 @@ from ..methods.pila import (
     label_vector,
     load_adapter,
 )
-from ..methods.pila.adapter import KIND
-from ..methods.pila.correction import STAGES, WAN22_BOUNDARY
+from ..methods.pila.config import PilaConfig
+from ..methods.pila.correction import BRANCHES, STAGES, WAN22_BOUNDARY, WAN22_I2V_BOUNDARY
+from ..methods.pila.files import KIND, build_method
 from ..methods.weights import WeightsError, WeightsInfo
 from .host import files, patching, wires
 from .prompt import PhysicsLabelsType
@@ -34,6 +35,7 @@ from .views.traces import expert_report, router_panels, router_table
 CATEGORY = "latent physics/pila"
 PilaAdapterType = io.Custom("PILA_ADAPTER")
 DEFAULT_TOP_K = -1
+OWN_BOUNDARY = -1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +76,22 @@ def check_flow(model: comfy.model_patcher.ModelPatcher) -> None:
 
 def describe(name: str, info: WeightsInfo) -> str:
     """A file's metadata for a person."""
-    config = dict(info.config)
-    ablation = config.pop("ablation", {})
     lines = [f"{name}: PILA adapter for {info.latent_space} latents"]
-    lines += [f"{key}: {value}" for part in (config, ablation, info.recipe) for key, value in part.items()]
-    return "\n".join(lines)
+    return "\n".join(lines + [f"{key}: {value}" for part in (info.config, info.recipe) for key, value in part.items()])
+
+
+def build(architecture: str, config: PilaConfig, operations: Any) -> PilaAdapter:
+    """An adapter of any architecture; the ablations are only imported for a file that holds one. Raises ValueError."""
+    if architecture == PilaAdapter.architecture:
+        return build_method(architecture, config, operations)
+    from ..training.study import ablations
+
+    return ablations.build(architecture, config, operations)
+
+
+def boundary_of(model: comfy.model_patcher.ModelPatcher) -> float:
+    """The noise level at which Wan 2.2 14B changes models: 0.9 for image to video, 0.875 for text to video."""
+    return WAN22_I2V_BOUNDARY if getattr(model.model, "image_to_video", False) else WAN22_BOUNDARY
 
 
 class LoadPilaAdapter(io.ComfyNode):
@@ -120,7 +133,7 @@ class LoadPilaAdapter(io.ComfyNode):
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
         with torch.inference_mode(False):
-            network, info = load_adapter(files.find_file(name), operations=comfy.ops.manual_cast)
+            network, info = load_adapter(files.find_file(name), comfy.ops.manual_cast, build)
         return io.NodeOutput(LoadedAdapter(name=name, patcher=patching.manage(network), info=info), describe(name, info))
 
 
@@ -148,8 +161,8 @@ class PilaCorrectionNode(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="How much of the correction is used. 1 is what the adapter was trained for, 0 leaves the model "
-                    "exactly as it was.",
+                    tooltip="Share of the correction that is applied. 1 is the correction the adapter was trained for, 0 "
+                    "leaves the model exactly as it was.",
                 ),
                 io.Int.Input(
                     "top_k",
@@ -181,8 +194,8 @@ class PilaCorrectionNode(io.ComfyNode):
                     min=-1.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="What is left of the correction at pure noise; it grows to all of it as the picture clears. -1 "
-                    "takes the file's (the paper's is 0.05).",
+                    tooltip="Share of the correction applied at pure noise; rises to 1 as noise falls. -1 takes the file's (the "
+                    "paper's is 0.05).",
                     advanced=True,
                 ),
                 io.Combo.Input(
@@ -195,11 +208,21 @@ class PilaCorrectionNode(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "boundary",
-                    default=WAN22_BOUNDARY,
-                    min=0.0,
+                    default=OWN_BOUNDARY,
+                    min=OWN_BOUNDARY,
                     max=1.0,
                     step=0.005,
-                    tooltip="The noise level that divides the stages. Wan 2.2 text-to-video changes models at 0.875.",
+                    tooltip="The noise level that divides the stages. -1 takes the MODEL's: Wan 2.2 changes models at 0.875 "
+                    "for text to video and at 0.9 for image to video.",
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "branch",
+                    options=list(BRANCHES),
+                    default=BRANCHES[0],
+                    tooltip="Which prediction is corrected. conditional: the prompt's, before CFG, as the adapter was trained; "
+                    "strength then means the same at every CFG. both: also the negative prompt's, at twice the cost. guided: "
+                    "the result of CFG.",
                     advanced=True,
                 ),
                 io.Boolean.Input(
@@ -227,7 +250,8 @@ class PilaCorrectionNode(io.ComfyNode):
         end: float,
         sigma_floor: float = -1.0,
         stage: str = STAGES[0],
-        boundary: float = WAN22_BOUNDARY,
+        boundary: float = OWN_BOUNDARY,
+        branch: str = BRANCHES[0],
         keep_for_maps: bool = False,
         labels: dict[str, float] | None = None,
     ) -> io.NodeOutput:
@@ -243,7 +267,8 @@ class PilaCorrectionNode(io.ComfyNode):
                 start=start,
                 end=end,
                 stage=stage,
-                boundary=boundary,
+                boundary=boundary_of(model) if boundary < 0 else boundary,
+                branch=branch,
                 trace=PilaTrace(keep_snapshots=keep_for_maps),
             )
         correction = PilaCorrection(adapter.network, settings)
@@ -263,7 +288,7 @@ def pila_of(model: comfy.model_patcher.ModelPatcher, node: str) -> PilaCorrectio
 def _traced_inputs() -> list[io.Input]:
     return [
         io.Model.Input("model", tooltip="The model that PILA Correction gave to the sampler."),
-        io.Latent.Input("latent", tooltip="The sampler's output. It is not looked at; it makes this node wait for the sampler."),
+        io.Latent.Input("latent", tooltip="The sampler's output. Only used to run this node after the sampler."),
     ]
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import stencils
-from .bank import COMPACT, OFFSETS, WIDTHS, gather
+from .bank import COMPACT, WIDTHS, slot_of
 from .encoder import head
 
 PHASES: tuple[str, ...] = ("core", "alpha", "T", "j", "psi")
@@ -89,29 +89,25 @@ class AnchoredFieldEstimation(nn.Module):
         """The kinematic anchor: velocity `B 2 T H W` in latent pixels per latent frame from the u slot (Eq 14)."""
         return self.u_head(scaffold)
 
-    def forward(self, feature: Tensor, phase: str = "psi", kinematic_anchor: bool = True) -> tuple[dict[str, Tensor], Tensor]:
+    def forward(self, feature: Tensor, phase: str = "psi") -> tuple[dict[str, Tensor], Tensor]:
         """Fields of the active slots, compact and in physical units, plus the velocity scaffold `B 4 T H W`.
 
-        `feature` is h `B hidden T H W`. With `kinematic_anchor` off (Table 9) displacement, pressure, density, strain and
-        stress are read straight from the scaffold instead of being constructed. Raises ValueError for a latent too small to
-        differentiate.
+        `feature` is h `B hidden T H W`. Raises ValueError for a latent too small to differentiate.
         """
         stencils.require_size(feature, 1, 3, "anchored field estimation")
         slots = active_slots(phase)
         with torch.autocast(device_type=feature.device.type, enabled=False):
             feature = feature.float()
             scaffold = self.scaffold(feature)
-            raw = {name: gather(name, scaffold[:, OFFSETS[name] : OFFSETS[name] + WIDTHS[name]]) for name in CORE_SLOTS}
-            velocity = self.read_velocity(raw["u"])
-            build = self._anchored if kinematic_anchor else self._from_scaffold
-            fields = {"u": velocity, **build(feature, velocity, raw)}
+            fields = {"u": self.read_velocity(slot_of(scaffold, "u"))}
+            fields |= self.construct(feature, fields["u"], scaffold)
             for name in PHASES[1:]:
                 if name in slots:
                     fields[name] = self._recover(name, feature, fields)
-        return fields, raw["u"]
+        return fields, slot_of(scaffold, "u")
 
-    def _anchored(self, feature: Tensor, velocity: Tensor, _: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Pressure, density, displacement, strain and stress from the velocity (Eq 15-20)."""
+    def construct(self, feature: Tensor, velocity: Tensor, _: Tensor) -> dict[str, Tensor]:
+        """Pressure, density, displacement, strain and stress from the velocity (Eq 15-20); the scaffold is not read."""
         descriptors = [velocity, speed(velocity), stencils.divergence(velocity), stencils.curl(velocity)]
         pressure, raw_density = self.p_rho_head(torch.cat([feature, *descriptors], dim=1)).split(1, dim=1)
         strain = stencils.symmetric_gradient(velocity)
@@ -123,10 +119,6 @@ class AnchoredFieldEstimation(nn.Module):
             "sigma": stress(pressure, strain),
             "d": integrate_displacement(velocity),
         }
-
-    def _from_scaffold(self, _: Tensor, velocity: Tensor, raw: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The "without kinematic anchor" ablation: the scaffold's own channels, with the ranges of Eq 18."""
-        return {"p": centre(raw["p"]), "rho": density(raw["rho"]), "eps": raw["eps"], "sigma": raw["sigma"], "d": raw["d"]}
 
     def _recover(self, name: str, feature: Tensor, fields: dict[str, Tensor]) -> Tensor:
         """One weakly observed slot from its context; the order of phases makes sure that the context is there."""

@@ -35,16 +35,17 @@ class ResidualBlock(nn.Module):
 
 
 class PhysicalEncoder(nn.Module):
-    """E of Eq 2: residual 3-D convolutions at the latent's own resolution, `B C T H W` -> `B hidden T H W`."""
+    """E of Eq 2: residual 3-D convolutions at the latent's own resolution, plus the embedded noise level."""
 
     def __init__(self, channels: int, hidden: int, blocks: int, operations: Any = nn) -> None:
         super().__init__()
         widths = [channels] + [hidden] * blocks
         self.blocks = nn.Sequential(*(ResidualBlock(a, b, operations) for a, b in pairwise(widths)))
 
-    def forward(self, x0: Tensor) -> Tensor:
-        """Features of a denoised estimate."""
-        return self.blocks(x0)
+    def forward(self, x0: Tensor, level: Tensor) -> Tensor:
+        """h `B hidden T H W`, in the weights' dtype, of an estimate `B C T H W` and s(sigma) `B hidden`."""
+        feature = self.blocks(x0.to(weight_dtype(self)))
+        return feature + broadcast(level, feature)
 
 
 def head(*widths: int, operations: Any = nn) -> nn.Sequential:
@@ -63,15 +64,28 @@ def mlp(*widths: int, operations: Any = nn) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+class NoiseLevel(nn.Sequential):
+    """s(sigma) `B hidden` of the noise level `B`, in float32 under any autocast."""
+
+    def __init__(self, hidden: int, operations: Any = nn) -> None:
+        super().__init__(*mlp(1, hidden, hidden, operations=operations))
+
+    def forward(self, sigma: Tensor) -> Tensor:
+        """The embedded noise level."""
+        with torch.autocast(sigma.device.type, enabled=False):
+            return super().forward(sigma.float()[:, None])
+
+
 class ConditionEncoder(nn.Module):
     """The condition vector c `B hidden` from the pooled prompt embedding `B cond_dim` and the embedded noise level.
 
-    `ramp` in [0, 1] fades the prompt in (1000 steps of training); without a prompt c is the noise level alone.
+    `ramp` in [0, 1] fades the prompt in (1000 steps of training); without a prompt c is the noise level alone. The embedding is
+    normalised first: umT5's pooled values of about 1e-3 would leave the layer to its biases, whatever the prompt says.
     """
 
-    def __init__(self, cond_dim: int, hidden: int, operations: Any = nn) -> None:
+    def __init__(self, cond_dim: int, hidden: int, normalise: bool = True, operations: Any = nn) -> None:
         super().__init__()
-        self.cond_dim = cond_dim
+        self.cond_dim, self.normalise = cond_dim, normalise
         self.text = mlp(cond_dim, hidden, hidden, operations=operations)
 
     def forward(self, level: Tensor, cond: Tensor | None, ramp: float | Tensor = 1.0) -> Tensor:
@@ -85,7 +99,15 @@ class ConditionEncoder(nn.Module):
             raise ValueError(
                 f"the prompt embedding has shape {tuple(cond.shape)}; this adapter needs ({level.shape[0]}, {self.cond_dim})."
             )
-        return level + ramp * self.text(cond.to(level.dtype))
+        with torch.autocast(level.device.type, enabled=False):
+            cond = cond.to(level.dtype)
+            return level + ramp * self.text(normalised(cond) if self.normalise else cond)
+
+
+def normalised(cond: Tensor) -> Tensor:
+    """Each embedding `B D` at mean 0 and deviation 1 (layer norm without weights); a zero embedding stays zero."""
+    centred = cond - cond.mean(dim=1, keepdim=True)
+    return centred / centred.square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-8)
 
 
 def broadcast(vector: Tensor, like: Tensor) -> Tensor:
@@ -100,3 +122,13 @@ def zero_last(module: nn.Sequential) -> None:
     with torch.no_grad():
         last.weight.zero_()
         last.bias.zero_()
+
+
+def weight_dtype(module: nn.Module) -> torch.dtype:
+    """The dtype of a module's weights, which its convolutions compute in."""
+    return next(module.parameters()).dtype
+
+
+def count(module: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in module.parameters())

@@ -36,22 +36,13 @@ class ResidualSettings:
 
     wave_speed2: float = 0.25
     """c^2 of the wave terms, px^2 per frame^2."""
-    fit_wave_speed: bool = False
-    """Fit c^2 per sample by least squares (detached, clamped to 0.01..1) instead of using `wave_speed2`."""
     viscosity: float = 1e-3
     """nu of the momentum balance. Numerically negligible at this size; about 0.05 makes diffusion matter."""
     diffusivity: float = 1e-3
     """kappa of heat and phase diffusion; see `viscosity`."""
-    latent_heat: float = 1.0
-    """L of the thermal-phase coupling."""
-    body_force: bool = False
-    """Subtract a detached mean acceleration (two numbers per sample) from the momentum balance: gravity is not charged."""
     smooth: bool = True
     """Apply a 1-2-1 filter before derivatives: learned fields carry white noise that differences amplify. The regularity terms
     always read the unfiltered fields, because that noise is what they are there to charge."""
-
-
-Means = Callable[[Tensor], Tensor]
 
 
 class Averager:
@@ -204,12 +195,7 @@ def stress_strain(c: Context) -> Tensor:
 def wave(c: Context, name: str, floor: Tensor | float) -> Tensor:
     """f_tt = c^2 laplacian(f)."""
     acceleration, curvature = st.second_derivative(c[name], st.TIME), st.laplacian(c[name])
-    speed2: Tensor | float = c.settings.wave_speed2
-    if c.settings.fit_wave_speed:
-        with torch.no_grad():
-            speed2 = c.mean(acceleration * curvature) / (c.mean(curvature.square()) + TINY)
-            speed2 = speed2.clamp(0.01, 1.0)[:, None, None, None, None]
-    return balance(c.mean, [acceleration, -speed2 * curvature], floor)
+    return balance(c.mean, [acceleration, -c.settings.wave_speed2 * curvature], floor)
 
 
 def displacement_wave(c: Context) -> Tensor:
@@ -240,9 +226,6 @@ def momentum(c: Context) -> Tensor:
     u, p = c["u"], c["p"]
     force = torch.cat([st.ddx(p), st.ddy(p)], dim=1) / c.density()
     terms = [st.ddt(u), st.advection(u, u), force, -c.settings.viscosity * st.laplacian(u)]
-    if c.settings.body_force:
-        drift = c.mean.channel_mean(sum(terms).detach())
-        terms.append((-drift).expand_as(u))
     return balance(c.mean, terms, FLOOR_ACCELERATION)
 
 
@@ -304,11 +287,11 @@ def heat_terms(c: Context) -> list[Tensor]:
 
 
 def thermal_phase(c: Context) -> Tensor:
-    """Heat is conserved where melting takes some: T_t + div(T u) - kappa laplacian(T) + L D(alpha) = 0.
+    """Heat is conserved where melting takes some: T_t + div(T u) - kappa laplacian(T) + D(alpha) = 0, in units of latent heat.
 
     alpha is the share of the phase with more enthalpy. An ice cube that merely moves does not melt: D is the material rate.
     """
-    terms = [*heat_terms(c), c.settings.latent_heat * material_rate(c)]
+    terms = [*heat_terms(c), material_rate(c)]
     return balance(c.mean, terms, SHARE_SCALAR * c.mean.variance(c["T"]))
 
 

@@ -13,6 +13,8 @@ from .config import check_top_k
 from .encoder import mlp
 
 EXPERTS = len(CATEGORIES)
+LEARNED_SHARE = 0.45
+"""Largest size of a learned logit, as a share of a label's. Below a half: a labelled expert ranks above any unlabelled one."""
 
 
 @dataclass(frozen=True)
@@ -38,26 +40,41 @@ def select(logits: Tensor, top_k: int, temperature: float) -> Routing:
     return Routing(logits, selected, scores.softmax(dim=1))
 
 
-def uniform(logits: Tensor) -> Routing:
-    """Every expert with weight 1/8: the "without expert routing" ablation."""
-    return Routing(logits, torch.ones_like(logits, dtype=torch.bool), torch.full_like(logits, 1.0 / EXPERTS))
+def label_recall(routing: Routing, labels: Tensor) -> Tensor:
+    """Share of the batch's labels whose expert was selected (recall@k), a scalar; 1 where there is no label."""
+    labelled = labels > 0
+    return (routing.selected & labelled).sum() / labelled.sum() if labelled.any() else labels.new_tensor(1.0)
+
+
+def coactivation(routing: Routing) -> Tensor:
+    """Share of the batch in which two experts ran together, `8 8`; the diagonal is each expert's own share."""
+    chosen = routing.selected.float()
+    return chosen.T @ chosen / len(chosen)
 
 
 class Router(nn.Module):
     """Learned logits from the condition vector plus an additive prior for the labels."""
 
-    def __init__(self, hidden: int, label_bias: float, temperature: float, operations: Any = nn) -> None:
+    def __init__(
+        self, hidden: int, top_k: int, label_bias: float, temperature: float, bounded: bool = True, operations: Any = nn
+    ) -> None:
         super().__init__()
-        self.label_bias, self.temperature = label_bias, temperature
+        self.top_k, self.label_bias, self.temperature = top_k, label_bias, temperature
+        self.bound = LEARNED_SHARE * label_bias if bounded else None
         self.net = mlp(hidden, hidden, EXPERTS, operations=operations)
         with torch.no_grad():  # near-equal experts at the start, without exact ties
             self.net[-1].weight.normal_(std=0.01)
             self.net[-1].bias.zero_()
 
-    def forward(self, cond: Tensor, labels: Tensor | None, top_k: int) -> Routing:
-        """`cond` is c `B hidden`; `labels` `B 8` in [0, 1] or None. Runs in float32 (Eq 21, 22)."""
+    def learned(self, cond: Tensor) -> Tensor:
+        """The learned logits `B 8` of c `B hidden` (Eq 21), float32, within `bound`."""
         with torch.autocast(cond.device.type, enabled=False):
             logits = self.net(cond.float())
+        return logits if self.bound is None else self.bound * torch.tanh(logits / self.bound)
+
+    def forward(self, cond: Tensor, labels: Tensor | None, top_k: int | None = None) -> Routing:
+        """`cond` is c `B hidden`; `labels` `8` or `B 8` in [0, 1], or None; `top_k` overrides the file's (Eq 21-23)."""
+        logits = self.learned(cond)
         if labels is not None:
-            logits = logits + self.label_bias * labels.to(logits)
-        return select(logits, top_k, self.temperature)
+            logits = logits + self.label_bias * labels.to(logits).reshape(-1, EXPERTS)
+        return select(logits, self.top_k if top_k is None else top_k, self.temperature)

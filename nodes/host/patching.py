@@ -7,6 +7,8 @@ A correction is an object with `correct(x0, step) -> x0`. What else it has is us
     memory_required(shape) -> int   bytes of activations in float32, beyond the weights
     context_frames                  how many finished frames before a block of a video it can use, where blocks are made one
                                     after the other
+    branch                          "guided" (the default): it corrects the result of CFG; "conditional": the prompt's estimate
+                                    before CFG; "both": both estimates
     edits_noisy                     True where `correct` writes into `step.noisy`, an ablation; the sampler's latent changes too
 """
 
@@ -92,10 +94,10 @@ def add_correction(
     networks: Sequence[comfy.model_patcher.ModelPatcher] = (),
     key: str = KEY,
 ) -> comfy.model_patcher.ModelPatcher:
-    """A clone of MODEL whose denoised estimate passes through `correction` after CFG; the MODEL given is left as it was.
+    """A clone of MODEL whose denoised estimate passes through `correction`; the MODEL given is left as it was.
 
-    Corrections stack: they act in the order in which they were added. networks: what the correction computes with, from `manage`;
-    they are loaded with the MODEL. During `correct` their weights are on the sampling device as ordinary tensors that autograd
+    Corrections stack: they act in the order in which they were added, those before CFG (see `branch`) first. networks: what the
+    correction computes with, from `manage`; they are loaded with the MODEL. During `correct` their weights are on the sampling device as ordinary tensors that autograd
     may save, in bfloat16 where the device is good at it. key: names the correction in the MODEL (made unique by a number).
     """
     patched = model.clone()
@@ -103,7 +105,11 @@ def add_correction(
     hook = _CorrectionHook(correction, list(networks))
     patched.set_attachments(key, hook)
     patched.set_additional_models(key, list(networks))
-    patched.set_model_sampler_post_cfg_function(hook)
+    if getattr(correction, "branch", "guided") == "guided":
+        patched.set_model_sampler_post_cfg_function(hook)
+    else:
+        patched.set_model_sampler_pre_cfg_function(hook.before_cfg)
+        patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, key, hook.in_window)
     patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, key, hook.start)
     patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, key, hook.begin)
     patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, key, hook.reserve_memory)
@@ -131,7 +137,8 @@ class _CorrectionHook:
         if block is not None:
             return self._correct_block(args, int(block["start_frame"]))
         denoised, conds, model = args["denoised"], args["cond"], args["model"]
-        seen = denoised if self.protected is None else self.protected.compose(denoised, args)
+        whole_clip = self.protected is not None and not args.get("in_window", False)
+        seen = self.protected.compose(denoised, args) if whole_clip else denoised
         x0, put_back = frames.video_of(seen, conds, model)
         noisy, put_noisy_back = frames.video_of(args["input"], conds, model)
         with torch.inference_mode(False):
@@ -181,6 +188,34 @@ class _CorrectionHook:
             return False
         return True
 
+    def before_cfg(self, args: dict[str, Any]) -> list[Tensor]:
+        """The pre-CFG function: both branches' estimates in, with the prompt's (or both) corrected out.
+
+        ComfyUI calls it when the context windows are merged; they were corrected one by one then, by `in_window`.
+        """
+        estimates = list(args["conds_out"])
+        if _in_windows(args["model_options"]):
+            return estimates
+        branches = range(2 if self.correction.branch == "both" else 1)
+        for branch in branches:
+            if args["conds"][branch] is not None:  # without CFG there is no second one
+                estimates[branch] = self({**args, "denoised": estimates[branch], "cond": args["conds"][0]})
+        return estimates
+
+    def in_window(
+        self, executor: Callable[..., Any], model: Any, conds: list[Any], x: Tensor, sigma: Tensor, options: dict[str, Any]
+    ) -> Any:
+        """Around the model's calls: inside a context window its own estimates are corrected, before windows are merged.
+
+        What a mask protects is known of the whole clip only, so a window is corrected as the model sees it.
+        """
+        estimates = executor(model, conds, x, sigma, options)
+        if not _in_windows(options) or len(conds) < 2:
+            return estimates
+        apart = {key: value for key, value in options["transformer_options"].items() if key != "context_window"}
+        args = {"model": model, "conds": conds, "conds_out": estimates, "input": x, "sigma": sigma, "in_window": True}
+        return self.before_cfg({**args, "model_options": {**options, "transformer_options": apart}})
+
     def start(self, executor: Callable[..., Any], noise: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Around a whole sampler run: refuse what cannot be corrected before anything is loaded, forget the last run."""
         shapes = kwargs.get("latent_shapes") or [noise.shape]
@@ -221,6 +256,11 @@ class _CorrectionHook:
             if have > 0 and need > have:
                 shape[2] = math.ceil(shape[2] * need / have)
         return executor(model, shape, *args, **kwargs)
+
+
+def _in_windows(options: dict[str, Any]) -> bool:
+    """Whether the model is called on context windows in this step."""
+    return options.get("context_handler") is not None and "context_window" in options.get("transformer_options", {})
 
 
 def sampling_step(args: dict[str, Any], noisy: Tensor) -> SamplingStep:

@@ -38,17 +38,47 @@ def sample(
     times = schedule(backbone, steps)
     for index, (now, after) in enumerate(pairwise(times)):
         t = now.expand(len(x)).to(x.device)
-        out = backbone.predict(x, t, tokens, mask)
-        if cfg != 1.0 and null is not None:
-            empty = backbone.predict(x, t, null[0].expand(len(x), -1, -1), null[1].expand(len(x), -1))
-            out = empty + cfg * (out - empty)
-        x0 = backbone.x0(x, out, t)
         sigma, gain, level = noise_level(backbone, t)
         step = SamplingStep(noisy=x, sigma=sigma, gain=gain, index=index, count=steps, cond=cond, level=level)
+        x0 = guided(backbone, step, t, (tokens, mask), null if cfg != 1.0 else None, cfg, corrections)
         for correction in corrections:
-            x0 = correction.correct(x0, step)
+            if branch_of(correction) == "guided":
+                x0 = correction.correct(x0, step)
         x = advance(backbone, x, x0, now, after)
     return x
+
+
+def branch_of(correction: Correction) -> str:
+    """What a correction acts on: "guided", the estimate after CFG, unless it says "conditional" or "both"."""
+    return getattr(correction, "branch", "guided")
+
+
+def guided(
+    backbone: Backbone,
+    step: SamplingStep,
+    t: Tensor,
+    prompt: tuple[Tensor, Tensor],
+    null: tuple[Tensor, Tensor] | None,
+    cfg: float,
+    corrections: Sequence[Correction],
+) -> Tensor:
+    """The guided estimate `B C T H W`, with the corrections that act before CFG mixes the two branches."""
+    x = step.noisy
+    out = backbone.predict(x, t, *prompt)
+    branches = [(out, 1.0 if null is None else cfg, ("conditional", "both"))]
+    if null is not None:
+        empty = backbone.predict(x, t, null[0].expand(len(x), -1, -1), null[1].expand(len(x), -1))
+        branches.append((empty, 1.0 - cfg, ("both",)))
+        out = empty + cfg * (out - empty)
+    x0 = backbone.x0(x, out, t)
+    for predicted, share, kinds in branches:
+        acting = [correction for correction in corrections if branch_of(correction) in kinds]
+        plain = edited = backbone.x0(x, predicted, t) if acting else x0
+        for correction in acting:
+            edited = correction.correct(edited, step)
+        if edited is not plain:  # CFG is linear: it carries a branch's change along with the branch's own share
+            x0 = x0 + share * (edited - plain)
+    return x0
 
 
 def schedule(backbone: Backbone, steps: int) -> Tensor:

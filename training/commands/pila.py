@@ -23,10 +23,12 @@ from typing import Any, Literal
 
 import torch
 
+from ...methods.pila.config import GATE_FLOORS, PilaConfig
 from ...methods.weights import WeightsError
 from ..console import ProgressLine, RunError, StopRequest
 from ..data.clip import DatasetError
 from ..data.flow import FlowSource
+from ..study.ablations import ablation
 from ..tasks.pila.columns import CHECKPOINT, CURVES, EXPORT, LOG, RESIDUALS, SHARDS
 from ..tasks.pila.data import PilaClips, cached_clips, toy_clips
 from ..tasks.pila.settings import RECIPES, PilaTraining, check
@@ -54,9 +56,19 @@ class PilaCommand:
     """A transformer file as ComfyUI's models/diffusion_models holds it, instead of `source`."""
     vae: Path | None = None
     """A VAE file, needed beside `dit` where flow is "pixels" or "raft"."""
-    flow: FlowSource = "latent"
-    """Where the velocity target comes from: "latent" (no VAE needed), "pixels" (decoded frames), "raft" (torchvision). Toy clips
-    always use their rendered frames."""
+    gate: Literal["quadratic", "linear"] | None = None
+    """How the correction fades with noise; left out, the recipe's. "quadratic" with floor 0.05 is the paper's and nearly nothing
+    above sigma 0.8, where all but the last step of a 4-step graph and all of Wan 2.2's high-noise model lie; "linear" with floor
+    0.3 is what the authors' Wan scripts pass, and acts there too."""
+    gate_floor: float | None = None
+    """Share of the correction applied at pure noise; left out, 0.05 of the quadratic and 0.3 of the linear gate."""
+    decoder_blocks: int | None = None
+    """Residual blocks of the decoder; left out, the recipe's."""
+    decoder_sees_feature: bool | None = None
+    """Also feed the encoder's feature to the decoder, beside the bank, as the authors' code does; left out, the recipe's."""
+    flow: FlowSource = "raft"
+    """Where the velocity target comes from: "raft" (torchvision, on decoded frames), "pixels" (Lucas-Kanade on decoded frames),
+    "latent" (Lucas-Kanade on the latent: no VAE needed, and far from the others). Toy clips always use their rendered frames."""
     raft: str = "raft_large"
     """RAFT's name or a safetensors file."""
     labels: Path | None = None
@@ -80,7 +92,7 @@ def main(argv: list[str]) -> int:
 
 def _command(argv: list[str]) -> int:
     command = _parse(argv)
-    adapter = RECIPES[command.recipe][1].with_ablation(command.ablation)
+    method, adapter = ablation(command.ablation), _adapter(command)
     check(command.config)
     if (command.cache is None) == (command.toy_clips == 0):
         raise RunError("give either --cache (a folder of cached clips) or --toy-clips (how many to draw), not both or neither.")
@@ -93,7 +105,7 @@ def _command(argv: list[str]) -> int:
     backbone = _backbone(command)
     with accelerator.main_process_first():  # the others read what it made
         clips = _clips(command, backbone)
-    run = PilaRun(backbone, clips, command.config, adapter, command.out, accelerator)
+    run = PilaRun(backbone, clips, command.config, adapter, command.out, accelerator, method)
     with StopRequest() as stop:
         train(run, stop)
     if command.export and run.main:
@@ -122,6 +134,14 @@ def _parse(argv: list[str]) -> PilaCommand:
         description="Train a PILA adapter on a frozen backbone.",
         defaults={"config": replace(config)},
     )
+
+
+def _adapter(command: PilaCommand) -> PilaConfig:
+    """The recipe's adapter with what the command line changes. Raises ValueError for values out of range."""
+    given = {name: getattr(command, name) for name in ("gate", "gate_floor", "decoder_blocks", "decoder_sees_feature")}
+    if command.gate is not None and command.gate_floor is None:
+        given["gate_floor"] = GATE_FLOORS[command.gate]
+    return replace(RECIPES[command.recipe][1], **{name: value for name, value in given.items() if value is not None})
 
 
 def _backbone(command: PilaCommand) -> Any:

@@ -16,9 +16,7 @@ from ..residuals import TERMS, ResidualSettings, residual_terms
 TERM_NAMES: tuple[str, ...] = tuple(f"{category}/{name}" for category in CATEGORIES for name in TERMS[category])
 PHYSICS_WEIGHT = 0.30
 PHYSICS_WARMUP = 2000
-CONDITION_WARMUP = 1000
 FIRST_SIGMA = 0.40
-CORRECTION_WEIGHT = 0.01
 
 
 def ramp(step: int, length: int) -> float:
@@ -73,6 +71,10 @@ class AdaptiveWeights(nn.Module):
         return weights
 
 
+Laws = Callable[..., dict[str, Tensor]]
+"""(fields, category, mask=..., settings=...) -> residuals per sample: `residual_terms`, or an ablation of it."""
+
+
 @dataclass
 class PhysicsLoss:
     """The routed residual objective of a batch."""
@@ -81,20 +83,16 @@ class PhysicsLoss:
     """Scalar; 0 where no sample counts."""
     terms: dict[str, Tensor] = field(default_factory=dict)
     """Residuals by "Category/term", per contributing sample, detached: for logs and adaptive weights."""
+    judged: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Per category: the noise level of each contributing sample, and the mean of its residuals."""
     samples: float = 0
     """How many samples counted; the mean over the processes of a run."""
 
 
 def category_loss(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
-    """L_k of Eq 6, normalised by the weights, per sample."""
-    total = sum(weights[name] for name in terms)
-    return sum(weights[name] * term for name, term in terms.items()) / total
-
-
-def slot_energy(fields: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The "proxy-only" ablation: one bounded L2 over the recipe's slots, per sample."""
-    energy = sum(value.square().mean(dim=(1, 2, 3, 4)) for value in fields.values()) / len(fields)
-    return {"slots": energy / (1.0 + energy)}
+    """L_k of Eq 6, normalised by the weights, per sample; a term that is not among them has weight 1."""
+    shares = {name: weights.get(name, 1.0) for name in terms}
+    return sum(shares[name] * term for name, term in terms.items()) / sum(shares.values())
 
 
 def physics_loss(
@@ -107,40 +105,36 @@ def physics_loss(
     sigma_max: float = 1.0,
     weights: AdaptiveWeights | None = None,
     settings: ResidualSettings | None = None,
+    laws: Laws = residual_terms,
     synchronise: Callable[[Tensor], Tensor] | None = None,
 ) -> PhysicsLoss:
     """Eq 7: residuals of experts that are both selected and labelled, weighted by the renormalised routing weights.
 
-    Needs `keep_updates=True` in the forward pass. The routing weights are detached: a live one would teach the router to
-    prefer whichever law is easiest. Samples without such an expert, or noisier than `sigma_max`, do not count at all.
-    `synchronise` averages a tensor over the processes of a run: with it, the mean of their losses is the mean over all their
-    samples that count, however they are spread.
+    The routing weights are detached: a live one would teach the router to prefer whichever law is easiest. Samples without such
+    an expert, or noisier than `sigma_max`, do not count at all. `synchronise` averages a tensor over the processes of a run:
+    with it, the mean of their losses is the mean over all their samples that count, however they are spread.
     """
-    ablation = adapter.config.ablation
-    zero = out.delta.sum() * 0.0
-    if out.routing is None or not ablation.residuals:
-        return PhysicsLoss(zero)
+    result = PhysicsLoss(out.delta.sum() * 0.0)
+    if out.routing is None:
+        return result
     active = out.routing.selected & (labels > 0) & (sigma <= sigma_max)[:, None]
     share = out.routing.weights.detach() * active
     share = share / share.sum(dim=1, keepdim=True).clamp(min=1e-12)
-    counted = active.any(dim=1)
-    samples = counted.sum().float()
-    result = PhysicsLoss(zero, samples=float(samples if synchronise is None else synchronise(samples)))
+    samples = active.any(dim=1).sum().float()
+    result.samples = float(samples if synchronise is None else synchronise(samples))
     for index, category in enumerate(CATEGORIES):
         samples = active[:, index].nonzero()[:, 0]
         if len(samples) == 0:
             continue
         fields = adapter.read(out.expert_bank(index, samples), RECIPES[category])
-        if ablation.proxy_only:
-            values = slot_energy(fields)
-        else:
-            picked = None if mask is None else mask[samples]
-            values = residual_terms(fields, category, mask=picked, settings=settings, drop_families=ablation.drop_families)
-            result.terms.update({f"{category}/{name}": term.detach() for name, term in values.items()})
+        values = laws(fields, category, mask=None if mask is None else mask[samples], settings=settings)
         if not values:
             continue
-        scale = weights.of(category) if weights is not None and not ablation.proxy_only else dict.fromkeys(values, 1.0)
-        result.loss = result.loss + (share[samples, index] * category_loss(values, scale)).sum() / result.samples
+        known = {f"{category}/{name}": term.detach() for name, term in values.items() if name in TERMS[category]}
+        result.terms.update(known)
+        result.judged[category] = sigma[samples], sum(values.values()).detach() / len(values)
+        loss = category_loss(values, {} if weights is None else weights.of(category))
+        result.loss = result.loss + (share[samples, index] * loss).sum() / result.samples
     return result
 
 
@@ -154,8 +148,6 @@ class CouplingLoss:
     base: Tensor
     """Flow-matching error of the frozen velocity: what the correction has to beat."""
     physics: PhysicsLoss
-    regulariser: Tensor
-    """Mean squared correction."""
 
 
 def coupling_loss(
@@ -169,12 +161,13 @@ def coupling_loss(
     step: int,
     physics_weight: float = PHYSICS_WEIGHT,
     physics_warmup: int = PHYSICS_WARMUP,
-    correction_weight: float = CORRECTION_WEIGHT,
 ) -> CouplingLoss:
-    """Eq 11: |v + g dv - (eps - x0)|^2 + lambda(step) L_phys + 0.01 |dv|^2; `target` is eps - x0."""
+    """Eq 11: |v + g dv - (eps - x0)|^2 + lambda(step) L_phys; `target` is eps - x0.
+
+    Nothing penalises dv, as in the paper: a penalty on the ungated dv shrinks the best correction by g^2 / (g^2 + its weight).
+    """
     gate = adapter.gate(sigma)[:, None, None, None, None]
     velocity, target = velocity.detach().float(), target.float()
     flow = (velocity + gate * out.delta - target).square().mean()
-    regulariser = out.delta.square().mean()
-    loss = flow + physics_weight * ramp(step, physics_warmup) * physics.loss + correction_weight * regulariser
-    return CouplingLoss(loss, flow.detach(), (velocity - target).square().mean(), physics, regulariser.detach())
+    loss = flow + physics_weight * ramp(step, physics_warmup) * physics.loss
+    return CouplingLoss(loss, flow.detach(), (velocity - target).square().mean(), physics)

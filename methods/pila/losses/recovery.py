@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -28,19 +28,25 @@ BLOCKS: dict[str, tuple[tuple[float, str, str], ...]] = {
 }
 """Per recovery phase: weight, category and name of the residual terms it adds. Impulses have losses of their own."""
 EXTRA_LOSSES: dict[str, tuple[str, ...]] = {
-    "alpha": ("range",),
+    "core": ("spread p", "spread rho"),
+    "alpha": ("range", "spread alpha"),
     "T": ("spread T",),
     "j": ("contact", "sparse", "spread j"),
     "psi": ("spread psi",),
 }
 """Losses beside the laws: data terms, and guards against fields that collapse to a constant."""
 RECOVERY_NAMES: tuple[str, ...] = tuple(
-    f"{phase}/{name}" for phase in PHASES for name in (*(entry[2] for entry in BLOCKS[phase]), *EXTRA_LOSSES.get(phase, ()))
+    f"{phase}/{name}" for phase in PHASES for name in (*(entry[2] for entry in BLOCKS[phase]), *EXTRA_LOSSES[phase])
 )
 """Every loss that `recovery_losses` may return."""
 OLD_BLOCK_WEIGHT = 0.25
 PHASE_RAMP = 150
+FREE_SLOTS = ("p", "rho", "alpha", "T", "j", "psi")
+"""Slots that no data shows: a constant in any of them obeys the laws. d, eps and sigma follow from the others."""
 SMALLEST_SPREAD = 0.1
+SMALLEST_PRESSURE = 1e-3
+DEAD_SPREAD = 0.01
+"""Below this deviation, a tenth of what the guards ask for, a field is called dead."""
 RANGE_WEIGHT = 0.1
 SPARSE_WEIGHT = 0.1
 
@@ -80,10 +86,34 @@ def momentum_imbalance(fields: dict[str, Tensor], viscosity: float) -> Tensor:
     return st.ddt(u) + st.advection(u, u) + force - viscosity * st.laplacian(u)
 
 
-def spread_guard(field: Tensor) -> Tensor:
-    """Anti-collapse: constant fields satisfy every transport law, so a deviation below 0.1 is charged."""
-    spread = field.flatten(1).std(dim=1)
-    return (1.0 - spread / SMALLEST_SPREAD).clamp(min=0).square().mean()
+def spread_guard(field: Tensor, smallest: Tensor | float = SMALLEST_SPREAD) -> Tensor:
+    """Anti-collapse: constant fields satisfy every transport law, so a deviation below `smallest` is charged. Scalar."""
+    return (1.0 - field.flatten(1).std(dim=1) / smallest).clamp(min=0).square().mean()
+
+
+def smallest_pressure(velocity: Tensor) -> Tensor:
+    """Deviation asked of pressure, `B`: a tenth of what Bernoulli's law gives for the clip's own speeds at density 1."""
+    dynamic = 0.5 * velocity.detach().square().sum(dim=1)
+    return (SMALLEST_SPREAD * dynamic.flatten(1).std(dim=1)).clamp(min=SMALLEST_PRESSURE)
+
+
+def spread_guards(fields: Mapping[str, Tensor], mask: Tensor | None = None) -> dict[str, Tensor]:
+    """The guard of every free slot in `fields`, by slot; impulses only count inside the mask."""
+    guards = {name: spread_guard(fields[name]) for name in FREE_SLOTS if name in fields and name not in ("p", "j")}
+    if "p" in fields:
+        guards["p"] = spread_guard(fields["p"], smallest_pressure(fields["u"]))
+    if "j" in fields:
+        guards["j"] = spread_guard(fields["j"] if mask is None else fields["j"] * mask)
+    return guards
+
+
+def dead_slots(spread: Mapping[str, float]) -> list[str]:
+    """The free slots whose deviation, by name, says that they are constant: their laws judge nothing.
+
+    Pressure is measured against the square of the velocity's deviation, its scale by Bernoulli's law.
+    """
+    scale = {"p": spread.get("u", 0.0) ** 2}
+    return [name for name in FREE_SLOTS if name in spread and spread[name] < DEAD_SPREAD * scale.get(name, 1.0)]
 
 
 def impulse_losses(fields: dict[str, Tensor], mask: Tensor, mean: Averager, settings: ResidualSettings) -> dict[str, Tensor]:
@@ -92,7 +122,7 @@ def impulse_losses(fields: dict[str, Tensor], mask: Tensor, mean: Averager, sett
     scale = mean(target.square()) + 1e-6
     contact = mean(mask * (fields["j"] - target).square()) / scale
     sparse = mean(((1.0 - mask) * fields["j"]).square()) / scale
-    return {"contact": contact.mean(), "sparse": SPARSE_WEIGHT * sparse.mean(), "spread j": spread_guard(fields["j"] * mask)}
+    return {"contact": contact.mean(), "sparse": SPARSE_WEIGHT * sparse.mean()}
 
 
 def recovery_losses(
@@ -104,6 +134,7 @@ def recovery_losses(
     4 frames or 5x5.
     """
     context = prepare(fields, mask, settings or ResidualSettings())
+    guards = spread_guards(fields, mask)
     losses: dict[str, Tensor] = {}
     for phase, weight in weights.items():
         block = {name: share * LAWS[category][name].formula(context).mean() for share, category, name in BLOCKS[phase]}
@@ -113,7 +144,6 @@ def recovery_losses(
         if phase == "alpha":
             # "range": keep both phases present; the sigmoid alone would let alpha saturate everywhere.
             block["range"] = RANGE_WEIGHT * (context["alpha"].flatten(1).mean(dim=1) - 0.5).abs().sub(0.4).clamp(min=0).mean()
-        if phase in ("T", "psi"):
-            block[f"spread {phase}"] = spread_guard(fields[phase])
+        block.update({name: guards[name.removeprefix("spread ")] for name in EXTRA_LOSSES[phase] if name.startswith("spread ")})
         losses.update({f"{phase}/{name}": weight * value for name, value in block.items()})
     return losses

@@ -18,6 +18,7 @@ from ...console import RunError, load_checkpoint, save_checkpoint, saving
 from ...loop import processes
 from ...loop.checkpoint import differing
 from ...loop.log import draw_curves
+from .losses import ROUTING_COLUMNS, SIGMA_COLUMNS
 
 if TYPE_CHECKING:
     from .task import PilaRun
@@ -32,23 +33,25 @@ DRAW_SECONDS = 20.0
 """Curves are drawn anew at most so often: there are many, and drawing takes seconds."""
 
 COLUMNS = (
-    "stage", "loss", "observable", "flow", "base", "gain", "val_gain", "physics", "samples", "regulariser", "ratio", "mask",
-    "grad_norm", "off_label", "seconds",
+    "stage", "loss", "observable", "flow", "base", "gain", "val_gain", "physics", "samples", "ratio", "mask", "grad_norm",
+    "off_label", "recall", "seconds",
     *(f"B {name}" for name in RECOVERY_NAMES),
     *TERM_NAMES,
     *(f"std {name}" for name in SLOTS),
-    *(f"route {name}" for name in CATEGORIES),
+    *ROUTING_COLUMNS,
+    *SIGMA_COLUMNS,
 )  # fmt: skip
 """gain: 1 - flow / base, the share of the frozen model's error that the correction removes. off_label: routing weight given to
-experts without a label. route X: mean routing weight of an expert. std X: how much a field varies within a clip before the
-experts; constants obey every law, so a fall towards 0 means that the residuals judge nothing any more."""
+experts without a label. recall: share of the labels whose expert ran. route X: mean routing weight of an expert. X + Y: share of
+the clips for which both experts ran. X at sigma S: mean residual of a category by noise level. std X: deviation of a field within
+a clip before the experts; constants obey every law, so a fall towards 0 means that the residuals judge nothing any more."""
 CURVE_PANELS = {
     "flow target": ("observable",),
     "flow matching": ("flow", "base"),
     "error removed": ("gain", "val_gain"),
     "physics": ("physics",),
     "|g dv| / |v|": ("ratio",),
-    "routing": ("off_label",),
+    "routing": ("off_label", "recall"),
     "variation of the fields": tuple(f"std {name}" for name in SLOTS),
 }
 
@@ -76,15 +79,14 @@ class RunFiles:
         run = self.run
         facts = {"data": run.clips.fingerprint(), "latent_space": run.clips.latent_space}
         facts["batch"] = run.config.batch * run.processes
-        adapter = run.adapter_config.to_dict()
-        return {**asdict(run.config), **adapter.pop("ablation"), **adapter, **facts}
+        return {**asdict(run.config), **asdict(run.adapter_config), "method": run.method.name, **facts}
 
     def recipe(self) -> dict[str, Any]:
         """How the weights came about, for their metadata."""
         run = self.run
         training = {key: value for key, value in asdict(run.config).items() if key != "device"}
         facts = {"clips": len(run.clips), "steps": run.total_steps, "seconds": round(run.seconds, 1)}
-        return {**training, **facts, "val_gain": run.val_gain}
+        return {**training, **facts, "method": run.method.name, "val_gain": run.val_gain, **run.findings}
 
     def save(self) -> None:
         """Checkpoint, adapter and curves, each all or nothing. Every process must call it.
@@ -114,6 +116,7 @@ class RunFiles:
         """Writes what the run goes on from; `moments`: with the optimiser's state."""
         run = self.run
         progress = {"stage": run.stage, "step": run.step, "seconds": run.seconds, "val_gain": run.val_gain}
+        progress["findings"] = run.findings
         progress["shards"] = self.shards if moments else None
         save_checkpoint(
             path,
@@ -160,6 +163,7 @@ class RunFiles:
         run.weights.load_state_dict(states["weights"])
         run.stage, run.step = progress["stage"], progress["step"]
         run.seconds, run.val_gain = progress["seconds"], progress["val_gain"]
+        run.findings = progress["findings"]
         if run.finished and run.stages[-1].steps > info.config["coupling_steps"]:
             run.stage, run.step = len(run.stages) - 1, info.config["coupling_steps"]  # a longer coupling stage goes on
         self.saved = run.total_steps

@@ -34,14 +34,13 @@ class PilaTraining:
     """Steps over which that weight, and the noise up to which physics is judged, rise."""
     condition_warmup: int = 1000
     """Steps over which the prompt is faded in."""
-    correction_weight: float = 0.01
-    """Weight of the squared correction."""
     observable_anchor: float = 0.1
     """Weight of the flow target in stage B."""
     coupling_anchor: float = 0.0
     """Weight of the flow target in stage C. The paper's Eq 11 has none; without it the velocity slot can forget the flow."""
     coupling_spread: float = 0.0
-    """Weight, in stage C, of the guards against temperature, impulse and wave fields that collapse to a constant."""
+    """Weight, in stage C, of the guards against pressure, density, phase, temperature, impulse and wave fields that collapse to a
+    constant."""
     drop_prompt: float = 0.1
     """Share of samples trained without a prompt."""
     shift: float = 5.0
@@ -49,7 +48,9 @@ class PilaTraining:
     batch: int = 1
     """Clips per step and process."""
     lr: float = 1e-5
-    """Learning rate of AdamW, constant."""
+    """Learning rate of AdamW, constant until the cooldown."""
+    cooldown: float = 0.1
+    """Share of stage C over which the learning rate falls to 0 along a cosine, at its end. The paper's rate is constant: 0."""
     weight_decay: float = 0.01
     """Weight decay of AdamW."""
     clip: float = 0.5
@@ -72,20 +73,21 @@ RECIPES: dict[str, tuple[PilaTraining, PilaConfig]] = {
     "wan": (PilaTraining(bf16=True), PilaConfig()),
     "toy": (
         PilaTraining(
-            observable_steps=150,
-            recovery_steps=400,
-            alpha_start=100,
-            impulse_start=200,
-            wave_start=300,
-            coupling_steps=2000,
-            freeze_steps=100,
-            physics_warmup=300,
-            condition_warmup=150,
+            observable_steps=80,
+            recovery_steps=240,
+            alpha_start=60,
+            impulse_start=120,
+            wave_start=180,
+            coupling_steps=1000,
+            freeze_steps=50,
+            physics_warmup=200,
+            condition_warmup=100,
             coupling_anchor=0.1,
             coupling_spread=0.3,
             shift=3.0,
             batch=16,
             lr=1e-3,
+            cooldown=0.25,
             every=100,
             validation=32,
         ),
@@ -103,6 +105,8 @@ def check(config: PilaTraining) -> None:
     for name in ("lr", "clip", "shift"):
         if not getattr(config, name) > 0:
             raise RunError(f"{name} is {getattr(config, name)}; it must be greater than 0.")
+    if not 0 <= config.cooldown <= 1:
+        raise RunError(f"cooldown is {config.cooldown}; it is a share of stage C, from 0 to 1.")
     if not 0 <= config.alpha_start <= config.impulse_start <= config.wave_start:
         starts = (config.alpha_start, config.impulse_start, config.wave_start)
         raise RunError(f"the recovery phases start at {starts}; each must start at or after the one before.")

@@ -18,17 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....methods.pila import PilaAdapter, PilaConfig
+from ....methods.pila import CATEGORIES, PilaConfig
 from ....methods.pila.losses.objective import AdaptiveWeights
+from ....methods.pila.losses.recovery import dead_slots
 from ...console import ProgressLine, RunError, StopRequest, clock, saving
 from ...loop import processes
 from ...loop.log import Log
 from ...loop.processes import pick_device
 from .columns import COLUMNS, LOG, RunFiles
 from .data import Batch, PilaClips, shuffled_index
-from .losses import FORMULAS, StageLoss
+from .losses import FORMULAS, StageLoss, variation
 from .settings import PilaTraining, check
-from .stages import GROUPS, draw_sigma, parts_of, stages_of
+from .stages import FULL, GROUPS, Method, draw_sigma, parts_of, rate_factor, stages_of
 from .zero import ZeroStep, check_stage, units
 
 
@@ -64,24 +65,27 @@ class PilaRun:
         adapter: PilaConfig,
         folder: Path | None = None,
         accelerator: Any = None,
+        method: Method = FULL,
     ) -> None:
         """Raises RunError where backbone, clips, settings or the run in `folder` do not fit."""
         check(config)
         if backbone.prediction != "flow":
             raise RunError(f"PILA corrects a flow's velocity; the {backbone.family} backbone predicts {backbone.prediction!r}.")
-        self.backbone, self.clips, self.config, self.folder = backbone, clips, config, folder
+        self.backbone, self.clips, self.config, self.folder, self.method = backbone, clips, config, folder, method
         self.adapter_config = replace(adapter, channels=clips.channels, cond_dim=clips.cond_dim)
         self.accelerator = accelerator or make_accelerator(config, str(backbone.device))
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
         self.sharded = processes.deepspeed(self.accelerator)
         self.device = self.accelerator.device
         self.held = min(config.validation, len(clips) // 4)
-        self.stages = stages_of(config, self.adapter_config)
+        self.stages = stages_of(config, method)
         self.stage, self.step, self.seconds, self.val_gain = 0, 0, 0.0, None
+        self.findings: dict[str, Any] = {}
+        """What the last validation found: free slots that are constant, and experts that no held-out clip was routed to."""
         self._epochs: dict[tuple[int, int], Any] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.adapter = PilaAdapter(self.adapter_config).to(self.device)
+            self.adapter = method.adapter(self.adapter_config).to(self.device)
         self.weights = AdaptiveWeights(adaptive=config.adaptive).to(self.device)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +124,7 @@ class PilaRun:
         """Chooses what learns, with a new optimiser: the moments of another stage's losses mean nothing here."""
         if self.finished:
             return
-        config, parts = self.config, parts_of(self.adapter, self.stages[self.stage].name)
+        config, parts = self.config, self.parts()
         self.adapter.requires_grad_(False)
         groups = []
         for name in GROUPS:
@@ -128,7 +132,7 @@ class PilaRun:
             for modules in [[unit] for unit in units(parts[name])] if self.sharded else [parts[name]]:
                 parameters = [p.requires_grad_() for module in modules for p in module.parameters()]
                 if parameters:
-                    groups.append({"params": parameters, "lr": rate})
+                    groups.append({"params": parameters, "lr": rate, "full_rate": rate})
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
         self._prepare()
 
@@ -149,7 +153,7 @@ class PilaRun:
     def _thaw(self) -> None:
         """Lets the slow parts learn if it is their time."""
         self._slow_learns = self.slow_may_learn
-        for module in parts_of(self.adapter, self.stages[self.stage].name)["slow"]:
+        for module in self.parts()["slow"]:
             module.requires_grad_(self._slow_learns)
 
     @property
@@ -159,9 +163,13 @@ class PilaRun:
 
     def learning(self) -> list[nn.Parameter]:
         """The parameters that learn on this step."""
-        parts = parts_of(self.adapter, self.stages[self.stage].name)
+        parts = self.parts()
         names = GROUPS if self.slow_may_learn else GROUPS[:1]
         return [p for name in names for module in parts[name] for p in module.parameters()]
+
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """The modules that learn in this stage, by group."""
+        return parts_of(self.adapter, self.stages[self.stage].name, self.method.staged)
 
     def autocast(self) -> Any:
         """Where the adapter computes in bfloat16, if the run is to; weights stay float32."""
@@ -206,6 +214,10 @@ class PilaRun:
         if not math.isfinite(row["loss"]):
             kept = self.files.kept()
             raise RunError(f"the loss is {row['loss']} at step {self.step} of stage {stage.name}; {kept}: lower --lr.")
+        if stage.name == "C":
+            factor = rate_factor(self.step, stage.steps, self.config.cooldown)
+            for group in self.optimizer.param_groups:
+                group["lr"] = factor * group["full_rate"]
         norm = self._descend(loss)
         self.step += 1
         return {**row, "grad_norm": norm}
@@ -251,7 +263,7 @@ class PilaRun:
         """The share of the frozen model's flow-matching error that the correction removes on held-out clips, fixed noise."""
         if self.held == 0 or self.finished or self.stages[self.stage].name != "C":
             return {}
-        errors, mine = torch.zeros(2), self.config.batch
+        errors, mine, fields, routed = torch.zeros(2), self.config.batch, [], torch.zeros(len(CATEGORIES))
         for start in range(0, self.held, self.processes * mine):
             count = min(self.processes * mine, self.held - start)
             generator = torch.Generator().manual_seed(977 + start)
@@ -267,7 +279,14 @@ class PilaRun:
             gate = self.adapter.gate(sigma)[:, None, None, None, None]
             errors[0] += (velocity + gate * out.delta - target).square().sum().cpu()
             errors[1] += (velocity - target).square().sum().cpu()
+            if out.routing is not None:
+                fields.append(variation(out.fields))
+                routed += out.routing.selected.sum(dim=0).cpu()
         errors = self.accelerator.reduce(errors.to(self.device), "sum")
+        if fields:
+            spread = {name: sum(row[name] for row in fields) / len(fields) for name in fields[0]}
+            unused = [name for name, count in zip(CATEGORIES, routed.tolist()) if count == 0]
+            self.findings = {"dead_slots": dead_slots(spread), "unused_experts": unused}
         self.val_gain = 1.0 - float(errors[0] / errors[1])
         return {"val_gain": self.val_gain}
 
