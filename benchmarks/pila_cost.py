@@ -30,7 +30,7 @@ def operations(config: PilaConfig, latent: tuple[int, int, int]) -> dict[str, fl
         heads = [adapter.afe.scaffold, adapter.afe.p_rho_head, *adapter.afe.heads.values()]
         bank, cond = torch.empty(1, BANK_CHANNELS, *latent), torch.empty(1, config.hidden)
         parts = {
-            "encoder": lambda: adapter.encoder(x0),
+            "encoder": lambda: adapter.encoder(x0, cond),
             "field estimation": lambda: [head(torch.empty(1, head[0].in_channels, *latent)) for head in heads],
             "one expert": lambda: adapter.experts[0](bank, cond),
             "decoder": lambda: adapter.decoder(bank, cond, x0),

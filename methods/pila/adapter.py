@@ -157,9 +157,15 @@ class PilaAdapter(nn.Module):
         floor: float | None = None,
         strength: float = 1.0,
     ) -> Corrected:
-        """x0' = x0 - gain * g(sigma) * dv, because x0 = z - gain * v and v' = v + g(sigma) dv (Eq 10)."""
-        estimate, sigma = x0.float(), per_sample(step.sigma, x0)
-        velocity = (step.noisy.float() - estimate) / wide(sigma)
+        """x0' = x0 - gain * g(sigma) * dv, because x0 = z - gain * v and v' = v + g(sigma) dv (Eq 10).
+
+        Raises ValueError for a latent the adapter does not fit and for one that holds NaN or infinity.
+        """
+        estimate, noisy = self.constants(x0, step.noisy)
+        if not torch.isfinite(estimate).all():
+            raise ValueError("the latent holds NaN or infinite values before the PILA correction.")
+        sigma = per_sample(step.sigma, x0)
+        velocity = (noisy - estimate) / wide(sigma)
         cond = None if step.cond is None else per_sample(step.cond, x0)
         out = self(estimate, velocity, sigma, cond, labels, top_k=top_k)
         push = strength * wide(self.gate(sigma, floor)) * out.delta

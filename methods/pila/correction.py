@@ -110,18 +110,11 @@ class PilaCorrection:
 
     @torch.no_grad()
     def correct(self, x0: Tensor, step: SamplingStep) -> Tensor:
-        """`B C T H W` in x0's dtype. Strength 0 and an untrained adapter give x0 back bit for bit.
-
-        Raises ValueError for a latent the adapter does not fit and for one that holds NaN or infinity.
-        """
+        """`B C T H W` in x0's dtype. Strength 0 and an untrained adapter give x0 back bit for bit. Raises as `apply_to`."""
         if not self.acts_at(step):
             return x0
-        if not torch.isfinite(x0).all():
-            raise ValueError("the latent holds NaN or infinite values before the PILA correction.")
         s = self.settings
-        corrected = self.adapter.apply_to(
-            x0, step, s.labels, top_k=s.top_k, floor=s.sigma_floor, strength=s.strength
-        )
+        corrected = self.adapter.apply_to(x0, step, s.labels, top_k=s.top_k, floor=s.sigma_floor, strength=s.strength)
         if s.trace is not None:
             s.trace.record(step, x0, corrected)
         return corrected.x0

@@ -96,9 +96,10 @@ def add_correction(
 ) -> comfy.model_patcher.ModelPatcher:
     """A clone of MODEL whose denoised estimate passes through `correction`; the MODEL given is left as it was.
 
-    Corrections stack: they act in the order in which they were added, those before CFG (see `branch`) first. networks: what the
-    correction computes with, from `manage`; they are loaded with the MODEL. During `correct` their weights are on the sampling device as ordinary tensors that autograd
-    may save, in bfloat16 where the device is good at it. key: names the correction in the MODEL (made unique by a number).
+    Corrections stack: they act in the order in which they were added, those before CFG (see `branch`) first. networks: what
+    the correction computes with, from `manage`; they are loaded with the MODEL. During `correct` their weights are on the
+    sampling device as ordinary tensors that autograd may save, in bfloat16 where the device is good at it. key: names the
+    correction in the MODEL (made unique by a number).
     """
     patched = model.clone()
     key = _unused(key, patched.attachments)

@@ -116,7 +116,7 @@ def test_every_sampler_is_corrected_in_its_own_steps(models, wan, conditioning, 
     assert torch.equal(plain, sample(corrected(wan, adapter, strength=0.0), conditioning, sampler=sampler))
 
 
-def test_context_windows_are_corrected_once_for_all(models, wan, conditioning):
+def test_context_windows_are_corrected_one_by_one(models, wan, conditioning, monkeypatch):
     windows = pytest.importorskip("comfy_extras.nodes_context_windows", reason="this ComfyUI has no context windows")
     arguments = {
         "context_length": 13,
@@ -137,8 +137,19 @@ def test_context_windows_are_corrected_once_for_all(models, wan, conditioning):
     assert not torch.equal(plain, sample(wan, conditioning, size=(7, 8, 8)))
     assert torch.isfinite(changed).all()
     assert (changed - plain).abs().max() > 1e-3
-    assert trace_of(model).index == [0, 1, 2]  # several windows a step, one correction of what they make together
     assert torch.equal(changed, sample(other_order, conditioning, size=(7, 8, 8)))
+    windows_a_step = len(trace_of(model).index) // 3
+    assert windows_a_step > 1
+    assert trace_of(model).index == [step for step in range(3) for _ in range(windows_a_step)]
+    seen, apply_to = [], PilaAdapter.apply_to
+    spy = lambda self, x0, *a, **k: seen.append(x0.shape[2]) or apply_to(self, x0, *a, **k)  # noqa: E731
+    monkeypatch.setattr(PilaAdapter, "apply_to", spy)
+    sample(model, conditioning, size=(7, 8, 8))
+    assert set(seen) == {4, 5}  # 13 frames are 4 latent frames, and one before a window that is not the first; never 7
+    whole = corrected(windowed, loaded(models), labels={"Fluid": 1.0}, branch="guided")
+    seen.clear()
+    sample(whole, conditioning, size=(7, 8, 8))
+    assert (trace_of(whole).index, set(seen)) == ([0, 1, 2], {7})
 
 
 def test_denoise_mask_keeps_what_it_protects(models, wan, conditioning):
@@ -167,6 +178,48 @@ def test_an_interrupted_run_leaves_nothing_behind(models, wan, conditioning):
     assert torch.equal(plain, sample(wan, conditioning))
     assert torch.equal(whole, sample(model, conditioning))
     assert trace_of(model).index == [0, 1, 2]
+
+
+def estimates(model, conditioning, cfg, **options):
+    """The guided estimate of the first step, before and after the correction."""
+    found = []
+    for strength in (0.0, 1.0):
+        patched = corrected(*model, strength=strength, labels={"Fluid": 1.0}, **options)
+        patched.set_model_sampler_post_cfg_function(lambda args: found.append(args["denoised"].clone()) or args["denoised"])
+        sample(patched, conditioning, steps=1, cfg=cfg)
+    return found
+
+
+@pytest.mark.parametrize("branch", ["conditional", "both", "guided"])
+def test_a_strength_means_the_same_at_every_cfg(models, wan, conditioning, branch):
+    """Before CFG the correction is of the prompt's branch, so CFG carries it along: per CFG it is one and the same."""
+    model, changes = (wan, loaded(models)), {}
+    for cfg in (1.0, 2.0, 6.0):
+        plain, changed = estimates(model, conditioning, cfg, branch=branch)
+        changes[cfg] = (changed - plain) / cfg
+    scale = changes[1.0].abs().max()
+    apart = {cfg: float((changes[cfg] - changes[1.0]).abs().max() / scale) for cfg in (2.0, 6.0)}
+    assert scale > 1e-3
+    assert all((value < 1e-3) == (branch == "conditional") for value in apart.values()), apart
+
+
+def test_one_call_of_the_adapter_a_step_and_two_for_both_branches(models, wan, conditioning, monkeypatch):
+    calls = []
+    apply_to = PilaAdapter.apply_to
+    monkeypatch.setattr(PilaAdapter, "apply_to", lambda *a, **k: calls.append(1) or apply_to(*a, **k))
+    for branch, cfg, expected in [("conditional", 4.0, 3), ("both", 4.0, 6), ("both", 1.0, 3), ("guided", 4.0, 3)]:
+        calls.clear()
+        sample(corrected(wan, loaded(models), branch=branch), conditioning, cfg=cfg)
+        assert len(calls) == expected, branch
+
+
+def test_the_boundary_is_the_models_own(models, wan, monkeypatch):
+    adapter = loaded(models)
+    boundary = lambda **options: patching.corrections(corrected(wan, adapter, **options))[-1][1].settings.boundary  # noqa: E731
+    assert boundary() == 0.875
+    assert boundary(boundary=0.5) == 0.5
+    monkeypatch.setattr(wan.model, "image_to_video", True, raising=False)
+    assert boundary() == 0.9
 
 
 STEPS = 6

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from latent_physics.methods.pila import ABLATIONS, CATEGORIES, load_adapter
+from latent_physics.methods.pila import CATEGORIES, load_adapter
 from latent_physics.methods.weights import WeightsInfo, save_weights
 from latent_physics.training.commands.pila import main
 from latent_physics.training.console import RunError, StopRequest
@@ -18,9 +18,9 @@ from latent_physics.training.loop.log import read_log
 from latent_physics.training.tasks.pila import columns
 from latent_physics.training.tasks.pila.columns import CHECKPOINT, EXPORT, LOG, RESIDUALS
 from latent_physics.training.tasks.pila.data import Batch, cached_clips, labels_of, toy_clips
-from latent_physics.training.tasks.pila.losses import variation
+from latent_physics.training.tasks.pila.losses import SIGMA_COLUMNS, variation
 from latent_physics.training.tasks.pila.settings import RECIPES
-from latent_physics.training.tasks.pila.stages import draw_sigma, parts_of, stages_of
+from latent_physics.training.tasks.pila.stages import draw_sigma, parts_of, rate_factor, stages_of
 from latent_physics.training.tasks.pila.task import PilaRun
 from safetensors.torch import load_file
 
@@ -52,7 +52,12 @@ def test_the_whole_run_trains_logs_and_exports(tmp_path):
     assert info.recipe["steps"] == 16
     assert (tmp_path / RESIDUALS).stat().st_size > 1000
     header = next(csv.reader((tmp_path / LOG).open()))
-    assert {"route Optical", "Fluid/momentum", "off_label"} <= set(header)
+    assert {"route Optical", "Fluid/momentum", "off_label", "Rigid Body + Collision"} <= set(header)
+    coupled = rows[-4:]
+    assert {row["recall"] for row in coupled} == {1.0}  # one label a clip, and four experts
+    assert any(name in row for row in coupled for name in SIGMA_COLUMNS)
+    assert all(row["Rigid Body + Collision"] <= 1 for row in coupled)
+    assert {"dead_slots", "unused_experts", "method"} <= set(info.recipe)
 
 
 @pytest.mark.parametrize("stop_at", [1, 6, 7, 14])
@@ -82,7 +87,7 @@ from safetensors.torch import save_file
 
 sys.path.append(sys.argv[1])
 import tiny_pila
-from latent_physics.training import columns
+from latent_physics.training.tasks.pila import columns
 
 torch.set_num_threads(1)
 columns.draw_curves = lambda *arguments: None
@@ -101,7 +106,7 @@ def test_two_processes_end_where_one_with_their_clips_ends(tmp_path, undrawn):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
-    recipes = Path(columns.__file__).parent / "recipes"
+    recipes = Path(columns.__file__).parents[2] / "recipes"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(recipes / "ddp.yaml")]
     launch += ["--num_processes", "2", "--main_process_port", port, str(tmp_path / "two.py")]
     launch += [str(Path(__file__).parent), str(tmp_path / "two")]
@@ -189,12 +194,33 @@ def test_the_coupling_stage_can_be_tied_to_the_flow():
     assert variation(still) == {"std T": 0.0, "std u": 0.0}
 
 
-@pytest.mark.parametrize("name", ABLATIONS)
-def test_every_ablation_trains(name):
-    training = run(config=dataclasses.replace(QUICK, observable_steps=1, recovery_steps=5), adapter=SMALL.with_ablation(name))
-    training.run()
-    assert all(torch.isfinite(p).all() for p in training.adapter.parameters())
-    assert (len(training.stages) == 1) == (not ABLATIONS[name].staged_recovery)
+def test_the_learning_rate_is_constant_and_ends_in_a_cosine():
+    assert [rate_factor(step, 1000, 0.2) for step in (0, 799, 800)] == [1.0, 1.0, 1.0]
+    assert rate_factor(900, 1000, 0.2) == pytest.approx(0.5)
+    assert rate_factor(999, 1000, 0.2) < 1e-3
+    assert {rate_factor(step, 1000, 0.0) for step in range(1000)} == {1.0}  # as the paper has it
+    training = run(config=dataclasses.replace(QUICK, coupling_steps=6, cooldown=0.5))
+    rates = []
+    training.run(on_step=lambda now, row: rates.append([group["lr"] for group in now.optimizer.param_groups]))
+    assert rates[-1][0] == pytest.approx(0.25 * 1e-3)  # the last of six steps: two thirds of the way down the cosine
+    assert rates[-1][1] == pytest.approx(0.3 * rates[-1][0])
+    assert {rate for pair in rates[:-2] for rate in pair} == {1e-3, 3e-4}
+
+
+def test_slots_without_life_and_experts_without_clips_are_reported_at_export(tmp_path, undrawn):
+    training = run(tmp_path)
+    training.stage, training.step = len(training.stages) - 1, 1
+    training._begin_stage()
+    torch.nn.init.zeros_(training.adapter.afe.heads["T"][-1].weight)  # temperature is a constant
+    torch.nn.init.normal_(training.adapter.afe.heads["psi"][-1].weight)
+    training.validate()
+    training.files.save()
+    recipe = load_adapter(tmp_path / EXPORT)[1].recipe
+    assert "T" in recipe["dead_slots"]
+    assert "psi" not in recipe["dead_slots"]
+    assert recipe["unused_experts"]  # two held-out clips cannot run all eight
+    assert set(recipe["unused_experts"]) <= set(CATEGORIES) - {"Rigid Body", "Elastic"}  # the labels of clips 0 and 1
+    assert "T" in training.findings["dead_slots"]
 
 
 def test_training_in_bfloat16_keeps_weights_and_fields_in_float32():
@@ -217,7 +243,7 @@ def test_the_correction_learns_to_remove_error():
 
 def test_stages_and_noise_ranges_are_the_papers():
     config, adapter = RECIPES["wan"]
-    stages = stages_of(config, adapter)
+    stages = stages_of(config)
     assert [(s.name, s.steps) for s in stages] == [("A1", 3000), ("A2", 3000), ("A3", 3000), ("B", 2600), ("C", 18000)]
     for stage, highest in zip(stages, [0.357, 0.625, 0.833, 1.0, 1.0]):
         drawn = draw_sigma(4000, stage.low, config.shift, torch.Generator().manual_seed(0))

@@ -11,11 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from latent_physics.methods.pila import ABLATIONS, PilaAdapter
 from latent_physics.methods.weights import load_weights, save_weights
 from latent_physics.training.console import RunError, StopRequest
 from latent_physics.training.loop import processes
 from latent_physics.training.loop.log import read_log
+from latent_physics.training.study.ablations import ABLATIONS
 from latent_physics.training.tasks.pila import columns
 from latent_physics.training.tasks.pila.columns import CHECKPOINT, KIND, LOG
 from latent_physics.training.tasks.pila.stages import parts_of
@@ -41,8 +41,8 @@ from accelerate.utils import DistributedType
 
 sys.path.append(sys.argv[1])
 import tiny_pila
-from latent_physics.training import columns
-from latent_physics.training.run import StopRequest
+from latent_physics.training.tasks.pila import columns
+from latent_physics.training.console import StopRequest
 
 # accelerate shards between GPUs only: it is told that these CPU processes are such. What shards is the real thing.
 PartialState._prepare_backend = lambda self, *arguments, **options: ("gloo", DistributedType.MULTI_GPU)
@@ -72,7 +72,7 @@ def launch(folder, *words):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
-    recipe = Path(columns.__file__).parent / "recipes" / "zero2.yaml"
+    recipe = Path(columns.__file__).parents[2] / "recipes" / "zero2.yaml"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(recipe), "--num_processes", "2"]
     command += ["--main_process_port", port, str(folder / "launched.py"), str(Path(__file__).parent), str(folder), *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
@@ -112,13 +112,14 @@ def test_a_stopped_sharded_run_ends_as_an_unstopped_one_and_as_one_process(tmp_p
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_units_are_all_that_learns_each_once(name):
-    adapter = PilaAdapter(SMALL.with_ablation(name))
-    for stage in ("A1", "B", "C") if ABLATIONS[name].staged_recovery else ("C",):
-        for modules in parts_of(adapter, stage).values():
+    method = ABLATIONS[name]
+    adapter = method.adapter(SMALL)
+    for stage in ("A1", "B", "C") if method.staged else ("C",):
+        for modules in parts_of(adapter, stage, method.staged).values():
             whole = [id(p) for module in modules for p in module.parameters()]
             split = [id(p) for unit in units(modules) for p in unit.parameters()]
             assert sorted(whole) == sorted(split)
-    if ABLATIONS[name].moe_operator and not ABLATIONS[name].plain_adapter:
+    if name not in ("plain_adapter", "no_moe_operator"):
         assert sum(type(unit).__name__ == "OperatorExpert" for unit in units([adapter])) == 8
 
 

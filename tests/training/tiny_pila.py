@@ -6,6 +6,7 @@ import torch
 from latent_physics.methods.pila import PilaConfig
 from latent_physics.training.tasks.pila.data import Example, PilaClips
 from latent_physics.training.tasks.pila.settings import PilaTraining
+from latent_physics.training.tasks.pila.stages import FULL
 from latent_physics.training.tasks.pila.task import PilaRun
 
 SMALL = PilaConfig(channels=4, hidden=8, blocks=1, head_width=8, cond_dim=6)
@@ -49,8 +50,8 @@ def clips(count=12, size=(5, 8, 7)):
     return PilaClips(names=[f"clip {i}" for i in range(count)], latent_space="toy", channels=4, cond_dim=6, load=load)
 
 
-def run(folder=None, config=QUICK, adapter=SMALL, accelerator=None):
-    return PilaRun(FrozenField(), clips(), config, adapter, folder, accelerator)
+def run(folder=None, config=QUICK, adapter=SMALL, accelerator=None, method=FULL):
+    return PilaRun(FrozenField(), clips(), config, adapter, folder, accelerator, method)
 
 
 def flat(state):

@@ -6,10 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
 from latent_physics.methods.pila import (
-    ABLATIONS,
     CATEGORIES,
-    TOY,
-    Ablation,
     PilaAdapter,
     PilaConfig,
     PilaCorrection,
@@ -20,13 +17,21 @@ from latent_physics.methods.pila import (
     load_adapter,
     save_adapter,
 )
-from latent_physics.methods.pila.adapter import count
-from latent_physics.methods.pila.decoder import sigma_gate
+from latent_physics.methods.pila.decoder import sigma_gate, unshrunk
+from latent_physics.methods.pila.encoder import ResidualBlock, count, normalised
 from latent_physics.methods.pila.experts import RECIPES, OperatorExpert, recipe_mask
 from latent_physics.methods.step import SamplingStep
 from latent_physics.methods.weights import WeightsError, WeightsInfo, save_weights
 
 SMALL = PilaConfig(channels=4, hidden=16, blocks=1, head_width=8, cond_dim=6)
+VERSION_2 = {**dataclasses.asdict(SMALL), "architecture": "PilaAdapter", "version": 2}
+VERSION_1 = {
+    "channels": 4, "hidden": 16, "blocks": 1, "head_width": 8, "cond_dim": 6, "top_k": 4, "label_bias": 2.0, "temperature": 2.0,
+    "gate": "quadratic", "gate_floor": 0.05, "correction_limit": 10.0, "tie_duplicates": True, "expert_sees_feature": False,
+    "decoder_sees_feature": False,
+    "ablation": {"plain_adapter": False, "afe": True, "routing": True, "residuals": True, "drop_families": []},
+}  # fmt: skip
+"""A configuration as files carried it before they had a version."""
 
 
 def adapter(config=SMALL, trained=True):
@@ -51,31 +56,10 @@ def step(batch=2, channels=4, size=(5, 6, 7), sigma=0.5, index=2, count=10, cond
 def test_parameter_counts_of_the_full_size():
     with torch.device("meta"):
         full = PilaAdapter()
-        plain = PilaAdapter(PilaConfig().with_ablation("plain_adapter"))
     assert count(full.encoder) == 3_157_120
     assert count(full.encoder) + count(full.afe) + count(full.level) == pytest.approx(3.27e6, rel=1e-3)
     assert count(full.experts) == pytest.approx(7.26e6, rel=1e-3)
     assert count(full.decoder) == pytest.approx(0.910e6, rel=1e-3)
-    assert count(plain) == pytest.approx(count(full), rel=1e-3)
-
-
-@pytest.mark.parametrize("config", [TOY, PilaConfig(hidden=64, blocks=2), PilaConfig(hidden=96, channels=4, cond_dim=512)])
-def test_the_plain_adapter_has_the_full_methods_size(config):
-    with torch.device("meta"):
-        plain, full = PilaAdapter(config.with_ablation("plain_adapter")), PilaAdapter(config)
-    assert count(plain) == pytest.approx(count(full), rel=0.01)
-
-
-@pytest.mark.parametrize("name", ABLATIONS)
-def test_every_switch_builds_runs_and_starts_by_changing_nothing(name):
-    config = SMALL.with_ablation(name)
-    x0, now = step()
-    labels = label_vector(["Fluid", "Collision"])
-    fresh = PilaCorrection(adapter(config, trained=False), PilaSettings(labels=labels)).correct(x0, now)
-    assert torch.equal(fresh, x0)
-    changed = PilaCorrection(adapter(config), PilaSettings(labels=labels)).correct(x0, now)
-    assert torch.isfinite(changed).all()
-    assert torch.equal(changed, x0) == (name == "no_flow_correction")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -104,7 +88,6 @@ def test_sigma_gate_values_of_the_specification():
     sigma = torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     torch.testing.assert_close(sigma_gate(sigma), torch.tensor([1, 0.658, 0.392, 0.202, 0.088, 0.05]), atol=5e-4, rtol=0)
     torch.testing.assert_close(sigma_gate(sigma, "linear", 0.3)[[0, -1]], torch.tensor([1.0, 0.3]))
-    assert torch.equal(sigma_gate(sigma, "none"), torch.ones(6))
     with pytest.raises(ValueError, match="quadratic"):
         sigma_gate(sigma, "cubic")
 
@@ -147,19 +130,17 @@ def test_an_expert_updates_its_recipe_and_nothing_else(category):
     assert torch.equal(touched, recipe_mask(category))
 
 
-def test_duplicates_stay_tied_after_refinement_unless_switched_off():
+def test_duplicates_stay_tied_after_refinement():
     x0, now = step()
-    for tied in (True, False):
-        module = adapter(dataclasses.replace(SMALL, tie_duplicates=tied))
-        refined = module(x0, now.noisy, now.sigma, top_k=8).refined
-        pairs = [(8, 9), (10, 11), (12, 13), (14, 15), (28, 31), (0, 2), (24, 26)]
-        assert all(torch.equal(refined[:, a], refined[:, b]) == tied for a, b in pairs)
+    refined = adapter()(x0, now.noisy, now.sigma, top_k=8).refined
+    pairs = [(8, 9), (10, 11), (12, 13), (14, 15), (28, 31), (0, 2), (24, 26)]
+    assert all(torch.equal(refined[:, a], refined[:, b]) for a, b in pairs)
 
 
 def test_refined_bank_is_the_weighted_sum_of_updates():
     module = adapter()
     x0, now = step()
-    out = module(x0, now.noisy, now.sigma, now.cond, label_vector(["Fluid"]), keep_updates=True)
+    out = module(x0, now.noisy, now.sigma, now.cond, label_vector(["Fluid"]))
     expected = out.bank.clone()
     for index, (samples, update) in out.updates.items():
         for place, b in enumerate(samples.tolist()):
@@ -169,11 +150,15 @@ def test_refined_bank_is_the_weighted_sum_of_updates():
     assert sum(len(samples) for samples, _ in out.updates.values()) == 2 * 4
 
 
-def test_experts_without_the_bank_are_possible_but_off_by_default():
-    assert not SMALL.expert_sees_feature
-    module = adapter(dataclasses.replace(SMALL, expert_sees_feature=True, decoder_sees_feature=True))
-    x0, now = step()
-    assert torch.isfinite(module.correct(x0, now)).all()
+def test_the_decoder_can_read_the_feature_and_be_deeper():
+    config = dataclasses.replace(SMALL, decoder_sees_feature=True, decoder_blocks=3)
+    module, (x0, now) = adapter(config), step()
+    out = module(x0, now.noisy, now.sigma, now.cond)
+    assert out.feature.shape == (2, 16, 5, 6, 7)
+    assert count(module.decoder) - count(adapter().decoder) == 16 * 16 + 2 * count(ResidualBlock(16, 16))
+    blind = module.decoder(out.refined, out.cond, now.noisy, torch.zeros_like(out.feature))
+    assert not torch.allclose(blind, out.delta)
+    assert adapter()(x0, now.noisy, now.sigma, now.cond).feature is None  # by default the bank is all it reads
 
 
 @pytest.mark.parametrize(
@@ -217,12 +202,10 @@ def test_expert_maps_show_selected_experts_only():
     maps = expert_maps(module, trace.snapshots[0], top_k=3)
     assert maps.shape == (2, 8, 5, 6, 7)
     assert ((maps.sum(dim=(2, 3, 4)) > 0).sum(dim=1) == 3).all()
-    with pytest.raises(ValueError, match="without experts"):
-        expert_maps(adapter(SMALL.with_ablation("no_moe_operator")), trace.snapshots[0])
 
 
 def test_an_adapter_survives_its_file(tmp_path):
-    module, path = adapter(SMALL.with_ablation("no_pde")), tmp_path / "pila.safetensors"
+    module, path = adapter(dataclasses.replace(SMALL, gate="linear", gate_floor=0.3)), tmp_path / "pila.safetensors"
     save_adapter(path, module, "toy", {"steps": 3})
     loaded, info = load_adapter(path)
     assert (info.kind, info.latent_space, info.recipe) == ("pila_adapter", "toy", {"steps": 3})
@@ -235,8 +218,11 @@ def test_an_adapter_survives_its_file(tmp_path):
 def test_files_that_do_not_fit_are_refused_with_a_reason(tmp_path):
     path = tmp_path / "pila.safetensors"
     state = adapter().state_dict()
-    for config, words in [({"hidden": 17}, "multiple of 8"), ({"speed": 3}, "cannot be built"), ({"hidden": 24}, "tensors")]:
-        save_weights(path, state, WeightsInfo(kind="pila_adapter", latent_space="toy", config={**SMALL.to_dict(), **config}))
+    for config, words in [
+        ({"hidden": 17}, "multiple of 8"), ({"speed": 3}, "cannot be built"), ({"hidden": 24}, "tensors"),
+        ({"version": 3}, "version is 3; this pack reads 1 to 2"), ({"architecture": "PlainAdapter"}, "an ablation"),
+    ]:
+        save_weights(path, state, WeightsInfo(kind="pila_adapter", latent_space="toy", config={**VERSION_2, **config}))
         with pytest.raises(WeightsError, match=words):
             load_adapter(path)
     save_weights(path, state, WeightsInfo(kind="motion_predictor", latent_space="toy", config={}))
@@ -248,7 +234,10 @@ def test_files_that_do_not_fit_are_refused_with_a_reason(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"hidden": 20}, "20"), ({"top_k": 9}, "0 to 8"), ({"gate": "cubic"}, "cubic"), ({"gate_floor": 2.0}, "2.0")],
+    [
+        ({"hidden": 20}, "20"), ({"top_k": 9}, "0 to 8"), ({"gate": "cubic"}, "cubic"), ({"gate_floor": 2.0}, "2.0"),
+        ({"label_bias": 0.0}, "label bias"),
+    ],
 )
 def test_bad_sizes_are_refused(change, words):
     with pytest.raises(ValueError, match=words):
@@ -272,10 +261,8 @@ def test_bad_input_is_refused_in_a_sentence():
         PilaSettings(stage="both")
     with pytest.raises(ValueError, match="labels have shape"):
         PilaSettings(labels=torch.zeros(7))
-    with pytest.raises(ValueError, match="pde"):
-        Ablation(drop_families=("soft",))
-    with pytest.raises(ValueError, match="plain_adapter"):
-        SMALL.with_ablation("everything")
+    with pytest.raises(ValueError, match="branch is 'negative'"):
+        PilaSettings(branch="negative")
 
 
 def test_recipes_name_the_slots_their_residuals_read():
@@ -308,3 +295,50 @@ def test_loading_draws_nothing_from_the_random_generator(tmp_path):
     before = torch.random.get_rng_state()
     load_adapter(tmp_path / "pila.safetensors")
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_files_of_version_1_load_and_act_as_their_training_meant(tmp_path):
+    """Raw prompt, unbounded router, and the gate that undoes the penalty on the ungated correction."""
+    state, path = adapter().state_dict(), tmp_path / "old.safetensors"
+    recipe = {"correction_weight": 0.01}
+    save_weights(path, state, WeightsInfo(kind="pila_adapter", latent_space="toy", config=VERSION_1, recipe=recipe))
+    old, _ = load_adapter(path)
+    x0, now = step(sigma=0.8)
+    raw = adapter(dataclasses.replace(SMALL, normalise_prompt=False, bound_logits=False))
+    expected = x0 - (raw(x0, (now.noisy - x0) / 0.8, now.sigma, now.cond).delta) * 0.8 * (0.088 + 0.01 / 0.088)
+    torch.testing.assert_close(old.correct(x0, now), expected, atol=1e-5, rtol=1e-5)
+    gone, generic = {"tie_duplicates": False}, {"ablation": {"afe": False}}
+    for change, words in [(gone, "tie_duplicates is False"), (generic, "GenericFields")]:
+        save_weights(path, state, WeightsInfo(kind="pila_adapter", latent_space="toy", config={**VERSION_1, **change}))
+        with pytest.raises(WeightsError, match=words):
+            load_adapter(path)
+
+
+@pytest.mark.parametrize("sigma", [1.0, 0.8, 0.5])
+def test_the_unshrunk_gate_restores_what_a_penalty_took(sigma):
+    """dv that minimises |g dv - r|^2 + w |dv|^2, found by gradient descent, gives r again under the unshrunk gate."""
+    gate, wanted, weight = float(sigma_gate(torch.tensor(sigma))), 0.7, 0.01
+    dv = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([dv], max_iter=50, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        value = (gate * dv - wanted) ** 2 + weight * dv**2
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    assert gate * dv.item() == pytest.approx(wanted * gate**2 / (gate**2 + weight), rel=1e-6)  # 0.2 of it at sigma 1
+    assert unshrunk(gate, weight) * dv.item() == pytest.approx(wanted, rel=1e-6)
+    assert unshrunk(gate, 0.0) == gate
+
+
+def test_the_prompt_is_normalised_so_that_small_embeddings_are_read():
+    """umT5's pooled embeddings are about 1e-3 in size; another prompt must still change the condition as much."""
+    cond = torch.randn(3, 6)
+    torch.testing.assert_close(normalised(cond), torch.nn.functional.layer_norm(cond, (6,), eps=0.0))
+    torch.testing.assert_close(normalised(1e-3 * cond), normalised(cond))
+    assert torch.equal(normalised(torch.zeros(1, 6)), torch.zeros(1, 6))
+    encoder, level = adapter().condition, torch.zeros(3, 16)
+    torch.testing.assert_close(encoder(level, 1e-3 * cond), encoder(level, cond))
+    assert (encoder(level, 1e-3 * cond).std(dim=0) > 1e-2).any()

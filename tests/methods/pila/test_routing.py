@@ -4,7 +4,7 @@ import pytest
 import torch
 from latent_physics.methods.labels.taxonomy import random_labels
 from latent_physics.methods.pila import CATEGORIES, label_batch, label_vector
-from latent_physics.methods.pila.routing import Router, select, uniform
+from latent_physics.methods.pila.routing import Router, coactivation, label_recall, select
 
 
 def test_selection_is_sparse_and_sums_to_one():
@@ -31,13 +31,12 @@ def test_no_expert_and_ties():
     assert not none.selected.any()
     assert torch.equal(none.weights, torch.zeros(2, 8))
     assert select(torch.zeros(1, 8), 3, 2.0).selected[0].tolist() == [True] * 3 + [False] * 5
-    assert torch.equal(uniform(torch.randn(2, 8)).weights, torch.full((2, 8), 0.125))
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_a_label_raises_its_expert_by_e_to_the_beta_over_tau(category):
     torch.manual_seed(1)
-    router, cond = Router(32, 2.0, 2.0), torch.randn(1, 32)
+    router, cond = Router(32, 4, 2.0, 2.0), torch.randn(1, 32)
     index = CATEGORIES.index(category)
     plain = router(cond, None, 8).weights[0]
     labelled = router(cond, label_vector([category])[None], 8).weights[0]
@@ -48,18 +47,35 @@ def test_a_label_raises_its_expert_by_e_to_the_beta_over_tau(category):
 
 @pytest.mark.parametrize("labels", [["Rigid Body", "Collision"], ["Phase Change", "Fluid", "Thermal"]])
 def test_several_labels_route_several_experts(labels):
-    router = Router(32, 2.0, 2.0)
+    router = Router(32, 4, 2.0, 2.0)
     routing = router(torch.zeros(1, 32), label_batch([labels]), 4)
     for name in labels:
         assert routing.selected[0, CATEGORIES.index(name)]
 
 
-def test_the_prior_is_soft():
-    router = Router(32, 2.0, 2.0)
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_a_label_selects_its_expert_whatever_was_learned(category):
+    """Learned logits stay below the prior: the worst-placed expert with a label ranks above the best without one."""
+    router, index = Router(32, 4, 2.0, 2.0), CATEGORIES.index(category)
     with torch.no_grad():
-        router.net[-1].bias.copy_(torch.tensor([9.0, 8.0, 7.0, 6.0, 0.0, 0.0, 0.0, 0.0]))
-    routing = router(torch.zeros(1, 32), label_vector(["Optical"])[None], 4)
-    assert not routing.selected[0, 7]  # strong evidence outweighs a label
+        router.net[-1].bias.fill_(100.0)
+        router.net[-1].bias[index] = -100.0
+    assert router(torch.zeros(1, 32), label_vector([category])[None], 1).selected[0].nonzero().flatten().tolist() == [index]
+    assert not router(torch.zeros(1, 32), None, 7).selected[0, index]  # without a label what was learned decides
+    free = Router(32, 4, 2.0, 2.0, bounded=False)
+    free.load_state_dict(router.state_dict())
+    assert not free(torch.zeros(1, 32), label_vector([category])[None], 4).selected[0, index]
+
+
+def test_label_recall_and_coactivation():
+    logits = torch.tensor([[5.0, 4.0, 0, 0, 0, 0, 0, 0], [5.0, 0, 4.0, 0, 0, 0, 0, 0]])
+    routing = select(logits, 2, 2.0)
+    labels = label_batch([["Rigid Body", "Thermal"], ["Fluid"]])
+    assert float(label_recall(routing, labels)) == pytest.approx(2 / 3)
+    assert float(label_recall(routing, torch.zeros(2, 8))) == 1.0
+    together = coactivation(routing)
+    assert together[0, :3].tolist() == [1.0, 0.5, 0.5]
+    assert together[1, 2] == 0.0
 
 
 def test_label_vectors():

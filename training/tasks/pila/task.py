@@ -284,7 +284,7 @@ class PilaRun:
                 routed += out.routing.selected.sum(dim=0).cpu()
         errors = self.accelerator.reduce(errors.to(self.device), "sum")
         if fields:
-            spread = {name: sum(row[name] for row in fields) / len(fields) for name in fields[0]}
+            spread = {name.removeprefix("std "): sum(row[name] for row in fields) / len(fields) for name in fields[0]}
             unused = [name for name, count in zip(CATEGORIES, routed.tolist()) if count == 0]
             self.findings = {"dead_slots": dead_slots(spread), "unused_experts": unused}
         self.val_gain = 1.0 - float(errors[0] / errors[1])
