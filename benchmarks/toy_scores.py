@@ -9,27 +9,21 @@ import argparse
 
 import numpy as np
 from latent_physics.toyworld import scores
-from latent_physics.toyworld.corruption import frozen, jumping, shuffled, stalling, warped
-from latent_physics.toyworld.worlds import WORLDS, Scene, World
+from latent_physics.toyworld.corruption import VIOLATIONS
+from latent_physics.toyworld.worlds import WORLDS, World
 
 KINDS = {
     "real": lambda world, scene, rng: world.render(scene),
-    "shuffled": lambda world, scene, rng: world.render(scene, shuffled(rng)),
-    "time-warped": lambda world, scene, rng: world.render(scene, warped(rng)),
-    "jumping": lambda world, scene, rng: world.render(scene, jumping(rng)),
-    "stalling": lambda world, scene, rng: world.render(scene, stalling(rng)),
-    "constant x 1/2": lambda world, scene, rng: scaled(world, scene, 0.5),
-    "constant x 2": lambda world, scene, rng: scaled(world, scene, 2.0),
-    "frozen": lambda world, scene, rng: world.render(scene, frozen(rng)),
+    "shuffled": VIOLATIONS["shuffled"],
+    "time-warped": VIOLATIONS["time-warp"],
+    "jumping": VIOLATIONS["jump"],
+    "stalling": VIOLATIONS["stall"],
+    "constant x 1/2": VIOLATIONS["constant x 1/2"],
+    "constant x 2": VIOLATIONS["constant x 2"],
+    "frozen": VIOLATIONS["frozen"],
 }
 MOTION_CLIPS = 256
 """Clips per world behind REAL_MOTION: motion differs more from scene to scene than residuals do."""
-
-
-def scaled(world: World, scene: Scene, factor: float) -> np.ndarray:
-    """The scene under the law with its first constant multiplied."""
-    name = next(iter(world.constants))
-    return world.render(scene, **{name: world.constants[name] * factor})
 
 
 def residuals(world: World, kind: str, count: int, seed: int, noise: float) -> tuple[np.ndarray, np.ndarray]:

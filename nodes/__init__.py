@@ -15,6 +15,7 @@ class LatentPhysicsExtension(ComfyExtension):
         encoders.register_folder()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        from . import alignment, lamo, pila, prompt, toyworld, train
+        from . import alignment, best_of_n, critics, lamo, pila, prompt, toyworld, train
 
-        return [*toyworld.NODES, *lamo.NODES, *train.NODES, *prompt.NODES, *pila.NODES, *alignment.NODES]
+        rooms = (toyworld, lamo, train, prompt, pila, alignment, critics, best_of_n)
+        return [node for room in rooms for node in room.NODES]

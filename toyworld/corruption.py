@@ -29,7 +29,8 @@ def frozen(rng: np.random.Generator) -> np.ndarray:
 def warped(rng: np.random.Generator) -> np.ndarray:
     """Time that runs unevenly: a random monotone map of the clip onto itself."""
     pace = np.exp(
-        rng.uniform(0.9, 1.4) * np.sin(2 * np.pi * (np.arange(FRAMES - 1) / LAST * rng.uniform(0.8, 1.6) + rng.random()))
+        rng.uniform(0.9, 1.4)
+        * np.sin(2 * np.pi * (np.arange(FRAMES - 1) / LAST * rng.uniform(0.8, 1.6) + rng.random()))
     )
     times = np.concatenate([[0.0], np.cumsum(pace)])
     return times / times[-1] * LAST
@@ -56,6 +57,11 @@ def reversing(rng: np.random.Generator) -> np.ndarray:
     return np.abs(np.abs(np.arange(FRAMES) - rng.integers(10, 24)) - LAST / 2)
 
 
+def backwards(rng: np.random.Generator) -> np.ndarray:
+    """The clip from its end to its beginning. The laws of some worlds hold either way."""
+    return np.arange(FRAMES, dtype=float)[::-1]
+
+
 TIMES: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
     "warped": warped,
     "jumping": jumping,
@@ -65,7 +71,9 @@ TIMES: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
 """The corruptions of the training mixture; shuffled and frozen clips are for validating scores."""
 
 
-def wrong_constants(world: World, rng: np.random.Generator, low: float = 0.35, high: float = 0.65) -> dict[str, float]:
+def wrong_constants(
+    world: World, rng: np.random.Generator, low: float = 0.35, high: float = 0.65
+) -> dict[str, float]:
     """The world's first constant multiplied by a factor in [low, high] or its inverse."""
     name = next(iter(world.constants))
     factor = rng.uniform(low, high)
@@ -78,3 +86,41 @@ def corrupted(world: World, scene: Scene, rng: np.random.Generator, part: slice 
     if kind == len(TIMES):
         return world.render(scene, np.arange(FRAMES)[part], **wrong_constants(world, rng))
     return world.render(scene, list(TIMES.values())[kind](rng)[part])
+
+
+def scaled(world: World, scene: Scene, factor: float) -> np.ndarray:
+    """The scene under the law with its first constant multiplied."""
+    name = next(iter(world.constants))
+    return world.render(scene, **{name: world.constants[name] * factor})
+
+
+def teleporting(world: World, scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """From one moment on everything that is not background stands elsewhere, 14 to 25 px to a side (round the edge)."""
+    frames = world.render(scene)
+    things = frames - world.background
+    moment, away = rng.integers(8, 25), int(rng.choice((-1, 1)) * rng.integers(14, 26))
+    things[moment:] = np.roll(things[moment:], away, axis=3)
+    return (world.background + things).clip(0, 1).astype(np.float32)
+
+
+def vanishing(world: World, scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """For 6 to 13 frames nothing but background is there; then the scene goes on."""
+    frames = world.render(scene)
+    start, length = rng.integers(6, 18), rng.integers(6, 14)
+    frames[start : start + length] = world.background
+    return frames
+
+
+VIOLATIONS: dict[str, Callable[[World, Scene, np.random.Generator], np.ndarray]] = {
+    "constant x 1/2": lambda world, scene, rng: scaled(world, scene, 0.5),
+    "constant x 2": lambda world, scene, rng: scaled(world, scene, 2.0),
+    "jump": lambda world, scene, rng: world.render(scene, jumping(rng)),
+    "stall": lambda world, scene, rng: world.render(scene, stalling(rng)),
+    "time-warp": lambda world, scene, rng: world.render(scene, warped(rng)),
+    "reversed": lambda world, scene, rng: world.render(scene, backwards(rng)),
+    "teleport": teleporting,
+    "vanish": vanishing,
+    "shuffled": lambda world, scene, rng: world.render(scene, shuffled(rng)),
+    "frozen": lambda world, scene, rng: world.render(scene, frozen(rng)),
+}
+"""Ways to break a scene's dynamics, each (world, scene, generator) -> frames (T,3,H,W): what critics are tested on."""

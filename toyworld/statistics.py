@@ -52,6 +52,22 @@ def paired_difference(values: Sequence[float], reference: Sequence[float], promp
     return Interval(float(sums.sum() / counts.sum()), float(low), float(high))
 
 
+def auc(right: Sequence[float], wrong: Sequence[float]) -> tuple[float, float]:
+    """(chance that a value of `right` exceeds one of `wrong`, ties counting half; its standard error). 0.5 tells nothing.
+
+    The error is DeLong's (1988): the variances of each value's own chance of winning, over their number. nan for fewer than 2
+    values on a side. Raises ValueError where a side is empty.
+    """
+    if not len(right) or not len(wrong):
+        raise ValueError(f"an AUC compares two groups, but {len(right)} and {len(wrong)} values were given.")
+    difference = np.asarray(right, float)[:, None] - np.asarray(wrong, float)[None]
+    wins = (difference > 0) + 0.5 * (difference == 0)
+    if min(wins.shape) < 2:
+        return float(wins.mean()), float("nan")
+    variance = wins.mean(1).var(ddof=1) / len(right) + wins.mean(0).var(ddof=1) / len(wrong)
+    return float(wins.mean()), float(np.sqrt(variance))
+
+
 def _by_prompt(values: Sequence[float], prompts: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
     """Sum and number of the values of each prompt, prompts in the order of their first value."""
     if len(values) != len(prompts) or not len(values):

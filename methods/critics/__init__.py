@@ -1,6 +1,8 @@
-"""Critics: judges of physical plausibility that need no training, and the gate that keeps a still clip from winning.
+"""Critics: judges of physical plausibility that need no training, and the gate that keeps a still clip from
+winning.
 
-A critic has `judge(clip, fps, cond=None) -> Judgement`. What it reads is `critic.reads`: frames `B 3 T H W` in [0, 1], or a
+A critic has `judge(clip, fps, cond=None) -> Judgement`. What it reads is `critic.reads`: frames `B 3 T H W`
+in [0, 1], or a
 latent `B C T H W` as the sampler holds it.
 """
 

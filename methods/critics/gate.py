@@ -1,4 +1,5 @@
-"""The motion gate: a frozen clip is perfectly predictable, so every critic would choose it (specs: reward hacking guard)."""
+"""The motion gate: a frozen clip is perfectly predictable, so every critic would choose it (specs: reward
+hacking guard)."""
 
 from __future__ import annotations
 
@@ -10,9 +11,11 @@ from torch import Tensor
 INTERVAL = 0.25
 """Seconds between the two moments that are compared: long enough that a decoder's flicker is not motion."""
 BUSIEST = 0.05
-"""Share of the places of a frame, the busiest ones, whose change counts: a small thing that moves is motion too."""
+"""Share of the places of a frame, the busiest ones, whose change counts: a small thing that moves is
+motion too."""
 PIXELS_STILL, PIXELS_MOVING = 0.02, 0.06
-"""Change of pixels in [0, 1] at and below which a clip counts as still, and from which it counts as moving."""
+"""Change of pixels in [0, 1] at and below which a clip counts as still, and from which it counts as
+moving."""
 LATENT_STILL, LATENT_MOVING = 0.1, 0.3
 """The same for latents, whose values have a deviation of about 1."""
 POOL_SHARE = 0.5
@@ -20,7 +23,8 @@ POOL_SHARE = 0.5
 
 
 def pixel_motion(clip: Tensor, fps: float) -> Tensor:
-    """Motion of frames `B 3 T H W` in [0, 1], `B`: mean over time of the busiest pixels' change within INTERVAL seconds.
+    """Motion of frames `B 3 T H W` in [0, 1], `B`: mean over time of the busiest pixels' change within
+    INTERVAL seconds.
 
     One number for the same clip at any frame rate. A single frame has motion 0.
     """
@@ -28,7 +32,8 @@ def pixel_motion(clip: Tensor, fps: float) -> Tensor:
 
 
 def latent_motion(latent: Tensor, fps: float) -> Tensor:
-    """The same of a latent `B C T H W`: a place's change is the root mean square over channels. fps: latent frames a second."""
+    """The same of a latent `B C T H W`: a place's change is the root mean square over channels. fps:
+    latent frames a second."""
     return _busiest(latent, fps, lambda change: change.square().mean(dim=1).sqrt())
 
 
@@ -39,7 +44,8 @@ def motion_gate(motion: Tensor, still: float, moving: float | Tensor) -> Tensor:
 
 
 def gate_of_pool(motion: Tensor, reads: str) -> Tensor:
-    """Gate of candidates for one prompt, `B`: a clip also counts as nearly still beside others that move much more.
+    """Gate of candidates for one prompt, `B`: a clip also counts as nearly still beside others that move much
+    more.
 
     motion: `B`, of all candidates. reads: "frames" or "latent", which decides the absolute limits.
     """
@@ -53,7 +59,8 @@ def limits(reads: str) -> tuple[float, float]:
 
 
 def rank(plausibility: Tensor, gate: Tensor) -> list[int]:
-    """Candidates, best first: by plausibility x gate, then by gate, then by plausibility, then in the order given."""
+    """Candidates, best first: by plausibility x gate, then by gate, then by plausibility, then in the
+    order given."""
     keys = zip((plausibility * gate).tolist(), gate.tolist(), plausibility.tolist())
     return [number for number, _ in sorted(enumerate(keys), key=lambda pair: pair[1], reverse=True)]
 

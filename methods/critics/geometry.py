@@ -1,6 +1,8 @@
-"""Trajectory geometry: how regular the path of a clip's pooled frame features is (after GeoPhys, arXiv 2606.20707).
+"""Trajectory geometry: how regular the path of a clip's pooled frame features is (after GeoPhys, arXiv
+2606.20707).
 
-The paper names five statistics of the path of a frozen image encoder; how they are scaled and added is ours: each is free of
+The paper names five statistics of the path of a frozen image encoder; how they are scaled and added is ours:
+each is free of
 units (steps are measured in the clip's mean step, angles in radians), and the measure is their mean.
 """
 
@@ -20,7 +22,8 @@ STATISTICS = ("step_variation", "turning", "turning_variation", "acceleration", 
 
 
 class FrameEncoder(Protocol):
-    """A frozen encoder of frames, such as encoders.ImageEncoder; a video encoder's tubelets serve as frames."""
+    """A frozen encoder of frames, such as encoders.images.ImageEncoder; no frame's features may depend on
+    the others."""
 
     @property
     def patch(self) -> tuple[int, int, int]:
@@ -33,7 +36,10 @@ class FrameEncoder(Protocol):
 
 
 class TrajectoryGeometry:
-    """Mean of five statistics of the path z_t, the frame features pooled over space. All are 0 for a straight, even path."""
+    """Mean of five statistics of the path z_t, the frame features pooled over space.
+
+    All are 0 for a straight, even path.
+    """
 
     name = "geometry"
     reads = "frames"
@@ -71,8 +77,10 @@ class TrajectoryGeometry:
 def statistics(path: Tensor) -> dict[str, Tensor]:
     """The five statistics of a path `B F C`, F at least PAST + 1; each `B`.
 
-    step_variation: deviation of the step lengths over their mean. turning, turning_variation: mean and deviation of the angle
-    between one step and the next. acceleration: mean length of the second difference, in mean steps. residual: mean distance
+    step_variation: deviation of the step lengths over their mean. turning, turning_variation: mean and
+    deviation of the angle
+    between one step and the next. acceleration: mean length of the second difference, in mean steps.
+    residual: mean distance
     of a point from the straight line fitted to the PAST points before it, in mean steps.
     """
     steps = path.diff(dim=1)
@@ -89,7 +97,8 @@ def statistics(path: Tensor) -> dict[str, Tensor]:
 
 
 def turning_angles(steps: Tensor) -> Tensor:
-    """Angle between each step and the next in radians, `B F-2` from steps `B F-1 C`; 0 where one of the two has no length.
+    """Angle between each step and the next in radians, `B F-2` from steps `B F-1 C`; 0 where one of the two
+    has no length.
 
     2 atan2(|u - v|, |u + v|) of the unit steps: accurate for small angles, where the arc cosine is not.
     """
@@ -108,21 +117,24 @@ def accelerations(path: Tensor) -> Tensor:
 
 
 def linear_residuals(path: Tensor) -> Tensor:
-    """Distance of each point from the least-squares line in time through the PAST points before it, `B F-PAST`."""
+    """Distance of each point from the least-squares line in time through the PAST points before it, `B
+    F-PAST`."""
     weights = extrapolation(PAST).to(path)
     expected = torch.einsum("bfcp,p->bfc", path[:, :-1].unfold(1, PAST, 1), weights)
     return (path[:, PAST:] - expected).norm(dim=2)
 
 
 def extrapolation(past: int) -> Tensor:
-    """Weights `past` of the points at times -past .. -1 in the value at time 0 of the straight line fitted to them."""
+    """Weights `past` of the points at times -past .. -1 in the value at time 0 of the straight line fitted
+    to them."""
     times = torch.arange(-past, 0, dtype=torch.float64)
     design = torch.stack([torch.ones_like(times), times], dim=1)
     return torch.linalg.pinv(design)[0]
 
 
 def _mean_step(lengths: Tensor) -> Tensor:
-    """Mean length of the steps `B F-1`; where nothing moves a unit of 1, so that a still path has statistics of 0."""
+    """Mean length of the steps `B F-1`; where nothing moves a unit of 1, so that a still path has
+    statistics of 0."""
     mean = lengths.mean(dim=1)
     return torch.where(mean > 1e-9, mean, torch.ones_like(mean))
 

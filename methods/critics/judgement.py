@@ -17,14 +17,20 @@ class CriticError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """A critic's answer for a batch of clips. Tensors are float32 on the CPU; score, gate and raw parts stay apart."""
+    """A critic's answer for a batch of clips.
+
+    Tensors are float32 on the CPU; score, gate and raw parts stay apart.
+    """
 
     implausibility: Tensor
     """The critic's raw measure, `B`, 0 or more; lower is more plausible."""
     motion: Tensor
     """How much moves, `B`, in the units of `gate.pixel_motion` or `gate.latent_motion`."""
     gate: Tensor
-    """Motion gate in [0, 1], `B`: 0 for a still clip. Relative to absolute limits; see `gate_of_pool` for candidates."""
+    """Motion gate in [0, 1], `B`: 0 for a still clip.
+
+    Relative to absolute limits; see `gate_of_pool` for candidates.
+    """
     curve: Tensor
     """Implausibility over time, `B S`."""
     times: Tensor
@@ -48,7 +54,10 @@ class Judgement:
 
 
 class Critic(Protocol):
-    """A judge of clips. Clips of a batch are judged one by one: no clip's answer depends on its neighbours."""
+    """A judge of clips.
+
+    Clips of a batch are judged one by one: no clip's answer depends on its neighbours.
+    """
 
     name: ClassVar[str]
     """"surprise", "geometry", "motion"."""
@@ -56,9 +65,11 @@ class Critic(Protocol):
     """"frames": `B 3 T H W` in [0, 1]; "latent": `B C T H W` in the sampler's scaling."""
 
     def judge(self, clip: Tensor, fps: float, cond: Tensor | None = None) -> Judgement:
-        """Judges a batch. `fps`: frames of `clip` per second, latent frames for a latent; `cond`: pooled prompt `B D`.
+        """Judges a batch. `fps`: frames of `clip` per second, latent frames for a latent; `cond`: pooled
+        prompt `B D`.
 
-        Raises CriticError for a clip that is too short, of the wrong shape, or not finite, and for an fps that is none.
+        Raises CriticError for a clip that is too short, of the wrong shape, or not finite, and for an fps
+        that is none.
         """
         ...
 
@@ -80,7 +91,8 @@ def check_clip(clip: Tensor, fps: float, critic: Critic) -> None:
     if not finite.all():
         number = int((~finite).nonzero()[0]) + 1
         raise CriticError(
-            f"clip {number} of {len(clip)} holds NaN or infinite values, so it has no score: look at what made it."
+            f"clip {number} of {len(clip)} holds NaN or infinite values, so it has no score: look at what "
+            "made it."
         )
 
 
@@ -92,7 +104,8 @@ def too_short(critic: str, frames: int, needed: int, remedy: str) -> CriticError
 def resampled(clip: Tensor, fps: float, rate: float | None) -> tuple[Tensor, Tensor]:
     """(the frames nearest to a clock of `rate` per second, the seconds at which they were: `T`).
 
-    A clip at or below the rate, and any clip where the rate is None, keeps all its frames: frames are picked, never made.
+    A clip at or below the rate, and any clip where the rate is None, keeps all its frames: frames are picked,
+    never made.
     """
     frames = clip.shape[2]
     if rate is None or fps <= rate:

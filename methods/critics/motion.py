@@ -1,4 +1,5 @@
-"""Motion consistency: how far a latent lies from what a motion predictor expects (LaMo's L_guide as a judge)."""
+"""Motion consistency: how far a latent lies from what a motion predictor expects (LaMo's L_guide as a
+judge)."""
 
 from __future__ import annotations
 
@@ -12,9 +13,11 @@ from .judgement import CriticError, Judgement, check_clip
 
 
 class MotionConsistency:
-    """|x[i] + f(x[i], c) - x[i+lag]|^2 over |x[i+lag] - x[i]|^2: the share of a latent's change that f did not expect.
+    """|x[i] + f(x[i], c) - x[i+lag]|^2 over |x[i+lag] - x[i]|^2: the share of a latent's change that f did
+    not expect.
 
-    L_guide itself (LaMo, eq 8) is small for a clip that hardly moves; the share is not. Both are among the parts. Needs no
+    L_guide itself (LaMo, eq 8) is small for a clip that hardly moves; the share is not. Both are among the
+    parts. Needs no
     decoding: it reads the latent, and a denoised estimate as well as a finished one.
     """
 
@@ -27,11 +30,13 @@ class MotionConsistency:
 
     @torch.no_grad()
     def judge(self, clip: Tensor, fps: float, cond: Tensor | None = None) -> Judgement:
-        """See Critic. fps: latent frames per second. cond: pooled prompt embedding `B D`, None for no prompt."""
+        """See Critic. fps: latent frames per second. cond: pooled prompt embedding `B D`, None for no
+        prompt."""
         check_clip(clip, fps, self)
         if clip.shape[1] != self.predictor.channels:
             raise CriticError(
-                f"the latent has {clip.shape[1]} channels, but the motion predictor reads {self.predictor.channels}: "
+                f"the latent has {clip.shape[1]} channels, but the motion predictor reads "
+                f"{self.predictor.channels}: "
                 "choose a predictor of this model's latents."
             )
         try:

@@ -1,7 +1,9 @@
 """Causal surprise: how far a frozen world model's expectation lies from what comes (LDO's critic).
 
-Sources: specs of LDO; Garrido et al., "Intuitive physics understanding emerges from self-supervised pretraining" (windows,
-several context lengths, L1); arXiv 2601.10553 (cosine, mean or maximum over windows). Features are V-JEPA 2's.
+Sources: specs of LDO; Garrido et al., "Intuitive physics understanding emerges from self-supervised
+pretraining" (windows,
+several context lengths, L1); arXiv 2601.10553 (cosine, mean or maximum over windows). Features are V-JEPA
+2's.
 """
 
 from __future__ import annotations
@@ -33,15 +35,21 @@ class WorldModel(Protocol):
         ...
 
     def predicted(self, video: Tensor, context: int) -> Tensor:
-        """Features expected after the first `context` feature frames: `B C F - context h w`. Encodes those frames alone."""
+        """Features expected after the first `context` feature frames: `B C F - context h w`.
+
+        Encodes those frames alone.
+        """
         ...
 
 
 class CausalSurprise:
-    """mean over windows and context lengths of |P(E(context)) - LN(E(window))|, LayerNorm and distance over features.
+    """mean over windows and context lengths of |P(E(context)) - LN(E(window))|, LayerNorm and distance over
+    features.
 
-    The curve has one entry a window, at the window's last frame, so that no entry before a frame depends on that frame. The
-    maps average each token over the windows in which it was predicted; E attends in both directions inside a window, so a
+    The curve has one entry a window, at the window's last frame, so that no entry before a frame depends on
+    that frame. The
+    maps average each token over the windows in which it was predicted; E attends in both directions inside a
+    window, so a
     map may shift a little with what follows it.
     """
 
@@ -62,14 +70,17 @@ class CausalSurprise:
     ) -> None:
         """window, stride, contexts: in frames, multiples of the model's tubelet. distance: "cosine" or "l1".
 
-        over_windows: "mean" or "max"; over_contexts: "mean" or "min", taken within a window first. rate: frames per second
-        at which the model looks; None looks at every frame. Raises CriticError for values outside their range.
+        over_windows: "mean" or "max"; over_contexts: "mean" or "min", taken within a window first. rate:
+        frames per second
+        at which the model looks; None looks at every frame. Raises CriticError for values outside their
+        range.
         """
         tubelet = model.patch[0]
         wrong = [value for value in (window, stride, *contexts) if value < tubelet or value % tubelet]
         if wrong or not contexts:
             raise CriticError(
-                f"window {window}, stride {stride} and contexts {list(contexts)} must be multiples of the world model's "
+                f"window {window}, stride {stride} and contexts {list(contexts)} must be multiples of the "
+                "world model's "
                 f"tubelet of {tubelet} frames."
             )
         if max(contexts) >= window:
@@ -134,7 +145,10 @@ class CausalSurprise:
         }
 
     def _distance(self, expected: Tensor, seen: Tensor) -> Tensor:
-        """`B C F h w` twice -> `B F h w`. Every vector seen has mean 0 and deviation 1, as V-JEPA's own targets have."""
+        """`B C F h w` twice -> `B F h w`.
+
+        Every vector seen has mean 0 and deviation 1, as V-JEPA's own targets have.
+        """
         seen = normalised(seen)
         if self.distance == "l1":
             return (expected - seen).abs().mean(dim=1)
@@ -157,7 +171,8 @@ class CausalSurprise:
         return {"mean": curve.mean(1), "max": curve.amax(1), "moving": self._moving(errors, video), **parts}
 
     def _moving(self, errors: dict[int, Tensor], video: Tensor) -> Tensor:
-        """Mean distance with each token weighted by how much its pixels change from tubelet to tubelet, `B`."""
+        """Mean distance with each token weighted by how much its pixels change from tubelet to tubelet,
+        `B`."""
         maps = self._maps(errors, video.shape[2])
         tubelet = self.model.patch[0]
         pictures = video[:, :, ::tubelet].float()

@@ -39,8 +39,13 @@ def laid_over(images: Tensor, maps: Tensor, index: list[int], opacity: float, co
 
     covered: height and width, from the upper left corner, of the part of an image that the maps stand for.
     """
-    images = images[..., :3].float().cpu()
     heat = maps / maps.flatten(1).amax(dim=1).clamp(min=1e-12)[:, None, None]
+    return under_heat(images, heat, index, opacity, covered)
+
+
+def under_heat(images: Tensor, heat: Tensor, index: list[int], opacity: float, covered: tuple[int, int]) -> Tensor:
+    """The clip under heat `F h w` in [0, 1] as `laid_over` places it: a pixel is covered by its heat times `opacity`."""
+    images = images[..., :3].float().cpu()
     heat = F.interpolate(heat[:, None], size=covered, mode="bilinear", align_corners=False)[index, 0]
     heat = F.pad(heat, (0, images.shape[2] - covered[1], 0, images.shape[1] - covered[0]))
     cover = (heat * opacity)[..., None]

@@ -7,9 +7,11 @@ from torch import Tensor
 
 
 class LinearWorld:
-    """Features are pixels through a fixed matrix, mean over a tubelet of `2 x 4 x 4`; it expects motion to go on evenly.
+    """Features are pixels through a fixed matrix, mean over a tubelet of `2 x 4 x 4`; it expects motion to go
+    on evenly.
 
-    `predicted` continues the straight line through the last two context tubelets (or holds the only one), token by token.
+    `predicted` continues the straight line through the last two context tubelets (or holds the only one),
+    token by token.
     """
 
     patch = (2, 4, 4)

@@ -36,7 +36,8 @@ def test_straight_even_path_has_statistics_of_0() -> None:
 
 @pytest.mark.parametrize("step", [0.01, 0.3, 1.0])
 def test_circle_turns_by_its_step(step: float) -> None:
-    """Equal steps; each turns by `step`; the second difference of a chord of length L is 2 L sin(step / 2)."""
+    """Equal steps; each turns by `step`; the second difference of a chord of length L is 2 L sin(step /
+    2)."""
     found = statistics(circle(step))
     assert float(found["turning"]) == pytest.approx(step, rel=1e-6)
     assert float(found["acceleration"]) == pytest.approx(2 * math.sin(step / 2), rel=1e-6)

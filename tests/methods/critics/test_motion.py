@@ -72,7 +72,8 @@ def test_what_does_not_fit_the_predictor_is_refused() -> None:
 
 
 def test_motion_of_a_moving_square_is_the_change_it_makes() -> None:
-    """A square of 10 x 10 pixels of 100 x 100 jumps from place to place: within the interval 2 % of the pixels change by 1,
+    """A square of 10 x 10 pixels of 100 x 100 jumps from place to place: within the interval 2 % of the
+    pixels change by 1,
     and the busiest 5 % hold them all."""
     clip = torch.zeros(1, 3, 9, 100, 100)
     for frame in range(9):
@@ -81,7 +82,8 @@ def test_motion_of_a_moving_square_is_the_change_it_makes() -> None:
 
 
 def test_motion_is_the_same_at_any_frame_rate() -> None:
-    """The same ramp of brightness, sampled at 8 and at 16 frames a second: 0.25 s change it by the same amount."""
+    """The same ramp of brightness, sampled at 8 and at 16 frames a second: 0.25 s change it by the same
+    amount."""
     slow = torch.linspace(0, 1, 17)[None, None, :, None, None].expand(1, 3, -1, 8, 8)
     fast = torch.linspace(0, 1, 33)[None, None, :, None, None].expand(1, 3, -1, 8, 8)
     torch.testing.assert_close(pixel_motion(slow, 8.0), pixel_motion(fast, 16.0))

@@ -67,7 +67,8 @@ def test_a_clip_that_does_what_the_model_expects_does_not_surprise() -> None:
 
 
 def test_context_is_encoded_alone() -> None:
-    """Only context frames reach the encoder that predicts: no window's context holds a frame of its targets."""
+    """Only context frames reach the encoder that predicts: no window's context holds a frame of its
+    targets."""
     model, clip = LinearWorld(), brightening(12)
     CausalSurprise(model, window=8, stride=2, contexts=(2, 6)).judge(clip, 8.0)
     assert {tuple(seen.shape[:3]) for seen in model.seen} == {(3, 3, 2), (3, 3, 6)}
