@@ -249,7 +249,7 @@ class PhysicsCriticNode(io.ComfyNode):
                 "decoded video."
             )
         else:
-            shown = ranking.judged_overlay(images, found, fps, opacity)
+            shown = ranking.judged_overlay(images, found, fps, opacity, critic.covered(*images.shape[1:3]))
         first = (float(found.score[0]), float(found.plausibility[0]), float(found.gate[0]))
         table = ranking.json_lines(ranking.judgement_rows(found))
         return io.NodeOutput(*first, plot, shown, table, ui=figures.preview_image(plot, cls))

@@ -47,6 +47,10 @@ class PhysicsCritic:
     def reads(self) -> str:
         return self.critic.reads
 
+    def covered(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width, from the upper left corner, of the part of a picture that its maps stand for."""
+        return (height, width) if self.teacher is None else self.teacher.covered(height, width)
+
     def judge(self, clip: Tensor, fps: float, cond: Tensor | None = None) -> Judgement:
         """Judges `B 3 T H W` frames or `B C T H W` latents (sampler's scaling) on ComfyUI's device.
 

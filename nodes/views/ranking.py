@@ -28,14 +28,21 @@ def curve_panel(judgement: Judgement, name: str) -> figures.Panel:
     return figures.Panel(title=f"{name}: implausibility, lower is better", x_label="seconds", curves=lines)
 
 
-def judged_overlay(images: Tensor, judgement: Judgement, fps: float, opacity: float) -> Tensor:
-    """Clips of images `N H W C`, one after another, under their implausibility; a clip's hottest place is
-    its brightest."""
+def judged_overlay(
+    images: Tensor, judgement: Judgement, fps: float, opacity: float, covered: tuple[int, int]
+) -> Tensor:
+    """Clips of images `N H W C`, one after another, under their implausibility; a clip's hottest place is its
+    brightest.
+
+    covered: height and width, from the upper left corner, of the part of an image that the maps stand for.
+    """
     heat = figures.unit_range(judgement.maps)
     clips = images.reshape(len(heat), -1, *images.shape[1:])
     moments = torch.arange(clips.shape[1]) / fps
     index = (torch.searchsorted(judgement.map_times.contiguous(), moments + 1e-6) - 1).clamp(min=0).tolist()
-    return torch.cat([points.under_heat(clip, maps, index, opacity, tuple(clip.shape[1:3])) for clip, maps in zip(clips, heat)])
+    return torch.cat(
+        [points.under_heat(clip, maps, index, opacity, covered) for clip, maps in zip(clips, heat)]
+    )
 
 
 def judgement_rows(judgement: Judgement) -> list[dict[str, Any]]:
