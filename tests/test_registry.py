@@ -15,7 +15,14 @@ ROOT = Path(__file__).resolve().parent.parent
 ZIP_LIMIT = 25_000_000
 """Bytes; the toy world's weights are most of it."""
 LEFT_OUT = ("tests/", "benchmarks/", "devtools/", "docs/images/", ".ci/")
-NEEDED = ("__init__.py", "pyproject.toml", "requirements.txt", "LICENSE", "nodes/__init__.py", "web/docs/LatentPhysicsLaMoGuidance.md")
+NEEDED = (
+    "__init__.py",
+    "pyproject.toml",
+    "requirements.txt",
+    "LICENSE",
+    "nodes/__init__.py",
+    "web/docs/LatentPhysicsLaMoGuidance.md",
+)
 
 
 def tracked() -> list[str]:

@@ -135,7 +135,7 @@ def test_words_outside_the_vocabulary_are_one_unknown_word(world) -> None:
 
 
 def test_the_empty_prompt_is_no_tokens_at_all(world) -> None:
-    for text in ("", "  ", "123 !?", "球"):
+    for text in ("", "  ", "123 !?", "\u7403"):
         ((tokens, options),) = encode(world[1], text)
         assert tokens.shape == (1, 24, 4096)
         assert not tokens.any()

@@ -232,7 +232,7 @@ def test_captions(tmp_path):
     clip = tmp_path / "a_red-ball.01.mp4"
     clip.write_bytes(b"x")
     assert videos.caption_of(clip) == ("a red ball 01", "name")
-    (tmp_path / "a_red-ball.01.txt").write_text("﻿A red ball\n bounces. ", encoding="utf-8")
+    (tmp_path / "a_red-ball.01.txt").write_text("\ufeffA red ball\n bounces. ", encoding="utf-8")
     assert videos.caption_of(clip) == ("A red ball bounces.", "file")
     (tmp_path / "a_red-ball.01.txt").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(VideoError, match="not UTF-8"):
