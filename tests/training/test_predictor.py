@@ -309,8 +309,8 @@ def test_kill_9_and_going_on_gives_the_same_weights(tmp_path):
         import os, signal, sys
         from dataclasses import replace
         from pathlib import Path
-        from latent_physics.training.dataset import Clips
-        from latent_physics.training.predictor import PredictorConfig, train_predictor
+        from latent_physics.training.data.clips import Clips
+        from latent_physics.training.tasks.predictor import PredictorConfig, train_predictor
         config = PredictorConfig(**{TINY.__dict__!r})
         def observe(report):
             if report.step == 8:  # beyond the checkpoint of step 5: steps 6 to 8 are lost

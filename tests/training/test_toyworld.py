@@ -140,8 +140,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from latent_physics.training import processes
-from latent_physics.training.toyworld import ToyWorldConfig, run_steps
+from latent_physics.training.loop import processes
+from latent_physics.training.tasks.toy.base import run_steps
+from latent_physics.training.tasks.toy.settings import ToyWorldConfig
 
 accelerator = processes.start(device="cpu")
 print(f"process {accelerator.process_index} of {accelerator.num_processes}\\n", end="", flush=True)  # in one piece: both print

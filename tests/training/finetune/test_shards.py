@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from latent_physics.training.trainer_state import _fill_optimizer, fill, gathered
+from latent_physics.training.loop.checkpoint import _fill_optimizer, fill, gathered
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo")

@@ -274,7 +274,7 @@ import sys
 from pathlib import Path
 sys.path.append(sys.argv[1])
 import tiny_run
-from latent_physics.training.trainer import train
+from latent_physics.training.loop.loop import train
 run = tiny_run.make_run(Path(sys.argv[2]), Path(sys.argv[3]), steps=3, batch=1, tune=tiny_run.TuneConfig(rank=4))
 train(run)
 assert run.accelerator.num_processes == 2, run.accelerator.num_processes
