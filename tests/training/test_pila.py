@@ -10,7 +10,6 @@ import pytest
 import torch
 from latent_physics.methods.pila import CATEGORIES, load_adapter
 from latent_physics.methods.weights import WeightsInfo, save_weights
-from latent_physics.training import recipes
 from latent_physics.training.commands.pila import main
 from latent_physics.training.console import RunError, StopRequest
 from latent_physics.training.data.clip import ClipInfo, DatasetError, write_clip

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from latent_physics.methods.weights import load_weights, save_weights
-from latent_physics.training import recipes
 from latent_physics.training.console import RunError, StopRequest
 from latent_physics.training.loop import processes
 from latent_physics.training.loop.log import read_log
