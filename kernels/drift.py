@@ -21,17 +21,21 @@ def motion_drift(latent: Tensor, lag: int = 2) -> Tensor:
     return difference(spatial_mean(latent), lag).float()
 
 
-def drift_loss(x0: Tensor, target: Tensor, lag: int = 2, eps: float = 1e-6) -> Tensor:
-    """Scale-normalised distance of two drifts (eq 5): mean over B and i of |mu - mu*|^2 / (|mu*|^2 + eps), norms over C.
+def drift_loss(
+    x0: Tensor, target: Tensor, lag: int = 2, eps: float = 1e-6, weight: Tensor | None = None
+) -> Tensor:
+    """Scale-normalised distance of two drifts (eq 5): mean over B and i of w |mu - mu*|^2 / (|mu*|^2 + eps), norms over C.
 
-    x0: the denoised estimate, `B C T H W`; target: the clean latent of the same shape, a constant. Returns a scalar in
-    float32 (float64 where x0 is float64) whose gradient flows to x0 alone. With eps negligible it equals
-    (r - 1)^2 + 2 r (1 - cos), r the ratio of the drifts' lengths. Raises ValueError as `motion_drift` does, and where the
-    shapes differ.
+    x0: the denoised estimate, `B C T H W`; target: the clean latent of the same shape, a constant; weight: w, one number
+    per sample, `B`, or None for ones. eps is in squared latent units: pairs whose |mu*|^2 is far below it count little.
+    Returns a scalar in float32 (float64 where x0 is float64) whose gradient flows to x0 alone. With eps negligible the
+    distance is (r - 1)^2 + 2 r (1 - cos), r the ratio of the drifts' lengths. Raises ValueError as `motion_drift` does,
+    and where the shapes differ.
     """
     check_latent("x0", x0, lag)
     check_same_shape("target", target, "x0", x0)
-    return normalised_distance(difference(spatial_mean(x0), lag), difference(spatial_mean(target.detach()), lag), eps)
+    drift, true = difference(spatial_mean(x0), lag), difference(spatial_mean(target.detach()), lag)
+    return normalised_distance(drift, true, eps, weight)
 
 
 def spatial_mean(latent: Tensor) -> Tensor:
@@ -44,11 +48,12 @@ def difference(means: Tensor, lag: int) -> Tensor:
     return means[..., lag:] - means[..., :-lag]
 
 
-def normalised_distance(drift: Tensor, target: Tensor, eps: float) -> Tensor:
-    """Eq 5 on drifts `B C T-lag`. The target and with it the denominator are constants."""
+def normalised_distance(drift: Tensor, target: Tensor, eps: float, weight: Tensor | None = None) -> Tensor:
+    """Eq 5 on drifts `B C T-lag`, samples weighted by `weight` (`B`). The target, and with it the denominator, is constant."""
     target = target.detach()
     scale = target.square().sum(dim=1) + eps
-    return ((drift - target).square().sum(dim=1) / scale).mean()
+    distance = ((drift - target).square().sum(dim=1) / scale).mean(dim=1)
+    return (distance if weight is None else weight.to(distance) * distance).mean()
 
 
 def _mean(latent: Tensor) -> Tensor:

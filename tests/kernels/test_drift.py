@@ -106,3 +106,11 @@ def test_other_bad_input_is_refused():
         motion_drift(clip.int())
     with pytest.raises(ValueError, match="must be equal"):
         drift_loss(clip, clip[:1])
+
+
+def test_samples_are_weighted_one_by_one():
+    torch.manual_seed(0)
+    x0, target = torch.randn(2, 3, 4, 5, 3, 3, dtype=torch.float64)
+    weight = torch.tensor([0.2, 1.0, 0.0], dtype=torch.float64)
+    alone = torch.stack([drift_loss(x0[b : b + 1], target[b : b + 1], eps=0.1) for b in range(3)])
+    torch.testing.assert_close(drift_loss(x0, target, eps=0.1, weight=weight), (weight * alone).mean())

@@ -179,7 +179,7 @@ class Backbone:
         raise NotImplementedError
 
     def signal_power(self, t: Tensor) -> Tensor:
-        """alpha_bar, or (1 - sigma)^2 for flow, per sample: LaMo's weight of the drift loss (eq 6)."""
+        """alpha_bar per sample, for a flow at equal signal-to-noise ratio: LaMo's weight of the drift loss (eq 6)."""
         raise NotImplementedError
 
     # -- inside --------------------------------------------------------------------------------------------------------

@@ -86,7 +86,9 @@ class WanBackbone(Backbone):
         return noisy - t.to(noisy).view(-1, 1, 1, 1, 1) * out
 
     def signal_power(self, t: Tensor) -> Tensor:
-        return (1 - t.float()) ** 2
+        """alpha_bar of the DDPM step with the same signal-to-noise ratio: (1 - sigma)^2 / ((1 - sigma)^2 + sigma^2)."""
+        signal, noise = (1 - t.float()) ** 2, t.float() ** 2
+        return signal / (signal + noise)
 
     def patch_grid(self, latent_shape: Sequence[int]) -> tuple[int, int, int]:
         patch = self._part("dit").config.patch_size

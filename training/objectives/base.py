@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -22,7 +22,7 @@ class StepView:
     x0: Tensor
     """The denoised estimate, with gradient."""
     signal: Tensor
-    """alpha_bar or (1 - sigma)^2 per sample, `B`."""
+    """alpha_bar per sample, `B`; of a flow that of the DDPM step with the same signal-to-noise ratio."""
     taps: Mapping[int, Activation] = field(default_factory=dict)
     """Block outputs by block number, counted from 1, with gradient."""
     features: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
@@ -39,6 +39,10 @@ class Objective(nn.Module):
     def __init__(self, settings: Settings) -> None:
         super().__init__()
         self.settings = settings
+
+    def calibrate(self, latents: Iterable[Tensor]) -> dict[str, float]:
+        """Fits what depends on the data's scale to clean latents `C T H W`; returns what the run's files say of it."""
+        return {}
 
     def forward(self, view: StepView) -> Tensor:
         """The unweighted loss, a scalar."""

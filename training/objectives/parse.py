@@ -84,7 +84,7 @@ def parse(text: str) -> tuple[str, Settings]:
 
 
 LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
-    **dict.fromkeys(("weight", "margin"), (lambda value: 0 <= value < math.inf, "at least 0")),
+    **dict.fromkeys(("weight", "margin", "eps"), (lambda value: 0 <= value < math.inf, "at least 0")),
     **dict.fromkeys(("start", "ramp", "stop"), (lambda value: value >= 0, "at least 0")),
     **dict.fromkeys(("lag", "stride", "hidden", "window"), (lambda value: value >= 1, "at least 1")),
     "block": (lambda value: value >= 1, "at least 1: blocks are counted from 1"),

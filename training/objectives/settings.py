@@ -41,6 +41,8 @@ class DriftSettings(Settings):
     """"mean": drift of the spatial mean. "dense": the latent change at every position."""
     scale: str = "relative"
     """"relative": divided by the target's own length. "raw": a plain squared difference."""
+    eps: float = 1.0
+    """Epsilon of eq 5, as a share of the median |mu*|^2 of the clips trained on: at 1 a pair of median drift counts half."""
 
 
 @dataclass(frozen=True, kw_only=True)

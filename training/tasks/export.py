@@ -130,6 +130,7 @@ def export(config: ExportConfig) -> Path:
         "averaged": averaged,
         "trainer": info.recipe["trainer"],
         **{key: about[key] for key in ("recipe", "tune")},
+        **({"calibrated": about["calibrated"]} if about.get("calibrated") else {}),
         "objectives": [" ".join(map(without_folder, text.split())) for text in parse.counted_from_one(about)],
         "blocks_from": 1,
         "base": without_folder(about["base"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -264,6 +264,7 @@ def make_task(
     channels = {need.key: features.read(cache_name(need), first)["features"].shape[0] for need in needs}
     built = parse.build(config.objectives, width=token_width(backbone), blocks=len(backbone.blocks), channels=channels)
     check_lengths(built, clips)
+    calibrated = {name: objective.calibrate(some_latents(clips)) for name, objective in built.items()}
     return DenoisingTask(
         backbone,
         clips,
@@ -272,9 +273,16 @@ def make_task(
         features=features,
         drop_prompt=config.trainer.drop_prompt,
         null_tokens=null_tokens,
-        about=about(config, backbone),
+        about={**about(config, backbone), "calibrated": {name: found for name, found in calibrated.items() if found}},
         samples=samples,
     )
+
+
+def some_latents(clips: TrainingClips, most: int = 64) -> Iterator[Tensor]:
+    """Clean latents `C T H W` of at most `most` training clips, spread over all of them: enough for a median."""
+    stride = max(1, len(clips.training) // most)
+    for index in clips.training[::stride][:most]:
+        yield clips.read([index]).latent[0]
 
 
 def check_lengths(built: nn.ModuleDict, clips: TrainingClips) -> None:

@@ -104,9 +104,10 @@ def build_one(text: str, *, width: int, blocks: int, channels: int):
     return objective
 
 
-def test_drift_is_equation_six_and_has_the_papers_ablations():
+def test_drift_is_equation_six_weighted_by_each_sample_s_signal_and_has_the_papers_ablations():
     seen = view()
-    torch.testing.assert_close(built("drift lag=2")(seen), 0.6 * drift_loss(seen.x0, seen.latent, 2))
+    alone = [drift_loss(seen.x0[b : b + 1], seen.latent[b : b + 1], 2, 0.1) for b in range(2)]
+    torch.testing.assert_close(built("drift lag=2 eps=0.1")(seen), (0.9 * alone[0] + 0.3 * alone[1]) / 2)
 
     def change(z, lag, dense):
         moved = z[:, :, lag:] - z[:, :, :-lag]
@@ -116,12 +117,66 @@ def test_drift_is_equation_six_and_has_the_papers_ablations():
         for scale in ("relative", "raw"):
             ours, theirs = (change(z, 1, target == "dense") for z in (seen.x0, seen.latent))
             terms = []
-            for b in range(2):
+            for b, signal in enumerate((0.9, 0.3)):
                 for i in range(ours.shape[2]):
                     error = (ours[b, :, i] - theirs[b, :, i]).square().sum()
-                    terms.append(error / (theirs[b, :, i].square().sum() + 1e-6) if scale == "relative" else error)
-            expected = 0.6 * torch.stack(terms).mean()
-            torch.testing.assert_close(built(f"drift lag=1 target={target} scale={scale}")(seen), expected, rtol=1e-4, atol=1e-6)
+                    terms.append(signal * (error / (theirs[b, :, i].square().sum() + 0.2) if scale == "relative" else error))
+            expected = torch.stack(terms).mean()
+            found = built(f"drift lag=1 eps=0.2 target={target} scale={scale}")(seen)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_same_clips_give_one_drift_loss_and_gradient_in_one_batch_and_in_micro_batches():
+    objective = built("drift lag=1")
+    torch.manual_seed(0)
+    latent = torch.randn(4, 16, 3, 4, 4)
+    signal = torch.tensor([0.95, 0.5, 0.1, 0.01])
+
+    def loss_and_gradient(parts):
+        x0 = (latent + 0.3).requires_grad_()
+        losses = [objective(StepView(latent=latent[part], x0=x0[part], signal=signal[part])) for part in parts]
+        total = torch.stack(losses).mean()
+        return total.detach(), torch.autograd.grad(total, x0)[0]
+
+    whole = loss_and_gradient([slice(0, 4)])
+    micro = loss_and_gradient([slice(b, b + 1) for b in range(4)])
+    torch.testing.assert_close(whole[0], micro[0])
+    torch.testing.assert_close(whole[1], micro[1])
+
+
+@pytest.mark.parametrize("target", ["mean", "dense"])
+def test_epsilon_follows_the_scale_of_the_data(target):
+    """Latents ten times as large give the same loss, because epsilon is a share of the median squared drift."""
+    seen, losses, units = view(), [], []
+    for factor in (1.0, 10.0):
+        objective = built(f"drift lag=1 eps=0.5 target={target}")
+        assert objective.unit == 1.0
+        units.append(objective.calibrate(factor * seen.latent)["median_squared_drift"])
+        assert objective.unit == units[-1]
+        losses.append(objective(StepView(latent=factor * seen.latent, x0=factor * seen.x0, signal=seen.signal)))
+    change = seen.latent[:, :, 1:] - seen.latent[:, :, :-1]
+    sizes = (change if target == "dense" else change.mean(dim=(3, 4), keepdim=True)).square().sum(dim=(1, 3, 4))
+    assert units[0] == pytest.approx(float(sizes.flatten().median()), rel=1e-5)
+    assert units[1] == pytest.approx(100 * units[0], rel=1e-5)
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=0)
+
+
+def test_pairs_that_stand_still_do_not_rule_the_drift_loss():
+    """A thousandth of a median drift, estimated wrong by the same amount as the others, weighs no more than they do."""
+    torch.manual_seed(0)
+    latent = torch.randn(1, 16, 3, 4, 4)
+    latent[:, :, 2] = latent[:, :, 1] + 1e-3
+    x0 = latent.clone().requires_grad_()
+    error = torch.zeros_like(latent)
+    error[:, :, 0], error[:, :, 2] = 0.3, 0.3  # both pairs are off by 0.3
+    objective = built("drift lag=1")
+    objective.unit = float((latent[:, :, 1] - latent[:, :, 0]).mean(dim=(2, 3)).square().sum())
+    loss = objective(StepView(latent=latent, x0=x0 + error, signal=torch.ones(1)))
+    (gradient,) = torch.autograd.grad(loss, x0)
+    assert gradient[:, :, 2].norm() < 15 * gradient[:, :, 0].norm()
+    sharp = drift_loss(x0 + error, latent, 1, 1e-6)
+    (gradient,) = torch.autograd.grad(sharp, x0)
+    assert gradient[:, :, 2].norm() > 1000 * gradient[:, :, 0].norm()  # what an epsilon near zero does
 
 
 @pytest.mark.parametrize("text", ["repa", "trd", "soft_trd", "tsa", "mtsa keep=0.3", "pda"])
