@@ -36,6 +36,9 @@ def _required(field: Field[Any]) -> bool:
 
 def run_command(command: Callable[[], int], *errors: type[BaseException]) -> int:
     """Runs `command`, returns its exit status. CommandError, OSError and `errors` are printed as one line and become status 1."""
+    for stream in (sys.stdout, sys.stderr):  # a console's code page, cp1252 say, need not have every letter of a file's name
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return command()
     except (CommandError, OSError, *errors) as error:
