@@ -21,8 +21,11 @@ from torch.optim import Optimizer
 from ..methods.weights import WeightsError, WeightsInfo, load_weights, save_weights
 
 
-class RunError(ValueError):
-    """A training run cannot go on. The message is one sentence for the user."""
+class TrainingError(ValueError):
+    """A run cannot start or continue. The message is one sentence for the user: value, rule, remedy."""
+
+
+RunError = TrainingError
 
 
 def save_checkpoint(
@@ -161,11 +164,11 @@ def saving(what: str, kept: str) -> Iterator[None]:
         raise RunError(f"Could not write {what}: {error.strerror or error}; {kept}, {hint}.") from error
 
 
-def remove_leftovers(folder: str | os.PathLike[str]) -> None:
-    """Deletes the temporary files of a process that was killed while it wrote; those of the last minute may still be in use."""
+def remove_leftovers(folder: str | os.PathLike[str], age: float = 60) -> None:
+    """Deletes the temporary files of a process that was killed while it wrote; younger than `age` seconds they may be in use."""
     for path in Path(folder).glob(".*.tmp"):
         with suppress(OSError):
-            if time.time() - path.stat().st_mtime > 60:
+            if time.time() - path.stat().st_mtime >= age:
                 path.unlink()
 
 

@@ -150,7 +150,7 @@ def chunks(rows: list[Any], size: int) -> list[list[Any]]:
 
 def summary(training: PredictorTraining, kept_as: str, skipped: list[str]) -> str:
     """What came out, for the info output."""
-    kept = training.kept()
+    task, kept = training.task, training.kept()
     held = "no clip was held out, so nothing is known of new clips"
     if "unexplained" in kept:
         held = f"unexplained change in held-out clips: {kept['unexplained']:.3f}, at step {kept['kept_step']}, which is kept"
@@ -158,8 +158,8 @@ def summary(training: PredictorTraining, kept_as: str, skipped: list[str]) -> st
     return "\n".join(
         [
             kept_as,
-            f"{len(training.clips)} clips of {training.clips.latent_space} latents, {len(training.pairs)} frame pairs",
-            f"{training.step} steps in {training.seconds:.0f} s, last loss {rows[-1]:.4f}" if rows else "no step was made",
+            f"{len(task.clips)} clips of {task.latent_space} latents, {len(task.pairs)} frame pairs",
+            f"{training.step} steps in {training.loop.seconds:.0f} s, last loss {rows[-1]:.4f}" if rows else "no step was made",
             held,
             *([f"{len(skipped)} clips were skipped:", *[f"  {reason}" for reason in skipped[:SKIPPED]]] if skipped else []),
         ]

@@ -5,11 +5,9 @@ from __future__ import annotations
 import csv
 import itertools
 import math
-import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +25,7 @@ from latent_physics.training.console import RunError, StopRequest
 from latent_physics.training.data.clip import ClipInfo, DatasetError, write_clip
 from latent_physics.training.data.clips import Clips
 from latent_physics.training.data.pairs import Pairs, PairSet
+from latent_physics.training.loop import loop
 from latent_physics.training.loop.log import Log, _running_mean, read_log
 from latent_physics.training.tasks import predictor
 from latent_physics.training.tasks.predictor import (
@@ -170,24 +169,24 @@ def test_one_step_is_adamw_on_eq_7():
     """The first step, done by hand with autograd: same batch, no noise, no dropped prompt."""
     config = replace(TINY, noise_probability=0.0, drop_probability=0.0, clip=1e9, ema=0.0, warmup=1, schedule="constant")
     training = PredictorTraining(dataset(), config)
-    twin = PredictorTraining(dataset(), config)
-    pairs = training.pairs.at_step(0, config.batch, config.seed)
-    training.train_step(pairs)
+    twin = PredictorTraining(dataset(), config).task
+    pairs = training.task.pairs.at_step(0, config.batch, config.seed)
+    training.run(lambda report: False)
+    assert training.step == 1
     optimizer = torch.optim.AdamW(twin.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     predicted, change = twin.model(pairs.frame, pairs.cond), pairs.after - pairs.frame
     predictor_loss(predicted, change).backward()
     optimizer.step()
-    for (name, ours), theirs in zip(training.model.state_dict().items(), twin.model.state_dict().values()):
-        torch.testing.assert_close(ours, theirs, msg=name)
-    assert all(torch.equal(training.mean[key], value) for key, value in training.model.state_dict().items())  # ema 0
+    ours = training.averaged().state_dict()  # ema 0: the weights themselves
+    for name, theirs in twin.model.state_dict().items():
+        torch.testing.assert_close(ours[name], theirs, msg=name)
 
 
 def test_dropped_prompts_reach_the_null_prompt_and_only_they():
     for probability, moved in ((1.0, True), (0.0, False)):
         training = PredictorTraining(dataset(), replace(TINY, drop_probability=probability, weight_decay=0.0))
-        for step in range(4):
-            training.train_step(training.pairs.at_step(step, 4, 0))
-        assert bool(training.model.null_prompt.abs().sum() > 0) is moved
+        training.run(lambda report: report.step < 4)
+        assert bool(training.task.model.null_prompt.abs().sum() > 0) is moved
 
 
 def test_unexplained_variance():
@@ -213,7 +212,7 @@ def test_it_learns_and_order_2_sees_the_direction():
     for order in (1, 2):
         training = PredictorTraining(data, replace(config, order=order))
         training.run()
-        start, end = training.log.rows[0]["unexplained"], training.unexplained
+        start, end = training.log.rows[0]["unexplained"], training.loop.found["unexplained"]
         assert start == pytest.approx(1, abs=0.02)  # it starts as the constant zero
         result[order] = end
     assert result[1] < 0.9
@@ -256,9 +255,9 @@ def test_the_weights_that_generalise_best_are_kept(keep):
 
     def wreck(report):
         if report.step % 2 == 0:
-            seen[report.step] = report.unexplained
+            seen[report.step] = report.found["unexplained"]
         if report.step == 20:
-            training.config = replace(training.config, lr=1.0)
+            training.loop.stepper.optimizer.param_groups[0]["base"] = 1.0
 
     training.run(wreck)
     best = min(seen, key=seen.get)
@@ -266,22 +265,25 @@ def test_the_weights_that_generalise_best_are_kept(keep):
     recipe = training.recipe()  # what the file's metadata says
     assert recipe["kept_step"] == (best if keep == "best" else 40)
     assert recipe["unexplained"] == pytest.approx(seen[best if keep == "best" else 40])
-    model, held = training.averaged(), training.held
+    model, held = training.averaged(), training.task.held
     measured = predictor.unexplained_variance(model(held.frame, held.cond), held.after - held.frame)
     assert measured == pytest.approx(recipe["unexplained"], rel=1e-5)
 
 
 def test_the_average_is_what_is_saved_and_it_is_an_average():
-    training = PredictorTraining(dataset(), replace(TINY, ema=0.5))
-    expected = {key: value.clone() for key, value in training.model.state_dict().items()}
-    for step in range(6):
-        training.train_step(training.pairs.at_step(step, 4, 0))
-        decay = min(0.5, (2 + step) / (11 + step))
-        for key, value in training.model.state_dict().items():
+    training = PredictorTraining(dataset(), replace(TINY, ema=0.5, keep="last"))
+    expected = {key: value.clone() for key, value in training.task.model.state_dict().items()}
+
+    def follow(report):
+        decay = min(0.5, report.step / (9 + report.step))
+        for key, value in training.task.model.state_dict().items():
             expected[key] = decay * expected[key] + (1 - decay) * value
+        return report.step < 6
+
+    training.run(follow)
     for key, value in training.averaged().state_dict().items():
         torch.testing.assert_close(value, expected[key])
-        assert not torch.equal(value, training.model.state_dict()[key]) or value.abs().sum() == 0
+        assert not torch.equal(value, training.task.model.state_dict()[key]) or value.abs().sum() == 0
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -299,42 +301,6 @@ def test_stopping_and_going_on_gives_the_same_weights(tmp_path, order):
         log = read_log(tmp_path / name / "log.csv")
         rows.append([{key: value for key, value in row.items() if key != "seconds"} for row in log])
     assert rows[0] == rows[1]
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9 is a POSIX thing")
-def test_kill_9_and_going_on_gives_the_same_weights(tmp_path):
-    folder = save_folder(tmp_path / "cache", dataset())
-    script = textwrap.dedent(
-        f"""
-        import os, signal, sys
-        from dataclasses import replace
-        from pathlib import Path
-        from latent_physics.training.data.clips import Clips
-        from latent_physics.training.tasks.predictor import PredictorConfig, train_predictor
-        config = PredictorConfig(**{TINY.__dict__!r})
-        def observe(report):
-            if report.step == 8:  # beyond the checkpoint of step 5: steps 6 to 8 are lost
-                os.kill(os.getpid(), signal.SIGKILL)
-        train_predictor(Clips.from_folder({str(folder)!r}), config, observe, folder=Path({str(tmp_path / "killed")!r}))
-        """
-    )
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    killed = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert read_log(tmp_path / "killed" / "log.csv")[-1]["step"] == 8
-    with (tmp_path / "killed" / "log.csv").open("a") as file:
-        file.write("9,0.1")  # a line cut off by the crash
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        train_predictor(Clips.from_folder(folder), TINY, folder=tmp_path / "killed")
-        train_predictor(Clips.from_folder(folder), TINY, folder=tmp_path / "whole")
-    finally:
-        torch.set_num_threads(threads)
-    whole, parts = (weights_of(tmp_path / name / "motion_predictor.safetensors") for name in ("whole", "killed"))
-    assert all(torch.equal(whole[key], parts[key]) for key in whole)
-    assert [row["step"] for row in read_log(tmp_path / "killed" / "log.csv")] == list(range(13))
-    assert not [path for path in (tmp_path / "killed").iterdir() if path.name.startswith(".")]
 
 
 def test_an_exception_of_the_observer_is_passed_on_after_saving(tmp_path):
@@ -367,15 +333,15 @@ def test_ctrl_c_finishes_the_step_and_saves(tmp_path):
 
 def test_a_time_budget_ends_the_run_and_lowers_the_learning_rate(tmp_path, monkeypatch):
     ticks = itertools.count(step=0.5)
-    monkeypatch.setattr(predictor.time, "monotonic", lambda: next(ticks))  # a clock on which each step takes half a second
+    monkeypatch.setattr(loop.time, "monotonic", lambda: next(ticks))  # a clock on which each step takes half a second
     config = replace(TINY, steps=10**6, minutes=10 / 60, every=10**6)
     training = PredictorTraining(dataset(), config, tmp_path)
     training.run()
     assert training.finished
     assert training.step == 20
-    _, rates = training.log.column("lr")
+    _, rates = training.log.column("rate")
     assert rates[-1] < 0.2 * max(rates)
-    assert training.log.rows[-1]["unexplained"] == training.unexplained  # the end is validated
+    assert training.log.rows[-1]["unexplained"] == training.loop.found["unexplained"]  # the end is validated
     again = PredictorTraining(dataset(), config, tmp_path)
     assert again.finished  # nothing more to do
 
@@ -386,9 +352,9 @@ def test_more_steps_go_on_and_other_settings_do_not(tmp_path):
     assert longer.step == 12
     longer.run()
     assert longer.step == 15
-    with pytest.raises(RunError, match=r"other settings \(lr 0\.01 -> 0\.02, width 8 -> 16\): use another folder, or start over"):
+    with pytest.raises(RunError, match=r"other settings \(lr 0\.01 -> 0\.02, width 8 -> 16\): give those again, or"):
         PredictorTraining(dataset(), replace(TINY, width=16, lr=0.02), tmp_path)
-    with pytest.raises(RunError, match=r"other settings \(data "):
+    with pytest.raises(RunError, match=r"the data is not what the run in .* began with"):
         PredictorTraining(dataset(count=9), TINY, tmp_path)
 
 
@@ -436,7 +402,7 @@ def test_bf16_computes_the_same_to_its_precision():
         training = PredictorTraining(dataset(), replace(TINY, bf16=bf16))
         training.run()
         losses[bf16] = training.log.column("loss")[1]
-        assert all(value.dtype == torch.float32 for value in training.mean.values())
+        assert all(value.dtype == torch.float32 for value in training.loop.kept().values())
     assert losses[True] == pytest.approx(losses[False], rel=0.05)
     assert losses[True] != losses[False]
 
@@ -445,10 +411,10 @@ def test_running_out_of_gpu_memory_is_one_sentence(monkeypatch):
     def too_large(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
 
-    training = PredictorTraining(dataset(), TINY)
-    monkeypatch.setattr(training, "_predict", too_large)
-    with pytest.raises(RunError, match=r"GPU's memory does not hold step 0; .*: use a smaller batch than 4, or bf16"):
-        training._step_in_memory(training.pairs.at_step(0, 4, 0))
+    training = PredictorTraining(dataset(), replace(TINY, validation=0.0))
+    monkeypatch.setattr(training.task.module, "predict", too_large)
+    with pytest.raises(RunError, match=r"GPU's memory does not hold step 1 at batch 4; no checkpoint .*: use a smaller batch"):
+        training.run()
 
 
 def test_damaged_checkpoints_are_told(tmp_path):
@@ -463,8 +429,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     training = PredictorTraining(dataset(), replace(TINY, every=3), tmp_path)
     training.run(lambda report: report.step < 4)
     with torch.no_grad():
-        training.model.output.weight.fill_(math.nan)
-    with pytest.raises(RunError, match=r"The loss is nan at step 4; the checkpoint of step 4 is safe: lower the learning rate"):
+        training.task.model.output.weight.fill_(math.nan)
+    with pytest.raises(RunError, match=r"The loss is nan at step 5; the checkpoint of step 4 is safe: lower the learning rate"):
         training.run()
 
 
@@ -532,7 +498,7 @@ def test_ctrl_c_on_the_command_saves_and_says_how_to_go_on(tmp_path):
         process.send_signal(signal.SIGINT)
         out, error = process.communicate()
     assert process.returncode == 130, error
-    assert "the same command goes on from here" in out
+    assert "run the same command to resume" in out
     assert "Traceback" not in error
     assert read_info(tmp_path / "run" / "motion_predictor.safetensors").recipe["step"] > 0
 

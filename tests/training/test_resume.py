@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, to pay for imports once")
-SIGKILL = -9
+SIGKILL, STOPPED = -9, 130
+"""Exit statuses."""
 Run = Callable[..., int]
 
 
@@ -30,8 +31,6 @@ class Case:
     interruptions: tuple[tuple[str, int], ...] = (("kill", 3), ("kill writing", 2), ("stop", 3))
     """What happens to the processes before the last, one after another, and after how many optimiser steps of that process.
     Checkpoints are written every two steps, so a process killed after its third goes on from the second."""
-    stopped: int = 130
-    """Exit status after a stop request."""
 
 
 TRAINER = "--steps 6 --batch 1 --validate-every 3 --save-every 2 --validation-clips 1 --no-tensorboard"
@@ -59,7 +58,6 @@ CASES = {
         argv="toyworld --stage export --out {out} --export {out}/files --threads 1 --save-every 2 --text-steps 4 --vae-steps 4 "
         "--decoder-steps 4 --clips 2 --fit-clips 1 --batch 2 --base-steps 4",
         interruptions=(("kill", 3), ("kill writing", 4), ("stop", 5), ("kill", 4), ("stop", 2)),
-        stopped=1,
     ),
 }
 
@@ -121,7 +119,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(name: str, run: Run, file
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run(words(whole)) == 0
     for how, after in case.interruptions:
-        assert run(words(parts), how, after) == (case.stopped if how == "stop" else SIGKILL), (how, after)
+        assert run(words(parts), how, after) == (STOPPED if how == "stop" else SIGKILL), (how, after)
     assert run(words(parts)) == 0
     expected, found = tensors(whole), tensors(parts)
     assert expected.keys() == found.keys()

@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from latent_physics.methods.weights import load_weights, read_info, save_weights
+from latent_physics.methods.weights import read_info
 from latent_physics.training.backbones.wan import LATENTS_MEAN, LATENTS_STD
 from latent_physics.training.console import RunError
-from latent_physics.training.tasks.toy.base import run_steps
+from latent_physics.training.tasks.toy.base import StageTask, run_stage
 from latent_physics.training.tasks.toy.mixture import encode_mixture
 from latent_physics.training.tasks.toy.settings import ToyWorldConfig
 from latent_physics.training.tasks.toy.vae import build_vae, decode_unclamped, fit_latent_scale, forget_the_past
 from safetensors.torch import load_file
 from torch import nn
 
+HERE = str(Path(__file__).parent)
 CLIPS = torch.rand(2, 3, 9, 16, 24, generator=torch.Generator().manual_seed(3))
 
 
@@ -57,31 +58,33 @@ def test_the_latent_gets_wans_statistics_and_no_picture_changes(vae):
         assert torch.allclose(decode_unclamped(vae, latents), before, atol=1e-3 * float(before.abs().max()))
 
 
-def fit(out: Path, steps: int, ask=lambda step: None, name="line", rate=1e-2, **settings) -> nn.Module:
-    """A line fitted to points that the step's generator draws; `ask(step)` may interrupt."""
-    torch.manual_seed(0)
-    line = nn.Linear(3, 1)
+class Line(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.line = nn.Linear(3, 1)
 
-    def step_loss(step, generator):
-        ask(step)
-        points = torch.randn(8, 3, generator=generator)
-        return (line(points) - points.sum(1, keepdim=True)).square().mean(), {}
-
-    config = ToyWorldConfig(out=out, save_every=1000, **settings)
-    out.mkdir(exist_ok=True)
-    return run_steps(name, config, steps, rate, line, None, step_loss)
+    def forward(self, points):
+        return {"error": (self.line(points) - points.sum(1, keepdim=True)).square().mean()}
 
 
-def test_a_stopped_run_ends_with_the_weights_of_one_that_was_not(tmp_path):
-    def interrupt(step):
-        if step == 7:
-            os.kill(os.getpid(), 2)
+class LineTask(StageTask):
+    """A line fitted to points that the step's generator draws."""
 
-    with pytest.raises(RunError, match="stopped after step 8 of 20"):
-        fit(tmp_path / "stopped", 20, interrupt)
-    resumed, whole = fit(tmp_path / "stopped", 20), fit(tmp_path / "whole", 20)
-    assert torch.equal(resumed.weight, whole.weight)
-    assert torch.equal(resumed.bias, whole.bias)
+    def __init__(self, name):
+        super().__init__(name, Line(), ("error",))
+
+    def placed(self, accelerator):
+        self.mine = slice(accelerator.process_index, None, accelerator.num_processes)
+
+    def draw(self, number, generator):
+        return (torch.randn(8, 3, generator=generator)[self.mine],)
+
+
+def fit(out: Path, steps: int, name="line", rate=1e-2, **settings) -> nn.Module:
+    task = LineTask(name)
+    run_stage(task, ToyWorldConfig(out=out, save_every=1000, **settings), steps=steps, rate=rate)
+    return task.module.line
 
 
 @pytest.mark.parametrize(
@@ -95,11 +98,11 @@ def test_a_stopped_run_ends_with_the_weights_of_one_that_was_not(tmp_path):
 )
 def test_a_run_goes_on_with_its_own_settings_alone(tmp_path, changed, words):
     fit(tmp_path, 2, name="base")
-    with pytest.raises(RunError, match=rf"base.safetensors holds a run with other settings \({words}\): "):
+    with pytest.raises(RunError, match=rf"base holds a run with other settings \({words}\): "):
         fit(tmp_path, 4, name="base", **changed)
     # A setting of another stage, how a step is computed and the number of steps are free.
     fit(tmp_path, 4, name="base", vae_width=16, threads=1, bf16=False)
-    assert read_info(tmp_path / "base.safetensors").recipe["progress"] == {"step": 4}
+    assert read_info(tmp_path / "base" / "checkpoint.safetensors").recipe["progress"]["step"] == 4
 
 
 def test_every_setting_that_decides_about_continuing_exists():
@@ -107,16 +110,6 @@ def test_every_setting_that_decides_about_continuing_exists():
 
     fields = {field.name for field in dataclasses.fields(ToyWorldConfig)}
     assert {name for names in SHAPED_BY.values() for name in names} <= fields
-
-
-def test_a_checkpoint_that_says_nothing_of_its_settings_goes_on(tmp_path):
-    fit(tmp_path, 2)
-    path = tmp_path / "line.safetensors"
-    state, info = load_weights(path, "toy_line_run")
-    save_weights(path, state, dataclasses.replace(info, config={}))
-    fit(tmp_path, 3, seed=5)
-    assert read_info(path).config["seed"] == 5
-    assert read_info(path).recipe["progress"] == {"step": 3}
 
 
 def test_latents_are_encoded_once_and_only_reused_for_the_same_mixture(tmp_path, vae):
@@ -137,25 +130,14 @@ def test_latents_are_encoded_once_and_only_reused_for_the_same_mixture(tmp_path,
 TWO = """
 import sys
 from pathlib import Path
-import torch
+sys.path.append(sys.argv[2])
 from safetensors.torch import save_file
-from torch import nn
+from test_toyworld import fit
 from latent_physics.training.loop import processes
-from latent_physics.training.tasks.toy.base import run_steps
-from latent_physics.training.tasks.toy.settings import ToyWorldConfig
 
 accelerator = processes.start(device="cpu")
 print(f"process {accelerator.process_index} of {accelerator.num_processes}\\n", end="", flush=True)  # in one piece: both print
-mine = slice(accelerator.process_index, None, accelerator.num_processes)
-torch.manual_seed(0)
-line = nn.Linear(3, 1)
-
-def step_loss(step, generator):
-    points = torch.randn(8, 3, generator=generator)[mine]
-    return (line(points) - points.sum(1, keepdim=True)).square().mean(), {}
-
-run_steps("line", ToyWorldConfig(out=Path(sys.argv[1])), 20, 1e-2, line, None, step_loss)
-save_file(line.state_dict(), Path(sys.argv[1]) / f"line{accelerator.process_index}.safetensors")
+save_file(fit(Path(sys.argv[1]), 20).state_dict(), Path(sys.argv[1]) / f"line{accelerator.process_index}.safetensors")
 """
 
 
@@ -166,7 +148,8 @@ def test_two_processes_with_half_a_batch_each_end_where_one_ends(tmp_path):
         port = str(listener.getsockname()[1])
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([*command, str(tmp_path / "two.py"), str(tmp_path)], env=environment, capture_output=True, text=True)
+    command += [str(tmp_path / "two.py"), str(tmp_path), HERE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert {"process 0 of 2", "process 1 of 2"} <= set(done.stdout.splitlines())
     one = fit(tmp_path / "one", 20)

@@ -11,17 +11,8 @@ from ...methods.weights import WeightsError
 from ..console import ProgressLine, RunError, StopRequest, clock
 from ..data.clip import DatasetError
 from ..data.clips import Clips
-from ..tasks.predictor import (
-    CHECKPOINT,
-    CURVES,
-    EXPORT,
-    LOG,
-    RECIPES,
-    PredictorConfig,
-    PredictorTraining,
-    StepReport,
-    check_config,
-)
+from ..loop.checkpoint import CURVES, LOG
+from ..tasks.predictor import EXPORT, FILES, RECIPES, PredictorConfig, PredictorTraining, check_config
 from . import cli
 
 
@@ -54,21 +45,19 @@ def _command(argv: list[str]) -> int:
     check_config(command.config)
     clips = Clips.from_folder(command.cache, command.memory_gb)
     if command.fresh:
-        for name in (CHECKPOINT, EXPORT, LOG, CURVES):
+        for name in FILES:
             (command.out / name).unlink(missing_ok=True)
     training = PredictorTraining(clips, command.config, command.out)
-    count = sum(parameter.numel() for parameter in training.model.parameters())
+    count = sum(parameter.numel() for parameter in training.task.model.parameters())
     print(
         f"{len(clips)} clips of {clips.latent_space} latents, {clips.channels} x {clips.size[0]} x {clips.size[1]}; "
-        f"{len(training.pairs)} pairs to train on; {count / 1e6:.1f}M parameters on {training.device}."
+        f"{len(training.task.pairs)} pairs to train on; {count / 1e6:.1f}M parameters on {training.loop.accelerator.device}."
     )
     if training.step:
-        print(f"Going on from step {training.step} ({clock(training.seconds)} of training so far).")
+        print(f"Going on from step {training.step} ({clock(training.loop.seconds)} of training so far).")
     with StopRequest() as stop:
         if not training.finished:
-            progress = ProgressLine("predictor")
-            training.run(lambda report: _show(progress, report, command.config), stop)
-            progress.close()
+            training.run(stop=stop, progress=ProgressLine("predictor"))
     if command.export:
         command.export.parent.mkdir(parents=True, exist_ok=True)
         training.export(command.export)
@@ -93,12 +82,6 @@ def _parse(argv: list[str]) -> PredictorCommand:
     )
 
 
-def _show(progress: ProgressLine, report: StepReport, config: PredictorConfig) -> None:
-    left = report.seconds * (1 - report.fraction) / max(report.fraction, 1e-9)
-    held = "" if report.unexplained is None else f"  held-out {report.val_loss:.4f}, unexplained {report.unexplained:.3f}"
-    progress.show(report.fraction, f"step {report.step}/{config.steps}  loss {report.loss:.4f}{held}", left)
-
-
 def _summarise(training: PredictorTraining, command: PredictorCommand) -> int:
     """Prints what came out; returns the exit status."""
     kept = training.kept()
@@ -109,7 +92,7 @@ def _summarise(training: PredictorTraining, command: PredictorCommand) -> int:
         )
     print(f"Weights: {command.export or command.out / EXPORT}\nCurves:  {command.out / CURVES}\nLog:     {command.out / LOG}")
     if not training.finished:
-        print(f"Stopped at step {training.step}; the same command goes on from here.")
+        print(f"Stopped at step {training.step}; run the same command to resume.")
         return 130
-    print(f"Finished: {training.step} steps in {clock(training.seconds)}.")
+    print(f"Finished: {training.step} steps in {clock(training.loop.seconds)}.")
     return 0

@@ -4,110 +4,145 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...methods.weights import WeightsError, WeightsInfo, load_weights, write_tensors
-from ..console import RunError, saving
+from ..console import TrainingError, remove_leftovers, saving
 from . import processes
-from .optim import trainable
-
-if TYPE_CHECKING:
-    from .task import Run
+from .task import Run
 
 KIND = "training_checkpoint"
-MAY_CHANGE = ("steps", "save_every", "validate_every", "validation_clips", "keep_every", "tensorboard", "batch", "accumulate")
+CHECKPOINT, LOG, CURVES, SHARDS = "checkpoint.safetensors", "log.csv", "curves.png", "deepspeed"
+"""Files, and DeepSpeed's folder, in a run's folder."""
+MAY_CHANGE = (
+    "steps", "minutes", "save_every", "validate_every", "validation_clips", "keep_every", "every", "device",
+    "batch", "accumulate", "read_ahead", "gradient_norms", "tensorboard",
+)  # fmt: skip
 """Settings that a resumed run may have changed. The clips per step (batch x accumulate x processes) may not."""
 
 
-def save_state(run: Run, module: nn.Module, optimizer: Any, average: Mapping[str, Tensor], step: int) -> None:
-    """Writes `checkpoint.safetensors` in the run's folder; an older one stays whole until the new one is.
+@dataclass(kw_only=True)
+class Saved:
+    """A checkpoint that belongs to the run."""
 
-    Every process must call it: sharded tensors are gathered. Raises RunError where the file cannot be written.
+    path: Path
+    states: dict[str, dict[str, Tensor]]
+    """By name: model, average, best, task, optimizer."""
+    progress: dict[str, Any]
+    groups: list[dict[str, Any]]
+    """The optimiser's settings."""
+
+
+def save_state(
+    run: Run,
+    states: Mapping[str, Mapping[str, Tensor]],
+    optimizer: Any,
+    progress: Mapping[str, Any],
+    *,
+    sharded: bool,
+    safe: str,
+) -> None:
+    """Writes the checkpoint into the run's folder; an older one stays whole until the new one is.
+
+    optimizer: None where it has no state yet; `sharded`: DeepSpeed keeps its state. safe: what an error leaves intact, in words.
+    Every process must call it. Raises TrainingError where a file cannot be written.
     """
-    accelerator = run.accelerator
-    deepspeed, shards = processes.deepspeed(accelerator), run.out / "deepspeed"
-    states: dict[str, Mapping[str, Any]] = {"model": trainable(accelerator.unwrap_model(module)), "average": average}
-    states["task"] = run.task.state()
-    groups: list[dict[str, Any]] = []
-    if deepspeed:
-        processes.save_shards(accelerator, shards, step)
-    else:
+    accelerator, step, out = run.accelerator, progress["step"], Path(run.out)
+    states, groups = dict(states), []
+    if optimizer is not None and sharded:
+        with saving(SHARDS, safe):
+            processes.save_shards(accelerator, out / SHARDS, step)
+    elif optimizer is not None:
         state = optimizer.state_dict()
         groups = state["param_groups"]
-        states["optimizer"] = {
-            f"{index}/{key}": value for index, values in state["state"].items() for key, value in values.items()
-        }
-    tensors = gathered(states, accelerator.is_main_process)
-    progress = {
-        "step": step,
-        "data": run.task.fingerprint(),
-        "clips_per_step": clips_per_step(run),
-        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
-    }
-    recipe = {"progress": progress, "groups": groups, "trainer": asdict(run.config)}
-    info = WeightsInfo(kind=KIND, latent_space=run.task.latent_space, config=run.task.about, recipe=recipe)
+        found = {f"{index}/{key}": value for index, values in state["state"].items() for key, value in values.items()}
+        states["optimizer"] = {key: torch.as_tensor(value) for key, value in found.items()}
+    tensors = {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
+    if any(hasattr(value, "full_tensor") for value in tensors.values()):
+        tensors = gathered(states, accelerator.is_main_process)
+    progress = {**progress, "data": run.task.fingerprint(), "clips_per_step": clips_per_step(run)}
+    progress["scaler"] = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+    progress["shards"] = None if optimizer is None else shards(run, sharded)
+    recipe = {"progress": progress, "groups": groups, "trainer": settings(run)}
+    info = WeightsInfo(kind=KIND, latent_space=run.task.latent_space, config=dict(run.task.about), recipe=recipe)
     if accelerator.is_main_process:
-        path = run.out / "checkpoint.safetensors"
-        with saving(path.name, "the checkpoint before it is intact"):
-            write_tensors(path, tensors, info)
+        with saving(CHECKPOINT, safe):
+            write_tensors(out / CHECKPOINT, tensors, info)
             if run.config.keep_every and step % run.config.keep_every == 0:
-                write_tensors(run.out / f"checkpoint-{step:06}.safetensors", tensors, info)
-        if deepspeed:
-            processes.drop_shards(shards, keep=step)
+                write_tensors(out / f"checkpoint-{step:06}.safetensors", tensors, info)
+        processes.drop_shards(out / SHARDS, keep=step if sharded and optimizer is not None else None)
     accelerator.wait_for_everyone()
 
 
-def load_state(run: Run, module: nn.Module, optimizer: Any, average: Mapping[str, Tensor]) -> int:
-    """Brings everything to the state of the run's checkpoint; returns its step, 0 where there is none.
+def read_state(run: Run, sharded: bool) -> Saved | None:
+    """The run's checkpoint; None where there is none.
 
-    Raises RunError where the checkpoint is damaged or was made with other settings or data.
+    Raises TrainingError where it is damaged or was made with other settings, data, or kind of launch.
     """
-    path = run.out / "checkpoint.safetensors"
+    path = Path(run.out) / CHECKPOINT
     if run.accelerator.is_main_process:
-        for left in run.out.glob(".*.tmp"):  # of a write that a kill interrupted
-            left.unlink(missing_ok=True)
+        remove_leftovers(path.parent, age=0)
     if not path.is_file():
-        return 0
+        return None
     try:
         tensors, info = load_weights(path, KIND)
     except WeightsError as error:
-        raise RunError(f"{error} Delete it to start again, or put an older checkpoint in its place.") from error
+        raise TrainingError(f"{error} Delete it to start again, or put an older checkpoint in its place.") from error
     progress = info.recipe["progress"]
+    if "phase" not in progress:
+        raise TrainingError(f"{path} was written by an older version, whose runs cannot be continued: use another folder.")
     check_same_run(run, info, progress)
-    states: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "task": {}, "optimizer": {}}
+    if progress["shards"] is not None and progress["shards"] != shards(run, sharded):
+        found, here = optimiser_in(progress["shards"]), optimiser_in(shards(run, sharded))
+        raise TrainingError(f"{run.out} holds {found} and this launch has {here}: launch it as before, or use another folder.")
+    states: dict[str, dict[str, Tensor]] = {name: {} for name in ("model", "average", "best", "task", "optimizer")}
     for key, value in tensors.items():
         name, rest = key.split("/", 1)
         states[name][rest] = value
-    fill(trainable(run.accelerator.unwrap_model(module)), states["model"], path)
-    fill(average, states["average"], path)
-    fill(run.task.state(), states["task"], path)
-    if processes.deepspeed(run.accelerator):
-        processes.load_shards(run.accelerator, run.out / "deepspeed", progress["step"])
-    else:
-        _fill_optimizer(optimizer, states["optimizer"], info.recipe["groups"])
-    if progress["scaler"] is not None and run.accelerator.scaler is not None:
-        run.accelerator.scaler.load_state_dict(progress["scaler"])
-    return progress["step"]
+    return Saved(path=path, states=states, progress=progress, groups=info.recipe["groups"])
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """What the checkpoint says of the settings."""
+    return dict(run.settings) if run.settings is not None else asdict(run.config)
+
+
+def shards(run: Run, sharded: bool) -> int:
+    """Number of shards in which DeepSpeed keeps the optimiser's state; 0 without it."""
+    return run.accelerator.num_processes if sharded else 0
+
+
+def optimiser_in(count: int) -> str:
+    """Describes how the optimiser's state is stored."""
+    return f"an optimiser in {count} DeepSpeed shard{'s' * (count > 1)}" if count else "an optimiser in one piece"
 
 
 def check_same_run(run: Run, info: WeightsInfo, progress: Mapping[str, Any]) -> None:
-    """Raises RunError where going on would not be going on with the same run."""
-    changed = differing(info.recipe["trainer"], asdict(run.config), ignore=MAY_CHANGE)
-    changed = ", ".join(filter(None, [changed, differing(flat(info.config), flat(run.task.about))]))
+    """Raises TrainingError if the checkpoint belongs to a different run."""
+    free = (*MAY_CHANGE, *run.task.may_change)
+    old, new = info.recipe["trainer"], settings(run)
+    changed = differing(old, {key: new.get(key) for key in old}, ignore=free)
+    changed = ", ".join(filter(None, [changed, differing(flat(info.config), flat(run.task.about), ignore=free)]))
     if changed:
-        raise RunError(f"{run.out} holds a run with other settings ({changed}); give those, or another --out.")
+        raise TrainingError(f"{run.out} holds a run with other settings ({changed}): give those again, or use another folder.")
     if progress["clips_per_step"] != clips_per_step(run):
-        raise RunError(
+        raise TrainingError(
             f"{run.out} holds a run with {progress['clips_per_step']} clips a step, this one has {clips_per_step(run)}; "
             "change batch, accumulate or the number of processes."
         )
     if progress["data"] != run.task.fingerprint():
-        raise RunError(f"the data is not what the run in {run.out} began with; use another --out.")
+        raise TrainingError(f"the data is not what the run in {run.out} began with; use another folder.")
+
+
+def clips_per_step(run: Run) -> int:
+    """Clips that one optimiser step sees."""
+    several = 1 if run.task.whole_batches else run.accelerator.num_processes
+    return run.config.batch * run.config.accumulate * several
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -116,11 +151,6 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return found
-
-
-def clips_per_step(run: Run) -> int:
-    """Clips that one optimiser step sees."""
-    return run.config.batch * run.config.accumulate * run.accelerator.num_processes
 
 
 def gathered(states: Mapping[str, Mapping[str, Any]], main: bool) -> dict[str, Tensor]:
@@ -155,19 +185,19 @@ def like(value: Tensor, target: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fill(targets: Mapping[str, Tensor], values: Mapping[str, Tensor], path: Path) -> None:
-    """Copies values into targets of the same names. Raises RunError where names or shapes differ."""
+    """Copies values into targets of the same names. Raises TrainingError where names or shapes differ."""
     if set(targets) != set(values):
         odd = sorted(set(targets) ^ set(values))[0]
-        raise RunError(f"{path} does not fit this run: {odd!r} is only in one of them.")
+        raise TrainingError(f"{path} does not fit this run: {odd!r} is only in one of them.")
     for name, target in targets.items():
         if values[name].shape != target.shape:
             shapes = f"{tuple(values[name].shape)}, here it is {tuple(target.shape)}"
-            raise RunError(f"{path} does not fit this run: {name!r} is {shapes}.")
+            raise TrainingError(f"{path} does not fit this run: {name!r} is {shapes}.")
     for name, target in targets.items():
         target.copy_(like(values[name], target))
 
 
-def _fill_optimizer(optimizer: Any, values: Mapping[str, Tensor], groups: list[dict[str, Any]]) -> None:
+def fill_optimizer(optimizer: Any, values: Mapping[str, Tensor], groups: list[dict[str, Any]]) -> None:
     """Loads AdamW's moments, saved by parameter number."""
     parameters = [value for group in optimizer.param_groups for value in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}

@@ -1,216 +1,383 @@
-"""The one training loop. What is trained, on what, is a `Task`; fine-tuning and MoAlign's motion head are two of them.
+"""The one training loop. What is trained, on what, is a `Task`.
 
 Every random draw of a step (noise, times, dropped prompts, dropout) comes from a generator seeded by the run's seed and the
 number of the micro-batch, and which clips a micro-batch takes is a function of the seed and that number. A run that was
-stopped, or killed, therefore goes on from its last checkpoint exactly as if nothing had happened.
+stopped, or killed, is therefore resumed from its last checkpoint exactly as if nothing had happened.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..console import ProgressLine, RunError, StopRequest
-from . import processes
-from .checkpoint import load_state, save_state
-from .config import TrainerConfig
-from .log import Log, draw_curves
+from ..console import ProgressLine, StopRequest, TrainingError, saving
+from . import checkpoint, processes
+from .ahead import drawn_ahead
+from .config import check_config
+from .gradients import loss_gradients
+from .log import Board, Log, draw_curves
 from .optim import ema_update, make_optimizer, rate_factor, trainable
-from .processes import make_accelerator
-from .task import Outcome, Run
+from .stepper import Plain
+from .task import Outcome, Phase, Report, Run
+from .validation import evaluating, held_out_sums, moved
+
+PHASE_SEEDS = 2**40
+"""Distance of the phases' seeds: more micro-batches than any phase has."""
+DRAW_SECONDS = 20.0
+"""Minimum seconds between redraws of the curves: drawing takes a second."""
 
 
 def train(run: Run, stop: StopRequest | None = None, progress: ProgressLine | None = None) -> Outcome:
     """Trains from the last checkpoint in `run.out`, or from the start, to the last step.
 
-    Leaves a checkpoint, log.csv and curves.png. Raises RunError where a setting makes no sense, the loss is no longer finite, a
-    file cannot be written, or the checkpoint belongs to another run.
+    Leaves a checkpoint, log.csv and curves.png. Raises TrainingError where a setting makes no sense, the loss is no longer
+    finite, GPU memory or the disk is full, or the checkpoint belongs to another run.
     """
-    config, task = run.config, run.task
-    check_config(config)
-    run.out.mkdir(parents=True, exist_ok=True)
-    accelerator = run.accelerator = run.accelerator or make_accelerator(config)
-    task.module.train()
-    optimizer = make_optimizer(task, config)
-    processes.tell_deepspeed(accelerator, batch=config.batch, accumulate=config.accumulate, clip=config.clip)
-    module, optimizer = accelerator.prepare(task.module, optimizer)
-    task.placed(accelerator.device)
-    average: dict[str, Tensor] = {}
-    if config.ema:
-        average = {name: value.detach().clone().float() for name, value in trainable(accelerator.unwrap_model(module)).items()}
-    done = load_state(run, module, optimizer, average)
-    loop = Loop(run, module, optimizer, average, done, progress or ProgressLine("train"))
-    return loop.go(stop or StopRequest())
+    return Loop(run).go(stop, progress or ProgressLine("train"))
 
 
 class Loop:
-    """The steps of a run."""
+    """A run, brought to the state of its checkpoint; `go` takes its steps. May be used under `torch.inference_mode()`."""
 
-    def __init__(
-        self, run: Run, module: nn.Module, optimizer: Any, average: dict[str, Tensor], done: int, progress: ProgressLine
-    ) -> None:
-        self.run, self.config, self.accelerator = run, run.config, run.accelerator
-        self.module, self.optimizer, self.average, self.step, self.progress = module, optimizer, average, done, progress
-        names = run.task.names
-        self.columns = ["loss", *names, *(f"val_{name}" for name in names), "rate", "gradient", "seconds"]
-        self.log = Log(run.out / "log.csv" if self.main else None, self.columns, after=done)
-        self.board = self._board()
+    def __init__(self, run: Run) -> None:
+        """Raises TrainingError where settings, data or the checkpoint in `run.out` do not fit."""
+        check_config(run.config)
+        run.accelerator = run.accelerator or processes.make_accelerator(run.config)
+        self.run, self.config, self.task, self.accelerator = run, run.config, run.task, run.accelerator
+        self.phases = run.task.phases or (Phase(name="", steps=run.config.steps),)
+        self.step, self.seconds, self.saved = 0, 0.0, 0
+        self.row: dict[str, float] = {}
+        self.found: dict[str, float] = {}
+        self.average: dict[str, Tensor] = {}
+        self.best: dict[str, Tensor] = {}
+        self.best_found: dict[str, float] = {}
+        self.best_step, self.best_score, self._drawn = 0, math.inf, 0.0
+        with torch.inference_mode(False), torch.enable_grad():
+            self.task.placed(self.accelerator)
+            self.task.module.train()
+            self._names = tuple(trainable(self.task.module))
+            self._resume()
+        self.log = self._open_log()
+
+    # --- where the run is ---------------------------------------------------------------------------------------------
 
     @property
     def main(self) -> bool:
         """Whether this process writes files."""
         return self.accelerator.is_main_process
 
-    def go(self, stop: StopRequest) -> Outcome:
-        """Runs to the end, or to the next step after a stop request."""
-        config = self.config
-        values: dict[str, float] = self.log.rows[-1] if self.log.rows else {}
-        while self.step < config.steps and not processes.stopping(self.accelerator, stop):
-            start = time.monotonic()
-            values = self._one_step()
-            self.step += 1
-            last = self.step == config.steps
-            if last or self.step % config.validate_every == 0:
-                self._validate(values)
-                self._show()
-            values["seconds"] = time.monotonic() - start
-            self._note(values)
-            if last or self.step % config.save_every == 0:
-                self._save()
-        stopped = self.step < config.steps
-        if stopped:
-            self._save()
-        self.progress.close()
-        if self.board is not None:
-            self.board.close()
-        return Outcome(step=self.step, stopped=stopped, checkpoint=self.run.out / "checkpoint.safetensors", losses=values)
+    @property
+    def planned(self) -> int:
+        """Steps of all phases."""
+        return sum(phase.steps for phase in self.phases)
 
-    def _one_step(self) -> dict[str, float]:
-        """Accumulates micro-batches and takes one optimiser step; returns what to log."""
-        config, accelerator = self.config, self.accelerator
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base"] * rate_factor(config, self.step)
-        sums: dict[str, Tensor] = {}
-        norm = torch.zeros(())
-        for micro in range(config.accumulate):
-            with accelerator.accumulate(self.module):
-                losses = self.module(*self._draw(micro))
-                weights = self.run.task.weights(self.step)
-                total = sum(weights[name] * value for name, value in losses.items())
-                accelerator.backward(total)
-                for name, value in {"loss": total, **losses}.items():
-                    sums[name] = sums.get(name, 0) + value.detach().float() / config.accumulate
-                if accelerator.sync_gradients:
-                    norm = self._clip()
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-        values = {name: accelerator.reduce(value, "mean").item() for name, value in sums.items()}
-        self._check(values, norm)
-        if self.average:
-            ema_update(self.average, trainable(accelerator.unwrap_model(self.module)), config.ema, self.step)
-        return {**values, "rate": self.optimizer.param_groups[0]["lr"], "gradient": float(norm)}
+    @property
+    def place(self) -> tuple[int, int]:
+        """(phase, step within it) of the next step; at the very end the last phase, after its last step."""
+        step = self.step
+        for index, phase in enumerate(self.phases[:-1]):
+            if step < phase.steps:
+                return index, step
+            step -= phase.steps
+        return len(self.phases) - 1, step
 
-    def _clip(self) -> Tensor:
-        """The gradient's norm, clipped where the config wants it."""
-        parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
-        norm = self.accelerator.clip_grad_norm_(parameters, self.config.clip or math.inf)
-        return torch.zeros(()) if norm is None else norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    @property
+    def fraction(self) -> float:
+        """Share of the run that is done, in [0, 1]: by steps or by time, whichever ends first."""
+        return min(1.0, max(self.step / self.planned, self._timed))
 
-    def _check(self, values: Mapping[str, float], norm: Tensor) -> None:
-        """Raises RunError where a loss is not finite. fp16 skips steps whose gradient overflows, so there it may be infinite."""
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if not bad and (math.isfinite(float(norm)) or self.config.precision == "fp16"):
+    @property
+    def _timed(self) -> float:
+        return self.seconds / (60 * self.config.minutes) if self.config.minutes else 0.0
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done or the time is used up."""
+        return self.fraction >= 1
+
+    @property
+    def safe(self) -> str:
+        """Says which checkpoint survives a failure."""
+        return f"the checkpoint of step {self.saved} is safe" if self.saved else "no checkpoint was written before"
+
+    def trained(self) -> dict[str, Tensor]:
+        """Everything that any phase trains, by name."""
+        values = dict(self.accelerator.unwrap_model(self.task.module).named_parameters())
+        return {name: values[name] for name in self._names}
+
+    def kept(self) -> dict[str, Tensor]:
+        """The weights to export: the best ones or the last ones, averaged where there is an average."""
+        return self.best or self.average or self.trained()
+
+    def report(self) -> Report:
+        """How far the run is."""
+        return Report(
+            step=self.step, fraction=self.fraction, seconds=self.seconds, row=self.row, found=self.found,
+            kept_step=self.best_step if self.best else self.step, kept=self.best_found if self.best else self.found,
+        )  # fmt: skip
+
+    # --- resuming -----------------------------------------------------------------------------------------------------
+
+    def _resume(self) -> None:
+        """Brings everything to the state of the run's checkpoint, or to the beginning."""
+        found = None
+        if self.run.out is not None:
+            self.run.out.mkdir(parents=True, exist_ok=True)
+            found = checkpoint.read_state(self.run, processes.deepspeed(self.accelerator))
+        if found is not None:  # weights first: DeepSpeed copies them into its shards when the phase begins
+            self.step, self.saved = found.progress["step"], found.progress["step"]
+            self.seconds, self.found = found.progress["seconds"], found.progress["found"]
+            checkpoint.fill(self.trained(), found.states["model"], found.path)
+            checkpoint.fill(self.task.state(), found.states["task"], found.path)
+        self._begin_phase()
+        if self.config.ema:
+            self.average = {name: value.detach().clone().float() for name, value in self.trained().items()}
+        if found is None:
             return
-        name = next((name for name in bad if name != "loss"), bad[0] if bad else "gradient")
-        raise RunError(
-            f"the {name} loss is {values.get(name, float(norm))} at step {self.step + 1}; lower the learning rate or use bf16. "
-            f"The checkpoint in {self.run.out} is from before."
-        )
+        checkpoint.fill(self.average, found.states["average"], found.path)
+        if found.states["best"]:
+            self.best = {name: checkpoint.like(found.states["best"][name], value) for name, value in self.trained().items()}
+            best = found.progress["best"]
+            self.best_step, self.best_score, self.best_found = best["step"], best["score"], best["found"]
+        self._load_optimizer(found)
+
+    def _load_optimizer(self, found: checkpoint.Saved) -> None:
+        if found.progress["shards"] is None:
+            return
+        if self.stepper.sharded:
+            processes.load_shards(self.accelerator, self.run.out / checkpoint.SHARDS, self.step)
+        else:
+            checkpoint.fill_optimizer(self.stepper.optimizer, found.states["optimizer"], found.groups)
+        if found.progress["scaler"] is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(found.progress["scaler"])
+
+    def _begin_phase(self) -> None:
+        """Chooses what learns, with a new optimiser."""
+        self.phase, step = self.place
+        self.task.begin(self.phase)
+        self.groups = self.task.groups(self.config)
+        learning = {id(value) for group in self.groups for value in group.parameters}
+        for value in self.trained().values():
+            value.requires_grad_(id(value) in learning)
+        self.stepper = None  # the one before lets go of the gradients it averages
+        build = self.run.stepper or Plain
+        if not build.starts_together:
+            self._thaw(step)
+        optimizer = make_optimizer(self.groups, self.config)
+        self.stepper = build(self.accelerator, self.task, optimizer, self.groups, self.config)
+
+    def _thaw(self, step: int) -> None:
+        """Lets those groups learn whose time has come."""
+        for group in self.groups:
+            for value in group.parameters:
+                value.requires_grad_(group.starts <= step)
+
+    # --- the steps ----------------------------------------------------------------------------------------------------
+
+    def go(self, stop: StopRequest | None = None, progress: ProgressLine | None = None) -> Outcome:
+        """Runs to the end, to the next step after a stop request, or until the observer returns False. Then saves."""
+        self.progress, ended = progress, False
+        self.board = Board(self.run.out, self.step) if self.main and self.config.tensorboard and self.run.out else None
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=devices):
+            if self.step == 0 and self.config.validate_first:
+                self._validate(first=True)
+            while not (self.finished or ended or processes.stopping(self.accelerator, stop)):
+                ended = self._run_phase(stop)
+            if self.step != self.saved or not self.saved:  # a finished run keeps its optimiser for a longer one
+                self._save()
+        for line in (self.progress, self.board):
+            if line is not None:
+                line.close()
+        out = self.run.out / checkpoint.CHECKPOINT if self.run.out else None
+        return Outcome(step=self.step, stopped=not self.finished, checkpoint=out, losses=dict(self.row))
+
+    def _run_phase(self, stop: StopRequest | None) -> bool:
+        """Steps to the end of the phase, or of the run; returns whether the observer ended it."""
+        phase, step = self.place
+        end = self.phases[phase].steps
+        accumulate, began, before = self.config.accumulate, time.monotonic(), self.seconds
+        draws = (self._draw, step * accumulate, end * accumulate, self.config.read_ahead)
+        with drawn_ahead(*draws) as following:
+            while step < end and not self.finished and not processes.stopping(self.accelerator, stop):
+                self.row = self._one_step(following, step)
+                self.step, step = self.step + 1, step + 1
+                self.seconds = before + time.monotonic() - began
+                self._after_step(phase, phase_done=step == end)
+                if self.run.on_step is not None and self._observe() is False:
+                    return True
+        return False
+
+    def _after_step(self, phase: int, phase_done: bool) -> None:
+        """Validates, logs, saves and begins the next phase, each when it is time."""
+        done = phase_done or self.finished
+        if done or self.step % self.config.validate_every == 0:
+            self._validate()
+        several = {"phase": phase} if len(self.phases) > 1 else {}
+        self._note(several | self.row | {"seconds": round(self.seconds, 3)})
+        if phase_done and phase + 1 < len(self.phases):
+            self._begin_phase()
+        if done or self.step % self.config.save_every == 0:
+            self._save()
+
+    def _observe(self) -> bool | None:
+        try:
+            return self.run.on_step(self.report())
+        except BaseException:
+            self._save()
+            raise
+
+    def _one_step(self, following: Any, step: int) -> dict[str, float]:
+        """`_step`, with a GPU that is too small said in one sentence."""
+        try:
+            return self._step(following, step)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"The GPU's memory does not hold step {self.step + 1} at batch {self.config.batch}; {self.safe}: use a smaller "
+                "batch, fewer frames or pixels, or bf16."
+            ) from error
+
+    def _step(self, following: Any, step: int) -> dict[str, float]:
+        """Accumulates micro-batches and takes one optimiser step; returns what to log."""
+        config, accelerator, stepper = self.config, self.accelerator, self.stepper
+        if any(0 < group.starts == step for group in self.groups):
+            if not stepper.starts_together:
+                self._thaw(step)
+            stepper.thaw()
+        scale = rate_factor(config, step, max(step / self.phases[self.phase].steps, self._timed))
+        for group in stepper.optimizer.param_groups:
+            group["lr"] = group["base"] * scale
+        weights = self.task.weights(step)
+        sums: dict[str, list[float]] = {}
+        for micro in range(config.accumulate):
+            arguments = moved(following(), accelerator.device)
+            torch.manual_seed(self._seed(step * config.accumulate + micro))  # what the module itself draws: a LoRA's dropout
+            with accelerator.accumulate(stepper.module):
+                outputs = stepper.module(*arguments)
+                total = sum(factor * outputs[name] for name, factor in weights.items() if name in outputs)
+                values = self._reduced({"loss": total, **outputs})
+                self._check(values, weights)
+                if config.gradient_norms and micro == 0 and (self.step + 1) % config.gradient_norms == 0:
+                    values |= loss_gradients(outputs, weights, self.groups)
+                stepper.backward(total)
+                for name, value in values.items():
+                    sums.setdefault(name, []).append(value)
+                if accelerator.sync_gradients:
+                    norm = stepper.clip()
+                    self._check({"gradient": norm} if config.precision != "fp16" else {}, {})  # fp16 skips such a step
+                    stepper.step()
+        if self.average:
+            ema_update(self.average, self.trained(), config.ema, self.step)
+        row = {name: sum(values) / len(values) for name, values in sums.items()}
+        return self.task.derive(row) | {"rate": stepper.optimizer.param_groups[0]["lr"], "gradient": norm}
+
+    def _reduced(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
+        """Means over the processes."""
+        names = list(outputs)
+        values = torch.stack([outputs[name].detach().float() for name in names]).tolist()
+        return processes.mean_row(self.accelerator, dict(zip(names, values)), ["loss", *self.task.names])
+
+    def _check(self, values: Mapping[str, float], weights: Mapping[str, float]) -> None:
+        """Raises TrainingError where a loss, or the gradient, is not finite: nothing was changed by it yet."""
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            name = next((name for name in bad if name in weights), bad[0])
+            what = name if name in ("loss", "gradient") else f"{name} loss"
+            raise TrainingError(
+                f"The {what} is {values[name]} at step {self.step + 1}; {self.safe}: lower the learning rate "
+                f"({self.config.rate:g}) or use bf16."
+            )
+
+    def _number(self, micro: int) -> int:
+        """The number of a micro-batch among those of all processes."""
+        accelerator = self.accelerator
+        return micro if self.task.shared_draws else micro * accelerator.num_processes + accelerator.process_index
+
+    def _seed(self, micro: int) -> int:
+        return (self.config.seed * 1_000_003 + self.phase * PHASE_SEEDS + self._number(micro)) % 2**63
 
     def _draw(self, micro: int) -> tuple[Any, ...]:
-        """The arguments of one micro-batch's forward pass; also seeds what the module itself draws (a LoRA's dropout)."""
-        config, accelerator = self.config, self.accelerator
-        number = (self.step * config.accumulate + micro) * accelerator.num_processes + accelerator.process_index
-        seed = (config.seed * 1_000_003 + number) % 2**63
-        torch.manual_seed(seed)
-        return self._moved(self.run.task.draw(number, torch.Generator().manual_seed(seed)))
+        """The arguments of one micro-batch's forward pass."""
+        return self.task.draw(self._number(micro), torch.Generator().manual_seed(self._seed(micro)))
 
-    def _moved(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(value.to(self.accelerator.device) for value in args)
+    # --- validation ---------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def _validate(self, values: dict[str, float]) -> None:
-        """Losses on held-out data with the same draws every time, spread over the processes."""
-        task, config, accelerator = self.run.task, self.config, self.accelerator
-        count = min(task.validation_count, config.validation_clips)
+    def _validate(self, first: bool = False) -> None:
+        """Measures held-out data with the same draws every time, spread over the processes; remembers the best weights."""
+        values = self.trained() if self.average else {}
+        count = min(self.task.validation_count, self.config.validation_clips)
+        with evaluating(self.accelerator, self.stepper.module, self.average, values):
+            if count:
+                sums = held_out_sums(self.accelerator, self.stepper.module, self.task, count, self.config.seed)
+                self.found = self.task.metrics(sums, count)
+            self.task.show(self.step, self.run.out if self.main else None)
         if not count:
             return
-        self.module.eval()
-        sums = dict.fromkeys(task.names, torch.zeros((), device=accelerator.device))
-        mine = range(accelerator.process_index, count, accelerator.num_processes)
-        # Every process makes as many forward passes as every other: sharded modules need all of them.
-        spare = -(-count // accelerator.num_processes) - len(mine)
-        for place, counts in [*((place, 1.0) for place in mine), *[(0, 0.0)] * spare]:
-            generator = torch.Generator().manual_seed(config.seed * 7_919 + place)
-            with accelerator.autocast():
-                losses = self.module(*self._moved(task.draw_validation(place, generator)))
-            sums = {name: value + counts * losses[name].float() for name, value in sums.items()}
-        for name, value in sums.items():
-            values[f"val_{name}"] = accelerator.reduce(value, "sum").item() / count
-        self.module.train()
+        self.row = {**self.row, **self.found}
+        if first:  # the untrained weights are no candidates: those of a predictor may be the constant zero
+            with saving(checkpoint.LOG, self.safe):
+                self.log.add(step=0, **self.found)
+            return
+        score = self.task.score(self.found)
+        if self.config.keep == "best" and score is not None and score < self.best_score:
+            self.best = {name: value.detach().clone() for name, value in (self.average or self.trained()).items()}
+            self.best_step, self.best_score, self.best_found = self.step, score, dict(self.found)
 
-    @torch.no_grad()
-    def _show(self) -> None:
-        self.module.eval()
-        with self.accelerator.autocast():
-            self.run.task.show(self.step, self.run.out if self.main else None)
-        self.module.train()
+    # --- files --------------------------------------------------------------------------------------------------------
 
-    def _note(self, values: Mapping[str, float]) -> None:
+    def _open_log(self) -> Log:
+        task = self.task
+        found = task.validation_names or [f"val_{name}" for name in task.names]
+        columns = ["phase"] * (len(self.phases) > 1) + ["loss", *task.names, *found, "rate", "gradient"]
+        columns += [f"gradient {name}" for name in task.names] * bool(self.config.gradient_norms) + ["seconds"]
+        keep = self.main and self.run.out is not None
+        with saving(checkpoint.LOG, self.safe):
+            return Log(self.run.out / checkpoint.LOG if keep else None, list(dict.fromkeys(columns)), after=self.step)
+
+    def _note(self, row: Mapping[str, float]) -> None:
         if not self.main:
             return
-        self.log.add(step=self.step, **values)
+        with saving(checkpoint.LOG, self.safe):
+            self.log.add(step=self.step, **row)
         if self.board is not None:
-            for name, value in values.items():
-                self.board.add_scalar(
-                    name.replace("val_", "validation/") if name.startswith("val_") else f"training/{name}", value, self.step
-                )
-        shown = " ".join(f"{name} {values[name]:.4f}" for name in ("loss", *self.run.task.names[1:]) if name in values)
-        self.progress.show(self.step / self.config.steps, f"step {self.step}/{self.config.steps} {shown}")
+            self.board.add(row, self.step)
+        if self.progress is not None:
+            self._show(row)
+
+    def _show(self, row: Mapping[str, float]) -> None:
+        phase = self.phases[self.place[0]].name
+        words = [f"{phase + ' ' if phase else ''}step {self.step}/{self.planned}", f"loss {row['loss']:.4f}"]
+        words += [f"{name} {value:.4f}" for name in self.task.shown if (value := {**self.found, **row}.get(name)) is not None]
+        left = self.seconds * (1 - self.fraction) / self.fraction
+        self.progress.show(self.fraction, " ".join(words), left)
 
     def _save(self) -> None:
-        save_state(self.run, self.module, self.optimizer, self.average, self.step)
-        if self.main:
-            panels = {name: [name, f"val_{name}"] for name in self.run.task.names} | {"gradient": ["gradient"]}
-            draw_curves(self.log, self.run.out / "curves.png", panels, title=self.run.task.about.get("recipe", ""))
+        """Checkpoint, the task's own files and curves, each all or nothing. Every process must call it."""
+        out = self.run.out
+        if out is None:
+            return
+        states = {"model": self.trained(), "average": self.average, "best": self.best, "task": self.task.state()}
+        best = {"step": self.best_step, "score": self.best_score, "found": self.best_found} if self.best else None
+        phase, step = self.place
+        progress = {"step": self.step, "phase": phase, "seconds": self.seconds, "found": self.found, "best": best}
+        optimizer = self.stepper.optimizer if step > 0 else None  # new at the start of a phase: nothing to keep
+        checkpoint.save_state(self.run, states, optimizer, progress, sharded=self.stepper.sharded, safe=self.safe)
+        self.saved = self.step
+        if not self.main:
+            return
+        with saving(f"the files in {out}", self.safe):
+            self.task.write(out, self.kept(), self.report())
+            if self.finished or time.monotonic() - self._drawn >= DRAW_SECONDS:
+                self._draw_curves()
 
-    def _board(self) -> Any:
-        """TensorBoard's writer, or None."""
-        if not (self.main and self.config.tensorboard):
-            return None
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            return None
-        return SummaryWriter(os.fspath(self.run.out / "tensorboard"), purge_step=self.step + 1 if self.step else None)
-
-
-def check_config(config: TrainerConfig) -> None:
-    """Raises RunError for settings that do not make sense, before anything is loaded or written."""
-    for name in ("steps", "batch", "accumulate", "validate_every", "save_every"):
-        if getattr(config, name) < 1:
-            raise RunError(f"{name} is {getattr(config, name)}; it must be at least 1.")
-    if not config.rate > 0 or not math.isfinite(config.rate):
-        raise RunError(f"rate is {config.rate}; it must be above 0.")
-    for name in ("ema", "drop_prompt", "held_out", "beta1", "beta2"):
-        if not 0 <= getattr(config, name) < 1:
-            raise RunError(f"{name} is {getattr(config, name)}; it must be at least 0 and below 1.")
-    for name in ("warmup", "weight_decay", "clip", "projector_rate", "validation_clips", "keep_every"):
-        if not 0 <= getattr(config, name) < math.inf:
-            raise RunError(f"{name} is {getattr(config, name)}; it must be at least 0.")
+    def _draw_curves(self) -> None:
+        self._drawn, task = time.monotonic(), self.task
+        losses = {name: [name, f"val_{name}"] for name in task.names} | {"gradient": ["gradient"]}
+        for file, panels in (task.pictures or {checkpoint.CURVES: losses}).items():
+            title = f"{task.about.get('recipe') or task.latent_space}, step {self.step}"
+            draw_curves(self.log, self.run.out / file, panels, title)

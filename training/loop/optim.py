@@ -1,38 +1,37 @@
-"""Optimiser, learning rate schedule and moving average of the trained weights."""
+"""Optimiser, the one learning rate schedule and the one moving average of the trained weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from .config import TrainerConfig
-from .task import Task
+from .config import LoopConfig
+from .task import ParameterGroup
 
 
-def make_optimizer(task: Task, config: TrainerConfig) -> torch.optim.Optimizer:
-    """AdamW over what is trained, the projectors in a group of their own."""
-    values = trainable(task.module)
-    outer = [value for name, value in values.items() if task.slow and name.startswith(task.slow)]
-    inner = [value for name, value in values.items() if not (task.slow and name.startswith(task.slow))]
-    groups = [{"params": inner, "lr": config.rate}] if inner else []
-    if outer:
-        groups.append({"params": outer, "lr": config.projector_rate or config.rate})
-    for group in groups:
-        group["base"] = group["lr"]
-    return torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay)
+def make_optimizer(groups: Sequence[ParameterGroup], config: LoopConfig) -> torch.optim.Optimizer:
+    """AdamW over the groups that have parameters, each with its own rate as "base"."""
+    found = [
+        {"params": group.parameters, "lr": group.rate, "base": group.rate, "starts": group.starts}
+        for group in groups
+        if group.parameters
+    ]
+    return torch.optim.AdamW(found, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay)
 
 
-def rate_factor(config: TrainerConfig, step: int) -> float:
-    """The learning rate's factor on a step, counted from 0."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
+def rate_factor(config: LoopConfig, step: int, fraction: float) -> float:
+    """The learning rate's factor before a step, counted from 0, with `fraction` of the steps, or of the time, done.
+
+    It rises linearly over `warmup` steps. A cosine falls from 1 to `final_rate` over the last `tail` of the way.
+    """
+    rise = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
     if config.schedule == "constant":
-        return 1.0
-    share = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * share))
+        return rise
+    share = max(0.0, (fraction - (1 - config.tail)) / config.tail)
+    return rise * (config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * share)))
 
 
 def trainable(module: nn.Module) -> dict[str, Tensor]:
@@ -45,5 +44,13 @@ def ema_update(average: Mapping[str, Tensor], values: Mapping[str, Tensor], deca
     """Moves the average towards the values, in place; early steps forget faster, so that the start does not linger."""
     decay = min(decay, (1 + step) / (10 + step))
     for name, old in average.items():
-        new = values[name].detach()
-        old.lerp_(new.to(old.dtype), 1 - decay)
+        old.lerp_(values[name].detach().to(old.dtype), 1 - decay)
+
+
+@torch.no_grad()
+def exchange(average: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Swaps the average and the values, tensor by tensor, in place; a second call swaps them back."""
+    for name, old in average.items():
+        kept = values[name].detach().clone()
+        values[name].copy_(old)
+        old.copy_(kept)

@@ -1,19 +1,20 @@
-"""What the processes of one run settle among themselves; all of it works in a single process too."""
+"""Helpers around accelerate and DeepSpeed; all of it works in a single process too, there without accelerate."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from ..console import CommandError, RunError, StopRequest
-from . import processes
-from .config import TrainerConfig
+from .config import LoopConfig
 
 
 def start(precision: str = "no", accumulate: int = 1, device: str = "auto", handlers: Sequence[Any] = ()) -> Any:
@@ -32,6 +33,61 @@ def start(precision: str = "no", accumulate: int = 1, device: str = "auto", hand
     return Accelerator(
         cpu=cpu or None, mixed_precision=precision, gradient_accumulation_steps=accumulate, kwargs_handlers=list(handlers)
     )
+
+
+class OneProcess:
+    """accelerate's Accelerator for a single process, without accelerate, which ComfyUI's users need not have.
+
+    Mixed precision is the module's own business here.
+    """
+
+    num_processes, process_index, is_main_process = 1, 0, True
+    distributed_type, scaler = "NO", None
+
+    def __init__(self, device: str | torch.device = "cpu", accumulate: int = 1) -> None:
+        self.device, self._accumulate, self._micro = torch.device(device), accumulate, 0
+
+    @property
+    def sync_gradients(self) -> bool:
+        """Whether this micro-batch is the last one of its step."""
+        return self._micro % self._accumulate == 0
+
+    @contextmanager
+    def accumulate(self, module: nn.Module) -> Iterator[None]:
+        """One micro-batch of a step."""
+        self._micro += 1
+        yield
+
+    def prepare(self, module: nn.Module, *others: Any) -> Any:
+        """The module on the device, and the others as they are."""
+        return (module.to(self.device), *others) if others else module.to(self.device)
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds a micro-batch's gradients."""
+        (loss / self._accumulate if self._accumulate > 1 else loss).backward()
+
+    def clip_grad_norm_(self, parameters: Sequence[Tensor], norm: float) -> Tensor:
+        """torch's own."""
+        return nn.utils.clip_grad_norm_(parameters, norm)
+
+    def reduce(self, value: Tensor, how: str = "sum") -> Tensor:
+        """The sum, or the mean, over one process."""
+        return value
+
+    def unwrap_model(self, module: nn.Module) -> nn.Module:
+        """The module."""
+        return module
+
+    def autocast(self) -> Any:
+        """Nothing."""
+        return nullcontext()
+
+    def wait_for_everyone(self) -> None:
+        """Nobody to wait for."""
+
+    def print(self, *words: Any) -> None:
+        """Prints."""
+        print(*words)
 
 
 def stopping(accelerator: Any, stop: StopRequest | None) -> bool:
@@ -61,10 +117,9 @@ def deepspeed(accelerator: Any) -> bool:
 
 def tell_deepspeed(accelerator: Any, *, batch: int, accumulate: int, clip: float) -> dict[str, Any]:
     """Puts what the run's own settings say into DeepSpeed's, which `prepare` reads, and returns those; {} without DeepSpeed."""
-    plugin = accelerator.state.deepspeed_plugin
-    if plugin is None:
+    if not deepspeed(accelerator):
         return {}
-    settings = plugin.deepspeed_config
+    settings = accelerator.state.deepspeed_plugin.deepspeed_config
     settings |= {"train_micro_batch_size_per_gpu": batch, "gradient_accumulation_steps": accumulate, "gradient_clipping": clip}
     return settings
 
@@ -116,7 +171,7 @@ def pick_device(name: str) -> str:
     return name
 
 
-def make_accelerator(config: TrainerConfig) -> Any:
+def make_accelerator(config: LoopConfig) -> Any:
     """accelerate's Accelerator as the launcher's environment and `config` want it. Raises RunError for fp16 without a GPU.
 
     Processes wait for one another for days: one may be caching videos, or be the last one with teachers' features.
@@ -127,4 +182,4 @@ def make_accelerator(config: TrainerConfig) -> Any:
     if config.precision == "fp16" and not gpu:
         raise RunError("precision is fp16, which needs a CUDA GPU; use bf16 or no.")
     patience = InitProcessGroupKwargs(timeout=timedelta(days=4))
-    return processes.start(config.precision, config.accumulate, "auto" if gpu else "cpu", handlers=[patience])
+    return start(config.precision, config.accumulate, "auto" if gpu else "cpu", handlers=[patience])

@@ -14,7 +14,9 @@ from ..backbones import Backbone
 from ..console import RunError
 from ..data.batches import Batch, TrainingClips
 from ..data.feature_cache import FeatureCache
-from ..loop.task import Task
+from ..loop.config import TrainerConfig
+from ..loop.optim import trainable
+from ..loop.task import ParameterGroup, Task
 from ..objectives.base import Objective, StepView
 from .preview import Samples
 
@@ -26,6 +28,8 @@ class Student(nn.Module):
         super().__init__()
         self.dit = backbone.dit
         self.objectives = objectives
+        self.without_weight: frozenset[str] = frozenset()
+        """Objectives that are not computed on this training step."""
         self._no_split_modules = backbone.dit._no_split_modules  # what FSDP shards one by one
         self.backbone = (backbone,)  # in a tuple: its other parts are not parameters of this module
 
@@ -33,22 +37,28 @@ class Student(nn.Module):
         """Unweighted losses by name, "denoise" first."""
         (backbone,) = self.backbone
         noised = backbone.noise(batch.latent, t, eps=eps)
-        blocks = sorted({block for objective in self.objectives.values() for block in objective.blocks})
+        wanted = {name: objective for name, objective in self.objectives.items() if self.wants(name)}
+        blocks = sorted({block for objective in wanted.values() for block in objective.blocks})
         with backbone.tap(*blocks) as taps:
             out = backbone.predict(noised.noisy, t, batch.tokens, batch.mask)
         error = (out.float() - noised.target.float()).square().mean(dim=(1, 2, 3, 4))
         losses = {"denoise": (noised.weight * error).mean()}
-        if len(self.objectives):
+        if wanted:
             x0 = backbone.x0(noised.noisy.float(), out.float(), t)
             view = StepView(latent=batch.latent, x0=x0, signal=backbone.signal_power(t), taps=taps, features=batch.features)
-            losses |= {name: objective(view) for name, objective in self.objectives.items()}
+            losses |= {name: objective(view) for name, objective in wanted.items()}
+        # Several processes wait for the gradient of every parameter, those of objectives without weight too.
+        unused = [p.sum() for name in self.objectives if name not in wanted for p in self.objectives[name].parameters()]
+        losses["denoise"] = losses["denoise"] + 0.0 * sum(unused) if unused else losses["denoise"]
         return losses
+
+    def wants(self, name: str) -> bool:
+        """Whether an objective is to be computed: in validation, and where it has a weight on this step."""
+        return not self.training or name not in self.without_weight
 
 
 class DenoisingTask(Task):
     """L = L_denoise + sum of weighted objectives (LaMo eq 6, TSA eq 14, MoAlign eq 9)."""
-
-    slow = ("objectives.",)
 
     def __init__(
         self,
@@ -79,10 +89,23 @@ class DenoisingTask(Task):
         self.latent_space = backbone.latent_space
         self.about = about or {}
         self.samples = samples
+        self.shown = tuple(self.objectives)
         self.validation_count = len(clips.validation)
 
     def weights(self, step: int) -> dict[str, float]:
-        return {"denoise": 1.0} | {name: objective.settings.weight_at(step) for name, objective in self.objectives.items()}
+        weights = {name: objective.settings.weight_at(step) for name, objective in self.objectives.items()}
+        self.module.without_weight = frozenset(name for name, weight in weights.items() if not weight)
+        return {"denoise": 1.0} | weights
+
+    def groups(self, config: TrainerConfig) -> list[ParameterGroup]:
+        """The transformer, and the objectives' projectors at a rate of their own."""
+        values = trainable(self.module)
+        outer = [value for name, value in values.items() if name.startswith("objectives.")]
+        inner = [value for name, value in values.items() if not name.startswith("objectives.")]
+        return [
+            ParameterGroup(parameters=inner, rate=config.rate),
+            ParameterGroup(parameters=outer, rate=config.projector_rate or config.rate),
+        ]
 
     def draw(self, number: int, generator: torch.Generator) -> tuple[Batch, Tensor, Tensor]:
         batch = self.clips.read(self.clips.chosen(number), self.needs, self.features)
@@ -105,8 +128,8 @@ class DenoisingTask(Task):
     def fingerprint(self) -> str:
         return self.clips.fingerprint()
 
-    def placed(self, device: torch.device) -> None:
-        self.backbone.device = device
+    def placed(self, accelerator: Any) -> None:
+        self.backbone.device = accelerator.device
 
 
 def drop_prompts(batch: Batch, null_tokens: Tensor, dropped: Tensor) -> None:

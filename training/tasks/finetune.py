@@ -31,8 +31,8 @@ from ..data.toy import make_toy_clips
 from ..data.videos import VideoError
 from ..loop import processes
 from ..loop.checkpoint import fill
-from ..loop.config import TrainerConfig
-from ..loop.loop import check_config, train
+from ..loop.config import TrainerConfig, check_config
+from ..loop.loop import train
 from ..loop.optim import trainable
 from ..loop.processes import make_accelerator, pick_device
 from ..loop.task import Outcome, Run

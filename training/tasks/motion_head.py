@@ -21,8 +21,8 @@ from ..data.feature_cache import FeatureCache
 from ..data.features import FrameSource, prepare_features
 from ..loop import processes
 from ..loop.checkpoint import KIND as CHECKPOINT
-from ..loop.config import TrainerConfig
-from ..loop.loop import check_config, train
+from ..loop.config import TrainerConfig, check_config
+from ..loop.loop import train
 from ..loop.processes import make_accelerator
 from ..loop.task import Outcome, Run, Task
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from latent_physics.training.loop.checkpoint import _fill_optimizer, fill, gathered
+from latent_physics.training.loop.checkpoint import fill, fill_optimizer, gathered
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
@@ -54,7 +54,7 @@ for key, value in saved[0].items():
     parts[name][rest] = value
 two, second = build(1)
 fill(dict(two.named_parameters()), parts["model"], Path("checkpoint"))
-_fill_optimizer(second, parts["optimizer"], copy.deepcopy(first.state_dict()["param_groups"]))
+fill_optimizer(second, parts["optimizer"], copy.deepcopy(first.state_dict()["param_groups"]))
 step(one, first)
 step(two, second)
 ours, theirs = everything(one, first), everything(two, second)

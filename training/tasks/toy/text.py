@@ -10,7 +10,8 @@ from ....toyworld.canvas import COLOURS
 from ....toyworld.prompts import describe
 from ....toyworld.text import ToyTextEncoder
 from ....toyworld.worlds import WORLDS
-from .base import run_steps
+from ...console import StopRequest
+from .base import StageTask, Texts, run_stage
 from .settings import ToyWorldConfig
 
 WORDS = ("small", "large", "thin", "thick", "left", "right", "up", "above", "below", "middle", "clockwise", "counterclockwise")
@@ -42,17 +43,35 @@ def draw_prompts(count: int, rng: np.random.Generator) -> tuple[list[str], list[
     return prompts, asked
 
 
-def train_text(config: ToyWorldConfig) -> ToyTextEncoder:
-    """Reading comprehension: which world, which colours, which words of WORDS a prompt asks for."""
-    torch.manual_seed(config.seed + 2)
-    reader = PromptReader().train()
+class ReaderStudent(nn.Module):
+    """Reading comprehension: which world, which colours, which of WORDS a prompt asks for."""
 
-    def step_loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        prompts, asked = draw_prompts(64, np.random.default_rng((config.seed, 3, step)))
-        target = torch.tensor([[float(answer in wanted) for answer in reader.answers] for wanted in asked])
-        logits = reader(prompts)
-        right = ((logits > 0) == (target > 0.5)).float().mean().item()
-        return nn.functional.binary_cross_entropy_with_logits(logits, target), {"right": right}
+    def __init__(self) -> None:
+        super().__init__()
+        self.reader = PromptReader()
 
-    run_steps("text", config, config.text_steps, 1e-3, reader, None, step_loss)
-    return reader.text.eval().requires_grad_(False)
+    def forward(self, prompts: Texts, target: Tensor) -> dict[str, Tensor]:
+        """Prompts and what each asks for `B answers`, 0 or 1 -> cross-entropy, and the share of right answers."""
+        logits = self.reader(list(prompts))
+        right = ((logits > 0) == (target > 0.5)).float().mean()
+        return {"reading": nn.functional.binary_cross_entropy_with_logits(logits, target), "right": right}
+
+
+class TextTask(StageTask):
+    """64 prompts a step."""
+
+    def __init__(self, config: ToyWorldConfig) -> None:
+        torch.manual_seed(config.seed + 2)
+        super().__init__("text", ReaderStudent(), ("reading", "right"))
+        self.seed, self.answers = config.seed, self.module.reader.answers
+
+    def draw(self, number: int, generator: torch.Generator) -> tuple[Texts, Tensor]:
+        prompts, asked = draw_prompts(64, np.random.default_rng((self.seed, 3, number)))
+        return Texts(prompts), torch.tensor([[float(answer in wanted) for answer in self.answers] for wanted in asked])
+
+
+def train_text(config: ToyWorldConfig, stop: StopRequest | None = None) -> ToyTextEncoder:
+    """The text encoder, frozen. Raises as `run_stage`."""
+    task = TextTask(config)
+    run_stage(task, config, steps=config.text_steps, rate=1e-3, stop=stop)
+    return task.module.reader.text.requires_grad_(False)

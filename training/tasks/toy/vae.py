@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import MethodType
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ....toyworld.canvas import FRAMES
+from ....toyworld.canvas import FRAMES, SIZE
 from ....toyworld.corruption import corrupted
 from ....toyworld.worlds import WORLDS
 from ...backbones.wan import LATENTS_MEAN, LATENTS_STD
-from .base import run_steps
+from ...console import StopRequest
+from .base import StageTask, run_stage
 from .settings import ToyWorldConfig
 
 
@@ -80,17 +82,25 @@ def windows(count: int, length: int, rng: np.random.Generator) -> tuple[Tensor, 
     return torch.from_numpy(np.stack(frames)).movedim(1, 2).contiguous(), torch.from_numpy(np.stack(backgrounds))[:, :, None]
 
 
-def vae_loss(vae: nn.Module, clips: Tensor, backgrounds: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+def vae_loss(vae: nn.Module, clips: Tensor, backgrounds: Tensor, noise: Tensor) -> dict[str, Tensor]:
     """Absolute and squared error, moving things counted five times (they are few pixels), and a small KL that keeps the latent
-    smooth.
+    smooth; beside that loss the two terms alone. noise: `B 16 t h w`, standard normal.
 
     The squared error gets training off the ground; the absolute error keeps edges sharp.
     """
     posterior = vae.encode(clips * 2 - 1).latent_dist
-    z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
+    z = posterior.mean + posterior.std * noise
     error = decode_unclamped(vae, z) / 2 + 0.5 - clips
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-    return weigh(error, clips, backgrounds) + 3e-5 * kl, {"error": error.abs().mean().item(), "kl": kl.item()}
+    return {"picture": weigh(error, clips, backgrounds) + 3e-5 * kl, "error": error.abs().mean(), "kl": kl}
+
+
+def decoder_loss(vae: nn.Module, clips: Tensor, backgrounds: Tensor, noise: Tensor) -> dict[str, Tensor]:
+    """As `vae_loss` without the KL, of slightly noised latents that the encoder gets no gradient from."""
+    with torch.no_grad():
+        z = vae.encode(clips * 2 - 1).latent_dist.mean
+    error = decode_unclamped(vae, z + 0.02 * z.std() * noise) / 2 + 0.5 - clips
+    return {"picture": weigh(error, clips, backgrounds), "error": error.abs().mean()}
 
 
 def weigh(error: Tensor, clips: Tensor, backgrounds: Tensor) -> Tensor:
@@ -111,30 +121,51 @@ def decode_unclamped(vae: nn.Module, z: Tensor) -> Tensor:
     return torch.cat(frames, 2)
 
 
-def train_vae(config: ToyWorldConfig) -> nn.Module:
+class PictureStudent(nn.Module):
+    """The VAE with the loss of a stage."""
+
+    def __init__(self, vae: nn.Module, loss: Callable[..., dict[str, Tensor]]) -> None:
+        super().__init__()
+        self.vae, self.loss = vae, loss
+
+    def forward(self, clips: Tensor, backgrounds: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Frames `B 3 T H W` in [0, 1], backgrounds `B 3 1 H W`, noise in the latent's shape."""
+        return self.loss(self.vae, clips, backgrounds, noise)
+
+
+class WindowTask(StageTask):
+    """The VAE, or its decoder alone, on windows of clips."""
+
+    def __init__(
+        self, name: str, student: PictureStudent, names: tuple[str, ...], seeds: tuple[int, int], size: tuple[int, int]
+    ) -> None:
+        """seeds: of the run and of the stage. size: windows per step and frames per window."""
+        super().__init__(name, student, names)
+        self.seeds, self.size = seeds, size
+
+    def draw(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        clips, backgrounds = windows(*self.size, np.random.default_rng((*self.seeds, number)))
+        count, length = self.size
+        shape = (count, len(LATENTS_STD), 1 + (length - 1) // 4, SIZE // 8, SIZE // 8)
+        return clips, backgrounds, torch.randn(shape, generator=generator)
+
+
+def train_vae(config: ToyWorldConfig, stop: StopRequest | None = None) -> nn.Module:
     """Windows of five frames: the first latent frame codes one frame, the second four, as every later one does."""
-    vae = build_vae(config).train()
+    vae = build_vae(config)
     forget_the_past(vae)
-
-    def step_loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        return vae_loss(vae, *windows(4, 5, np.random.default_rng((config.seed, 1, step))), generator)
-
-    return run_steps("vae", config, config.vae_steps, config.vae_rate, vae, None, step_loss).eval()
-
-
-def train_decoder(config: ToyWorldConfig, vae: nn.Module) -> nn.Module:
-    """Sharpens the pictures with the encoder fixed. Windows of nine frames: the third latent frame is coded as all later ones."""
-    decoder = nn.ModuleList([vae.decoder, vae.post_quant_conv])
-
-    def step_loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        clips, backgrounds = windows(2, 9, np.random.default_rng((config.seed, 2, step)))
-        with torch.no_grad():
-            z = vae.encode(clips * 2 - 1).latent_dist.mean
-        error = decode_unclamped(vae, z + 0.02 * z.std() * torch.randn(z.shape, generator=generator)) / 2 + 0.5 - clips
-        return weigh(error, clips, backgrounds), {"error": error.abs().mean().item()}
-
-    run_steps("decoder", config, config.decoder_steps, config.vae_rate, decoder, None, step_loss)
+    task = WindowTask("vae", PictureStudent(vae, vae_loss), ("picture", "error", "kl"), (config.seed, 1), (4, 5))
+    run_stage(task, config, steps=config.vae_steps, rate=config.vae_rate, stop=stop)
     return vae
+
+
+def train_decoder(config: ToyWorldConfig, vae: nn.Module, stop: StopRequest | None = None) -> None:
+    """Sharpens the pictures with the encoder fixed. Windows of nine frames: the third latent frame is coded as all later ones."""
+    vae.requires_grad_(False)
+    vae.decoder.requires_grad_(True)
+    vae.post_quant_conv.requires_grad_(True)
+    task = WindowTask("decoder", PictureStudent(vae, decoder_loss), ("picture", "error"), (config.seed, 2), (2, 9))
+    run_stage(task, config, steps=config.decoder_steps, rate=config.vae_rate, stop=stop)
 
 
 @torch.no_grad()

@@ -1,0 +1,47 @@
+"""Passes over held-out data, spread over the processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .optim import exchange
+from .task import Task
+
+
+@contextmanager
+def evaluating(
+    accelerator: Any, module: nn.Module, average: Mapping[str, Tensor], values: Mapping[str, Tensor]
+) -> Iterator[None]:
+    """The module in evaluation mode, without gradients; its trained `values` are exchanged for their `average` meanwhile."""
+    with torch.no_grad(), accelerator.autocast():
+        exchange(average, values)
+        module.eval()
+        try:
+            yield
+        finally:
+            module.train()
+            exchange(average, values)
+
+
+def held_out_sums(accelerator: Any, module: nn.Module, task: Task, count: int, seed: int) -> dict[str, float]:
+    """Sums of the module's outputs over `count` validation micro-batches, with the same draws every time."""
+    sums: dict[str, Tensor] = {}
+    mine = range(accelerator.process_index, count, accelerator.num_processes)
+    # Every process makes as many forward passes as every other: sharded modules need all of them.
+    spare = -(-count // accelerator.num_processes) - len(mine)
+    for place, counts in [*((place, 1.0) for place in mine), *[(0, 0.0)] * spare]:
+        generator = torch.Generator().manual_seed(seed * 7_919 + place)
+        outputs = module(*moved(task.draw_validation(place, generator), accelerator.device))
+        for name, value in outputs.items():
+            sums[name] = sums.get(name, 0) + counts * value.float()
+    return {name: accelerator.reduce(value, "sum").item() for name, value in sums.items()}
+
+
+def moved(arguments: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:
+    """The arguments of a forward pass on the device."""
+    return tuple(value.to(device) for value in arguments)
