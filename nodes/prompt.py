@@ -127,7 +127,7 @@ class PhysicsPromptParser(io.ComfyNode):
             outputs=[
                 io.String.Output(display_name="prompt", tooltip="The prompt, rewritten where a language model did so."),
                 PhysicsLabelsType.Output(
-                    display_name="labels", tooltip="Categories with their weights, for PILA Correction. Empty where nothing fits."
+                    display_name="labels", tooltip="Categories with weight 1, for PILA Correction. Empty where nothing fits."
                 ),
                 io.String.Output(display_name="report", tooltip="Who answered, the labels, and what went wrong."),
             ],
@@ -158,7 +158,8 @@ class PhysicsPromptParser(io.ComfyNode):
             seed=seed,
         )
         text = report(parsed)
-        return io.NodeOutput(parsed.description, dict(parsed.labels), text, ui=ui.PreviewText(text))
+        # A label is there or not, as in training; how sure the parser was is for the person who reads the report.
+        return io.NodeOutput(parsed.description, dict.fromkeys(parsed.labels, 1.0), text, ui=ui.PreviewText(text))
 
 
 def widget_name(category: str) -> str:

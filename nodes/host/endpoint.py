@@ -218,7 +218,8 @@ def graph_ask(clip: Any, seed: int, max_length: int = 512) -> Ask:
     """Asks a language model that was loaded as CLIP (Qwen, Gemma, ...)."""
 
     def ask(system: str, user: str, temperature: float, schema: str) -> str:
-        tokens = clip.tokenize(f"{system}\n\n{user}", min_length=1, thinking=False)
+        # Without its chat template Gemma continues the text instead of answering it; Qwen has its own by default.
+        tokens = clip.tokenize(f"{system}\n\n{user}", min_length=1, thinking=False, skip_template=False)
         sampled = temperature > 0
         ids = clip.generate(
             tokens,

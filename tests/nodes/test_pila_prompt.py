@@ -116,7 +116,7 @@ def ask(server, **options):
 def test_offline_rules_answer_at_once():
     description, labels, report = run(prompts.OFFLINE)
     assert description == PROMPT
-    assert labels == rule_labels(PROMPT)
+    assert labels == dict.fromkeys(rule_labels(PROMPT), 1.0)
     assert "by: offline rules" in report
 
 
@@ -124,7 +124,8 @@ def test_an_endpoint_rewrites_and_labels_with_structured_output(serve):
     server = serve()
     description, labels, report = ask(server)
     assert description == "Water in an open pot boils; steam rises."
-    assert labels == {"Phase Change": 0.9, "Fluid": 0.6}
+    assert labels == {"Phase Change": 1.0, "Fluid": 1.0}  # as in training; how sure it was is in the report
+    assert "Phase Change 0.90" in report
     assert f"m at {server.url.removesuffix('/v1')}" in report
     assert [request["path"] for request in server.requests] == ["/v1/chat/completions"] * 2
     formats = [request["body"]["response_format"]["json_schema"]["name"] for request in server.requests]
@@ -145,7 +146,7 @@ def test_useless_answers_are_not_kept(serve):
     server = serve(lambda body: reply("I would rather not."))
     assert "offline rules" in ask(server)[2]
     server.answer = sensible
-    assert ask(server)[1] == {"Phase Change": 0.9, "Fluid": 0.6}
+    assert ask(server)[1] == {"Phase Change": 1.0, "Fluid": 1.0}
 
 
 def test_a_server_without_structured_output_is_asked_plainly(serve):
@@ -153,7 +154,7 @@ def test_a_server_without_structured_output_is_asked_plainly(serve):
         return (400, '{"error": {"message": "response_format is unknown"}}') if "response_format" in body else sensible(body)
 
     server = serve(old)
-    assert ask(server)[1] == {"Phase Change": 0.9, "Fluid": 0.6}
+    assert ask(server)[1] == {"Phase Change": 1.0, "Fluid": 1.0}
     assert len(server.requests) == 4
 
 
@@ -173,7 +174,7 @@ def test_a_server_without_structured_output_is_asked_plainly(serve):
 def test_failures_lead_to_the_rules_and_are_said(serve, answer, words):
     description, labels, report = ask(serve(answer))
     assert description == PROMPT
-    assert labels == rule_labels(PROMPT)
+    assert labels == dict.fromkeys(rule_labels(PROMPT), 1.0)
     assert words in report
 
 
@@ -183,7 +184,7 @@ def test_a_slow_server_costs_the_timeout_and_no_more(serve):
         return sensible(body)
 
     labels, report = run(base_url=serve(slow).url, model="m", timeout=0.3, retries=0)[1:]
-    assert labels == rule_labels(PROMPT)
+    assert labels == dict.fromkeys(rule_labels(PROMPT), 1.0)
     assert "Timeout" in report
 
 
@@ -194,7 +195,7 @@ def test_a_slow_server_costs_the_timeout_and_no_more(serve):
 )  # fmt: skip
 def test_addresses_that_lead_nowhere(url, model):
     labels, report = run(base_url=url, model=model, timeout=2.0, retries=0)[1:]
-    assert labels == rule_labels(PROMPT)
+    assert labels == dict.fromkeys(rule_labels(PROMPT), 1.0)
     assert "offline rules" in report
     assert "pass" not in report
 
@@ -221,7 +222,7 @@ def test_strange_servers_are_not_asked(url, monkeypatch, clean_room):
     asked = []
     monkeypatch.setattr(Endpoint, "_request", lambda self, *_: asked.append(self.base_url) or "")
     labels, report = run(base_url=url, model="m")[1:]
-    assert labels == rule_labels(PROMPT)
+    assert labels == dict.fromkeys(rule_labels(PROMPT), 1.0)
     assert URL_VARIABLE in report
     assert url.removesuffix("/v1") in report
     assert not asked
@@ -250,7 +251,7 @@ def test_the_environment_tells_a_server_nothing_of_the_users_account(serve, monk
                "OPENAI_CUSTOM_HEADERS": f"Authorization: Bearer {KEY}\nX-Mine: secret"}  # fmt: skip
     for name, value in {**secrets, "HTTP_PROXY": "http://127.0.0.1:1", "http_proxy": "http://127.0.0.1:1"}.items():
         monkeypatch.setenv(name, value)
-    assert ask(server)[1] == {"Phase Change": 0.9, "Fluid": 0.6}
+    assert ask(server)[1] == {"Phase Change": 1.0, "Fluid": 1.0}
     for request in server.requests:
         assert set(request["headers"]) <= SENT
         assert request["key"] == f"Bearer {NO_KEY}"
@@ -276,7 +277,7 @@ def test_a_misspelt_address_of_the_users_own_spoils_no_other(serve, monkeypatch,
     folder.mkdir()
     (folder / KEY_FILE).write_text(json.dumps({"my llama": "sk-of-no-server", server.url: KEY}))
     monkeypatch.setenv(URL_VARIABLE, "192.0.2.1:8080/v1")
-    assert ask(server)[1] == {"Phase Change": 0.9, "Fluid": 0.6}
+    assert ask(server)[1] == {"Phase Change": 1.0, "Fluid": 1.0}
     assert server.requests[0]["key"] == f"Bearer {KEY}"
     with pytest.raises(EndpointError, match="have not allowed it"):
         require_known("http://192.0.2.1:8080/v1")
@@ -340,10 +341,44 @@ class Writer:
 def test_a_language_model_in_the_graph():
     clip = Writer(['{"description": "Water boils."}', '{"labels": ["Thermal"], "confidence": [0.8]}'])
     description, labels, report = run(prompts.GRAPH, clip=clip, seed=5)
-    assert (description, labels) == ("Water boils.", {"Thermal": 0.8})
+    assert (description, labels) == ("Water boils.", {"Thermal": 1.0})
     assert "LLM in the graph" in report
     assert [options["do_sample"] for _, _, options in clip.asked] == [True, False]
     assert all(options["seed"] == 5 for _, _, options in clip.asked)
+
+
+def gemma():
+    """ComfyUI's own tokenizer of Gemma 3, around a tiny vocabulary."""
+    import io
+
+    import sentencepiece
+    from comfy.text_encoders.lt import Gemma3_12BTokenizer
+
+    vocabulary, words = io.BytesIO(), ["<start_of_turn>user water boils<end_of_turn> model system You are a helpful assistant."]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(words * 20), model_writer=vocabulary, vocab_size=60, model_type="char", minloglevel=2,
+        hard_vocab_limit=False, pad_id=0, unk_id=3, bos_id=2, eos_id=1, character_coverage=1.0,
+    )  # fmt: skip
+    spiece = torch.frombuffer(bytearray(vocabulary.getvalue()), dtype=torch.uint8)
+    return Gemma3_12BTokenizer(tokenizer_data={"spiece_model": spiece})
+
+
+def test_gemma_is_asked_in_its_chat_template():
+    """Without it Gemma goes on with the question instead of answering it."""
+    tokenizer, asked = gemma(), []
+
+    class Clip(Writer):
+        def tokenize(self, text, **options):
+            (row,) = tokenizer.tokenize_with_weights(text, **options)
+            asked.append(tokenizer.tokenizer.decode([token for token, _ in row if token not in (0, 106)]))
+            return super().tokenize(text, **options)
+
+    run(prompts.GRAPH, clip=Clip(['{"description": "Water boils."}', '{"labels": ["Thermal"]}']))
+    assert len(asked) == 2
+    text = asked[1]
+    assert text.startswith("<start_of_turn>system")
+    assert text.rstrip().endswith("<start_of_turn>model")
+    assert "<start_of_turn>user" in text
 
 
 def test_encoders_that_cannot_write_lead_to_the_rules():
@@ -356,7 +391,7 @@ def test_encoders_that_cannot_write_lead_to_the_rules():
 
     for clip, words in [(None, "No CLIP is wired"), (object(), "cannot write"), (Mute(), "no attribute 'generate'")]:
         labels, report = run(prompts.GRAPH, clip=clip)[1:]
-        assert labels == rule_labels(PROMPT)
+        assert labels == dict.fromkeys(rule_labels(PROMPT), 1.0)
         assert words in report
 
 
