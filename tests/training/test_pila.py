@@ -10,7 +10,7 @@ import pytest
 import torch
 from latent_physics.methods.pila import CATEGORIES, load_adapter
 from latent_physics.methods.weights import WeightsInfo, save_weights
-from latent_physics.training.commands.pila import main
+from latent_physics.training.commands.pila import PilaCommand, _findings, _flow, budget, main
 from latent_physics.training.console import RunError, StopRequest
 from latent_physics.training.data.clip import ClipInfo, DatasetError, write_clip
 from latent_physics.training.data.flow import cached_flow, raft_flow
@@ -18,6 +18,7 @@ from latent_physics.training.loop.log import read_log
 from latent_physics.training.tasks.pila import columns
 from latent_physics.training.tasks.pila.columns import CHECKPOINT, EXPORT, LOG, RESIDUALS
 from latent_physics.training.tasks.pila.data import Batch, cached_clips, labels_of, toy_clips
+from latent_physics.training.tasks.pila.films import write_films
 from latent_physics.training.tasks.pila.losses import SIGMA_COLUMNS, variation
 from latent_physics.training.tasks.pila.settings import RECIPES
 from latent_physics.training.tasks.pila.stages import draw_sigma, parts_of, rate_factor, stages_of
@@ -356,6 +357,35 @@ def test_backbones_that_predict_no_velocity_are_refused():
 def test_bad_settings_are_refused(change, words):
     with pytest.raises(RunError, match=words):
         run(config=dataclasses.replace(QUICK, **change))
+
+
+def test_wans_flow_is_raft_unless_told_otherwise(tmp_path):
+    assert _flow(PilaCommand(out=tmp_path)) == "raft"
+    assert _flow(PilaCommand(out=tmp_path, recipe="toy")) == "latent"
+    assert _flow(PilaCommand(out=tmp_path, backbone="toy")) == "latent"
+    assert _flow(PilaCommand(out=tmp_path, flow="pixels")) == "pixels"
+
+
+def test_a_run_says_how_far_it_is_from_the_papers_clips_and_what_is_dead():
+    training = run(config=dataclasses.replace(QUICK, coupling_steps=600))
+    assert "shows 1,200 clips (12 different ones), 0.5% of the paper's 240,000" in budget(training)
+    assert _findings(training) == ""
+    training.findings = {"dead_slots": ["p", "T"], "unused_experts": []}
+    assert _findings(training) == " Constant fields, whose laws judge nothing: p, T."
+
+
+def test_films_show_the_clip_without_and_with_the_correction(tmp_path):
+    import imageio.v3 as imageio
+
+    backbone, training = FrozenField(), run()
+    backbone.vae, backbone.latent_channels, backbone.shift = True, 4, 3.0
+    backbone.x0 = lambda noisy, out, t: noisy - t.view(-1, 1, 1, 1, 1) * out
+    for parameter in training.adapter.decoder.net[-1].parameters():
+        torch.nn.init.normal_(parameter)
+    (path,) = write_films(training.adapter, backbone, training.clips.batch([0]), tmp_path, 16)
+    frames = imageio.imread(path).astype(float)
+    assert frames.shape == (17, 64, 112, 3)  # two clips of 56 pixels side by side
+    assert abs(frames[:, :, :56] - frames[:, :, 56:]).mean() > 1.0
 
 
 def test_the_command_says_what_is_missing(tmp_path, capsys):

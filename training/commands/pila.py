@@ -35,6 +35,9 @@ from ..tasks.pila.settings import RECIPES, PilaTraining, check
 from ..tasks.pila.task import PilaRun, make_accelerator, train
 from . import cli
 
+PAPER_CLIPS = 240_000
+"""Clips that the paper's coupling stage shows: 3 epochs of the 80,000 clips of WISA-80K."""
+
 
 @dataclass(kw_only=True)
 class PilaCommand:
@@ -66,15 +69,18 @@ class PilaCommand:
     """Residual blocks of the decoder; left out, the recipe's."""
     decoder_sees_feature: bool | None = None
     """Also feed the encoder's feature to the decoder, beside the bank, as the authors' code does; left out, the recipe's."""
-    flow: FlowSource = "raft"
-    """Where the velocity target comes from: "raft" (torchvision, on decoded frames), "pixels" (Lucas-Kanade on decoded frames),
-    "latent" (Lucas-Kanade on the latent: no VAE needed, and far from the others). Toy clips always use their rendered frames."""
+    flow: FlowSource | None = None
+    """Source of the velocity target: "raft" (on decoded frames; torchvision fetches its weights once, 21 MB), "pixels"
+    (Lucas-Kanade on decoded frames), "latent" (Lucas-Kanade on the latent: no VAE needed, but its direction agrees little with
+    RAFT's, cosine 0.29). Left out, raft for Wan and latent for the toy world, whose drawn clips use their rendered frames."""
     raft: str = "raft_large"
     """RAFT's name or a safetensors file."""
     labels: Path | None = None
     """JSON lines of {"prompt": ..., "labels": [...]}; captions that are not in it are labelled by the offline rules."""
     ablation: str = "full"
     """One row of the ablation tables: full, plain_adapter, no_afe, no_routing, no_pde, proxy_only, ..."""
+    films: int = 2
+    """Held-out clips to film at the end, without and with the correction side by side; 0 for none. They need the VAE."""
     export: Path | None = None
     """Also write the adapter here, for example ComfyUI/models/latent_physics/my_pila.safetensors."""
     fresh: bool = False
@@ -106,16 +112,44 @@ def _command(argv: list[str]) -> int:
     with accelerator.main_process_first():  # the others read what it made
         clips = _clips(command, backbone)
     run = PilaRun(backbone, clips, command.config, adapter, command.out, accelerator, method)
+    if command.recipe == "wan":
+        accelerator.print(budget(run))
     with StopRequest() as stop:
         train(run, stop)
     if command.export and run.main:
         run.files.export(command.export)
     if run.finished:
+        _film(run, command)
         removed = "" if run.val_gain is None else f" It removes {run.val_gain:.2%} of the frozen model's error on held-out clips."
-        accelerator.print(f"Adapter: {command.export or command.out / EXPORT}.{removed}")
+        accelerator.print(f"Adapter: {command.export or command.out / EXPORT}.{removed}{_findings(run)}")
         return 0
     accelerator.print(f"Stopped at step {run.total_steps} of {run.planned_steps}; the same command goes on from there.")
     return 130
+
+
+def budget(run: PilaRun) -> str:
+    """How far the run's coupling stage is from the paper's, in clips shown."""
+    shown = run.stages[-1].steps * run.config.batch * run.processes
+    return (
+        f"Stage C shows {shown:,} clips ({len(run.clips):,} different ones), {shown / PAPER_CLIPS:.1%} of the paper's "
+        f"{PAPER_CLIPS:,} (3 epochs of WISA-80K)."
+    )
+
+
+def _findings(run: PilaRun) -> str:
+    """What the last validation found wrong, as sentences."""
+    words = {"dead_slots": "Constant fields, whose laws judge nothing", "unused_experts": "Experts that no held-out clip used"}
+    found = {name: run.findings.get(name) for name in words}
+    return "".join(f" {words[name]}: {', '.join(names)}." for name, names in found.items() if names)
+
+
+def _film(run: PilaRun, command: PilaCommand) -> None:
+    """Films of the first held-out clips. Raises OSError."""
+    count = min(command.films, run.held)
+    if count and run.main and run.backbone.vae is not None:
+        from ..tasks.pila.films import write_films
+
+        write_films(run.adapter.eval(), run.backbone, run.clips.batch(range(count)), command.out, run.total_steps)
 
 
 def _parse(argv: list[str]) -> PilaCommand:
@@ -149,13 +183,18 @@ def _backbone(command: PilaCommand) -> Any:
     from ..backbones.load import load_backbone
 
     family = command.backbone or command.recipe
-    decodes = command.cache is not None and command.flow != "latent"
+    decodes = command.cache is not None and _flow(command) != "latent"
     parts = ["dit", *(["vae", "text"] if command.toy_clips else []), *(["vae"] if decodes else [])]
     source: Any = command.source
     if command.dit is not None:
         source = {"dit": command.dit} | ({"vae": command.vae} if command.vae else {})
     dtype = torch.bfloat16 if command.config.bf16 else torch.float32
     return load_backbone(family, source, parts=parts, device=command.config.device, dtype=dtype)
+
+
+def _flow(command: PilaCommand) -> FlowSource:
+    """The source of the velocity target."""
+    return command.flow or ("latent" if (command.backbone or command.recipe) == "toy" else "raft")
 
 
 def _clips(command: PilaCommand, backbone: Any) -> PilaClips:
@@ -171,11 +210,11 @@ def _clips(command: PilaCommand, backbone: Any) -> PilaClips:
             lambda done: progress.show(done / command.toy_clips, f"{done} of {command.toy_clips}"),
         )
         progress.close()
-        backbone.drop("vae", "text")
+        backbone.drop("text", *([] if command.films else ["vae"]))
         return clips
-    raft = None
-    if command.flow == "raft":
+    raft, flow = None, _flow(command)
+    if flow == "raft":
         from ...encoders import load_raft
 
         raft = load_raft(command.raft, command.config.device)
-    return cached_clips(command.cache, command.out / "flow", command.flow, backbone, command.labels, raft)
+    return cached_clips(command.cache, command.out / "flow", flow, backbone, command.labels, raft)
