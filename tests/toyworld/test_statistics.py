@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from latent_physics.toyworld.statistics import paired_difference, standard_error
+from latent_physics.toyworld.statistics import auc, paired_difference, standard_error
 
 
 def test_without_repeated_prompts_the_error_is_the_textbook_one():
@@ -63,3 +63,20 @@ def test_lists_that_do_not_fit_are_refused():
         standard_error([1.0, 2.0], ["a"])
     with pytest.raises(ValueError, match="at least one"):
         paired_difference([], [], [])
+
+
+def test_auc_is_the_share_of_pairs_won():
+    assert auc([3, 4], [1, 2])[0] == 1.0
+    assert auc([1, 2], [3, 4])[0] == 0.0
+    assert auc([1, 3], [2, 2])[0] == 0.5
+    assert auc([2.0], [2.0]) == (0.5, pytest.approx(float("nan"), nan_ok=True))
+    with pytest.raises(ValueError, match="0 and 1 values"):
+        auc([], [1.0])
+
+
+def test_the_error_of_an_auc_is_what_repetition_shows():
+    """Normal values half a deviation apart: AUC = Phi(0.5 / sqrt 2), and the stated error is the spread over repetitions."""
+    rng = np.random.default_rng(4)
+    found = np.array([auc(rng.normal(0.5, 1, 40), rng.normal(0, 1, 30)) for _ in range(600)])
+    assert found[:, 0].mean() == pytest.approx(0.638, abs=0.01)
+    assert found[:, 1].mean() == pytest.approx(found[:, 0].std(), rel=0.08)

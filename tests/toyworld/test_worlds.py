@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from latent_physics.toyworld.canvas import COLOURS, FRAMES, SIZE, box, disc, gaussian, moments, unmix
-from latent_physics.toyworld.corruption import TIMES, frozen, shuffled
+from latent_physics.toyworld.corruption import TIMES, VIOLATIONS, backwards, frozen, shuffled
 from latent_physics.toyworld.worlds import WORLDS
 from latent_physics.toyworld.worlds.base import balance
 from latent_physics.toyworld.worlds.fluid import upstream
@@ -139,3 +139,24 @@ def test_balance_is_bounded_and_zero_only_where_the_law_holds(seed):
     assert ((found >= 0) & (found <= 1)).all()
     assert balance(predicted, predicted, reference, floor=1e-6).max() == 0
     assert balance(reference, predicted, reference, floor=1e-9).min() == pytest.approx(1)
+
+
+def test_violations_break_the_scene_they_are_given():
+    """Each is another clip of the same scene; what stands elsewhere or vanishes does so from one moment on."""
+    world = WORLDS["rigid_body"]
+    scene = world.draw(np.random.default_rng(5))
+    real = world.render(scene)
+    found = {name: make(world, scene, np.random.default_rng(6)) for name, make in VIOLATIONS.items()}
+    for name, frames in found.items():
+        assert frames.shape == real.shape, name
+        assert np.abs(frames - real).max() > 0.1, name
+    np.testing.assert_array_equal(found["reversed"], real[::-1])
+    assert backwards(np.random.default_rng(0))[0] == FRAMES - 1
+    same = np.abs(found["teleport"] - real).max(axis=(1, 2, 3)) < 1e-6
+    assert same[:8].all()
+    assert not same[25:].any()
+    moved = np.roll(real[-1] - world.background, 1, axis=2)
+    assert np.abs(moved).sum() == pytest.approx(np.abs(found["teleport"][-1] - world.background).sum(), rel=1e-4)
+    gone = np.abs(found["vanish"] - world.background).max(axis=(1, 2, 3)) == 0
+    assert 6 <= gone.sum() <= 13
+    np.testing.assert_array_equal(found["vanish"][~gone], real[~gone])
