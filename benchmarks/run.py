@@ -45,6 +45,8 @@ BENCHMARKS = (
     Entry(name="toy_scores", what="calibration and validation of the toy world's scores", takes="2 minutes"),
     Entry(name="toy_guidance", what="LaMo in the toy world over strengths; needs a predictor", takes="many minutes"),
     Entry(name="toy_encoders", what="what the toy video encoders know: places, and which motion is likely", takes="a minute"),
+    Entry(name="toy_critics", what="what each critic can tell: AUC by law and by violation", takes="20 minutes"),
+    Entry(name="toy_best_of_n", what="best-of-N by critic, pruned and unpruned; needs a folder", takes="20 minutes"),
     Entry(name="toy_vae", what="what the toy VAE keeps of real clips", takes="a minute"),
     Entry(name="toy_gallery", what="draws docs/images/worlds.png; needs a predictor", takes="a minute"),
 )
