@@ -178,7 +178,7 @@ class PilaCorrectionNode(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="The share of this sampler's steps that are left alone at the start. The paper corrects all steps.",
+                    tooltip="Share of this sampler's steps that are left alone at the start. The paper corrects all steps.",
                 ),
                 io.Float.Input(
                     "end",
@@ -186,7 +186,7 @@ class PilaCorrectionNode(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="The share of this sampler's steps after which correcting stops.",
+                    tooltip="Share of this sampler's steps after which correcting stops.",
                 ),
                 io.Float.Input(
                     "sigma_floor",
@@ -216,6 +216,12 @@ class PilaCorrectionNode(io.ComfyNode):
                     "for text to video and at 0.9 for image to video.",
                     advanced=True,
                 ),
+                io.Boolean.Input(
+                    "keep_for_maps",
+                    default=False,
+                    tooltip="Keep latents of about four steps in memory for the Expert Maps node.",
+                    advanced=True,
+                ),
                 io.Combo.Input(
                     "branch",
                     options=list(BRANCHES),
@@ -223,12 +229,6 @@ class PilaCorrectionNode(io.ComfyNode):
                     tooltip="Which prediction is corrected. conditional: the prompt's, before CFG, as the adapter was trained; "
                     "strength then means the same at every CFG. both: also the negative prompt's, at twice the cost. guided: "
                     "the result of CFG.",
-                    advanced=True,
-                ),
-                io.Boolean.Input(
-                    "keep_for_maps",
-                    default=False,
-                    tooltip="Keep latents of about four steps in memory for the Expert Maps node.",
                     advanced=True,
                 ),
             ],
@@ -251,8 +251,8 @@ class PilaCorrectionNode(io.ComfyNode):
         sigma_floor: float = -1.0,
         stage: str = STAGES[0],
         boundary: float = OWN_BOUNDARY,
-        branch: str = BRANCHES[0],
         keep_for_maps: bool = False,
+        branch: str = BRANCHES[0],
         labels: dict[str, float] | None = None,
     ) -> io.NodeOutput:
         patching.require_video_model(model, "PILA Correction")
