@@ -164,7 +164,7 @@ def _limit_memory() -> None:
 def _prepare_rate(variant: str, device: str, size: list[int]) -> Step:
     """One large product, or one copy of memory that no cache holds."""
     import torch
-    from latent_physics.kernels.products import product
+    from latent_physics.kernels.matmul import product
 
     if variant == "copy":
         source = torch.zeros(size[0] * MIB // 4, device=device)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from common import Kernel, Step
-from latent_physics.kernels import relational, relational_reference
+from latent_physics.kernels import relational
+from latent_physics.kernels.relational import reference
 from torch import Tensor
 
 SHAPES = tuple({"grid": list(grid), "channels": 768} for grid in ((13, 10, 15), (24, 10, 15), (13, 20, 30)))
@@ -52,13 +53,13 @@ def definition_of_queries(student: Tensor, teacher: Tensor, grid: tuple[int, int
 LOSSES: dict[str, dict[str, Any]] = {
     "TRD": {
         "ours": lambda s, t, g: sum(relational.relation_l1(s, t, g, None, MARGIN)),
-        "definition": lambda s, t, g: sum(relational_reference.relation_l1(s, t, g, None, MARGIN)),
+        "definition": lambda s, t, g: sum(reference.relation_l1(s, t, g, None, MARGIN)),
     },
     "soft TRD": {
         "ours": lambda s, t, g: sum(relational.relation_l1(s, t, g, 10.0)),
-        "definition": lambda s, t, g: sum(relational_reference.relation_l1(s, t, g, 10.0)),
+        "definition": lambda s, t, g: sum(reference.relation_l1(s, t, g, 10.0)),
     },
-    "tempered KL": {"ours": relational.tempered_kl, "definition": relational_reference.tempered_kl},
+    "tempered KL": {"ours": relational.tempered_kl, "definition": reference.tempered_kl},
     "tempered KL, 20 % of the queries": {
         "ours": lambda s, t, g: relational.tempered_kl(s, t, g, queries=every_fifth(s.shape[0], s.shape[1], s.device)),
         "definition": definition_of_queries,

@@ -1,4 +1,4 @@
-"""Which implementation of a kernel runs: the Triton twin where it is known to work, tiled torch everywhere else."""
+"""Choice of a kernel's implementation: the Triton twin where it is known to work, tiled torch elsewhere."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 SWITCH = "LATENT_PHYSICS_KERNELS"
-"""Environment variable: "torch" keeps Triton off, "triton" takes it without asking (Triton's interpreter on a CPU)."""
+"""Environment variable: "torch" turns Triton off, "triton" forces it (on a CPU: Triton's interpreter)."""
 
 
 def choose(tensor: Tensor) -> Literal["triton", "tiled"]:
-    """The implementation for a tensor's device and dtype. Raises ValueError where the switch has another value."""
+    """The implementation for a tensor's device and dtype.
+
+    Raises ValueError if the switch has any other value.
+    """
     wanted = os.environ.get(SWITCH, "")
     if wanted not in ("", "torch", "triton"):
         raise ValueError(f"{SWITCH} is {wanted!r}; it must be 'torch', 'triton' or unset.")
@@ -31,9 +34,10 @@ def choose(tensor: Tensor) -> Literal["triton", "tiled"]:
 
 @functools.lru_cache
 def _works_on(kind: str, index: int | None) -> bool:
-    """Asked once a device. Says in one debug line why not."""
+    """Cached per device; logs the reason at debug level."""
     reason = _reason_against(kind, index)
-    logger.debug("%s: %s", kind if index is None else f"{kind}:{index}", reason or "the Triton kernels are used.")
+    device = kind if index is None else f"{kind}:{index}"
+    logger.debug("%s: %s", device, reason or "the Triton kernels are used.")
     return reason is None
 
 
@@ -44,8 +48,8 @@ def _reason_against(kind: str, index: int | None) -> str | None:
         return "Triton is not installed, the tiled torch kernels are used."
     if torch.cuda.get_device_capability(index) < (8, 0):
         return "compute capability below 8.0, the tiled torch kernels are used."
-    from .selfcheck import mismatch
+    from .selfcheck import mismatch  # imports Triton
 
-    # Triton needs a C compiler and a matching driver at run time: whether it works here is only known by trying.
+    # Triton needs a C compiler and a matching driver at run time: only trying tells whether it works here.
     found = mismatch(torch.device(kind, index))
     return None if found is None else f"Triton failed its check ({found}), the tiled torch kernels are used."

@@ -1,4 +1,4 @@
-"""Whether the Triton twins reproduce the tiled torch kernels on a device. Asked once, before they are first used."""
+"""Comparison of Triton's engine with torch's on a device, made once before the first is used there."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import relational_tiled
-from .relational_engine import TorchEngine
+from .relational import tiled
+from .relational.engine_torch import TorchEngine
 
 GRID = (3, 5, 7)
 CHANNELS = 40
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+Problem = tuple[str, torch.dtype, Callable[[], list[Tensor]], Callable[[], list[Tensor]]]
+"""Name, dtype, Triton's values and gradients, torch's."""
 
 
 def mismatch(device: torch.device) -> str | None:
@@ -28,9 +30,9 @@ def mismatch(device: torch.device) -> str | None:
     return None
 
 
-def _problems(device: torch.device) -> list[tuple[str, torch.dtype, Callable[[], list[Tensor]], Callable[[], list[Tensor]]]]:
-    """(name, dtype, Triton's result, torch's result) for every twin."""
-    from . import relational_triton
+def _problems(device: torch.device) -> list[Problem]:
+    """One per loss and dtype."""
+    from .relational.engine_triton import TritonEngine
 
     generator = torch.Generator().manual_seed(0)
     shape = (2, GRID[0] * GRID[1] * GRID[2], CHANNELS)
@@ -39,12 +41,14 @@ def _problems(device: torch.device) -> list[tuple[str, torch.dtype, Callable[[],
     problems = []
     for dtype in TOLERANCE:
         s, t = wide_s.to(dtype), wide_t.to(dtype)
-        engines = relational_triton.TritonEngine(s, t, tile=2 * GRID[1] * GRID[2]), TorchEngine(s, torch.float32)
+        engines = TritonEngine(s, t, tile=2 * GRID[1] * GRID[2]), TorchEngine(s, torch.float32)
         for name, run in (
-            ("relation_l1", lambda s, t, e: relational_tiled.relation_l1(s, t, GRID, 5.0, 0.05, True, e)),
-            ("tempered_kl", lambda s, t, e: relational_tiled.tempered_kl(s, t, GRID, 0.1, None, True, e)),
-            ("tempered_kl of queries", lambda s, t, e: relational_tiled.tempered_kl(s, t, GRID, 0.1, queries, True, e)),
+            ("relation_l1", lambda s, t, e: tiled.relation_l1(s, t, GRID, 5.0, 0.05, True, e)),
+            ("tempered_kl", lambda s, t, e: tiled.tempered_kl(s, t, GRID, 0.1, None, True, e)),
+            ("tempered_kl of queries", lambda s, t, e: tiled.tempered_kl(s, t, GRID, 0.1, queries, True, e)),
         ):
-            both = [lambda s=s, t=t, e=e, run=run: [x for part in run(s, t, e) for x in part] for e in engines]
+            both = [
+                lambda s=s, t=t, e=e, run=run: [x for part in run(s, t, e) for x in part] for e in engines
+            ]
             problems.append((name, dtype, *both))
     return problems

@@ -13,8 +13,9 @@ os.environ["TRITON_INTERPRET"] = "1"
 os.environ["LATENT_PHYSICS_KERNELS"] = "triton"
 
 import torch
-from latent_physics.kernels import relational_tiled, relational_triton
-from latent_physics.kernels.relational_engine import TorchEngine
+from latent_physics.kernels.relational import tiled
+from latent_physics.kernels.relational.engine_torch import TorchEngine
+from latent_physics.kernels.relational.engine_triton import TritonEngine
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # (batch, grid, student channels, teacher channels, tokens in a tile)
@@ -43,14 +44,14 @@ def relational_errors(shape: tuple, dtype: torch.dtype) -> dict[str, float]:
     student, teacher = torch.randn(batch, tokens, channels).to(dtype), torch.randn(batch, tokens, other).to(dtype)
     queries = [torch.randperm(tokens)[: tokens // 3 + 1] for _ in range(batch)]
     runs = {
-        "kl": lambda s, t, e: relational_tiled.tempered_kl(s, t, grid, 0.1, None, True, e),
-        "kl of queries": lambda s, t, e: relational_tiled.tempered_kl(s, t, grid, 0.1, queries, True, e),
-        "l1": lambda s, t, e: relational_tiled.relation_l1(s, t, grid, None, 0.0, True, e),
-        "soft l1 with margin": lambda s, t, e: relational_tiled.relation_l1(s, t, grid, 3.0, 0.1, True, e),
+        "kl": lambda s, t, e: tiled.tempered_kl(s, t, grid, 0.1, None, True, e),
+        "kl of queries": lambda s, t, e: tiled.tempered_kl(s, t, grid, 0.1, queries, True, e),
+        "l1": lambda s, t, e: tiled.relation_l1(s, t, grid, None, 0.0, True, e),
+        "soft l1 with margin": lambda s, t, e: tiled.relation_l1(s, t, grid, 3.0, 0.1, True, e),
     }
     errors = {}
     for name, run in runs.items():
-        ours = run(student, teacher, relational_triton.TritonEngine(student, teacher, tile, side=32))
+        ours = run(student, teacher, TritonEngine(student, teacher, tile, side=32))
         exact = run(student.double(), teacher.double(), TorchEngine(student, torch.float64))
         # Values together and gradients together: with one token a frame, the spatial part is a rounding error against zero.
         errors[name] = max(relative(together(a), together(b)) for a, b in zip(ours, exact))

@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from latent_physics.kernels import relational, relational_reference, relational_tiled
-from latent_physics.kernels.relational_engine import TorchEngine
-from latent_physics.kernels.tiles import FrameWeight, blocks
+from latent_physics.kernels import relational
+from latent_physics.kernels.relational import reference, tiled
+from latent_physics.kernels.relational.engine_torch import TorchEngine
+from latent_physics.kernels.relational.tiles import FrameWeight, blocks
 
 GRIDS = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(1, 5))
 BATCHES = st.integers(1, 4)
@@ -61,7 +62,7 @@ def test_tempered_kl_by_definition(batch, grid, channels, other, dtype, temperat
     queries = random_mask(batch, math.prod(grid)) if masked else None
     ours = values_and_gradient(lambda x: relational.tempered_kl(x, teacher, grid, temperature, queries), student)
     theirs = values_and_gradient(
-        lambda x: relational_reference.tempered_kl(x, teacher.double(), grid, temperature, queries), student.double()
+        lambda x: reference.tempered_kl(x, teacher.double(), grid, temperature, queries), student.double()
     )
     assert_agree(ours, theirs, TOLERANCE[dtype])
 
@@ -71,13 +72,13 @@ def test_tempered_kl_by_definition(batch, grid, channels, other, dtype, temperat
 def test_relation_l1_by_definition(batch, grid, channels, other, decay, margin):
     student, teacher = features(batch, grid, channels, torch.float64, other)
     ours = values_and_gradient(lambda x: relational.relation_l1(x, teacher, grid, decay, margin), student)
-    theirs = values_and_gradient(lambda x: relational_reference.relation_l1(x, teacher, grid, decay, margin), student)
+    theirs = values_and_gradient(lambda x: reference.relation_l1(x, teacher, grid, decay, margin), student)
     assert_agree(ours, theirs, TOLERANCE[torch.float64])
 
 
 def kinks(student, teacher, margin):
     """Share of token pairs so close to a kink of |.| or relu that float32 may take the other side."""
-    distance = relational_reference.similarity(student.double()) - relational_reference.similarity(teacher.double())
+    distance = reference.similarity(student.double()) - reference.similarity(teacher.double())
     off = ~torch.eye(distance.shape[-1], dtype=torch.bool)
     return ((distance[:, off].abs() - margin).abs() < 1e-6).double().mean().item()
 
@@ -90,7 +91,7 @@ def test_relation_l1_in_low_precision(dtype, decay, margin):
     student, teacher = features(2, grid, 24, dtype)
     ours = values_and_gradient(lambda x: relational.relation_l1(x, teacher, grid, decay, margin), student)
     theirs = values_and_gradient(
-        lambda x: relational_reference.relation_l1(x, teacher.double(), grid, decay, margin), student.double()
+        lambda x: reference.relation_l1(x, teacher.double(), grid, decay, margin), student.double()
     )
     share = kinks(student, teacher, margin)
     assert share < 1e-4
@@ -108,10 +109,10 @@ def test_tiles_of_any_size_give_the_same(grid, tile, masked):
     queries = [mask.nonzero()[:, 0] for mask in random_mask(2, math.prod(grid))] if masked else None
 
     def kl(tile):
-        return relational_tiled.tempered_kl(student, teacher, grid, 0.1, queries, True, TorchEngine(student, torch.float64, tile))
+        return tiled.tempered_kl(student, teacher, grid, 0.1, queries, True, TorchEngine(student, torch.float64, tile))
 
     def l1(tile):
-        return relational_tiled.relation_l1(student, teacher, grid, 3.0, 0.05, True, TorchEngine(student, torch.float64, tile))
+        return tiled.relation_l1(student, teacher, grid, 3.0, 0.05, True, TorchEngine(student, torch.float64, tile))
 
     for loss in (kl, l1):
         torch.testing.assert_close(loss(tile), loss(10**4), rtol=1e-9, atol=1e-12)
@@ -150,7 +151,7 @@ def test_large_frames_and_cold_temperatures_take_the_other_path():
     student, teacher = features(1, grid, 6, torch.float32)
     ours = values_and_gradient(lambda x: relational.tempered_kl(x, teacher, grid, 0.01), student)
     theirs = values_and_gradient(
-        lambda x: relational_reference.tempered_kl(x, teacher.double(), grid, 0.01), student.double()
+        lambda x: reference.tempered_kl(x, teacher.double(), grid, 0.01), student.double()
     )
     assert_agree(ours, theirs, 1e-4)
 
@@ -181,7 +182,7 @@ def test_gradient_of_the_scores_is_the_difference_of_distributions():
     engine = TorchEngine(student, torch.float64)
     rows = engine.rows(student[0], temperature**-0.5), engine.rows(teacher[0], temperature**-0.5)
     _, slope = engine.tempered_rows((rows[0], rows[0]), (rows[1], rows[1]), 4, True)
-    p_student, p_teacher = ((relational_reference.similarity(x)[0] / temperature).softmax(-1) for x in (student, teacher))
+    p_student, p_teacher = ((reference.similarity(x)[0] / temperature).softmax(-1) for x in (student, teacher))
     torch.testing.assert_close(slope, p_student - p_teacher)
 
 
@@ -207,7 +208,7 @@ def test_videorepa_and_moalign_are_special_cases():
     grid = (3, 2, 3)
     student, teacher = features(2, grid, 4)
     spatial, temporal = relational.relation_l1(student, teacher, grid, None, 0.1)
-    difference = relational_reference.similarity(student) - relational_reference.similarity(teacher)
+    difference = reference.similarity(student) - reference.similarity(teacher)
     torch.testing.assert_close(spatial / 3 + temporal, (difference.abs() - 0.1).relu().mean())
     endless = relational.relation_l1(student, teacher, grid, 1e12)
     torch.testing.assert_close(endless, relational.relation_l1(student, teacher, grid))

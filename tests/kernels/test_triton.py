@@ -50,22 +50,22 @@ NUMBERS = {"margin": "fp32", "rate": "fp32"}
 
 def kernels_to_compile(features: str) -> list[tuple]:
     """(kernel, constants, whole numbers, pointers to features): what each launch passes for `features` of one dtype."""
-    from latent_physics.kernels import relational_triton
+    from latent_physics.kernels.relational import engine_triton
 
-    side = relational_triton.SIDE_WIDE if features == "fp32" else relational_triton.SIDE
-    square = {"SIDE": side, "DEPTH": relational_triton.DEPTH, "WIDEN": False}
-    strip = {"LINES": relational_triton.LINES, "KEYS": relational_triton.KEYS}
+    side = engine_triton.SIDE_WIDE if features == "fp32" else engine_triton.SIDE
+    square = {"SIDE": side, "DEPTH": engine_triton.DEPTH, "WIDEN": False}
+    strip = {"LINES": engine_triton.LINES, "KEYS": engine_triton.KEYS}
     whole = {"m", "n", "row_frame", "row_per_frame", "column_frame", "column_per_frame"}
     return [
-        (relational_triton._scores_kernel, {"channels": 768, **square}, whole, {"a", "b"}),
+        (engine_triton._scores_kernel, {"channels": 768, **square}, whole, {"a", "b"}),
         (
-            relational_triton._l1_kernel,
+            engine_triton._l1_kernel,
             {"s_channels": 768, "t_channels": 64, "SAME": False, **square},
             whole,
             {"s_rows", "s_columns", "t_rows", "t_columns", "slope"},
         ),
-        (relational_triton._softmax_kernel, {"per_frame": 600, **strip}, {"lines", "line_stride", "key_stride"}, set()),
-        (relational_triton._slope_kernel, {"COLUMNS": True, **strip}, {"m", "n", "per_frame"}, {"slope"}),
+        (engine_triton._softmax_kernel, {"per_frame": 600, **strip}, {"lines", "line_stride", "key_stride"}, set()),
+        (engine_triton._slope_kernel, {"COLUMNS": True, **strip}, {"m", "n", "per_frame"}, {"slope"}),
     ]
 
 
@@ -161,7 +161,7 @@ def test_without_triton_the_kernels_import_and_run():
         "x = torch.randn(1, 8, 4, requires_grad=True)\n"
         "tempered_kl(x, torch.randn(1, 8, 4), (2, 2, 2)).backward()\n"
         "drift_loss(torch.randn(1, 2, 3, 2, 2), torch.randn(1, 2, 3, 2, 2))\n"
-        "assert 'latent_physics.kernels.relational_triton' not in sys.modules\n"
+        "assert 'latent_physics.kernels.relational.engine_triton' not in sys.modules\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != backend.SWITCH}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)

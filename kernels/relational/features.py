@@ -1,4 +1,4 @@
-"""L2-normalised features and the gradient through the normalisation, without a second tensor of the features' size."""
+"""L2-normalised features and the gradient through the normalisation, in the features' own memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROWS_AT_ONCE = 128
 
 @dataclass(frozen=True)
 class Rows:
-    """Vectors of one length, `n C`: `values`, or `values * factor` where the raw rows are kept (exact in their own dtype)."""
+    """Vectors of one length, `n C`: `values`, or `values * factor` if raw rows are kept."""
 
     values: Tensor
     factor: Tensor | None = None
@@ -42,9 +42,9 @@ def lengths(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def through_normalisation_(gradient: Tensor, x: Tensor, scale: float) -> Tensor:
-    """Turns the gradient with respect to the unit vectors u into `scale` times the one with respect to the rows x, in place.
+    """Turns a gradient by the unit vectors u into `scale` times the gradient by the rows x, in place, `N C`.
 
-    For a row longer than 1e-8: (g - u (u . g)) / |x|; for a shorter one, which was divided by a constant: g / 1e-8.
+    For a row longer than 1e-8: (g - u (u . g)) / |x|. A shorter row was divided by a constant: g / 1e-8.
     """
     for first in range(0, x.shape[0], ROWS_AT_ONCE):
         rows = slice(first, first + ROWS_AT_ONCE)

@@ -1,7 +1,7 @@
 """Losses whose gradient is cheapest to form while the loss itself is computed.
 
-A scalar loss has one gradient up to a factor, so a tiled loss computes it in the forward pass, when each tile is at
-hand, and the backward pass only scales it: no tile is computed twice and none is kept.
+A scalar loss has one gradient up to a factor, so a tiled loss computes it in the forward pass, when each tile
+is at hand, and the backward pass only scales it: no tile is computed twice and none is kept.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 Compute = Callable[[Tensor, bool], tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]]
-"""compute(x, want_gradient) -> (values, gradients): one gradient of x's shape for each scalar value, or None for zero."""
+"""compute(x, want_gradient) -> (values, gradients): a gradient of x's shape, or None, a value."""
 
 
 class _Precomputed(torch.autograd.Function):

@@ -46,7 +46,7 @@ def parts_of_frames(frames: int, per_frame: int, target: int) -> list[Block]:
 
 
 def blocks(frames: int, per_frame: int, target: int) -> list[Block]:
-    """Blocks of about `target` tokens: whole frames where a frame fits, parts of one frame where it does not."""
+    """Blocks of about `target` tokens: whole frames if a frame fits, otherwise parts of one frame."""
     return (whole_frames if per_frame <= target else parts_of_frames)(frames, per_frame, target)
 
 
@@ -55,7 +55,7 @@ class FrameWeight:
     """How much a pair of tokens counts, by the distance of their frames (MoAlign, arXiv 2510.19022, eq 7)."""
 
     same: bool
-    """True: only pairs within a frame count, each 1. False: only pairs of different frames, each exp(-distance / decay)."""
+    """True: pairs within a frame count, each 1. False: pairs of different frames, exp(-distance / decay)."""
     decay: float | None = None
     """In frames; None weighs every pair of different frames alike."""
 
@@ -71,7 +71,7 @@ class FrameWeight:
         return values.pop() if len(values) == 1 else None
 
     def table(self, rows: Block, columns: Block, like: Tensor) -> Tensor:
-        """The weights of a tile as `k 1 l 1`, for a tile seen as `k HW l HW`; formed on the device, so that nothing waits."""
+        """The weights of a tile seen as `k S l S`: `k 1 l 1`, formed on the device, so that nothing waits."""
         f = torch.arange(rows.frames.start, rows.frames.stop, device=like.device)
         g = torch.arange(columns.frames.start, columns.frames.stop, device=like.device)
         distance = (f[:, None] - g[None, :]).abs().to(like.dtype)

@@ -1,6 +1,6 @@
 """The relational losses by their definitions: every N x N matrix is formed, autograd does the rest.
 
-For reading and for testing. `relational.py` computes the same numbers in O(N C) memory.
+For reading and for testing. `losses.py` computes the same numbers in O(N C) memory.
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ def similarity(features: Tensor) -> Tensor:
 
 
 def tempered_kl(
-    student: Tensor, teacher: Tensor, grid: tuple[int, int, int], temperature: float = 0.1, queries: Tensor | None = None
+    student: Tensor,
+    teacher: Tensor,
+    grid: tuple[int, int, int],
+    temperature: float = 0.1,
+    queries: Tensor | None = None,
 ) -> Tensor:
-    """TSA's loss (Tempered Self-Similarity Alignment, eqs 8 and 9), and with `queries`, a boolean `B N`, M-TSA's (eq 13)."""
+    """TSA's loss (Tempered Self-Similarity Alignment, eqs 8 and 9); of boolean `queries`, M-TSA's (eq 13)."""
     batch, tokens, _ = student.shape
     frames = grid[0]
 
@@ -38,9 +42,13 @@ def tempered_kl(
 
 
 def relation_l1(
-    student: Tensor, teacher: Tensor, grid: tuple[int, int, int], decay: float | None = None, margin: float = 0.0
+    student: Tensor,
+    teacher: Tensor,
+    grid: tuple[int, int, int],
+    decay: float | None = None,
+    margin: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Token relation distillation: (spatial, temporal) of MoAlign (arXiv 2510.19022) eq 8, with VideoREPA's margin."""
+    """Token relation distillation: (spatial, temporal) of MoAlign (arXiv 2510.19022) eq 8, with a margin."""
     frames = grid[0]
     per_frame = grid[1] * grid[2]
     distance = F.relu((similarity(student) - similarity(teacher.detach())).abs() - margin)

@@ -1,8 +1,8 @@
 """Float32 matrix products on the CPU at the speed the processor allows.
 
-torch.mm goes to MKL, which picks its AVX2 code on processors that are not Intel's, half the speed of the AVX-512 they
-have; oneDNN, which every x86 build of torch carries, does not. Its operator is not public, so it is tried once against
-torch.mm, and torch.mm serves wherever it is missing.
+torch.mm goes to MKL, which picks its AVX2 code on processors that are not Intel's, half the speed of the
+AVX-512 they have; oneDNN, which every x86 build of torch carries, does not. Its operator is not public, so it
+is tried once against torch.mm, and torch.mm serves wherever it is missing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ def _onednn() -> Callable[[Tensor, Tensor], Tensor] | None:
 
 
 def product(x: Tensor, w: Tensor) -> Tensor:
-    """x w^T for `M K` and `N K`, either of which may be a transposed view. The result is a new contiguous tensor."""
+    """x w^T for `M K` and `N K`, either of which may be a transposed view.
+
+    The result is a new contiguous tensor.
+    """
     if x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[1] > 0:
         fast = _onednn()
         if fast is not None:

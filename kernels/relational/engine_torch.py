@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..matmul import product
 from .features import Pair, Rows, normalise
-from .products import product
 from .tiles import Block, FrameWeight
 
 CPU_TILE = 640
@@ -14,11 +14,15 @@ CPU_TILE = 640
 DEVICE_TILE = 4096
 """The same on a GPU, where a tile has to fill every multiprocessor; in float32 it takes 64 MiB."""
 COOLEST = 1 / 64
-"""Lowest temperature at which exp(score / temperature), summed over any frame, stays within float32 both ways."""
+"""Lowest temperature at which exp(score / temperature), summed over a frame, neither over- nor underflows."""
 
 
 class TorchEngine:
-    """See `relational_tiled.Engine`. Keeps its buffers between tiles."""
+    """See `tiled.Engine`. Keeps its buffers between tiles.
+
+    like: a tensor on the device to work on; dtype: of scores and slopes; tile: side of a tile in tokens, by
+    default the device's own.
+    """
 
     def __init__(self, like: Tensor, dtype: torch.dtype, tile: int | None = None) -> None:
         self.tile = tile or (CPU_TILE if like.device.type == "cpu" else DEVICE_TILE)
@@ -30,7 +34,7 @@ class TorchEngine:
         return Rows(normalise(x, self.dtype, length))
 
     def takes_both(self, per_frame: int, temperature: float) -> bool:
-        """One exponential serves rows and columns if neither needs its maximum taken off; the tile holds whole frames."""
+        """If no maximum needs taking off, one exponential serves rows and columns of whole frames."""
         return temperature >= COOLEST and per_frame <= 2 * self.tile
 
     def add_product(self, into: Tensor, slope: Tensor, rows: Rows) -> None:
@@ -40,8 +44,8 @@ class TorchEngine:
     def relation_l1(
         self, student: Pair, teacher: Pair, place: tuple[Block, Block], weight: FrameWeight, margin: float
     ) -> tuple[Tensor, Tensor]:
-        """The sum over the tile and its slope."""
-        slope = _scores(student).sub_(_scores(teacher))
+        """The sum over the tile and its slope: in place, so that two tiles are held and one buffer."""
+        slope = product(*_values(student)).sub_(product(*_values(teacher)))
         distance = torch.abs(slope, out=self._like(slope))
         slope.sign_()
         if margin > 0:
@@ -56,16 +60,16 @@ class TorchEngine:
             loss = distance.sum() * number
             if number != 1:
                 slope.mul_(number)
-        if margin > 0:
+        if margin > 0:  # relu's slope: 0 within the margin, 1 beyond it
             slope.mul_(distance.sign_())
         return loss, slope
 
     def tempered_rows(
         self, student: Pair, teacher: Pair, per_frame: int, want_slope: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Softmax along the rows, frame by frame."""
+        """Softmax along the rows, frame by frame: the slope is P_S - P_T (TSA eq 10)."""
         frames = (len(student[0]), -1, per_frame)
-        s, t = _scores(student).view(frames), _scores(teacher).view(frames)
+        s, t = product(*_values(student)).view(frames), product(*_values(teacher)).view(frames)
         difference = torch.sub(t, s, out=self._like(s))
         top_s, top_t = s.amax(-1, keepdim=True), t.amax(-1, keepdim=True)
         s.sub_(top_s).exp_()
@@ -78,9 +82,9 @@ class TorchEngine:
     def tempered_both(
         self, student: Pair, teacher: Pair, per_frame: int, diagonal: bool, want_slope: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Softmax along the rows and along the columns of one tile, seen as `k HW l HW`, from one exponential."""
+        """Softmax along rows and columns of one tile, seen as `k S l S`, from a single exponential."""
         frames = (-1, per_frame, len(student[1]) // per_frame, per_frame)
-        s, t = _scores(student).view(frames), _scores(teacher).view(frames)
+        s, t = product(*_values(student)).view(frames), product(*_values(teacher)).view(frames)
         difference = torch.sub(t, s, out=self._like(s))
         s.exp_()
         t.exp_()
@@ -95,6 +99,7 @@ class TorchEngine:
             inverse_t.append(sum_t.reciprocal_())
         if not want_slope:
             return loss, None
+        # exp(s) / rows' sum + exp(s) / columns' sum, less the teacher's. `difference` is free by now.
         s.mul_(torch.add(*inverse_s, out=difference))
         s.addcmul_(t, torch.add(*inverse_t, out=difference), value=-1)
         return loss, s.view(len(student[0]), -1)
@@ -106,6 +111,6 @@ class TorchEngine:
         return self._buffer[: tile.numel()].view(tile.shape)
 
 
-def _scores(pair: Pair) -> Tensor:
-    """The product of every row with every column."""
-    return product(pair[0].values, pair[1].values)
+def _values(pair: Pair) -> tuple[Tensor, Tensor]:
+    """Rows `m C` and columns `n C`, whose product are the scores `m n`."""
+    return pair[0].values, pair[1].values

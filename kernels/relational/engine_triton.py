@@ -1,8 +1,13 @@
-"""Triton twin of `relational_engine.py`.
+"""Triton twin of `engine_torch.py`.
 
-Raw features stay in their own dtype: products of bfloat16 numbers are exact on tensor cores that add in float32, and the
-rows' lengths are divided out afterwards, so bfloat16 features cost no precision in the scores. (An L1 slope is a sign: with
-features rounded after normalisation, every score pair closer than the rounding would have a random one.)
+Raw features stay in their own dtype: products of bfloat16 numbers are exact on tensor cores that add in
+float32, and the rows' lengths are divided out afterwards, so bfloat16 features cost no precision in the
+scores. (An L1 slope is a sign: with features rounded after normalisation, every score pair closer than the
+rounding would have a random one.)
+
+In comments: C student's channels, D teacher's channels, m x n the size of a tile, S = H W tokens of a frame,
+k frames. Every tensor is contiguous; offsets into a tile stay below 2^31, since a tile has about 4096 x 4096
+scores.
 """
 
 from __future__ import annotations
@@ -14,8 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .engine_torch import DEVICE_TILE
 from .features import EPS, Pair, Rows, lengths
-from .relational_engine import DEVICE_TILE
 from .tiles import Block, FrameWeight
 
 SIDE, SIDE_WIDE = 128, 64
@@ -23,14 +28,23 @@ SIDE, SIDE_WIDE = 128, 64
 DEPTH = 32
 """Channels a program loads at once."""
 LINES = 16
+"""Rows (or columns) of a tile that one program of the softmax and slope kernels takes."""
 KEYS = 128
+"""Scores along a line that these programs load at once."""
 
 
 @triton.jit
 def _dot(
-    a, b, m, n, rows, columns, channels: tl.constexpr, SIDE: tl.constexpr, DEPTH: tl.constexpr, WIDEN: tl.constexpr
-) -> tl.tensor:
-    """Products of rows of a `m channels` with rows of b `n channels`, added in float32."""
+    a,  # m C, any floating dtype
+    b,  # n C, the same dtype
+    m, n,
+    rows, columns,  # SIDE indices each; those beyond m and n read zeros
+    channels: tl.constexpr,  # C
+    SIDE: tl.constexpr,
+    DEPTH: tl.constexpr,
+    WIDEN: tl.constexpr,  # convert to float32 first: Triton's interpreter needs it
+) -> tl.tensor:  # fmt: skip
+    """Products of rows of a with rows of b, SIDE x SIDE, added in float32."""
     total = tl.zeros((SIDE, SIDE), dtype=tl.float32)
     step = tl.arange(0, DEPTH)
     for first in range(0, channels, DEPTH):
@@ -41,32 +55,52 @@ def _dot(
         right = tl.load(b + columns[None, :] * channels + c[:, None], mask=right_inside, other=0.0)
         if WIDEN:
             left, right = left.to(tl.float32), right.to(tl.float32)
+        # tf32x3: float32 features keep float32's precision on tensor cores; half types ignore it.
         total += tl.dot(left, right, input_precision="tf32x3")
     return total
 
 
 @triton.jit
 def _scores_kernel(
-    a, a_factor, b, b_factor, out, m, n,
-    channels: tl.constexpr, SIDE: tl.constexpr, DEPTH: tl.constexpr, WIDEN: tl.constexpr,
+    a, a_factor,  # m C features, and m float32 factors that bring each row to its length
+    b, b_factor,  # n C, n
+    out,  # m n float32, written
+    m, n,
+    channels: tl.constexpr,  # C
+    SIDE: tl.constexpr, DEPTH: tl.constexpr, WIDEN: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One square of the scores in float32."""
+    """One square of the scores. Grid: m / SIDE, n / SIDE."""
     rows = tl.program_id(0) * SIDE + tl.arange(0, SIDE)
     columns = tl.program_id(1) * SIDE + tl.arange(0, SIDE)
     score = _dot(a, b, m, n, rows, columns, channels, SIDE, DEPTH, WIDEN)
     score *= tl.load(a_factor + rows, mask=rows < m, other=0.0)[:, None]
     score *= tl.load(b_factor + columns, mask=columns < n, other=0.0)[None, :]
-    tl.store(out + rows[:, None] * n + columns[None, :], score, mask=(rows[:, None] < m) & (columns[None, :] < n))
+    inside = (rows[:, None] < m) & (columns[None, :] < n)
+    tl.store(out + rows[:, None] * n + columns[None, :], score, mask=inside)
 
 
 @triton.jit
 def _l1_kernel(
-    s_rows, s_row_factor, s_columns, s_column_factor, t_rows, t_row_factor, t_columns, t_column_factor,
-    slope, sums, m, n, row_frame, row_per_frame, column_frame, column_per_frame, margin, rate,
-    s_channels: tl.constexpr, t_channels: tl.constexpr, SAME: tl.constexpr,
+    s_rows, s_row_factor,  # student: m C features, m float32 factors
+    s_columns, s_column_factor,  # n C, n
+    t_rows, t_row_factor,  # teacher: m D, m
+    t_columns, t_column_factor,  # n D, n
+    slope,  # m n, written: derivative of the sum by the student's scores
+    sums,  # one float32 a program, written; adding up in place would make the order, and the rounding, random
+    m, n,
+    row_frame, row_per_frame,  # frame of the tile's first row, and rows of the tile in one frame
+    column_frame, column_per_frame,
+    margin,  # distance that costs nothing
+    rate,  # 1 / decay in frames; 0: no decay
+    s_channels: tl.constexpr,  # C
+    t_channels: tl.constexpr,  # D
+    SAME: tl.constexpr,  # count pairs within a frame; otherwise pairs of different frames
     SIDE: tl.constexpr, DEPTH: tl.constexpr, WIDEN: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One square: weighted distance of the two relations, its sum, and its slope."""
+    """One square: weighted distance of the two relations, its sum, and its slope.
+
+    Grid: m / SIDE, n / SIDE.
+    """
     rows = tl.program_id(0) * SIDE + tl.arange(0, SIDE)
     columns = tl.program_id(1) * SIDE + tl.arange(0, SIDE)
     score_s = _dot(s_rows, s_columns, m, n, rows, columns, s_channels, SIDE, DEPTH, WIDEN)
@@ -91,10 +125,18 @@ def _l1_kernel(
 
 @triton.jit
 def _softmax_kernel(
-    s, t, log_s, log_t, divergence, lines, line_stride, key_stride,
-    per_frame: tl.constexpr, LINES: tl.constexpr, KEYS: tl.constexpr,
+    s, t,  # m n float32 scores of student and teacher
+    log_s, log_t,  # lines k float32, written: log-sum-exp of each line over each frame
+    divergence,  # lines k float32, written: KL(teacher || student)
+    lines,  # m when read along the rows, n along the columns
+    line_stride, key_stride,  # n, 1 along the rows; 1, n along the columns
+    per_frame: tl.constexpr,  # S
+    LINES: tl.constexpr, KEYS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """For some lines of a tile (its rows, or its columns) and one frame: both log-sum-exps and the KL."""
+    """For some lines of a tile and one frame: both log-sum-exps and the KL, in one pass.
+
+    Grid: lines / LINES, k.
+    """
     line = tl.program_id(0) * LINES + tl.arange(0, LINES)
     frame = tl.program_id(1)
     zero = tl.zeros((LINES,), dtype=tl.float32)
@@ -104,12 +146,12 @@ def _softmax_kernel(
         key = first + tl.arange(0, KEYS)
         inside = (line[:, None] < lines) & (key[None, :] < per_frame)
         at = line[:, None] * line_stride + (frame * per_frame + key)[None, :] * key_stride
-        score_s = tl.load(s + at, mask=inside, other=-1e30)
+        score_s = tl.load(s + at, mask=inside, other=-1e30)  # finite: -inf less -inf is nan
         score_t = tl.load(t + at, mask=inside, other=-1e30)
         new_s = tl.maximum(top_s, tl.max(score_s, axis=1))
         new_t = tl.maximum(top_t, tl.max(score_t, axis=1))
         power_t = tl.exp(score_t - new_t[:, None])
-        shrink = tl.exp(top_t - new_t)
+        shrink = tl.exp(top_t - new_t)  # what was added so far was taken relative to the old maximum
         sum_s = sum_s * tl.exp(top_s - new_s) + tl.sum(tl.exp(score_s - new_s[:, None]), axis=1)
         sum_t = sum_t * shrink + tl.sum(power_t, axis=1)
         cross = cross * shrink + tl.sum(tl.where(inside, power_t * (score_t - score_s), 0.0), axis=1)
@@ -117,15 +159,22 @@ def _softmax_kernel(
     at = line * tl.num_programs(1) + frame
     tl.store(log_s + at, top_s + tl.log(sum_s), mask=line < lines)
     tl.store(log_t + at, top_t + tl.log(sum_t), mask=line < lines)
-    tl.store(divergence + at, cross / sum_t + (top_s - top_t) + (tl.log(sum_s) - tl.log(sum_t)), mask=line < lines)
+    kl = cross / sum_t + (top_s - top_t) + (tl.log(sum_s) - tl.log(sum_t))
+    tl.store(divergence + at, kl, mask=line < lines)
 
 
 @triton.jit
 def _slope_kernel(
-    s, t, slope, row_log_s, row_log_t, column_log_s, column_log_t, m, n, per_frame,
-    COLUMNS: tl.constexpr, LINES: tl.constexpr, KEYS: tl.constexpr,
+    s, t,  # m n float32 scores of student and teacher
+    slope,  # m n, written
+    row_log_s, row_log_t,  # m n/S float32: log-sum-exps of each row over each frame of the columns
+    column_log_s, column_log_t,  # n m/S: the same along the columns; read where COLUMNS alone
+    m, n,
+    per_frame,  # S
+    COLUMNS: tl.constexpr,
+    LINES: tl.constexpr, KEYS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """P_S - P_T by rows, and by columns too where COLUMNS."""
+    """P_S - P_T by rows (TSA eq 10), and by columns too where COLUMNS. Grid: m / LINES, n / KEYS."""
     row = tl.program_id(0) * LINES + tl.arange(0, LINES)
     column = tl.program_id(1) * KEYS + tl.arange(0, KEYS)
     inside = (row[:, None] < m) & (column[None, :] < n)
@@ -142,14 +191,21 @@ def _slope_kernel(
 
 
 class TritonEngine:
-    """See `relational_tiled.Engine`. float32, float16 and bfloat16 features; slopes are bfloat16 for the half types."""
+    """See `tiled.Engine`. float32, float16 and bfloat16 features; slopes are bfloat16 for the half types.
 
-    def __init__(self, student: Tensor, teacher: Tensor, tile: int = DEVICE_TILE, side: int | None = None) -> None:
+    student, teacher: the features, whose dtypes decide; tile: side of a tile in tokens; side: of the square
+    that one program computes, by default the one that fits the dtypes.
+    """
+
+    def __init__(
+        self, student: Tensor, teacher: Tensor, tile: int = DEVICE_TILE, side: int | None = None
+    ) -> None:
         self.tile = tile
         self.slope_dtype = torch.float32 if student.dtype == torch.float32 else torch.bfloat16
         wide = torch.float32 in (student.dtype, teacher.dtype)
         # float32 takes smaller squares: three TF32 products at a time spill registers on larger ones.
         side = side or (SIDE_WIDE if wide else SIDE)
+        # What every kernel that multiplies is launched with; stages are loads in flight.
         self.square = {"SIDE": side, "DEPTH": DEPTH, "num_warps": 8, "num_stages": 2 if wide else 3}
         # The interpreter multiplies bfloat16 numbers as if they were integers.
         self.square["WIDEN"] = os.environ.get("TRITON_INTERPRET") == "1"
@@ -159,7 +215,7 @@ class TritonEngine:
         return Rows(x.contiguous(), (length / lengths(x, torch.float32).clamp_min(EPS)).squeeze(-1))
 
     def takes_both(self, per_frame: int, temperature: float) -> bool:
-        """Wherever a tile holds whole frames."""
+        """Wherever a tile holds whole frames: every line keeps its own maximum, so any temperature does."""
         return per_frame <= self.tile
 
     def add_product(self, into: Tensor, slope: Tensor, rows: Rows) -> None:
@@ -178,14 +234,19 @@ class TritonEngine:
         grid = self._squares(m, n)
         slope = torch.empty((m, n), dtype=self.slope_dtype, device=student[0].values.device)
         sums = torch.empty(grid, dtype=torch.float32, device=slope.device)
-        where = [number for block in place for number in (block.frames.start, block.size // len(block.frames))]
-        rate = 0.0 if weight.decay is None else 1 / weight.decay
-        channels = {"s_channels": student[0].values.shape[1], "t_channels": teacher[0].values.shape[1]}
-        pointers = (*_pointers(student), *_pointers(teacher), slope, sums)
-        _l1_kernel[grid](*pointers, m, n, *where, margin, rate, SAME=weight.same, **channels, **self.square)
+        rows, columns = place
+        _l1_kernel[grid](
+            *_pointers(student), *_pointers(teacher), slope, sums, m, n,
+            row_frame=rows.frames.start, row_per_frame=rows.size // len(rows.frames),
+            column_frame=columns.frames.start, column_per_frame=columns.size // len(columns.frames),
+            margin=margin, rate=0.0 if weight.decay is None else 1 / weight.decay, SAME=weight.same,
+            s_channels=student[0].values.shape[1], t_channels=teacher[0].values.shape[1], **self.square,
+        )  # fmt: skip
         return sums.sum(), slope
 
-    def tempered_rows(self, student: Pair, teacher: Pair, per_frame: int, want_slope: bool) -> tuple[Tensor, Tensor | None]:
+    def tempered_rows(
+        self, student: Pair, teacher: Pair, per_frame: int, want_slope: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """Scores, softmax statistics by rows, slope."""
         s, t = self._scores(student), self._scores(teacher)
         log_s, log_t, loss = _softmax(s, t, per_frame, by_columns=False)
@@ -199,18 +260,28 @@ class TritonEngine:
         rows_s, rows_t, loss = _softmax(s, t, per_frame, by_columns=False)
         columns_s, columns_t, more = _softmax(s, t, per_frame, by_columns=True)
         total = loss if diagonal else loss + more
-        return total, self._slope(s, t, per_frame, (rows_s, rows_t, columns_s, columns_t), True) if want_slope else None
+        logs = rows_s, rows_t, columns_s, columns_t
+        return total, self._slope(s, t, per_frame, logs, True) if want_slope else None
 
     def _scores(self, pair: Pair) -> Tensor:
-        m, n = len(pair[0]), len(pair[1])
+        """Rows times columns, `m n` float32."""
+        (m, channels), n = pair[0].values.shape, len(pair[1])
         out = torch.empty((m, n), dtype=torch.float32, device=pair[0].values.device)
-        _scores_kernel[self._squares(m, n)](*_pointers(pair), out, m, n, channels=pair[0].values.shape[1], **self.square)
+        _scores_kernel[self._squares(m, n)](*_pointers(pair), out, m, n, channels=channels, **self.square)
         return out
 
     def _squares(self, m: int, n: int) -> tuple[int, int]:
+        """The grid of programs that covers a tile."""
         return triton.cdiv(m, self.square["SIDE"]), triton.cdiv(n, self.square["SIDE"])
 
-    def _slope(self, s: Tensor, t: Tensor, per_frame: int, logs: tuple[Tensor, ...], columns: bool) -> Tensor:
+    def _slope(
+        self,
+        s: Tensor,  # m n
+        t: Tensor,  # m n
+        per_frame: int,
+        logs: tuple[Tensor, Tensor, Tensor, Tensor],  # of rows (student, teacher), then of columns
+        columns: bool,  # False: the last two are not read
+    ) -> Tensor:
         m, n = s.shape
         slope = torch.empty((m, n), dtype=self.slope_dtype, device=s.device)
         grid = (triton.cdiv(m, LINES), triton.cdiv(n, KEYS))
@@ -219,6 +290,7 @@ class TritonEngine:
 
 
 def _pointers(pair: Pair) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows `m C` and their factors `m`, columns `n C` and their factors `n`: the kernels' first arguments."""
     return pair[0].values, pair[0].factor, pair[1].values, pair[1].factor
 
 
@@ -229,5 +301,6 @@ def _softmax(s: Tensor, t: Tensor, per_frame: int, *, by_columns: bool) -> tuple
     frames = keys // per_frame
     log_s, log_t, divergence = torch.empty((3, lines, frames), dtype=torch.float32, device=s.device)
     grid = (triton.cdiv(lines, LINES), frames)
-    _softmax_kernel[grid](s, t, log_s, log_t, divergence, lines, *strides, per_frame=per_frame, LINES=LINES, KEYS=KEYS)
+    shape = {"per_frame": per_frame, "LINES": LINES, "KEYS": KEYS}
+    _softmax_kernel[grid](s, t, log_s, log_t, divergence, lines, *strides, **shape)
     return log_s, log_t, divergence.sum()
