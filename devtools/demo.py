@@ -1,5 +1,6 @@
-"""The demo: toy clips with and without guidance through a real ComfyUI, heatmaps over real clips, a predictor trained on them,
-and a table of what guidance did to physics. dev.py starts it in the environment that it has made.
+"""The demo: toy clips with and without guidance through a real ComfyUI, heatmaps over real clips, a predictor
+trained on them, and a table of what guidance did to physics. dev.py starts it in the environment that it has
+made.
 
     python devtools/demo.py --comfyui .comfyui/0.30.0 --base .bench/base-0.30.0
 """
@@ -25,7 +26,16 @@ from latent_physics.devtools.shell import BenchError, explain, last_line, read_t
 
 ROOT = Path(__file__).resolve().parent.parent
 LOG = ROOT / ".bench" / "logs" / "demo-server.log"
-WORLDS = ("rigid_body", "elastic", "fluid", "compressible_flow", "collision", "phase_change", "thermal", "optical")
+WORLDS = (
+    "rigid_body",
+    "elastic",
+    "fluid",
+    "compressible_flow",
+    "collision",
+    "phase_change",
+    "thermal",
+    "optical",
+)
 FRAMES, STEPS, CFG = 33, 20, 2.0
 REAL_CLIPS = "*wan*"  # names of the clips in ComfyUI's template packages that Wan generated
 SCORES = ("law", "adherence", "dynamic_degree")
@@ -39,7 +49,7 @@ class Arm:
     predictor: str | None = None
     """A name of Load Motion Predictor's menu; None for no guidance."""
     strength: float = 0.0
-    """Chosen by benchmarks/toy_guidance.py on seeds that the table does not use."""
+    """Chosen by benchmarks/toyworld/guidance.py on seeds that the table does not use."""
 
 
 ARMS = (
@@ -62,7 +72,9 @@ def node(kind: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": kind, "inputs": inputs}
 
 
-def clip_graph(arm: Arm, world: str, prompt: str, seed: int, batch: int, steps: int = STEPS) -> dict[str, Any]:
+def clip_graph(
+    arm: Arm, world: str, prompt: str, seed: int, batch: int, steps: int = STEPS
+) -> dict[str, Any]:
     """Generates `batch` clips of one prompt, scores them, and keeps the first as a file."""
     graph = {
         "toy": node("LatentPhysicsLoadToyWorld"),
@@ -83,14 +95,20 @@ def clip_graph(arm: Arm, world: str, prompt: str, seed: int, batch: int, steps: 
             denoise=1.0,
         ),
         "decoded": node("VAEDecode", samples=["sampler", 0], vae=["toy", 2]),
-        "score": node("LatentPhysicsLawScore", images=["decoded", 0], world=world, prompt=prompt, frames=FRAMES),
+        "score": node(
+            "LatentPhysicsLawScore", images=["decoded", 0], world=world, prompt=prompt, frames=FRAMES
+        ),
         "table": node("PreviewAny", source=["score", 4]),
         "first": node("ImageFromBatch", image=["decoded", 0], batch_index=0, length=FRAMES),
-        "file": node("SaveAnimatedWEBP", images=["first", 0], filename_prefix=f"demo/{world}", fps=12.0, lossless=True),
+        "file": node(
+            "SaveAnimatedWEBP", images=["first", 0], filename_prefix=f"demo/{world}", fps=12.0, lossless=True
+        ),
     }
     if arm.predictor is not None:
         graph["predictor"] = node("LatentPhysicsLoadMotionPredictor", name=arm.predictor)
-        graph["guidance"] = node("LatentPhysicsLaMoGuidance", model=["toy", 0], predictor=["predictor", 0], strength=arm.strength)
+        graph["guidance"] = node(
+            "LatentPhysicsLaMoGuidance", model=["toy", 0], predictor=["predictor", 0], strength=arm.strength
+        )
         graph["sampler"]["inputs"]["model"] = ["guidance", 0]
     return graph
 
@@ -101,7 +119,9 @@ def heatmap_graph(clip: str) -> dict[str, Any]:
         "toy": node("LatentPhysicsLoadToyWorld"),
         "clip": node("LoadImage", image=clip),
         "part": node("ImageFromBatch", image=["clip", 0], batch_index=0, length=FRAMES),
-        "small": node("ImageScale", image=["part", 0], upscale_method="area", width=192, height=192, crop="center"),
+        "small": node(
+            "ImageScale", image=["part", 0], upscale_method="area", width=192, height=192, crop="center"
+        ),
         "latent": node("VAEEncode", pixels=["small", 0], vae=["toy", 2]),
         "heat": node("LatentPhysicsMotionDriftHeatmap", latent=["latent", 0], images=["small", 0]),
         "file": node("SaveAnimatedWEBP", images=["heat", 0], filename_prefix="demo/drift", fps=12.0),
@@ -123,12 +143,19 @@ class Demo:
         """The history entry of a graph, each widget that it leaves out at its default. Raises BenchError."""
         entry = self.server.run(self.server.with_defaults(graph))
         if was_interrupted(entry):
-            raise BenchError(f"somebody interrupted a prompt at {self.server.url}: run the demo again. Log: {self.server.log}")
+            reason = f"somebody interrupted a prompt at {self.server.url}"
+            raise BenchError(f"{reason}: run the demo again. Log: {self.server.log}")
         return entry
 
     def keep(self, entry: dict[str, Any], only: str | None, name: str) -> None:
-        """Copies a prompt's saved files (of node `only`) to `out` under `name`, numbered where there are several."""
-        found = [item for node_id, item in output_files(entry) if item["type"] == "output" and only in (None, node_id)]
+        """Copies a prompt's saved files (of node `only`) to `out` under `name`, numbered where there are
+        several.
+        """
+        found = [
+            item
+            for node_id, item in output_files(entry)
+            if item["type"] == "output" and only in (None, node_id)
+        ]
         for index, item in enumerate(found):
             number = f"-{index + 1}" if len(found) > 1 else ""
             target = self.out / f"{name}{number}{Path(item['filename']).suffix}"
@@ -137,7 +164,9 @@ class Demo:
             self.files.append(target)
 
     def run_workflows(self) -> None:
-        """Every shipped graph that needs no model but the toy one; not those that train, as the demo itself trains."""
+        """Every shipped graph that needs no model but the toy one; not those that train, as the demo itself
+        trains.
+        """
         for path in sorted((ROOT / "workflows" / "api").glob("*.json")):
             graph = json.loads(path.read_text(encoding="utf-8"))
             kinds = {entry["class_type"] for entry in graph.values()}
@@ -156,7 +185,9 @@ class Demo:
             self.keep(self.run(heatmap_graph(path.name)), "file", f"heatmaps/{path.stem}")
 
     def measure(self, clips: int) -> dict[Arm, Measured]:
-        """Generates and scores `clips` clips per arm, the arms by turns so that none has a quieter machine."""
+        """Generates and scores `clips` clips per arm, the arms by turns so that none has a quieter
+        machine.
+        """
         from latent_physics.toyworld import sample
 
         for arm in ARMS:  # loads the models, so that no row pays for it
@@ -174,20 +205,27 @@ class Demo:
                     measured[arm].scores[name] += table[name]
                 measured[arm].seconds += [seconds_of(entry) / batch] * batch
                 if index < len(WORLDS):
-                    self.keep(entry, "file", f"clips/{world}-{ARMS.index(arm)}-{'guided' if arm.predictor else 'unguided'}")
-            self.say(f"{(index + 1) * batch} of {rounds * batch} clips, each with {len(ARMS)} priors ({world}: {prompt!r})")
+                    self.keep(
+                        entry,
+                        "file",
+                        f"clips/{world}-{ARMS.index(arm)}-{'guided' if arm.predictor else 'unguided'}",
+                    )
+            done = f"{(index + 1) * batch} of {rounds * batch} clips"
+            self.say(f"{done}, each with {len(ARMS)} priors ({world}: {prompt!r})")
         return measured
 
 
 def seconds_of(entry: dict[str, Any]) -> float:
     """How long ComfyUI worked on a prompt."""
-    times = {name: message["timestamp"] for name, message in entry["status"]["messages"] if "timestamp" in message}
+    times = {
+        name: message["timestamp"] for name, message in entry["status"]["messages"] if "timestamp" in message
+    }
     return (times["execution_success"] - times["execution_start"]) / 1000
 
 
 def table_of(measured: dict[Arm, Measured], batch: int) -> Iterator[str]:
-    """The lines of the table: means per arm, and for guided ones the paired difference to the unguided with its interval.
-    `batch` clips in a row share a prompt."""
+    """The lines of the table: means per arm, and for guided ones the paired difference to the unguided with
+    its interval. `batch` clips in a row share a prompt."""
     from latent_physics.toyworld.statistics import paired_difference
 
     reference = measured[ARMS[0]]
@@ -197,14 +235,37 @@ def table_of(measured: dict[Arm, Measured], batch: int) -> Iterator[str]:
         yield f"{arm.name:36}{''.join(f'{cell:>26}' for cell in cells)}{np.mean(found.seconds):8.2f}"
         if arm.predictor is not None:
             prompts = [index // batch for index in range(len(found.scores[SCORES[0]]))]
-            cells = [str(paired_difference(found.scores[name], reference.scores[name], prompts)) for name in SCORES]
-            yield f"{f'  strength {arm.strength:g}, less unguided':36}{''.join(f'{cell:>26}' for cell in cells)}"
+            cells = [
+                str(paired_difference(found.scores[name], reference.scores[name], prompts)) for name in SCORES
+            ]
+            head = f"  strength {arm.strength:g}, less unguided"
+            yield f"{head:36}{''.join(f'{cell:>26}' for cell in cells)}"
 
 
 def training_commands(out: Path, run: Path, minutes: float, clips: int) -> list[list[str]]:
     """Caches `clips` real clips, then trains a predictor on them; what it makes lies in `run`."""
-    cache = [sys.executable, "training", "cache", "--backbone", "toy", "--templates", REAL_CLIPS, "--limit", str(clips)]
-    train = [sys.executable, "training", "predictor", "--recipe", "toy", "--minutes", str(minutes), "--every", "100"]
+    cache = [
+        sys.executable,
+        "training",
+        "cache",
+        "--backbone",
+        "toy",
+        "--templates",
+        REAL_CLIPS,
+        "--limit",
+        str(clips),
+    ]
+    train = [
+        sys.executable,
+        "training",
+        "predictor",
+        "--recipe",
+        "toy",
+        "--minutes",
+        str(minutes),
+        "--every",
+        "100",
+    ]
     return [[*cache, "--out", str(out / "cache")], [*train, "--cache", str(out / "cache"), "--out", str(run)]]
 
 
@@ -220,7 +281,11 @@ class Training:
         script = "import json, os, subprocess, sys\nhasattr(os, 'nice') and os.nice(10)\n"
         script += "for command in json.loads(sys.argv[1]):\n    subprocess.call(command) == 0 or sys.exit(1)"
         # A process group of its own: `stop` ends the running command, too.
-        group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
+        group = (
+            {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+            if os.name == "nt"
+            else {"start_new_session": True}
+        )
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", script, commands],
@@ -235,7 +300,9 @@ class Training:
     def wait(self) -> list[Path]:
         """Files that the run made. Raises BenchError where it failed."""
         if self.process.wait() != 0:
-            raise BenchError(f"training on real clips failed: {last_line(read_tail(self.log))}. Log: {self.log}")
+            raise BenchError(
+                f"training on real clips failed: {last_line(read_tail(self.log))}. Log: {self.log}"
+            )
         return sorted(path for path in self.run.iterdir() if path.suffix in (".safetensors", ".png", ".csv"))
 
     def stop(self) -> None:
@@ -257,17 +324,22 @@ def at_least_1(text: str) -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of ComfyUI's main.py")
-    parser.add_argument("--base", type=Path, required=True, help="base directory whose custom_nodes holds the pack")
+    parser.add_argument(
+        "--base", type=Path, required=True, help="base directory whose custom_nodes holds the pack"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "output" / "demo", help="folder for the files")
     parser.add_argument("--clips", type=at_least_1, default=64, help="clips per row of the table")
     parser.add_argument("--batch", type=at_least_1, default=2, help="clips per prompt")
     parser.add_argument("--seed", type=int, default=5000, help="seed of the table's first clips")
-    parser.add_argument("--minutes", type=float, default=1.0, help="how long the predictor is trained on real clips")
+    parser.add_argument(
+        "--minutes", type=float, default=1.0, help="how long the predictor is trained on real clips"
+    )
     return parser.parse_args(argv)
 
 
 def run(options: argparse.Namespace) -> None:
-    """The whole demo. Raises BenchError, and OSError where a file cannot be written; server and training have ended then.
+    """The whole demo. Raises BenchError, and OSError where a file cannot be written; server and training have
+    ended then.
 
     Where only the training on real clips failed, files and table are printed first.
     """
@@ -275,7 +347,9 @@ def run(options: argparse.Namespace) -> None:
     training = None
     try:
         say(f"starting ComfyUI from {options.comfyui}")
-        with ComfyServer(python=Path(sys.executable), comfyui=options.comfyui, base=options.base, log=LOG) as server:
+        with ComfyServer(
+            python=Path(sys.executable), comfyui=options.comfyui, base=options.base, log=LOG
+        ) as server:
             demo = Demo(server, options)
             demo.say("training a motion predictor on real clips, in the background")
             training = Training(options.out, options.minutes, clips=24)
@@ -286,7 +360,9 @@ def run(options: argparse.Namespace) -> None:
             failure = None
             try:
                 demo.files += training.wait()
-            except BenchError as error:  # said at the end: the measured clips took minutes, and stand without it
+            except (
+                BenchError
+            ) as error:  # said at the end: the measured clips took minutes, and stand without it
                 failure = error
     finally:
         if training is not None:
@@ -305,7 +381,8 @@ def report(demo: Demo, measured: dict[Arm, Measured]) -> None:
     for path in [*demo.files, options.out / "table.txt"]:
         say(f"  {os.path.relpath(path)}")
     count = len(measured[ARMS[0]].seconds)
-    say(f"\n{count} clips per row, the same prompts and seeds in each; differences with 95 % confidence intervals\n")
+    same = "the same prompts and seeds in each; differences with 95 % confidence intervals"
+    say(f"\n{count} clips per row, {same}\n")
     say("\n".join(lines))
 
 
@@ -320,7 +397,9 @@ def sentence(error: Exception) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Runs the demo; returns the exit status."""
     options = parse(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that server and training are stopped then, too
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # so that server and training are stopped then, too
     try:
         run(options)
     except (BenchError, OSError) as error:

@@ -1,4 +1,6 @@
-"""The virtual environment of the bench: `.venv` with pinned versions, made once and left alone while its stamp fits."""
+"""The virtual environment of the bench: `.venv` with pinned versions, made once and left alone while its
+stamp fits.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from .shell import require_space, run_logged, say
 
 STAMP = "latent-physics-stamp"
 TORCH = ("torch", "torchvision", "torchaudio")
-INSTALLED_SIZE = 9.0 if sys.platform.startswith("linux") else 4.0  # GB; PyPI's torch for Linux brings CUDA's libraries
+INSTALLED_SIZE = (
+    9.0 if sys.platform.startswith("linux") else 4.0
+)  # GB; PyPI's torch for Linux brings CUDA's libraries
 
 
 def python_of(folder: Path) -> Path:
@@ -32,12 +36,16 @@ def make(root: Path) -> Path:
     require_space(root, INSTALLED_SIZE, "the environment (.venv)")
     say(f"making {folder}")
     log = root / ".bench" / "logs" / "venv.log"
-    run_logged([sys.executable, "-m", "venv", "--clear", folder], what="making the virtual environment", log=log)
+    run_logged(
+        [sys.executable, "-m", "venv", "--clear", folder], what="making the virtual environment", log=log
+    )
     return python
 
 
 def runs(python: Path) -> bool:
-    """Whether an environment's interpreter and its pip start; not so after the Python it was made from was removed."""
+    """Whether an environment's interpreter and its pip start; not so after the Python it was made from was
+    removed.
+    """
     try:
         return subprocess.run([str(python), "-c", "import pip"], capture_output=True).returncode == 0
     except OSError:
@@ -51,7 +59,9 @@ def install_builder(root: Path, python: Path) -> None:
 
 
 def install(root: Path, python: Path, comfyui: Installation) -> None:
-    """Installs torch, what ComfyUI asks for and this pack with its extras, unless the stamp says that it has been done."""
+    """Installs torch, what ComfyUI asks for and this pack with its extras, unless the stamp says that it has
+    been done.
+    """
     wanted, pins = requirements_for(root, comfyui)
     stamp = fingerprint(root, wanted, pins)
     if stamp_of(root) == stamp:
@@ -63,7 +73,9 @@ def install(root: Path, python: Path, comfyui: Installation) -> None:
     (folder / "constraints.txt").write_text(pins, encoding="utf-8")
     files = ["-r", str(folder / "requirements.txt"), "-c", str(folder / "constraints.txt")]
     (root / ".venv" / STAMP).unlink(missing_ok=True)
-    pip_install(root, python, ["--no-build-isolation", *TORCH, "-e", f"{root}[train,dev]", *files], what="packages")
+    pip_install(
+        root, python, ["--no-build-isolation", *TORCH, "-e", f"{root}[train,dev]", *files], what="packages"
+    )
     (root / ".venv" / STAMP).write_text(stamp, encoding="utf-8")
 
 
@@ -76,8 +88,9 @@ def pip_install(root: Path, python: Path, arguments: list[str], *, what: str) ->
 def requirements_for(root: Path, comfyui: Installation) -> tuple[str, str]:
     """What to install for a ComfyUI and the pins to install it by, as the texts of two files.
 
-    Our releases all run on one set of versions, so that switching between them installs nothing: ComfyUI's own exact pins
-    give way to constraints.txt. In the user's installation it is the other way about: its pins win over ours.
+    Our releases all run on one set of versions, so that switching between them installs nothing: ComfyUI's
+    own exact pins give way to constraints.txt. In the user's installation it is the other way about: its pins
+    win over ours.
     """
     wanted = (comfyui.path / "requirements.txt").read_text(encoding="utf-8")
     pins = (root / "constraints.txt").read_text(encoding="utf-8")
@@ -94,7 +107,9 @@ def names_of(lines: Iterable[str]) -> set[str]:
 
 
 def fingerprint(root: Path, wanted: str, pins: str) -> str:
-    """Changes whenever an installation has to be repeated; the path counts because the pack is installed by its path."""
+    """Changes whenever an installation has to be repeated; the path counts because the pack is installed by
+    its path.
+    """
     parts = [wanted, pins, (root / "pyproject.toml").read_text(encoding="utf-8"), str(root)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

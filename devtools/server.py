@@ -33,7 +33,9 @@ class PromptRejected(BenchError):
             for node, entry in reply.get("node_errors", {}).items()
             for error in entry.get("errors", [])
         ]
-        super().__init__("ComfyUI refused the graph: " + ("; ".join(details) or str(reply.get("error"))) + ".")
+        super().__init__(
+            "ComfyUI refused the graph: " + ("; ".join(details) or str(reply.get("error"))) + "."
+        )
 
 
 class ComfyServer:
@@ -77,12 +79,30 @@ class ComfyServer:
         self.stop()
 
     def start(self, timeout: float = 300) -> None:
-        """Returns once the server answers. Raises BenchError: port taken, server died, no answer within `timeout` seconds."""
+        """Returns once the server answers.
+
+        Raises BenchError: port taken, server died, no answer within `timeout` seconds.
+        """
         self.port = claim_port(self.port)
         for folder in ("custom_nodes", "input", "output", "temp", "user"):
             (self.base / folder).mkdir(parents=True, exist_ok=True)
-        command = [self.python, "main.py", "--listen", "127.0.0.1", "--port", self.port, "--base-directory", self.base]
-        command += ["--disable-api-nodes", "--disable-auto-launch", "--database-url", "sqlite:///:memory:", *self.arguments]
+        command = [
+            self.python,
+            "main.py",
+            "--listen",
+            "127.0.0.1",
+            "--port",
+            self.port,
+            "--base-directory",
+            self.base,
+        ]
+        command += [
+            "--disable-api-nodes",
+            "--disable-auto-launch",
+            "--database-url",
+            "sqlite:///:memory:",
+            *self.arguments,
+        ]
         models = self.base / "extra_model_paths.yaml"
         if models.is_file():
             command += ["--extra-model-paths-config", models]
@@ -90,8 +110,13 @@ class ComfyServer:
         if self.threads is not None:
             env["OMP_NUM_THREADS"] = str(self.threads)
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        # A process group of its own: Ctrl-C in the terminal reaches this program alone, which then stops the server.
-        group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
+        # A process group of its own: Ctrl-C in the terminal reaches this program alone, which then stops the
+        # server.
+        group = (
+            {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+            if os.name == "nt"
+            else {"start_new_session": True}
+        )
         with open(self.log, "wb") as log:
             try:
                 self.process = subprocess.Popen(
@@ -125,7 +150,8 @@ class ComfyServer:
         """Raises BenchError where the process has ended."""
         status = None if self.process is None else self.process.poll()
         if self.process is None or status is not None:
-            raise BenchError(f"the ComfyUI server died (exit status {status}): {last_line(read_tail(self.log))}. Log: {self.log}")
+            words = last_line(read_tail(self.log))
+            raise BenchError(f"the ComfyUI server died (exit status {status}): {words}. Log: {self.log}")
 
     def stop(self) -> None:
         """Ends the server, by force after ten seconds. Does nothing where it is not running."""
@@ -148,16 +174,23 @@ class ComfyServer:
         return json.loads(self.request(path))
 
     def request(self, path: str, body: Any = None) -> bytes:
-        """GET, or POST of a JSON body. Raises BenchError for a dead server, urllib's HTTPError for an error status."""
+        """GET, or POST of a JSON body.
+
+        Raises BenchError for a dead server, urllib's HTTPError for an error status.
+        """
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data=data, headers={"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            self.url + path, data=data, headers={"Content-Type": "application/json"}
+        )
         try:
             with OPENER.open(request, timeout=60) as reply:
                 return reply.read()
         except urllib.error.HTTPError:
             raise
         except (OSError, http.client.HTTPException) as error:
-            with contextlib.suppress(subprocess.TimeoutExpired):  # its connections close before the process has ended
+            with contextlib.suppress(
+                subprocess.TimeoutExpired
+            ):  # its connections close before the process has ended
                 self.process and self.process.wait(1)
             self.require_alive()
             raise BenchError(f"ComfyUI did not answer {path}: {error}. Log: {self.log}") from error
@@ -167,13 +200,15 @@ class ComfyServer:
         return self.get_json("/object_info")
 
     def with_defaults(self, graph: dict[str, Any]) -> dict[str, Any]:
-        """The graph with every widget that it leaves out at its default, as the interface would send it. Raises BenchError for a
-        node that the server does not know."""
+        """The graph with every widget that it leaves out at its default, as the interface would send it.
+        Raises BenchError for a node that the server does not know."""
         known = self.object_info()
         complete = {}
         for node, entry in graph.items():
             if entry["class_type"] not in known:
-                raise BenchError(f"ComfyUI has no node {entry['class_type']}: did its pack load? Log: {self.log}")
+                raise BenchError(
+                    f"ComfyUI has no node {entry['class_type']}: did its pack load? Log: {self.log}"
+                )
             specs = known[entry["class_type"]]["input"].get("required", {})
             defaults = {name: default_of(spec) for name, spec in specs.items() if name not in entry["inputs"]}
             present = {name: value for name, value in defaults.items() if value is not None}
@@ -181,9 +216,14 @@ class ComfyServer:
         return complete
 
     def queue(self, graph: dict[str, Any]) -> str:
-        """Queues a graph in API format; returns the prompt's id. Raises PromptRejected where it does not validate."""
+        """Queues a graph in API format; returns the prompt's id.
+
+        Raises PromptRejected where it does not validate.
+        """
         try:
-            return json.loads(self.request("/prompt", {"prompt": graph, "client_id": self.client_id}))["prompt_id"]
+            return json.loads(self.request("/prompt", {"prompt": graph, "client_id": self.client_id}))[
+                "prompt_id"
+            ]
         except urllib.error.HTTPError as error:
             try:
                 reply = json.loads(error.read())
@@ -192,7 +232,10 @@ class ComfyServer:
             raise PromptRejected(reply) from error
 
     def wait(self, prompt_id: str, timeout: float = 600) -> dict[str, Any]:
-        """The history entry of a finished prompt, interrupted or not. Raises BenchError where it failed or took longer."""
+        """The history entry of a finished prompt, interrupted or not.
+
+        Raises BenchError where it failed or took longer.
+        """
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             entry = self.get_json(f"/history/{prompt_id}").get(prompt_id)
@@ -264,5 +307,7 @@ def claim_port(port: int) -> int:
         except OverflowError as error:
             raise BenchError(f"there is no port {port}: choose one from 1 to 65535 with --port.") from error
         except OSError as error:
-            raise BenchError(f"port {port} is taken ({error.strerror}): choose another one with --port.") from error
+            raise BenchError(
+                f"port {port} is taken ({error.strerror}): choose another one with --port."
+            ) from error
         return probe.getsockname()[1]

@@ -11,20 +11,30 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-# What a failed command says about its cause, in the order it is looked for: pip reports "no matching distribution" after
-# every network failure, so the network comes before it.
+# What a failed command says about its cause, in the order it is looked for: pip reports "no matching
+# distribution" after every network failure, so the network comes before it.
 CAUSES = (
-    (r"No space left on device|Errno 28|not enough space on the disk|Disk quota exceeded", "the disk is full"),
+    (
+        r"No space left on device|Errno 28|not enough space on the disk|Disk quota exceeded",
+        "the disk is full",
+    ),
     (r"DO NOT MATCH THE HASHES", "the downloaded file does not have the pinned hash, so it was not used"),
     (
-        r"name resolution|Name or service not known|getaddrinfo failed|nodename nor servname|Failed to establish a new connection"
-        r"|Max retries exceeded|ConnectTimeout|ReadTimeoutError|Network is unreachable|ProxyError|Connection refused|SSLError",
+        r"name resolution|Name or service not known|getaddrinfo failed|nodename nor servname"
+        r"|Failed to establish a new connection|Max retries exceeded|ConnectTimeout|ReadTimeoutError"
+        r"|Network is unreachable|ProxyError|Connection refused|SSLError",
         "the package index cannot be reached: check the network and pip's proxy settings",
     ),
-    (r"Could not find a version|No matching distribution found", "the package index has no version that fits this Python"),
+    (
+        r"Could not find a version|No matching distribution found",
+        "the package index has no version that fits this Python",
+    ),
     (r"ResolutionImpossible|conflicting dependencies", "the pinned versions contradict one another"),
     (r"Permission denied|Access is denied", "a file or folder may not be written"),
-    (r"ensurepip is not available|No module named '?ensurepip", "Python's venv is incomplete (Debian: apt install python3-venv)"),
+    (
+        r"ensurepip is not available|No module named '?ensurepip",
+        "Python's venv is incomplete (Debian: apt install python3-venv)",
+    ),
 )
 GIGABYTE = 1024**3
 
@@ -62,10 +72,13 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def run_logged(command: Sequence[str | os.PathLike[str]], *, what: str, log: Path, env: Mapping[str, str] | None = None) -> None:
+def run_logged(
+    command: Sequence[str | os.PathLike[str]], *, what: str, log: Path, env: Mapping[str, str] | None = None
+) -> None:
     """Runs a command with its output in `log`, showing the latest line where the screen is a terminal.
 
-    Raises BenchError ("`what` failed: cause. Log: path") where it cannot be started or exits with another status than 0.
+    Raises BenchError ("`what` failed: cause. Log: path") where it cannot be started or exits with another
+    status than 0.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -111,4 +124,5 @@ def require_space(folder: Path, gigabytes: float, what: str) -> None:
     """Raises BenchError where the disk under `folder` has less free than `what` takes."""
     free = shutil.disk_usage(folder).free / GIGABYTE
     if free < gigabytes:
-        raise BenchError(f"{what} needs about {gigabytes:.1f} GB, and {folder} has {free:.1f} GB free: make room, run it again.")
+        has = f"{folder} has {free:.1f} GB free"
+        raise BenchError(f"{what} needs about {gigabytes:.1f} GB, and {has}: make room, run it again.")

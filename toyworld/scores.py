@@ -1,7 +1,8 @@
 """What a clip gets: law score (does it keep the law), adherence (is what the prompt asked for there), dynamic degree (how much
 moves).
 
-All three read pixels alone. Calibration constants come from `benchmarks/toy_scores.py`, which also prints the validation table.
+All three read pixels alone. Calibration constants come from
+`benchmarks/toyworld/scores.py`, which also prints the validation table.
 """
 
 from __future__ import annotations

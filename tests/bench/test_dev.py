@@ -74,15 +74,12 @@ sys.exit(dev.main(sys.argv[3:]))
     [
         (("ui", "--prot", "1"), "ui does not know --prot 1"),
         (("ui", "--port", "70000"), "there is no port 70000"),
-        (("bench", "drfit"), "bench needs the name of a benchmark, one of drift, run"),
+        (("bench", "drfit"), "bench needs the name of a benchmark, one of cost/guidance, "),
         (("demo", "--comfyui", "0.1.0"), "ComfyUI 0.1.0 is not known here"),
         (("test", "--comfyui", "/"), "/ is not a ComfyUI installation"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_installed(root: Path, tmp_path: Path, words: tuple, said: str) -> None:
-    (tmp_path / "benchmarks").mkdir()
-    for name in ("drift", "run"):
-        (tmp_path / "benchmarks" / f"{name}.py").touch()
     command = [*BARE, "-c", UNPREPARED, str(root), str(tmp_path), *words]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 1
@@ -118,15 +115,24 @@ def test_test_lints_first_and_hands_its_arguments_to_pytest(root: Path, tmp_path
     assert result.returncode == (5 if lint == 0 else 1)
 
 
-def test_bench_runs_a_benchmark_by_its_name(root: Path, tmp_path: Path) -> None:
-    (tmp_path / "benchmarks").mkdir()
-    (tmp_path / "benchmarks" / "drift.py").write_text("import sys; print('drift', sys.argv[1:])")
-    assert run_prepared(root, tmp_path, "bench", "drift", "--size", "8").stdout == "drift ['--size', '8']\n"
-    result = run_prepared(root, tmp_path, "bench", "drfit")
-    assert result.returncode == 1
-    assert result.stderr == "dev.py: bench needs the name of a benchmark, one of drift; its arguments follow.\n"
-    (tmp_path / "benchmarks" / "run.py").write_text("import sys; print('all', sys.argv[1:])")
-    assert run_prepared(root, tmp_path, "bench", "--quick").stdout == "all ['--quick']\n"
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in for Python is a shell script")
+@pytest.mark.parametrize(
+    ("words", "started", "said"),
+    [
+        (("toyworld/vae", "--clips", "8"), "-m latent_physics.benchmarks.toyworld.vae --clips 8\n", ""),
+        (("toy_vae",), "-m latent_physics.benchmarks.toyworld.vae\n", "toy_vae is called toyworld/vae now"),
+        (("kernels",), "-m latent_physics.benchmarks.kernels\n", ""),
+        (("--list",), "-m latent_physics.benchmarks.run --list\n", ""),
+        ((), "-m latent_physics.benchmarks.run\n", ""),
+    ],
+)
+def test_bench_runs_a_benchmark_by_its_name(root: Path, tmp_path: Path, words: tuple, started: str, said: str) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho $* > {tmp_path}/started\n")
+    python.chmod(0o755)
+    result = run_prepared(root, tmp_path, "bench", *words, python=python)
+    assert (result.returncode, (tmp_path / "started").read_text()) == (0, started)
+    assert said in result.stdout + result.stderr
 
 
 DEMO = """

@@ -1,6 +1,7 @@
 """Runs the Triton twins in Triton's interpreter against float64 and prints the errors as JSON.
 
-A program of its own, because the interpreter has to be asked for before Triton is imported. `test_triton.py` starts it.
+A program of its own, because the interpreter has to be asked for before Triton is imported. `test_triton.py`
+starts it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ def relational_errors(shape: tuple, dtype: torch.dtype) -> dict[str, float]:
     """Worst error of value and gradient, for each loss."""
     batch, grid, channels, other, tile = shape
     tokens = grid[0] * grid[1] * grid[2]
-    student, teacher = torch.randn(batch, tokens, channels).to(dtype), torch.randn(batch, tokens, other).to(dtype)
+    student, teacher = (
+        torch.randn(batch, tokens, channels).to(dtype),
+        torch.randn(batch, tokens, other).to(dtype),
+    )
     queries = [torch.randperm(tokens)[: tokens // 3 + 1] for _ in range(batch)]
     runs = {
         "kl": lambda s, t, e: tiled.tempered_kl(s, t, grid, 0.1, None, True, e),
@@ -53,7 +57,8 @@ def relational_errors(shape: tuple, dtype: torch.dtype) -> dict[str, float]:
     for name, run in runs.items():
         ours = run(student, teacher, TritonEngine(student, teacher, tile, side=32))
         exact = run(student.double(), teacher.double(), TorchEngine(student, torch.float64))
-        # Values together and gradients together: with one token a frame, the spatial part is a rounding error against zero.
+        # Values together and gradients together: with one token a frame, the spatial part is a rounding error
+        # against zero.
         errors[name] = max(relative(together(a), together(b)) for a, b in zip(ours, exact))
     return errors
 

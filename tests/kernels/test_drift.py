@@ -70,7 +70,9 @@ def test_limiting_cases():
     assert drift_loss(clip, clip) == 0
     still = torch.randn(2, 4, 1, 3, 3).expand(-1, -1, 5, -1, -1)
     torch.testing.assert_close(drift_loss(still.contiguous(), clip, eps=0.0), torch.tensor(1.0))  # r = 0
-    torch.testing.assert_close(drift_loss(-clip, clip, eps=0.0), torch.tensor(4.0))  # opposite direction: r = 1, cos = -1
+    torch.testing.assert_close(
+        drift_loss(-clip, clip, eps=0.0), torch.tensor(4.0)
+    )  # opposite direction: r = 1, cos = -1
     assert torch.isfinite(drift_loss(clip, still.contiguous()))
 
 

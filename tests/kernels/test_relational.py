@@ -41,9 +41,17 @@ def values_and_gradient(loss, student):
 def assert_agree(ours, theirs, tolerance, floor=1e-6, gradient_slack=0.0):
     """Relative in the value and in the gradient's norm; `floor` is the size of what counts as nothing."""
     (value, gradient), (expected, expected_gradient) = ours, theirs
-    assert ((value - expected).abs() <= tolerance * expected.abs() + tolerance * floor + 1e-7 * (tolerance > 1e-8) + 1e-13).all()
+    assert (
+        (value - expected).abs()
+        <= tolerance * expected.abs() + tolerance * floor + 1e-7 * (tolerance > 1e-8) + 1e-13
+    ).all()
     error = (gradient - expected_gradient).norm()
-    assert error <= (tolerance + gradient_slack) * (expected_gradient.norm() + floor) + 1e-7 * (tolerance > 1e-8) + 1e-13
+    assert (
+        error
+        <= (tolerance + gradient_slack) * (expected_gradient.norm() + floor)
+        + 1e-7 * (tolerance > 1e-8)
+        + 1e-13
+    )
 
 
 def random_mask(batch, tokens, seed=1):
@@ -52,15 +60,25 @@ def random_mask(batch, tokens, seed=1):
     return mask
 
 
-# -- against the definition ------------------------------------------------------------------------------------------------
+# -- against the definition ----------------------------------------------------------------------------------
 
 
 @FEW
-@given(BATCHES, GRIDS, CHANNELS, CHANNELS, st.sampled_from(list(TOLERANCE)), st.sampled_from([0.05, 0.1, 1.0]), st.booleans())
+@given(
+    BATCHES,
+    GRIDS,
+    CHANNELS,
+    CHANNELS,
+    st.sampled_from(list(TOLERANCE)),
+    st.sampled_from([0.05, 0.1, 1.0]),
+    st.booleans(),
+)
 def test_tempered_kl_by_definition(batch, grid, channels, other, dtype, temperature, masked):
     student, teacher = features(batch, grid, channels, dtype, other)
     queries = random_mask(batch, math.prod(grid)) if masked else None
-    ours = values_and_gradient(lambda x: relational.tempered_kl(x, teacher, grid, temperature, queries), student)
+    ours = values_and_gradient(
+        lambda x: relational.tempered_kl(x, teacher, grid, temperature, queries), student
+    )
     theirs = values_and_gradient(
         lambda x: reference.tempered_kl(x, teacher.double(), grid, temperature, queries), student.double()
     )
@@ -86,7 +104,9 @@ def kinks(student, teacher, margin):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("decay", "margin"), [(None, 0.0), (10.0, 0.0), (None, 0.1)])
 def test_relation_l1_in_low_precision(dtype, decay, margin):
-    """A pair on a kink has an arbitrary slope, so each of the few such pairs excuses its share of the gradient, and no more."""
+    """A pair on a kink has an arbitrary slope, so each of the few such pairs excuses its share of the
+    gradient, and no more.
+    """
     grid = (4, 7, 6)
     student, teacher = features(2, grid, 24, dtype)
     ours = values_and_gradient(lambda x: relational.relation_l1(x, teacher, grid, decay, margin), student)
@@ -98,21 +118,27 @@ def test_relation_l1_in_low_precision(dtype, decay, margin):
     assert_agree(ours, theirs, TOLERANCE[dtype], gradient_slack=4 * math.sqrt(share))
 
 
-# -- however the relation is cut -------------------------------------------------------------------------------------------
+# -- however the relation is cut -----------------------------------------------------------------------------
 
 
 @FEW
 @given(GRIDS, st.integers(1, 40), st.booleans())
 def test_tiles_of_any_size_give_the_same(grid, tile, masked):
-    """Tiles smaller than a frame, of several frames, larger than the clip, and N not a multiple of any of them."""
+    """Tiles smaller than a frame, of several frames, larger than the clip, and N not a multiple of any of
+    them.
+    """
     student, teacher = features(2, grid, 5)
     queries = [mask.nonzero()[:, 0] for mask in random_mask(2, math.prod(grid))] if masked else None
 
     def kl(tile):
-        return tiled.tempered_kl(student, teacher, grid, 0.1, queries, True, TorchEngine(student, torch.float64, tile))
+        return tiled.tempered_kl(
+            student, teacher, grid, 0.1, queries, True, TorchEngine(student, torch.float64, tile)
+        )
 
     def l1(tile):
-        return tiled.relation_l1(student, teacher, grid, 3.0, 0.05, True, TorchEngine(student, torch.float64, tile))
+        return tiled.relation_l1(
+            student, teacher, grid, 3.0, 0.05, True, TorchEngine(student, torch.float64, tile)
+        )
 
     for loss in (kl, l1):
         torch.testing.assert_close(loss(tile), loss(10**4), rtol=1e-9, atol=1e-12)
@@ -123,9 +149,13 @@ def test_tiles_of_any_size_give_the_same(grid, tile, masked):
 def test_blocks_cover_every_token_once_and_know_their_frames(grid, target):
     frames, per_frame = grid[0], grid[1] * grid[2]
     found = blocks(frames, per_frame, target)
-    assert [token for block in found for token in range(block.tokens.start, block.tokens.stop)] == list(range(frames * per_frame))
+    assert [token for block in found for token in range(block.tokens.start, block.tokens.stop)] == list(
+        range(frames * per_frame)
+    )
     for block in found:
-        assert block.frames == range(block.tokens.start // per_frame, (block.tokens.stop - 1) // per_frame + 1)
+        assert block.frames == range(
+            block.tokens.start // per_frame, (block.tokens.stop - 1) // per_frame + 1
+        )
         assert block.size <= max(target, per_frame)
 
 
@@ -156,7 +186,7 @@ def test_large_frames_and_cold_temperatures_take_the_other_path():
     assert_agree(ours, theirs, 1e-4)
 
 
-# -- closed forms and invariants -------------------------------------------------------------------------------------------
+# -- closed forms and invariants -----------------------------------------------------------------------------
 
 
 def test_gradcheck():
@@ -171,7 +201,9 @@ def test_gradcheck():
 
 
 def test_gradient_of_the_scores_is_the_difference_of_distributions():
-    """TSA eq 10: with one-hot students the scores are free, and the gradient by them is (P_S - P_T) / temperature."""
+    """TSA eq 10: with one-hot students the scores are free, and the gradient by them is (P_S - P_T) /
+    temperature.
+    """
     grid, temperature = (1, 1, 4), 0.2
     scores = torch.randn(4, 4, dtype=torch.float64).requires_grad_()
     target = torch.randn(4, 4, dtype=torch.float64).softmax(-1)
@@ -182,7 +214,9 @@ def test_gradient_of_the_scores_is_the_difference_of_distributions():
     engine = TorchEngine(student, torch.float64)
     rows = engine.rows(student[0], temperature**-0.5), engine.rows(teacher[0], temperature**-0.5)
     _, slope = engine.tempered_rows((rows[0], rows[0]), (rows[1], rows[1]), 4, True)
-    p_student, p_teacher = ((reference.similarity(x)[0] / temperature).softmax(-1) for x in (student, teacher))
+    p_student, p_teacher = (
+        (reference.similarity(x)[0] / temperature).softmax(-1) for x in (student, teacher)
+    )
     torch.testing.assert_close(slope, p_student - p_teacher)
 
 
@@ -200,7 +234,9 @@ def test_the_scale_of_features_does_not_matter():
     grid = (2, 3, 2)
     student, teacher = features(1, grid, 4, torch.float32)
     for loss in (relational.tempered_kl, lambda s, t, g: sum(relational.relation_l1(s, t, g))):
-        torch.testing.assert_close(loss(student * 1e3, teacher * 1e-3, grid), loss(student, teacher, grid), rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            loss(student * 1e3, teacher * 1e-3, grid), loss(student, teacher, grid), rtol=1e-5, atol=0
+        )
 
 
 def test_videorepa_and_moalign_are_special_cases():
@@ -222,7 +258,9 @@ def test_queries_as_masks_and_as_indices_agree():
     mask[:, 6:] = False
     index = torch.stack([row.nonzero()[:, 0] for row in mask])
     expected = relational.tempered_kl(student, teacher, grid, queries=mask)
-    torch.testing.assert_close(relational.tempered_kl(student, teacher, grid, queries=mask.view(2, *grid)), expected)
+    torch.testing.assert_close(
+        relational.tempered_kl(student, teacher, grid, queries=mask.view(2, *grid)), expected
+    )
     torch.testing.assert_close(relational.tempered_kl(student, teacher, grid, queries=index), expected)
     torch.testing.assert_close(relational.tempered_kl(student, teacher, grid, queries=index[0]), expected)
     every = relational.tempered_kl(student, teacher, grid, queries=torch.ones(2, 18, dtype=torch.bool))
@@ -235,11 +273,14 @@ def test_samples_weigh_the_same_however_many_queries_they_have():
     mask = torch.zeros(2, 8, dtype=torch.bool)
     mask[0, :1] = True
     mask[1, :5] = True
-    single = [relational.tempered_kl(student[i : i + 1], teacher[i : i + 1], grid, queries=mask[i : i + 1]) for i in range(2)]
+    single = [
+        relational.tempered_kl(student[i : i + 1], teacher[i : i + 1], grid, queries=mask[i : i + 1])
+        for i in range(2)
+    ]
     torch.testing.assert_close(relational.tempered_kl(student, teacher, grid, queries=mask), sum(single) / 2)
 
 
-# -- how it behaves in training ----------------------------------------------------------------------------------------------
+# -- how it behaves in training ------------------------------------------------------------------------------
 
 
 def test_the_teacher_is_a_constant():
@@ -247,7 +288,9 @@ def test_the_teacher_is_a_constant():
     student, teacher = features(1, grid, 4)
     teacher.requires_grad_()
     student.requires_grad_()
-    loss = relational.tempered_kl(student, teacher, grid) + sum(relational.relation_l1(student, teacher, grid))
+    loss = relational.tempered_kl(student, teacher, grid) + sum(
+        relational.relation_l1(student, teacher, grid)
+    )
     loss.backward()
     assert teacher.grad is None
     assert student.grad.norm() > 0
@@ -257,7 +300,9 @@ def test_without_gradient_the_value_is_the_same():
     grid = (2, 3, 2)
     student, teacher = features(1, grid, 4, torch.float32)
     for loss in (relational.tempered_kl, relational.relation_l1):
-        torch.testing.assert_close(loss(student, teacher, grid), loss(student.clone().requires_grad_(), teacher, grid))
+        torch.testing.assert_close(
+            loss(student, teacher, grid), loss(student.clone().requires_grad_(), teacher, grid)
+        )
     with torch.no_grad():
         assert not relational.tempered_kl(student.clone().requires_grad_(), teacher, grid).requires_grad
 
@@ -295,7 +340,7 @@ def test_a_token_of_zeros_gives_finite_numbers():
         assert torch.isfinite(gradient).all()
 
 
-# -- refusals --------------------------------------------------------------------------------------------------------------
+# -- refusals ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

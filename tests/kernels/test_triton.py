@@ -1,4 +1,6 @@
-"""The Triton twins: their numbers in Triton's interpreter, their compilation for real GPUs, and who decides to use them."""
+"""The Triton twins: their numbers in Triton's interpreter, their compilation for real GPUs, and who decides
+to use them.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ def triton_compiler():
     return pytest.importorskip("triton", reason="needs Triton, which torch's wheels for Linux bring along")
 
 
-# -- numbers ---------------------------------------------------------------------------------------------------------------
+# -- numbers -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def test_twins_agree_with_float64(interpreted, dtype):
     assert {name: error for name, error in errors.items() if not error <= TOLERANCE[dtype]} == {}
 
 
-# -- compilation without a GPU ---------------------------------------------------------------------------------------------
+# -- compilation without a GPU -------------------------------------------------------------------------------
 
 CAPABILITIES = {"A100": 80, "RTX 4090": 89, "H100": 90}
 SHARED_MEMORY = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
@@ -49,7 +51,9 @@ NUMBERS = {"margin": "fp32", "rate": "fp32"}
 
 
 def kernels_to_compile(features: str) -> list[tuple]:
-    """(kernel, constants, whole numbers, pointers to features): what each launch passes for `features` of one dtype."""
+    """(kernel, constants, whole numbers, pointers to features): what each launch passes for `features` of one
+    dtype.
+    """
     from latent_physics.kernels.relational import engine_triton
 
     side = engine_triton.SIDE_WIDE if features == "fp32" else engine_triton.SIDE
@@ -64,7 +68,12 @@ def kernels_to_compile(features: str) -> list[tuple]:
             whole,
             {"s_rows", "s_columns", "t_rows", "t_columns", "slope"},
         ),
-        (engine_triton._softmax_kernel, {"per_frame": 600, **strip}, {"lines", "line_stride", "key_stride"}, set()),
+        (
+            engine_triton._softmax_kernel,
+            {"per_frame": 600, **strip},
+            {"lines", "line_stride", "key_stride"},
+            set(),
+        ),
         (engine_triton._slope_kernel, {"COLUMNS": True, **strip}, {"m", "n", "per_frame"}, {"slope"}),
     ]
 
@@ -88,21 +97,26 @@ def test_kernels_compile_and_fit_the_shared_memory(device, features, tmp_path, m
             else:
                 signature[name] = NUMBERS.get(name, f"*{features}" if name in pointers else "*fp32")
         source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-        squares = {"num_warps": 8, "num_stages": 2 if features == "fp32" else 3} if "SIDE" in constants else {}
+        squares = (
+            {"num_warps": 8, "num_stages": 2 if features == "fp32" else 3} if "SIDE" in constants else {}
+        )
         compiled = triton.compile(source, target=GPUTarget("cuda", CAPABILITIES[device], 32), options=squares)
         assert len(compiled.asm["cubin"]) > 0
         assert compiled.metadata.shared <= SHARED_MEMORY[CAPABILITIES[device]]
 
 
-# -- on a GPU, where there is one --------------------------------------------------------------------------------------------
+# -- on a GPU, where there is one ----------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU; the interpreter checks the same numbers without one")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(),
+    reason="needs a CUDA GPU; the interpreter checks the same numbers without one",
+)
 def test_self_check_passes_on_this_gpu():
     assert mismatch(torch.device("cuda")) is None
 
 
-# -- the decision ------------------------------------------------------------------------------------------------------------
+# -- the decision --------------------------------------------------------------------------------------------
 
 
 def test_a_cpu_takes_the_tiled_torch_kernels_and_says_so_once(caplog, monkeypatch):
@@ -111,7 +125,9 @@ def test_a_cpu_takes_the_tiled_torch_kernels_and_says_so_once(caplog, monkeypatc
     with caplog.at_level(logging.DEBUG, logger=backend.logger.name):
         assert backend.choose(torch.zeros(1)) == "tiled"
         assert backend.choose(torch.zeros(1)) == "tiled"
-    assert [record.getMessage() for record in caplog.records] == ["cpu: not an NVIDIA GPU, the tiled torch kernels are used."]
+    assert [record.getMessage() for record in caplog.records] == [
+        "cpu: not an NVIDIA GPU, the tiled torch kernels are used."
+    ]
 
 
 @pytest.mark.parametrize(
@@ -164,5 +180,7 @@ def test_without_triton_the_kernels_import_and_run():
         "assert 'latent_physics.kernels.relational.engine_triton' not in sys.modules\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != backend.SWITCH}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False
+    )
     assert done.returncode == 0, done.stderr

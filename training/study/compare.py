@@ -23,9 +23,9 @@ from ..console import ProgressLine, StopRequest, saving
 from ..data.toy import make_toy_clips
 from ..recipes import load_recipe, names
 from ..tasks.finetune import FinetuneConfig, FinetuneError, finetune
+from .arms import SCORES
 from .sampling import toy_prompts, toy_scores
 
-SCORES = ("law", "adherence", "dynamic_degree")
 CONTROL, BEFORE = "toy-plain", "before"
 """The rows that others are compared with: fine-tuned without an objective, and not fine-tuned."""
 

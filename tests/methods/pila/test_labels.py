@@ -1,26 +1,14 @@
-import importlib.util
 import random
-from pathlib import Path
 
 import pytest
+from latent_physics.benchmarks.pila import prompts as benchmark
 from latent_physics.methods.labels.rules import MOST_LABELS, evidence, parse_by_rules, rule_labels
 from latent_physics.methods.pila import CATEGORIES
 from latent_physics.toyworld.worlds import WORLDS
 
 
-def benchmark():
-    path = Path(__file__).parents[3] / "benchmarks" / "pila_prompts.py"
-    spec = importlib.util.spec_from_file_location("pila_prompts_benchmark", path)
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_labelled_prompts_are_what_the_benchmark_says():
-    rows = benchmark().load()
+    rows = benchmark.load()
     assert len(rows) >= 200
     assert len({row["prompt"] for row in rows}) == len(rows)
     assert {name for row in rows for name in row["labels"]} == set(CATEGORIES)
@@ -30,7 +18,7 @@ def test_the_labelled_prompts_are_what_the_benchmark_says():
 
 
 def test_accuracy_on_prompts_the_rules_were_not_written_against():
-    held_out = benchmark().measure(benchmark().load("held out"))
+    held_out = benchmark.measure(benchmark.load("held out"))
     assert held_out.f1 > 0.85
     assert held_out.exact > 0.75
     assert held_out.first > 0.9

@@ -1,13 +1,12 @@
 import functools
-import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from latent_physics.benchmarks.pila import lawful_fields as an
+from latent_physics.benchmarks.pila import residuals as benchmark
 from latent_physics.methods.pila import CATEGORIES, residual_terms
-from latent_physics.methods.pila import analytic as an
 from latent_physics.methods.pila.bank import COMPACT
 from latent_physics.methods.pila.residuals import (
     FAMILIES,
@@ -27,17 +26,8 @@ COUNTS |= {"Thermal": 2, "Optical": 3}
 
 
 @functools.cache
-def benchmark():
-    path = Path(__file__).parents[3] / "benchmarks" / "pila_residuals.py"
-    spec = importlib.util.spec_from_file_location("pila_residuals_benchmark", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@functools.cache
 def table():
-    return {(row[0], row[2]): row for row in benchmark().measure()}
+    return {(row[0], row[2]): row for row in benchmark.measure()}
 
 
 def random_fields(batch=1, size=(6, 9, 8), seed=0):
@@ -62,7 +52,7 @@ def test_every_term_is_measured_on_a_lawful_and_an_unlawful_field(category):
 
 def test_lawful_fields_score_low_and_broken_ones_several_times_higher():
     for (name, term), (_, _, _, lawful, what, broken) in table().items():
-        if (name, term) in benchmark().DEGENERATE:
+        if (name, term) in benchmark.DEGENERATE:
             assert lawful < 1e-6, (name, term, lawful)
             continue
         assert lawful < 0.025, (name, term, lawful)
@@ -71,16 +61,16 @@ def test_lawful_fields_score_low_and_broken_ones_several_times_higher():
 
 
 def test_noise_of_five_percent_keeps_the_order_on_filtered_fields():
-    rows = benchmark().measure(0.05, ResidualSettings())
+    rows = benchmark.measure(0.05, ResidualSettings())
     weak = {("turning dye", "continuity"), ("drifting vortices", "continuity")}  # a faint dye drowns in a noisy velocity
     for name, _, term, lawful, what, broken in rows:
-        if (name, term) in weak | benchmark().DEGENERATE:
+        if (name, term) in weak | benchmark.DEGENERATE:
             continue
         assert broken > 5 * lawful, (name, term, what, lawful, broken)
 
 
 def test_the_wave_term_measures_speed():
-    measured = dict(benchmark().wave_speeds())
+    measured = dict(benchmark.wave_speeds())
     for factor, value in measured.items():
         # terms a and -a/factor: (1 - 1/f)^2 / (1 + 1/f^2) in the continuum
         exact = (1 - 1 / factor) ** 2 / (1 + 1 / factor**2)
