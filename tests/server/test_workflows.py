@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from latent_physics.devtools.server import ComfyServer, PromptRejected
+from latent_physics.devtools.workflows.__main__ import FOLDER, forms
+from latent_physics.devtools.workflows.__main__ import GRAPHS as WRITTEN
 
 pytestmark = pytest.mark.server
 GRAPHS = sorted((Path(__file__).parents[2] / "workflows" / "api").glob("*.json"))
@@ -31,7 +33,11 @@ def test_graph_runs_or_lacks_only_its_models(server: ComfyServer, run_and_open, 
         return
     with pytest.raises(PromptRejected) as refused:
         server.queue(graph)
-    errors = [(node, error) for node, entry in refused.value.reply["node_errors"].items() for error in entry["errors"]]
+    errors = [
+        (node, error)
+        for node, entry in refused.value.reply["node_errors"].items()
+        for error in entry["errors"]
+    ]
     assert errors
     for node, error in errors:
         if error["type"] == "custom_validation_failed":  # Load Motion Predictor says where the file belongs
@@ -50,3 +56,13 @@ def test_some_graph_is_a_toy_and_some_is_not() -> None:
 def test_toy_graph_runs_in_an_older_comfyui(older_server: ComfyServer, run_and_open) -> None:
     (path,) = [path for path in GRAPHS if path.stem == "toy_world_lamo"]
     run_and_open(older_server, load(path))
+
+
+@pytest.mark.parametrize("build", WRITTEN, ids=lambda build: build.__name__)
+def test_shipped_files_are_those_that_the_graphs_write(server: ComfyServer, build) -> None:
+    for path, text in forms(build(), server.object_info()).items():
+        assert (FOLDER / path).read_text(encoding="utf-8") == text, path
+
+
+def test_every_shipped_graph_is_written_by_one_function() -> None:
+    assert sorted(build().name for build in WRITTEN) == [path.stem for path in GRAPHS]

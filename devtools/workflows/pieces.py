@@ -1,0 +1,209 @@
+"""Constants and nodes that several graphs share."""
+
+from __future__ import annotations
+
+from .format import ModelFile, Node, Out
+
+TOY_STRENGTH = 2.0
+"""LaMo's strength in the toy world."""
+TOY_PREDICTOR = "toy/toy_predictor_order1.safetensors"
+TOY_FPS = 16.0
+TOY_PROMPT = "a large red ball thrown to the right, bouncing on the floor"
+SEED = 7
+PAPER_STRENGTH, PAPER_ACTIVE = 25.0, 0.8
+"""LaMo's values for CogVideoX (arXiv 2605.23878); where real backbones start from."""
+
+HUB = "https://huggingface.co"
+WAN21 = f"{HUB}/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
+WAN22 = f"{HUB}/Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files"
+UMT5 = ModelFile(
+    "umt5_xxl_fp8_e4m3fn_scaled.safetensors",
+    f"{WAN21}/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors",
+    "text_encoders",
+)
+WAN_VAE = ModelFile("wan_2.1_vae.safetensors", f"{WAN21}/vae/wan_2.1_vae.safetensors", "vae")
+WAN_SMALL = ModelFile(
+    "wan2.1_t2v_1.3B_fp16.safetensors",
+    f"{WAN21}/diffusion_models/wan2.1_t2v_1.3B_fp16.safetensors",
+    "diffusion_models",
+)
+T5 = ModelFile(
+    "t5xxl_fp16.safetensors",
+    f"{HUB}/comfyanonymous/flux_text_encoders/resolve/main/t5xxl_fp16.safetensors",
+    "text_encoders",
+)
+COG_VAE = ModelFile(
+    "cogvideox_vae.safetensors",
+    f"{HUB}/Comfy-Org/void-model/resolve/main/vae/cogvideox_vae.safetensors",
+    "vae",
+)
+COG = "cogvideox1.5_5b_t2v_bf16.safetensors"
+"""Nobody repackages this one for ComfyUI; the workflow's note says what the file has to hold."""
+WAN_PREDICTOR, COG_PREDICTOR = (
+    "wan2.1_motion_predictor.safetensors",
+    "cogvideox1.5_motion_predictor.safetensors",
+)
+COG_CACHE = (
+    "--backbone cogvideox --source THUDM/CogVideoX1.5-5B",
+    "--width 1360 --height 768 --frames 77 --fps 16",
+)
+"""Options of `training cache` for what the CogVideoX graph generates."""
+REAL_PROMPT = (
+    "A glass marble rolls down a wooden ramp, drops onto a table, bounces twice and comes to rest. "
+    "Close-up, steady camera, soft daylight."
+)
+# Wan's own negative prompt, with which it was released.
+WAN_NEGATIVE = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，"
+    "画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+)
+
+CLIP, VAE = Out("clip", "CLIP"), Out("vae", "VAE")
+
+
+def expert(key: str, name: str) -> Node:
+    """Loads one of Wan 2.2's two experts."""
+    file = ModelFile(name, f"{WAN22}/diffusion_models/{name}", "diffusion_models")
+    title = f"Load Diffusion Model ({key} noise)"
+    return Node(key=f"{key}_model", type="UNETLoader", title=title, values={"unet_name": name}, files=(file,))
+
+
+def predictor(name: str) -> Node:
+    return Node(key="predictor", type="LatentPhysicsLoadMotionPredictor", values={"name": name})
+
+
+def guidance(
+    model: Out, strength: float, *, key: str = "guidance", title: str = "", **values: object
+) -> Node:
+    wires = {"model": model, "predictor": Out("predictor", "predictor"), "strength": strength}
+    return Node(key=key, type="LatentPhysicsLaMoGuidance", title=title, values={**wires, **values})
+
+
+def prompts(positive: object, negative: str, clip: Out = CLIP) -> list[Node]:
+    """The two CLIP Text Encode; `positive` is a text or a wire."""
+    return [
+        Node(
+            key="positive",
+            type="CLIPTextEncode",
+            title="Positive prompt",
+            values={"clip": clip, "text": positive},
+        ),
+        Node(
+            key="negative",
+            type="CLIPTextEncode",
+            title="Negative prompt",
+            values={"clip": clip, "text": negative},
+        ),
+    ]
+
+
+def size(width: int, height: int, length: int, batch_size: int = 1) -> Node:
+    values = {"width": width, "height": height, "length": length, "batch_size": batch_size}
+    return Node(key="size", type="EmptyHunyuanLatentVideo", title="Video size", values=values)
+
+
+def sampler(model: Out, *, key: str = "sampler", title: str = "", **values: object) -> Node:
+    """KSampler with the toy world's settings, unless `values` say otherwise."""
+    wires = {
+        "model": model,
+        "positive": Out("positive", "CONDITIONING"),
+        "negative": Out("negative", "CONDITIONING"),
+        "latent_image": Out("size", "LATENT"),
+    }
+    settings = {"seed": SEED, "steps": 20, "cfg": 2.0, "sampler_name": "euler", "scheduler": "simple"}
+    return Node(key=key, type="KSampler", title=title, values={**wires, **settings, **values})
+
+
+def decode(latent: Out, *, key: str = "decode", vae: Out = VAE, title: str = "") -> Node:
+    return Node(key=key, type="VAEDecode", title=title, values={"samples": latent, "vae": vae})
+
+
+def save_video(images: Out, name: str, fps: float) -> list[Node]:
+    return [
+        Node(key="video", type="CreateVideo", values={"images": images, "fps": fps}),
+        Node(
+            key="save",
+            type="SaveVideo",
+            values={"video": Out("video", "VIDEO"), "filename_prefix": name},
+            height=420,
+        ),
+    ]
+
+
+def save_toy(images: Out, name: str, height: int = 420) -> list[Node]:
+    """Toy clips are 64 pixels wide: enlarged without smoothing, they can be looked at."""
+    larger = {"image": images, "upscale_method": "nearest-exact", "scale_by": 4.0}
+    saved = {
+        "images": Out("larger", "IMAGE"),
+        "filename_prefix": f"latent_physics/{name}",
+        "fps": TOY_FPS,
+        "lossless": False,
+    }
+    return [
+        Node(key="larger", type="ImageScaleBy", title="Enlarge", values=larger),
+        Node(key="save", type="SaveAnimatedWEBP", values={**saved, "quality": 90}, height=height),
+    ]
+
+
+def law_score(images: Out, *, key: str = "score", title: str = "") -> Node:
+    values = {"images": images, "prompt": Out("prompt", "STRING")}
+    return Node(key=key, type="LatentPhysicsLawScore", title=title, values=values, height=420)
+
+
+def trace(model: Out, latent: Out, *, key: str = "trace", title: str = "") -> Node:
+    return Node(
+        key=key,
+        type="LatentPhysicsGuidanceTrace",
+        title=title,
+        values={"model": model, "latent": latent},
+        height=420,
+    )
+
+
+WORLD = Node(key="world", type="LatentPhysicsLoadToyWorld")
+TOY_MODEL, TOY_CLIP, TOY_VAE = Out("world", "MODEL"), Out("world", "CLIP"), Out("world", "VAE")
+PROMPT = Node(
+    key="prompt", type="PrimitiveStringMultiline", title="Prompt", values={"value": TOY_PROMPT}, height=130
+)
+GUIDED = Out("guidance", "MODEL")
+TOY_PROMPTS = """
+Prompts the toy world understands (colours: red, green, blue, yellow, purple; sizes: small, large):
+
+- `a small blue ball falls to the floor and bounces to the left`
+- `a large green block oscillating on a spring, released below`
+- `a small red drop of dye swirling clockwise in a basin of water`
+- `a large purple puff of smoke expanding and drifting up`
+- `a small yellow block of ice melting on a grille on the left`
+- `a large red puck and a small blue puck colliding on a table`
+- `a small red spot of heat spreading on a metal plate from the middle`
+- `a thin yellow ring of light spreading from a lamp on the left`
+"""
+
+
+def how_to_train(name: str, *options: str) -> str:
+    lines = " \\\n  ".join(["python training cache --videos MY_CLIPS --out runs/cache", *options])
+    return f"""
+**The motion predictor** is trained once per latent space, on videos of your own, and shared by all models of that space. In this
+pack's folder below ComfyUI/custom_nodes, after `pip install -e .[train]`:
+
+```
+{lines}
+python training predictor --cache runs/cache --out runs/predictor \\
+  --export ../../models/latent_physics/{name}
+```
+
+Then press R, so that Load Motion Predictor lists the file. The pack's docs/training.md says how to tell a good predictor.
+"""
+
+
+def loaders(text: ModelFile, kind: str, vae: ModelFile) -> list[Node]:
+    return [
+        Node(key="clip", type="CLIPLoader", values={"clip_name": text.name, "type": kind}, files=(text,)),
+        Node(key="vae", type="VAELoader", values={"vae_name": vae.name}, files=(vae,)),
+    ]
+
+
+def shift(key: str, model: str, value: float) -> Node:
+    return Node(
+        key=key, type="ModelSamplingSD3", title="Shift", values={"model": Out(model, "MODEL"), "shift": value}
+    )
