@@ -23,6 +23,7 @@ import contextlib
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,23 +83,32 @@ def prepare(options: argparse.Namespace, rest: list[str]) -> Bench:
 
 
 def run_demo(bench: Bench) -> int:
-    command = [
-        bench.python,
-        ROOT / "devtools" / "demo.py",
-        "--comfyui",
-        bench.comfyui.path,
-        "--base",
-        bench.base(),
-        *bench.rest,
-    ]
-    with subprocess.Popen([str(part) for part in command], cwd=ROOT, env=bench.environment()) as demo:
-        try:
-            return demo.wait()
-        except KeyboardInterrupt:  # Ctrl-C reached the demo as well: it says so, and has a server to stop
-            return demo.wait()
-        except SystemExit:
-            demo.terminate()
-            raise
+    demo = [bench.python, ROOT / "devtools" / "demo.py", "--comfyui", bench.comfyui.path, "--base", bench.base()]
+    command = [str(part) for part in (*demo, *bench.rest)]
+    # A session of its own: Ctrl-C in a terminal reaches this process alone, so the demo gets it once, from here.
+    child = subprocess.Popen(command, cwd=ROOT, env=bench.environment(), start_new_session=True)
+    with child, handed_on(child) as received:
+        status = child.wait()
+    return 128 + signal.SIGTERM if signal.SIGTERM in received else status
+
+
+@contextlib.contextmanager
+def handed_on(child: subprocess.Popen) -> Iterator[list[int]]:
+    """Hands every signal that asks this process to end on to a child, which has a server to stop; lists them."""
+    received: list[int] = []
+
+    def hand_on(number: int, _: object) -> None:
+        received.append(number)
+        if os.name != "nt" or number == signal.SIGTERM:  # Windows tells every process of the console of Ctrl-C
+            child.send_signal(number)
+
+    ends = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, hand_on) for number in ends}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_test(bench: Bench) -> int:
@@ -182,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         print(f"dev.py: {explain(str(error)) or error}.", file=sys.stderr)
     except KeyboardInterrupt:
-        print("dev.py: stopped; run it again to go on from here.", file=sys.stderr)
+        print("dev.py: stopped; run the same command to resume.", file=sys.stderr)
         return 130
     return 1
 

@@ -278,6 +278,22 @@ def test_nothing_heavy_is_imported_with_the_pack(room: str) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+# Where a program is prepared that has to find ComfyUI, or runs without an installed pack.
+MAY_EDIT_THE_PATH = {
+    "benchmarks/cost/import_time.py",
+    "tests/nodes/conftest.py",
+    "tests/training/conftest.py",
+    "tests/test_house.py",
+}
+
+
+def test_no_file_edits_the_path_to_find_another() -> None:
+    files = [*modules(*MAY_IMPORT, "devtools", "benchmarks", "tests"), ROOT / "dev.py"]
+    pattern = re.compile(r"sys\.path(\.(append|insert|extend)| *\+?= )|syspath_prepend")
+    found = {name_of(path) for path in files if pattern.search(path.read_text(encoding="utf-8"))}
+    assert found == MAY_EDIT_THE_PATH
+
+
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "os.system", "yaml.load", "numpy.load", "np.load"}
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "marshal", "shelve", "joblib"}
 

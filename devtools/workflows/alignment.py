@@ -115,7 +115,7 @@ Press **Run**. Needs no download and no GPU: the model comes with the pack.
                     Node(
                         key="tap",
                         type="LatentPhysicsTapBlock",
-                        values={"model": TOY_MODEL, "block": 1, "step": 15},
+                        values={"model": TOY_MODEL, "block": 2, "step": 15},
                     ),
                     Node(
                         key="teacher",

@@ -17,21 +17,20 @@ BARE = [sys.executable, "-E", "-s", "-S"]
 PREPARED = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
 import dev
-folder = Path(sys.argv[2])
+folder = Path(sys.argv[1])
 dev.ROOT = folder
 dev.comfyui.ensure = lambda *arguments: None
 installation = dev.comfyui.Installation(folder / "comfyui", "1.2.3", own=False)
 dev.has_accelerator = lambda python: False  # saves importing torch
-dev.prepare = lambda options, rest: dev.Bench(Path(sys.argv[3]), installation, options, rest)
-sys.exit(dev.main(sys.argv[4:]))
+dev.prepare = lambda options, rest: dev.Bench(Path(sys.argv[2]), installation, options, rest)
+sys.exit(dev.main(sys.argv[3:]))
 """
 
 
 def run_prepared(root: Path, folder: Path, *words: str, python: str | Path = sys.executable) -> subprocess.CompletedProcess[str]:
-    command = [*BARE, "-c", PREPARED, str(root), str(folder), str(python), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    command = [*BARE, "-c", PREPARED, str(folder), str(python), *words]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
 
 
 def stand_in(folder: Path, source: str) -> None:
@@ -61,11 +60,10 @@ def test_taken_port_ends_ui_with_a_sentence(root: Path, tmp_path: Path) -> None:
 UNPREPARED = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
 import dev
-dev.ROOT = Path(sys.argv[2])
+dev.ROOT = Path(sys.argv[1])
 dev.prepare = lambda options, rest: sys.exit("prepared first")
-sys.exit(dev.main(sys.argv[3:]))
+sys.exit(dev.main(sys.argv[2:]))
 """
 
 
@@ -80,8 +78,8 @@ sys.exit(dev.main(sys.argv[3:]))
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_installed(root: Path, tmp_path: Path, words: tuple, said: str) -> None:
-    command = [*BARE, "-c", UNPREPARED, str(root), str(tmp_path), *words]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    command = [*BARE, "-c", UNPREPARED, str(tmp_path), *words]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
     assert result.returncode == 1
     assert result.stderr.startswith(f"dev.py: {said}")
     assert result.stderr.count("\n") == 1
@@ -142,7 +140,7 @@ def end(*_):
     time.sleep(1)  # a server takes its time
     Path("ended").touch()
     sys.exit(1)
-signal.signal(signal.SIGINT, end)
+signal.signal(signal.SIGINT, STUBBORN)
 signal.signal(signal.SIGTERM, end)
 Path("started").touch()
 time.sleep(60)
@@ -150,21 +148,31 @@ time.sleep(60)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a program cannot press Ctrl-C for another one there")
-@pytest.mark.parametrize("pressed", [True, False], ids=["Ctrl-C", "terminated"])
-def test_stopped_demo_may_end_what_it_started(root: Path, tmp_path: Path, pressed: bool) -> None:
+@pytest.mark.parametrize(
+    ("sent", "to_all", "stubborn", "status"),
+    [
+        ([signal.SIGINT], True, False, 1),
+        ([signal.SIGINT], False, False, 1),
+        ([signal.SIGTERM], False, False, 143),
+        ([signal.SIGINT, signal.SIGTERM], False, True, 143),
+    ],
+    ids=["Ctrl-C", "SIGINT to dev.py alone", "SIGTERM", "SIGTERM after a SIGINT that did not help"],
+)
+def test_stopped_demo_may_end_what_it_started(
+    root: Path, tmp_path: Path, sent: list[int], to_all: bool, stubborn: bool, status: int
+) -> None:
     (tmp_path / "devtools").mkdir()
-    (tmp_path / "devtools" / "demo.py").write_text(DEMO)
+    (tmp_path / "devtools" / "demo.py").write_text(DEMO.replace("STUBBORN", "signal.SIG_IGN" if stubborn else "end"))
     stand_in(tmp_path, "")
-    command = [*BARE, "-c", PREPARED, str(root), str(tmp_path), sys.executable, "demo"]
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    command = [*BARE, "-c", PREPARED, str(tmp_path), sys.executable, "demo"]
+    process = subprocess.Popen(command, cwd=root, start_new_session=True, stderr=subprocess.PIPE, text=True)
     for _ in range(600):
         if (tmp_path / "started").exists() or process.poll() is not None:
             break
         time.sleep(0.05)
-    if pressed:  # a terminal tells the whole group
-        os.killpg(process.pid, signal.SIGINT)
-    else:
-        process.terminate()
+    for number in sent:  # a terminal tells the whole group
+        (os.killpg if to_all else os.kill)(process.pid, number)
+        time.sleep(0.2)
     _, errors = process.communicate(timeout=30)
     assert (tmp_path / "ended").exists(), errors
-    assert process.returncode == (1 if pressed else 143)
+    assert process.returncode == status

@@ -3,6 +3,8 @@ otherwise."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from latent_physics.benchmarks.toyworld import best_of_n, critics

@@ -1,14 +1,10 @@
-"""ComfyUI's own model code, in this process and on the CPU, to compare ours with; tiny models and runs to import."""
+"""ComfyUI's own model code, in this process and on the CPU, to compare ours with."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import pytest
-
-HERE = Path(__file__).resolve().parent
-sys.path += [str(HERE / "backbones"), str(HERE / "finetune")]  # tiny.py, tiny_run.py, kill_many.py
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from latent_physics.methods.pila import CATEGORIES, load_adapter
 from latent_physics.methods.weights import WeightsInfo, save_weights
+from latent_physics.tests.training.tiny_pila import QUICK, SMALL, FrozenField, clips, flat, run
 from latent_physics.training.commands.pila import PilaCommand, _findings, _flow, budget, main
 from latent_physics.training.console import RunError, StopRequest
 from latent_physics.training.data.clip import ClipInfo, DatasetError, write_clip
@@ -24,9 +25,6 @@ from latent_physics.training.tasks.pila.settings import RECIPES
 from latent_physics.training.tasks.pila.stages import draw_sigma, parts_of, rate_factor, stages_of
 from latent_physics.training.tasks.pila.task import PilaRun
 from safetensors.torch import load_file
-
-sys.path.append(str(Path(__file__).parent))
-from tiny_pila import QUICK, SMALL, FrozenField, clips, flat, run
 
 
 @pytest.fixture
@@ -86,13 +84,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-sys.path.append(sys.argv[1])
-import tiny_pila
+from latent_physics.tests.training import tiny_pila
 from latent_physics.training.tasks.pila import columns
 
 torch.set_num_threads(1)
 columns.draw_curves = lambda *arguments: None
-out = Path(sys.argv[2])
+out = Path(sys.argv[1])
 training = tiny_pila.run(out, dataclasses.replace(tiny_pila.QUICK, batch=1))
 training.run(on_step=lambda now, row: now.total_steps == 2 and now.main and save_file(now.adapter.state_dict(), out / "second"))
 assert training.accelerator.num_processes == 2, training.accelerator.num_processes
@@ -110,7 +107,7 @@ def test_two_processes_end_where_one_with_their_clips_ends(tmp_path, undrawn):
     recipes = Path(columns.__file__).parents[2] / "recipes"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(recipes / "ddp.yaml")]
     launch += ["--num_processes", "2", "--main_process_port", port, str(tmp_path / "two.py")]
-    launch += [str(Path(__file__).parent), str(tmp_path / "two")]
+    launch.append(str(tmp_path / "two"))
     done = subprocess.run(launch, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert {"process 0", "process 1"} <= set(done.stdout.splitlines())

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from latent_physics.methods.weights import load_weights, save_weights
+from latent_physics.tests.training.tiny_pila import QUICK, SMALL, flat, run
 from latent_physics.training.console import RunError, StopRequest
 from latent_physics.training.loop import processes
 from latent_physics.training.loop.log import read_log
@@ -21,9 +22,6 @@ from latent_physics.training.tasks.pila.columns import CHECKPOINT, KIND, LOG
 from latent_physics.training.tasks.pila.stages import parts_of
 from latent_physics.training.tasks.pila.zero import Handover, check_stage, come_back, sit_out, units
 from safetensors.torch import load_file
-
-sys.path.append(str(Path(__file__).parent))
-from tiny_pila import QUICK, SMALL, flat, run
 
 DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 
@@ -39,8 +37,7 @@ from accelerate import Accelerator
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 
-sys.path.append(sys.argv[1])
-import tiny_pila
+from latent_physics.tests.training import tiny_pila
 from latent_physics.training.tasks.pila import columns
 from latent_physics.training.console import StopRequest
 
@@ -53,14 +50,14 @@ accelerator = Accelerator()
 
 def go(name, stop_at):
     config = dataclasses.replace(tiny_pila.QUICK, batch=1)
-    training = tiny_pila.run(Path(sys.argv[2]) / name, config, accelerator=accelerator)
+    training = tiny_pila.run(Path(sys.argv[1]) / name, config, accelerator=accelerator)
     stop = StopRequest()
     training.run(stop, lambda now, row: setattr(stop, "asked", now.total_steps >= stop_at))
     told = f"{accelerator.distributed_type.value} {training.rank} of {training.processes}: {name} {training.total_steps}"
     print(f"{told}\\n", end="", flush=True)
 
 
-for word in sys.argv[3:]:
+for word in sys.argv[2:]:
     name, stop_at = word.split(":")
     go(name, int(stop_at))
 """
@@ -74,7 +71,7 @@ def launch(folder, *words):
         port = str(listener.getsockname()[1])
     recipe = Path(columns.__file__).parents[2] / "recipes" / "zero2.yaml"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(recipe), "--num_processes", "2"]
-    command += ["--main_process_port", port, str(folder / "launched.py"), str(Path(__file__).parent), str(folder), *words]
+    command += ["--main_process_port", port, str(folder / "launched.py"), str(folder), *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

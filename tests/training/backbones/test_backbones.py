@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
+from latent_physics.tests.training.backbones import tiny
 from latent_physics.training.backbones import BackboneError, load
 from latent_physics.training.backbones.cogvideox import CogVideoXBackbone, alphas_cumprod
 from latent_physics.training.backbones.load import load_backbone

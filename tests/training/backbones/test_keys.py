@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 from diffusers import AutoencoderKLWan, CogVideoXTransformer3DModel, WanTransformer3DModel
+from latent_physics.tests.training.backbones import tiny
 from latent_physics.training.backbones.keys import (
     COGVIDEOX_DIT,
     WAN_DIT,

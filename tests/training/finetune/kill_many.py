@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import tiny_run
+from latent_physics.tests.training.finetune import tiny_run
 from latent_physics.training.loop.log import read_log
 from latent_physics.training.loop.loop import train
 from latent_physics.training.loop.task import Run

@@ -15,9 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
-
-sys.path.append(str(Path(__file__).resolve().parent))
-import tiny_run
+from latent_physics.tests.training.finetune import tiny_run
 from latent_physics.training.backbones.lora import TuneConfig
 from latent_physics.training.loop.loop import train
 

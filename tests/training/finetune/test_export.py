@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny_run
 import torch
 from latent_physics.methods.weights import read_info
+from latent_physics.tests.training.finetune import tiny_run
 from latent_physics.training.backbones.cogvideox import COGVIDEOX_DIT
 from latent_physics.training.backbones.keys import WAN_DIT, to_native
 from latent_physics.training.backbones.lora import TuneConfig, attach

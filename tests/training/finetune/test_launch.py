@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny_run
 import torch
+from latent_physics.tests.training.finetune import tiny_run
+from latent_physics.tests.training.finetune.two_processes import free_port
 from latent_physics.training import recipes
 from latent_physics.training.backbones.lora import TuneConfig
 from latent_physics.training.console import ProgressLine
@@ -19,7 +20,6 @@ from latent_physics.training.loop.log import read_log
 from latent_physics.training.loop.loop import train
 from latent_physics.training.tasks.export import ExportConfig, export
 from safetensors.torch import load_file
-from two_processes import free_port
 
 RECIPES = Path(recipes.__file__).parent
 DEEPSPEED = importlib.util.find_spec("deepspeed") is not None

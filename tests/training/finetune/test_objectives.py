@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny
-import tiny_run
 import torch
 from latent_physics.encoders import VideoMAETeacher, VJEPATeacher
 from latent_physics.encoders.need import TeacherNeed, cache_name
@@ -18,6 +16,8 @@ from latent_physics.kernels.drift import drift_loss
 from latent_physics.methods import ldo, relational
 from latent_physics.methods.moalign import MotionHead
 from latent_physics.methods.weights import WeightsInfo, load_weights, read_info, save_weights
+from latent_physics.tests.training.backbones import tiny
+from latent_physics.tests.training.finetune import tiny_run
 from latent_physics.training.backbones import Activation
 from latent_physics.training.backbones.lora import TuneConfig
 from latent_physics.training.commands import finetune as finetune_command

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import tiny
-import tiny_run
 import torch
 from latent_physics.methods.step import SamplingStep
+from latent_physics.tests.training.backbones import tiny
+from latent_physics.tests.training.finetune import tiny_run
 from latent_physics.training.backbones.load import load_backbone
 from latent_physics.training.backbones.sample import sample, schedule
 from latent_physics.training.tasks.preview import Samples

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from two_processes import run_two
+from latent_physics.tests.training.finetune.two_processes import run_two
 
 CODE = """
 import copy

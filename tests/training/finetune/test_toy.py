@@ -6,10 +6,10 @@ import io
 from dataclasses import replace
 
 import pytest
-import tiny
-import tiny_run
 import torch
 from latent_physics.encoders import load_teacher
+from latent_physics.tests.training.backbones import tiny
+from latent_physics.tests.training.finetune import tiny_run
 from latent_physics.toyworld.text import ToyTextEncoder
 from latent_physics.training.backbones import load
 from latent_physics.training.console import ProgressLine, StopRequest

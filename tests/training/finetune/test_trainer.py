@@ -6,8 +6,9 @@ import io
 from pathlib import Path
 
 import pytest
-import tiny_run
 import torch
+from latent_physics.tests.training.finetune import tiny_run
+from latent_physics.tests.training.finetune.two_processes import run_two
 from latent_physics.training.backbones.lora import TuneConfig, TuneError, attach
 from latent_physics.training.console import ProgressLine, RunError, StopRequest
 from latent_physics.training.data.batches import TrainingClips
@@ -17,7 +18,6 @@ from latent_physics.training.loop.log import read_log
 from latent_physics.training.loop.loop import train
 from latent_physics.training.tasks.denoise import drop_prompts
 from safetensors.torch import load_file
-from two_processes import run_two
 
 
 def quiet() -> ProgressLine:
@@ -260,15 +260,14 @@ def test_two_processes_train_one_model(data, tmp_path):
     code = """
 import sys
 from pathlib import Path
-sys.path.append(sys.argv[1])
-import tiny_run
+from latent_physics.tests.training.finetune import tiny_run
 from latent_physics.training.loop.loop import train
-run = tiny_run.make_run(Path(sys.argv[2]), Path(sys.argv[3]), steps=3, batch=1, tune=tiny_run.TuneConfig(rank=4))
+run = tiny_run.make_run(Path(sys.argv[1]), Path(sys.argv[2]), steps=3, batch=1, tune=tiny_run.TuneConfig(rank=4))
 train(run)
 assert run.accelerator.num_processes == 2, run.accelerator.num_processes
 print(f"process {run.accelerator.process_index}\\n", end="", flush=True)
 """
-    said = run_two(tmp_path / "two.py", code, Path(__file__).parent, tmp_path / "two", data)
+    said = run_two(tmp_path / "two.py", code, tmp_path / "two", data)
     assert {"process 0", "process 1"} <= set(said.splitlines())
     train(tiny_run.make_run(tmp_path / "one", data, steps=3, batch=1, accumulate=2, tune=TuneConfig(rank=4)), progress=quiet())
     logs = [read_log(tmp_path / name / "log.csv") for name in ("one", "two")]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
+from latent_physics.tests.training.backbones import tiny
 from latent_physics.training.backbones import Backbone
 from latent_physics.training.backbones.cogvideox import CogVideoXBackbone
 from latent_physics.training.backbones.lora import TuneConfig, attach
@@ -16,9 +16,6 @@ from latent_physics.training.loop.config import TrainerConfig
 from latent_physics.training.loop.task import Run
 from latent_physics.training.tasks.denoise import DenoisingTask
 from latent_physics.training.tasks.finetune import FinetuneConfig, about
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "backbones"))
-import tiny
 
 WIDTH = 32
 """Of the text tokens."""
