@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from latent_physics.devtools import architecture
+from latent_physics.devtools.imports import circles, files_used
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -136,64 +138,37 @@ CIRCLES_LEFT = {
 """Files that still import one another in a circle. Nothing is added here."""
 
 
-def files_used(path: Path) -> set[Path]:
-    """The pack's files that a file imports, anywhere in it, but for those it imports under `if TYPE_CHECKING`."""
-    guarded = {
-        id(inner)
-        for node in ast.walk(parse(path))
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        for inner in ast.walk(ast.Module(node.body, []))
-    }
-    return {found for node in ast.walk(parse(path)) if id(node) not in guarded for found in targets(path, node)}
-
-
-def targets(path: Path, node: ast.AST) -> Iterator[Path]:
-    """The pack's files behind one statement, if it is an import: a module, or the package that hands a name on."""
-    if isinstance(node, ast.Import):
-        dotted = [(alias.name.split("."), None) for alias in node.names]
-    elif isinstance(node, ast.ImportFrom):
-        package = list(path.relative_to(ROOT).parts[:-1])
-        base = package[: len(package) - node.level + 1] if node.level else []
-        dotted = [([*base, *(node.module or "").split(".")], alias.name) for alias in node.names]
-    else:
-        return
-    for parts, name in dotted:
-        relative = isinstance(node, ast.ImportFrom) and node.level > 0
-        ours = relative or parts[0] in ("latent_physics", "devtools", "benchmarks")
-        folder = ROOT.joinpath(*(part for part in parts if part and part != "latent_physics"))
-        candidates = [folder.with_suffix(".py"), folder / "__init__.py"]
-        if name:
-            candidates = [folder / f"{name}.py", folder / name / "__init__.py", *candidates]
-        yield from [file for file in candidates if ours and file.is_file()][:1]
-
-
-def circles(graph: dict[Path, set[Path]]) -> list[list[str]]:
-    """Groups of files each of which can be reached from each other one."""
-    reach: dict[Path, set[Path]] = {}
-    for start in graph:
-        waiting, reach[start] = list(graph[start]), set()
-        while waiting:
-            file = waiting.pop()
-            if file not in reach[start]:
-                reach[start].add(file)
-                waiting += graph.get(file, ())
-    groups = {frozenset(b for b in reach[a] if a in reach.get(b, ())) for a in graph if a in reach[a]}
-    return sorted(sorted(map(name_of, group)) for group in groups)
-
-
 def test_no_files_import_one_another_in_a_circle() -> None:
     """Neither openly nor hidden in a function: a circle has no part that can be read, tested or changed by itself."""
     files = [*modules(*MAY_IMPORT, "devtools", "benchmarks"), ROOT / "dev.py", ROOT / "__init__.py"]
-    graph = {path: files_used(path) for path in files}
+    graph = {path: files_used(ROOT, path) for path in files}
     assert sum(len(used) for used in graph.values()) > 500, "the search for imports finds too few"
-    found = [circle for circle in circles(graph) if not CIRCLES_LEFT.issuperset(circle)]
-    assert not found, "\n".join(" <-> ".join(circle) for circle in found)
+    found = [sorted(map(name_of, circle)) for circle in circles(graph)]
+    wrong = [circle for circle in found if not CIRCLES_LEFT.issuperset(circle)]
+    assert not wrong, "\n".join(" <-> ".join(circle) for circle in wrong)
 
 
 def test_the_search_for_circles_finds_them() -> None:
-    a, b, c, d = (ROOT / name for name in ("a.py", "b.py", "c.py", "d.py"))
-    assert circles({a: {b}, b: {c}, c: {a, d}, d: set()}) == [["a.py", "b.py", "c.py"]]
-    assert circles({a: {b, c}, b: {d}, c: {d}, d: set()}) == []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set()}) == [{"a", "b", "c"}]
+    assert circles({"a": {"b", "c"}, "b": {"d"}, "c": {"d"}, "d": set()}) == []
+
+
+def test_the_search_for_imports_finds_modules_packages_and_handed_on_names(tmp_path: Path) -> None:
+    for name in ("a/__init__", "a/b", "a/c/__init__", "a/c/d", "e", "f"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.py").touch()
+    (tmp_path / "a" / "b.py").write_text(
+        "from typing import TYPE_CHECKING\nfrom . import c\nfrom .c.d import x\nfrom .c import y\nfrom .. import f\n"
+        "import latent_physics.e\nif TYPE_CHECKING:\n    from .. import g\ndef late():\n    from .. import e\n"
+    )
+    found = {path.relative_to(tmp_path).as_posix() for path in files_used(tmp_path, tmp_path / "a" / "b.py")}
+    assert found == {"a/c/__init__.py", "a/c/d.py", "f.py", "e.py"}
+
+
+def test_the_picture_of_the_house_is_drawn_from_its_imports() -> None:
+    drawn = architecture.draw(architecture.reduced(architecture.arrows()))
+    assert architecture.PICTURE.read_text(encoding="utf-8") == drawn, "run `python -m devtools.architecture`"
+    assert f"({architecture.PICTURE.relative_to(ROOT / 'docs').as_posix()})" in (ROOT / "docs" / "architecture.md").read_text()
 
 
 # From the ground up, the floors of a room: a file imports from its own floor or from those below. "x/" is a folder.
@@ -237,7 +212,7 @@ def test_inside_a_room_imports_go_down(room: str) -> None:
     wrong = [
         f"{name_of(path)} imports {name_of(used)}"
         for path in modules(room)
-        for used in files_used(path)
+        for used in files_used(ROOT, path)
         if used.is_relative_to(ROOT / room) and floor_of(used, room) > floor_of(path, room)
     ]
     assert not wrong, "\n".join(wrong)

@@ -18,6 +18,7 @@ from latent_physics.methods.moalign import MotionHead
 from latent_physics.methods.weights import WeightsInfo, load_weights, read_info, save_weights
 from latent_physics.tests.training.backbones import tiny
 from latent_physics.tests.training.finetune import tiny_run
+from latent_physics.tests.training.finetune.tiny_teachers import JEPA, MAE
 from latent_physics.training.backbones import Activation
 from latent_physics.training.backbones.lora import TuneConfig
 from latent_physics.training.commands import finetune as finetune_command
@@ -39,7 +40,6 @@ from latent_physics.training.tasks import motion_head as stage_one
 from latent_physics.training.tasks.export import ExportConfig, export, lora_to_diffusers
 from latent_physics.training.tasks.finetune import FinetuneConfig, FinetuneError, finetune
 from safetensors.torch import load_file
-from test_teachers import JEPA, MAE
 from transformers import VideoMAEConfig, VideoMAEModel, VJEPA2Config, VJEPA2Model
 
 ALL = [

@@ -21,6 +21,7 @@ from latent_physics.encoders import (
 from latent_physics.encoders.base import imagenet
 from latent_physics.encoders.videomae import positions
 from latent_physics.methods.weights import WeightsError, read_info, save_weights
+from latent_physics.tests.training.finetune.tiny_teachers import JEPA, MAE
 from latent_physics.training.data.feature_cache import FeatureCache
 from safetensors.torch import load_file, save_file
 from torchvision.models.optical_flow import raft_small
@@ -32,13 +33,6 @@ from transformers import (
     VJEPA2Config,
     VJEPA2Model,
 )
-
-MAE = {"image_size": 32, "patch_size": 8, "num_frames": 8, "tubelet_size": 2, "hidden_size": 32, "num_hidden_layers": 2,
-       "num_attention_heads": 2, "intermediate_size": 64}  # fmt: skip
-JEPA = {"crop_size": 32, "patch_size": 8, "frames_per_clip": 8, "tubelet_size": 2, "hidden_size": 48, "num_attention_heads": 2,
-        "num_hidden_layers": 2, "mlp_ratio": 2, "pred_hidden_size": 48, "pred_num_hidden_layers": 2,
-        "pred_num_attention_heads": 2,
-        "pred_num_mask_tokens": 2}  # fmt: skip
 
 
 def videomae() -> VideoMAETeacher:
