@@ -7,7 +7,7 @@
     python3 dev.py bench    runs a benchmark by its name, or the quick ones; further arguments go to it
 
 Needs Python 3.10 or newer and nothing else. Everything it makes lies in .venv, .comfyui, .bench and output; a
-second run goes on where the first one stopped. COMFYUI_PATH, or --comfyui FOLDER, names an installation to
+second run resumes where the first one stopped. COMFYUI_PATH, or --comfyui FOLDER, names an installation to
 use instead of downloading one.
 """
 
@@ -74,7 +74,7 @@ def check(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def prepare(options: argparse.Namespace, rest: list[str]) -> Bench:
-    """Makes whatever is missing: environment, ComfyUI, packages. Raises BenchError."""
+    """Makes all that is missing: environment, ComfyUI, packages. Raises BenchError."""
     python = environment.make(ROOT)
     environment.install_builder(ROOT, python)
     installation = comfyui.ensure(ROOT, options.comfyui, python)
@@ -131,7 +131,7 @@ def run_test(bench: Bench) -> int:
 
 
 def has_accelerator(python: Path) -> bool:
-    """Whether the environment's torch can use a GPU; ComfyUI has to be told where it cannot."""
+    """Whether the environment's torch can use a GPU; ComfyUI has to be told if it cannot."""
     question = "import torch; print(torch.cuda.is_available() or torch.backends.mps.is_available())"
     return (
         subprocess.run([str(python), "-c", question], capture_output=True, text=True).stdout.strip() == "True"

@@ -71,7 +71,7 @@ class Installation:
 
 
 def installation_at(path: Path, own: bool) -> Installation:
-    """Describes the ComfyUI in `path`. Raises BenchError where there is none."""
+    """Describes the ComfyUI in `path`. Raises BenchError if there is none."""
     if not (path / "main.py").is_file() or not (path / "comfy").is_dir():
         raise BenchError(f"{path} is not a ComfyUI installation: it has no main.py beside a comfy folder.")
     match = None
@@ -83,9 +83,9 @@ def installation_at(path: Path, own: bool) -> Installation:
 
 
 def find(root: Path, version: str | None = None) -> Installation | None:
-    """The installation to use, without downloading anything; None where there is none.
+    """The installation to use, without downloading anything; None if there is none.
 
-    `version` under .comfyui where it is given, else COMFYUI_PATH, else the newest under .comfyui. Raises
+    `version` under .comfyui if it is given, else COMFYUI_PATH, else the newest under .comfyui. Raises
     BenchError where COMFYUI_PATH names something that is no ComfyUI.
     """
     named = os.environ.get("COMFYUI_PATH")
@@ -120,7 +120,7 @@ def named(wanted: str | None) -> Release | Installation:
 
 
 def ensure(root: Path, wanted: str | None, python: Path) -> Installation:
-    """The installation that `wanted` names (see `named`); a release is downloaded where it is missing.
+    """The installation that `wanted` names (see `named`); a release is downloaded if it is missing.
 
     Raises BenchError.
     """

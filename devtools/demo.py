@@ -148,7 +148,7 @@ class Demo:
         return entry
 
     def keep(self, entry: dict[str, Any], only: str | None, name: str) -> None:
-        """Copies a prompt's saved files (of node `only`) to `out` under `name`, numbered where there are
+        """Copies a prompt's saved files (of node `only`) to `out` under `name`, numbered if there are
         several.
         """
         found = [
@@ -298,7 +298,7 @@ class Training:
             )
 
     def wait(self) -> list[Path]:
-        """Files that the run made. Raises BenchError where it failed."""
+        """Files that the run made. Raises BenchError if it failed."""
         if self.process.wait() != 0:
             raise BenchError(
                 f"training on real clips failed: {last_line(read_tail(self.log))}. Log: {self.log}"
@@ -338,7 +338,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> None:
-    """The whole demo. Raises BenchError, and OSError where a file cannot be written; server and training have
+    """The whole demo. Raises BenchError, and OSError if a file cannot be written; server and training have
     ended then.
 
     Where only the training on real clips failed, files and table are printed first.

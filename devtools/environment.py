@@ -28,7 +28,7 @@ def python_of(folder: Path) -> Path:
 
 
 def make(root: Path) -> Path:
-    """Makes `.venv` where it is missing or does not run; returns its interpreter. Raises BenchError."""
+    """Makes `.venv` if it is missing or does not run; returns its interpreter. Raises BenchError."""
     folder = root / ".venv"
     python = python_of(folder)
     if runs(python):

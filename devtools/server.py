@@ -147,14 +147,14 @@ class ComfyServer:
         raise BenchError(f"ComfyUI did not answer on {self.url} within {timeout:.0f} s. Log: {self.log}")
 
     def require_alive(self) -> None:
-        """Raises BenchError where the process has ended."""
+        """Raises BenchError if the process has ended."""
         status = None if self.process is None else self.process.poll()
         if self.process is None or status is not None:
             words = last_line(read_tail(self.log))
             raise BenchError(f"the ComfyUI server died (exit status {status}): {words}. Log: {self.log}")
 
     def stop(self) -> None:
-        """Ends the server, by force after ten seconds. Does nothing where it is not running."""
+        """Ends the server, by force after ten seconds. Does nothing if it is not running."""
         if self.process is None or self.process.poll() is not None:
             return
         self.process.terminate()
@@ -218,7 +218,7 @@ class ComfyServer:
     def queue(self, graph: dict[str, Any]) -> str:
         """Queues a graph in API format; returns the prompt's id.
 
-        Raises PromptRejected where it does not validate.
+        Raises PromptRejected if it does not validate.
         """
         try:
             return json.loads(self.request("/prompt", {"prompt": graph, "client_id": self.client_id}))[
@@ -234,7 +234,7 @@ class ComfyServer:
     def wait(self, prompt_id: str, timeout: float = 600) -> dict[str, Any]:
         """The history entry of a finished prompt, interrupted or not.
 
-        Raises BenchError where it failed or took longer.
+        Raises BenchError if it failed or took longer.
         """
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
@@ -289,7 +289,7 @@ def was_interrupted(entry: dict[str, Any]) -> bool:
 
 
 def raise_failure(entry: dict[str, Any], log: Path) -> None:
-    """Raises BenchError with the node and its message where a prompt ended in an exception."""
+    """Raises BenchError with the node and its message if a prompt ended in an exception."""
     for name, message in entry.get("status", {}).get("messages", []):
         if name == "execution_error":
             node = f"{message.get('node_type')} (node {message.get('node_id')})"
@@ -298,7 +298,7 @@ def raise_failure(entry: dict[str, Any], log: Path) -> None:
 
 
 def claim_port(port: int) -> int:
-    """`port` where it is free, any free one for 0. Raises BenchError where it is taken."""
+    """`port` if it is free, any free one for 0. Raises BenchError if it is taken."""
     with socket.socket() as probe:
         if os.name != "nt":  # there it means that two programs may share a port
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

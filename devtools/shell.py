@@ -58,7 +58,7 @@ def last_line(text: str) -> str:
 
 
 def read_tail(path: Path, size: int = 20_000) -> str:
-    """The end of a log without the terminal's colours; empty where there is none."""
+    """The end of a log without the terminal's colours; empty if there is none."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, path.stat().st_size - size))
@@ -75,7 +75,7 @@ def say(text: str) -> None:
 def run_logged(
     command: Sequence[str | os.PathLike[str]], *, what: str, log: Path, env: Mapping[str, str] | None = None
 ) -> None:
-    """Runs a command with its output in `log`, showing the latest line where the screen is a terminal.
+    """Runs a command with its output in `log`, showing the latest line if the screen is a terminal.
 
     Raises BenchError ("`what` failed: cause. Log: path") where it cannot be started or exits with another
     status than 0.
@@ -121,7 +121,7 @@ def clear_latest() -> None:
 
 
 def require_space(folder: Path, gigabytes: float, what: str) -> None:
-    """Raises BenchError where the disk under `folder` has less free than `what` takes."""
+    """Raises BenchError if the disk under `folder` has less free than `what` takes."""
     free = shutil.disk_usage(folder).free / GIGABYTE
     if free < gigabytes:
         has = f"{folder} has {free:.1f} GB free"

@@ -1,4 +1,4 @@
-"""Choice of a kernel's implementation: the Triton twin where it is known to work, tiled torch elsewhere."""
+"""Choice of a kernel's implementation: the Triton twin if it is known to work, tiled torch elsewhere."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def mismatch(device: torch.device) -> str | None:
                 error = (a - b).norm() / b.norm().clamp_min(1e-12)
                 if not error <= TOLERANCE[dtype]:
                     return f"{name} in {dtype} is off by {float(error):.2g}"
-    except Exception as error:  # a missing compiler, driver or instruction shows as any exception whatever
+    except Exception as error:  # a missing compiler, driver or instruction shows as any kind of exception
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return None
 

@@ -65,7 +65,7 @@ class ImportTime:
 
 
 def measure(installation: Path, repeats: int = 3) -> ImportTime:
-    """Loads the pack into a ComfyUI at `installation`. Raises RuntimeError where it does not load."""
+    """Loads the pack into a ComfyUI at `installation`. Raises RuntimeError if it does not load."""
     runs = []
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as base:  # what ComfyUI or the pack writes at start
@@ -115,7 +115,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--repeats", type=int, default=3, help="fresh processes, each of which starts ComfyUI anew"
+        "--repeats", type=int, default=3, help="fresh processes, each of which starts its own ComfyUI"
     )
     print(report(parser.parse_args().repeats))
     return 0

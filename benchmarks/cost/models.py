@@ -42,7 +42,7 @@ class VideoModel:
     latent: tuple[int, int, int]
     """(T, H, W) of the latent at 480p."""
     config: dict[str, Any]
-    """Arguments of diffusers' transformer class, from the model's published config.json; what is not named is
+    """Arguments of diffusers' transformer class, from the model's published config.json; the rest is
     the default."""
     target: float | None = None
     """The most that guidance may multiply the cost of a sampling step by."""

@@ -213,7 +213,7 @@ def plain_whole(grid: tuple[int, int, int]) -> Measurement:
 
 
 def added_operations(name: str, grid: tuple[int, int, int]) -> float | None:
-    """Operations of the projector and of the relation, forward and backward; None where there is no matrix
+    """Operations of the projector and of the relation, forward and backward; None if there is no matrix
     product.
     """
     objective = objective_of(name)

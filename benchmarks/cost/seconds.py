@@ -46,7 +46,7 @@ from .models import (
 SLICE = 256
 """Tokens of the slice that stands for all."""
 HEADS = 8
-"""Heads whose attention is timed, of those there are; each takes the same time."""
+"""Number of heads whose attention is timed; each takes the same time."""
 
 
 def seconds(step: Callable[[], object], device: str, repeats: int) -> float:

@@ -50,7 +50,7 @@ class Measurement:
     """What one process found."""
 
     seconds: float
-    """Best of the calls; nan where the variant could not run."""
+    """Best of the calls; nan if the variant could not run."""
     peak: float
     """MiB above the inputs."""
     note: str = ""
@@ -131,7 +131,7 @@ def seconds_of(step: Step, device: str, clock: str) -> float:
 
 
 def peak_of(step: Step, device: str) -> float:
-    """MiB that one call needs at its peak, beyond what is there before it."""
+    """MiB that one call needs at its peak, beyond what was in use before."""
     if device == "cuda":
         import torch
 
@@ -163,7 +163,7 @@ def _status(name: str) -> int:
 
 
 def _limit_memory() -> None:
-    """Half of what is free: a formula that needs more fails to allocate instead of pushing other programs
+    """Limits memory to half of the free part: a formula that needs more fails to allocate instead of pushing other programs
     out.
     """
     try:

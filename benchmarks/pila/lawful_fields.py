@@ -239,7 +239,7 @@ def rolled(fields: Fields, names: Sequence[str], *, frames: int = 0, pixels: int
 
 
 def noisy(fields: Fields, share: float, names: Sequence[str] | None = None, seed: int = 0) -> Fields:
-    """White noise on every named slot, `share` of its standard deviation (of its size where it is
+    """White noise on every named slot, `share` of its standard deviation (of its size if it is
     constant).
     """
     generator = torch.Generator().manual_seed(seed)

@@ -10,11 +10,11 @@
 
 One row per model: its size and training, then law score (1 = like real clips), adherence and dynamic degree,
 each with its standard error and the paired difference to the base model with a 95 % interval (bootstrap),
-both over prompts. Adapters are named by their ablation; the first one is also stacked with LaMo where a
+both over prompts. Adapters are named by their ablation; the first one is also stacked with LaMo if a
 predictor is given.
 
 --train keeps every run in a folder of its own, below one that is named after the base model's weights; all
-learn from the same clips. Runs that are finished are not trained again, a stopped one goes on. Every adapter
+learn from the same clips. Runs that are finished are not trained again, a stopped one is resumed. Every adapter
 gets as many steps: one that skips the stages before the last trains longer in that.
 """
 
@@ -68,7 +68,7 @@ def name_of(method: str) -> str:
 def same_budget(name: str, seed: int, steps: int | None) -> tuple[PilaTraining, PilaConfig]:
     """The toy recipe of an ablation with `steps` steps in all, by default those of the full method.
 
-    Raises RunError where the last stage would have none, ValueError for an unknown ablation.
+    Raises RunError if the last stage would have none, ValueError for an unknown ablation.
     """
     config, full = RECIPES["toy"]
     before = sum(stage.steps for stage in stages_of(config, ablation(name))[:-1])
@@ -80,7 +80,7 @@ def same_budget(name: str, seed: int, steps: int | None) -> tuple[PilaTraining, 
 
 
 def train_adapters(backbone: Any, args: argparse.Namespace) -> list[Path] | None:
-    """Trains what is not trained yet; the adapters' files, or None where the user stopped it.
+    """Trains the adapters that are missing; returns their files, or None if the user stopped it.
 
     Raises as `PilaRun` does.
     """
@@ -169,7 +169,7 @@ def draw(backbone: Any, prompts: list[str], arm: Arm, args: argparse.Namespace) 
 
 
 def compare(backbone: Any, files: Sequence[Path], args: argparse.Namespace) -> None:
-    """Samples, prints the table, and writes every clip's scores where asked."""
+    """Samples, prints the table, and writes every clip's scores if asked."""
     drawn = [(world, prompt) for world in WORLDS for prompt in sample(world, args.clips, args.seed)[1]]
     worlds = [world for world, _ in drawn for _ in range(args.per_prompt)]
     prompts = [prompt for _, prompt in drawn for _ in range(args.per_prompt)]
@@ -258,7 +258,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Trains what is asked for and prints the table; returns the exit status."""
+    """Trains and compares as the arguments say; returns the exit status."""
     args = parse(argv)
 
     def command() -> int:

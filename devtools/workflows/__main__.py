@@ -31,7 +31,7 @@ GRAPHS = (*lamo.GRAPHS, *pila.GRAPHS, *alignment.GRAPHS)
 def running_server() -> Iterator[ComfyServer]:
     """The newest ComfyUI that dev.py put beside the pack, with the pack in it.
 
-    Raises BenchError where there is none.
+    Raises BenchError if there is none.
     """
     installation = comfyui.find(ROOT)
     if installation is None:

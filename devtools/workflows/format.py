@@ -131,7 +131,7 @@ def inputs_of(info: Info, kind: str) -> Iterator[Input]:
 
 
 def check(graph: Graph, info: Info) -> None:
-    """Raises BenchError where a node, input or output does not exist, or an input that has to be wired is
+    """Raises BenchError if a node, input or output does not exist, or an input that has to be wired is
     not.
     """
     nodes = {node.key: node for node in graph.nodes()}

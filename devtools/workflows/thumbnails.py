@@ -41,7 +41,7 @@ def make_thumbnails(server: ComfyServer, folder: Path, names: Sequence[str] = ()
     """Writes folder/NAME.jpg for the named workflows, or all of them. One that fails does not stop the
     others.
 
-    Raises BenchError at the end, where a graph failed or an animation is not installed.
+    Raises BenchError at the end, if a graph failed or an animation is not installed.
     """
     failed = []
     for name in names or sorted(path.stem for path in (folder / "api").glob("*.json")):
@@ -186,7 +186,7 @@ def heat_of_clip(server: ComfyServer, name: str, size: tuple[int, int]) -> dict[
 
 
 def installed(name: str) -> Path:
-    """The file of that name in the template packages. Raises BenchError where none has it."""
+    """The file of that name in the template packages. Raises BenchError if none has it."""
     for package in ("video", "other", "assets_01", "image"):
         found = importlib.util.find_spec(f"comfyui_workflow_templates_media_{package}")
         for place in (found.submodule_search_locations or []) if found else []:

@@ -66,7 +66,7 @@ class FrameWeight:
         return 1.0 if self.decay is None else math.exp(-distance / self.decay)
 
     def between(self, rows: Block, columns: Block) -> float | None:
-        """The weight of a tile where it is one number, else None."""
+        """The weight of a tile if it is one number, else None."""
         values = {self.of(abs(f - g)) for f in rows.frames for g in columns.frames}
         return values.pop() if len(values) == 1 else None
 
