@@ -83,9 +83,17 @@ def prepare(options: argparse.Namespace, rest: list[str]) -> Bench:
 
 
 def run_demo(bench: Bench) -> int:
-    demo = [bench.python, ROOT / "devtools" / "demo.py", "--comfyui", bench.comfyui.path, "--base", bench.base()]
+    demo = [
+        bench.python,
+        ROOT / "devtools" / "demo.py",
+        "--comfyui",
+        bench.comfyui.path,
+        "--base",
+        bench.base(),
+    ]
     command = [str(part) for part in (*demo, *bench.rest)]
-    # A session of its own: Ctrl-C in a terminal reaches this process alone, so the demo gets it once, from here.
+    # A session of its own: Ctrl-C in a terminal reaches this process alone, so the demo gets it once, from
+    # here.
     child = subprocess.Popen(command, cwd=ROOT, env=bench.environment(), start_new_session=True)
     with child, handed_on(child) as received:
         status = child.wait()
@@ -94,12 +102,16 @@ def run_demo(bench: Bench) -> int:
 
 @contextlib.contextmanager
 def handed_on(child: subprocess.Popen) -> Iterator[list[int]]:
-    """Hands every signal that asks this process to end on to a child, which has a server to stop; lists them."""
+    """Hands every signal that asks this process to end on to a child, which has a server to stop; lists
+    them.
+    """
     received: list[int] = []
 
     def hand_on(number: int, _: object) -> None:
         received.append(number)
-        if os.name != "nt" or number == signal.SIGTERM:  # Windows tells every process of the console of Ctrl-C
+        if (
+            os.name != "nt" or number == signal.SIGTERM
+        ):  # Windows tells every process of the console of Ctrl-C
             child.send_signal(number)
 
     ends = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]

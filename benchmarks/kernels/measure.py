@@ -163,8 +163,8 @@ def _status(name: str) -> int:
 
 
 def _limit_memory() -> None:
-    """Limits memory to half of the free part: a formula that needs more fails to allocate instead of pushing other programs
-    out.
+    """Limits memory to half of the free part: a formula that needs more fails to allocate instead of pushing
+    other programs out.
     """
     try:
         import resource

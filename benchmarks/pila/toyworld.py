@@ -14,8 +14,8 @@ both over prompts. Adapters are named by their ablation; the first one is also s
 predictor is given.
 
 --train keeps every run in a folder of its own, below one that is named after the base model's weights; all
-learn from the same clips. Runs that are finished are not trained again, a stopped one is resumed. Every adapter
-gets as many steps: one that skips the stages before the last trains longer in that.
+learn from the same clips. Runs that are finished are not trained again, a stopped one is resumed. Every
+adapter gets as many steps: one that skips the stages before the last trains longer in that.
 """
 
 from __future__ import annotations
