@@ -1,9 +1,7 @@
 """Every row of PILA's ablation tables: it builds, samples, trains, has its file, and changes what it says."""
 
 import dataclasses
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,11 +22,9 @@ from latent_physics.methods.pila.residuals import FAMILIES, TERMS
 from latent_physics.methods.pila.trace import PilaSnapshot
 from latent_physics.methods.step import SamplingStep
 from latent_physics.methods.weights import WeightsError
+from latent_physics.tests.training.tiny_pila import QUICK, SMALL, run
 from latent_physics.training.study.ablations import ABLATIONS, ablation, build
 from latent_physics.training.tasks.pila.stages import FULL
-
-sys.path.append(str(Path(__file__).parent))
-from tiny_pila import QUICK, SMALL, run
 
 LABELS = label_batch([["Fluid", "Thermal"], ["Rigid Body", "Collision"]])
 

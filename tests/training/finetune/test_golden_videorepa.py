@@ -12,12 +12,12 @@ What its description says, step by step:
 from __future__ import annotations
 
 import torch
+from latent_physics.tests.training.finetune.test_objectives import build_one
 from latent_physics.training.backbones import Activation
 from latent_physics.training.objectives import parse
 from latent_physics.training.objectives.base import StepView
 from latent_physics.training.recipes import load_recipe
 from latent_physics.training.tasks.finetune import FinetuneConfig
-from test_objectives import build_one
 
 FRAMES, HEIGHT, WIDTH = 4, 6, 9
 """Of the student's tokens: the shape of CogVideoX's 13 x 30 x 45, small."""
