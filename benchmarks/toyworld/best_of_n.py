@@ -188,9 +188,8 @@ def print_sizes(rows: list[dict], critics: Sequence[str]) -> None:
 
 def print_pruned(rows: list[dict], critics: Sequence[str]) -> None:
     """Pruned runs beside unpruned ones: all candidates, and as many as cost the same."""
-    print(
-        "\nPruned after steps 3 and 6 of 20: law score of the choice (gain over the unpruned run of the same cost)\n"
-    )
+    print("\nPruned after steps 3 and 6 of 20: law score of the choice")
+    print("(gain over the unpruned run of the same cost)\n")
     titles = (
         "3 unpruned",
         "8 pruned (3.2 clips)",

@@ -130,9 +130,8 @@ def test_latents_are_encoded_once_and_only_reused_for_the_same_mixture(tmp_path,
 TWO = """
 import sys
 from pathlib import Path
-sys.path.append(sys.argv[2])
 from safetensors.torch import save_file
-from test_toyworld import fit
+from latent_physics.tests.training.test_toyworld import fit
 from latent_physics.training.loop import processes
 
 accelerator = processes.start(device="cpu")
