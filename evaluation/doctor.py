@@ -73,12 +73,15 @@ def lacking(scorer: Scorer) -> list[str]:
         ]
     if not Path(scorer.python).is_file():
         return [f"there is no interpreter at {scorer.python}"]
-    root = Path(scorer.root)
-    found = [f"{path} is not in root = {scorer.root!r}" for path in need.files if not (root / path).is_file()]
-    if need.checkpoint and not Path(scorer.checkpoint).is_dir():
-        found.append(f"checkpoint = {scorer.checkpoint!r} is no folder")
-    if need.data and not (Path(scorer.data) / DATA).is_dir():
-        found.append(f"data = {scorer.data!r} holds no {DATA}")
+    wanted = [("root", path) for path in need.files]
+    wanted += [("checkpoint", "")] if need.checkpoint else []
+    wanted += [("data", DATA)] if need.data else []
+    found = []
+    for setting, below in wanted:
+        try:
+            scorer.place(setting, below)
+        except EvaluationError as error:
+            found.append(str(error).rstrip("."))
     found += [
         f"the program {name} is not on the PATH" for name in need.programs if shutil.which(name) is None
     ]

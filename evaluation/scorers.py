@@ -50,6 +50,21 @@ class Scorer:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Environment variables."""
 
+    def place(self, setting: str, *below: str) -> Path:
+        """The path that a setting states, or one below it.
+
+        Raises EvaluationError if it is not stated or does not exist.
+        """
+        text = getattr(self, setting)
+        if not text:
+            raise EvaluationError(f"[{self.name}] in the scorers' TOML states no `{setting}`.")
+        path = Path(text, *below)
+        if not path.exists():
+            raise EvaluationError(
+                f"{path} does not exist; check `{setting}` of [{self.name}] in the scorers' TOML."
+            )
+        return path
+
 
 def load_scorers(path: str | os.PathLike[str]) -> dict[str, Scorer]:
     """Scorers of a TOML file by benchmark.
@@ -177,13 +192,6 @@ def last_line(log: Path) -> str:
         if line.strip()
     ]
     return lines[-1][:200] if lines else "no output"
-
-
-def require(path: Path, what: str) -> Path:
-    """`path` if it exists. Raises EvaluationError otherwise: `what` names the setting that leads there."""
-    if not path.exists():
-        raise EvaluationError(f"{path} does not exist; check `{what}` in the scorers' TOML.")
-    return path
 
 
 def read_json(path: Path) -> Any:

@@ -197,7 +197,10 @@ def captions(source: Path, column: str = "caption") -> list[dict[str, str]]:
         if source.suffix == ".csv"
         else [{column: line} for line in read_lines(source)]
     )
-    rows = list({row[column]: row for row in reversed(rows) if row[column].strip()}.values())[::-1]
+    first: dict[str, dict[str, str]] = {}
+    for row in rows:
+        first.setdefault(row[column], row)
+    rows = [row for text, row in first.items() if text.strip()]
     if not rows:
         raise EvaluationError(f"{source} holds no prompt.")
     return rows

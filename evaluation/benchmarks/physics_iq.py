@@ -121,12 +121,12 @@ class PhysicsIQ(Benchmark):
         return found
 
     def score(self, scoring: Scoring) -> None:
-        from ..scorers import require
-
         scorer = scoring.installed()
-        root = require(Path(scorer.root), "root")
-        data = require(Path(scorer.data) / DATA, "data")
-        descriptions = require(Path(str(scoring.plan.options.get("source"))), "--prompts of the plan")
+        root = scorer.place("root")
+        data = scorer.place("data", DATA)
+        descriptions = Path(str(scoring.plan.options["source"]))
+        if not descriptions.is_file():
+            raise EvaluationError(f"{descriptions}, the plan's prompt file, is gone; the scorer needs it.")
         for (arm, run), records in scoring.runs().items():
             name = self.run_folder(scoring.plan, arm, run)
             output = scoring.results / DATA / "results" / f"{name}.csv"

@@ -74,11 +74,9 @@ class VideoPhy(Benchmark):
         return Spot(folder=self.folder(arm, run), name=f"{file_stem(prompt.text)}.mp4")
 
     def score(self, scoring: Scoring) -> None:
-        from ..scorers import require
-
         scorer = scoring.installed()
-        root = require(Path(scorer.root), "root")
-        checkpoint = require(Path(scorer.checkpoint), "checkpoint")
+        root = scorer.place("root")
+        checkpoint = scorer.place("checkpoint")
         for (arm, run), records in scoring.runs().items():
             folder = scoring.results / self.folder(arm, run)
             rows = [[str(scoring.clip(record)), record.prompt] for record in records]

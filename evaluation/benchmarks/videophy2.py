@@ -79,11 +79,9 @@ class VideoPhy2(Benchmark):
         return Spot(folder=self.folder(arm, run), name=f"{file_stem(prompt.text)}.mp4")
 
     def score(self, scoring: Scoring) -> None:
-        from ..scorers import require
-
         scorer = scoring.installed()
-        root = require(Path(scorer.root), "root")
-        checkpoint = require(Path(scorer.checkpoint), "checkpoint")
+        root = scorer.place("root")
+        checkpoint = scorer.place("checkpoint")
         for (arm, run), records in scoring.runs().items():
             folder = scoring.results / self.folder(arm, run)
             for task in tasks(scoring.plan):
