@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import comfy.model_management
 from comfy_api.latest import io, ui
 
 from ..methods.labels.llm import parse_prompt, report
@@ -29,6 +33,7 @@ def parse(
     timeout: float = 30.0,
     retries: int = 2,
     seed: int = 0,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> PromptLabels:
     """Labels of a prompt, and its rewrite, by one of the three ways. Never raises for what a language model does."""
     if method == OFFLINE:
@@ -40,7 +45,7 @@ def parse(
             return parse_by_rules(prompt, "The wired CLIP cannot write text, so the offline rules answered.")
         return parse_prompt(prompt, graph_ask(clip, seed), GRAPH, rewrite)
     try:
-        endpoint = Endpoint(base_url, model, timeout, retries, seed)
+        endpoint = Endpoint(base_url, model, timeout, retries, seed, cancelled)
     except EndpointError as error:
         return parse_by_rules(prompt, f"The offline rules answered, because {error}.")
     return parse_prompt(prompt, remembering(endpoint), f"{endpoint.model} at {origin(base_url)}", rewrite)
@@ -102,7 +107,8 @@ class PhysicsPromptParser(io.ComfyNode):
                     max=600.0,
                     step=1.0,
                     optional=True,
-                    tooltip="For LLM endpoint: seconds to wait for an answer before the offline rules take over.",
+                    tooltip="For LLM endpoint: seconds for all questions together, retries included, before the offline rules "
+                    "take over.",
                     advanced=True,
                 ),
                 io.Int.Input(
@@ -134,7 +140,7 @@ class PhysicsPromptParser(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    async def execute(
         cls,
         prompt: str,
         method: str,
@@ -146,17 +152,13 @@ class PhysicsPromptParser(io.ComfyNode):
         retries: int = 2,
         seed: int = 0,
     ) -> io.NodeOutput:
-        parsed = parse(
-            prompt,
-            method,
-            clip=clip,
-            base_url=base_url,
-            model=model,
-            rewrite=rewrite,
-            timeout=timeout,
-            retries=retries,
-            seed=seed,
-        )
+        options = {"base_url": base_url, "model": model, "timeout": timeout, "retries": retries, "seed": seed}
+        read = partial(parse, prompt, method, clip=clip, rewrite=rewrite, **options)
+        if method == ENDPOINT:  # in a thread of its own: the rest of the graph need not wait for a server
+            parsed = await asyncio.to_thread(read, cancelled=comfy.model_management.processing_interrupted)
+            comfy.model_management.throw_exception_if_processing_interrupted()
+        else:
+            parsed = read()
         text = report(parsed)
         # A label is there or not, as in training; how sure the parser was is for the person who reads the report.
         return io.NodeOutput(parsed.description, dict.fromkeys(parsed.labels, 1.0), text, ui=ui.PreviewText(text))

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Callable
 from typing import Any
 
-from .rules import MOST_LABELS, PromptLabels, parse_by_rules, rule_labels
+from .rules import MOST_LABELS, PromptLabels, is_english, parse_by_rules, rule_labels
 from .taxonomy import CATEGORIES, TAXONOMY
 
+THOUGHTS_START = re.compile(r"<(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
+THOUGHTS_END = re.compile(r"</(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 Ask = Callable[[str, str, float, str], str]
 """(system message, user message, temperature, name of the schema in SCHEMAS) -> answer."""
 
@@ -90,7 +93,7 @@ def find_object(answer: str, key: str) -> dict[str, Any]:
     """
     if not isinstance(answer, str) or not answer.strip():
         raise AnswerError("the answer was empty")
-    answer = answer[:LONGEST_ANSWER]
+    answer = without_thoughts(answer)[:LONGEST_ANSWER]
     decoder, start = json.JSONDecoder(), answer.find("{")
     for _ in range(MOST_OBJECTS):
         if start < 0:
@@ -103,6 +106,18 @@ def find_object(answer: str, key: str) -> dict[str, Any]:
             return found
         start = answer.find("{", start + 1)
     raise AnswerError(f"the answer held no JSON object with {key!r}")
+
+
+def without_thoughts(answer: str) -> str:
+    """An answer without what reasoning models write before it, which may hold drafts. Raises AnswerError where only thoughts
+    are left: the answer was cut off."""
+    rest = THOUGHTS_END.split(answer)[-1]
+    thoughts = THOUGHTS_START.search(rest)
+    if thoughts:
+        rest = rest[: thoughts.start()]
+        if not rest.strip():
+            raise AnswerError("the answer was cut off before the model had finished thinking")
+    return rest
 
 
 def read_description(answer: str) -> str:
@@ -173,6 +188,9 @@ def parse_prompt(prompt: str, ask: Ask, source: str, rewrite: bool = True) -> Pr
 
 def report(parsed: PromptLabels) -> str:
     """What a person reads: who answered, the labels with their confidence, what went wrong."""
-    labels = ", ".join(f"{name} {value:.2f}" for name, value in parsed.labels.items()) or "none: nothing physical dominates"
+    by_rules = parsed.source == PromptLabels("").source
+    unread = by_rules and not is_english(parsed.description)
+    none = "none: the prompt could not be read: not English" if unread else "none: nothing physical dominates"
+    labels = ", ".join(f"{name} {value:.2f}" for name, value in parsed.labels.items()) or none
     lines = [f"labels: {labels}", f"by: {parsed.source}", f"prompt: {parsed.description}"]
     return "\n".join(lines + ([f"note: {parsed.note}"] if parsed.note else []))

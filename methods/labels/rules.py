@@ -202,6 +202,29 @@ class PromptLabels:
     """Why another way was not used, in one sentence; empty where nothing went wrong."""
 
 
+_ENGLISH = "a the an and of in on at is are with into from to by as it its over under while through their that then"
+_FOREIGN = """der das den dem und ein eine einen einem mit auf ist sich im vom zum zur von wird le la les un une des du et dans
+sur avec qui est el los las una y con por en del al se il lo gli uno di che nel della sul os um uma com em na het een op zijn och
+att det som ett pe si este jest"""
+_SMALL_WORDS = {"English": frozenset(_ENGLISH.split()), "another": frozenset(_FOREIGN.split())}
+
+
+def is_english(prompt: str) -> bool:
+    """Whether the rules can read a prompt: most of its letters are Latin, and its small words are no other language's.
+
+    A few words without small ones, such as tags, count as English unless they have letters that English has not.
+    """
+    letters = [letter for letter in prompt if letter.isalpha()]
+    if not letters:
+        return True
+    plain = sum(letter.isascii() for letter in letters)
+    if plain < 0.7 * len(letters):
+        return False
+    words = re.findall(r"[^\W\d_]+", prompt.lower())
+    english, foreign = (sum(word in small for word in words) for small in _SMALL_WORDS.values())
+    return english >= foreign if english or foreign else plain >= 0.9 * len(letters)
+
+
 def evidence(prompt: str) -> dict[str, float]:
     """How strongly the rules speak for each category, 0..1."""
     doubt: dict[str, float] = {}

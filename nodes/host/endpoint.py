@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 import folder_paths
 
 from ...methods.labels.llm import SCHEMAS, Ask, clean
+from .bounds import EndpointError, Reply, finish_by
 
 SYSTEM_USER = "latent_physics"
 KEY_FILE = "llm_keys.json"
@@ -25,10 +27,6 @@ NO_KEY = "none"
 """What endpoints without a key are given; the client insists on something."""
 LOCAL_URL = "http://127.0.0.1:11434/v1"
 CACHED_ANSWERS = 256
-
-
-class EndpointError(RuntimeError):
-    """The endpoint gave no answer. The message is one clause without secrets."""
 
 
 def origin(url: str) -> str:
@@ -102,16 +100,19 @@ SENT = {"accept", "accept-encoding", "authorization", "connection", "content-len
 """Headers that any server may see."""
 
 
-def stripped(base_url: str, key: str) -> Callable[[Any], None]:
+def stripped(base_url: str, key: str) -> Callable[[Any], Awaitable[None]]:
     """A hook of the HTTP client that keeps to SENT and to `key`. The openai package adds what the environment says of the user's
     account (organisation, project, headers of his own, which may hold another key); that is OpenAI's business alone."""
 
-    def strip(request: Any) -> None:
+    async def strip(request: Any) -> None:
+        request.headers["accept-encoding"] = "identity"
+        if origin(base_url) == OPENAI_ORIGIN:
+            return
         for name in [name for name in request.headers if name.lower() not in SENT]:
             del request.headers[name]
         request.headers["authorization"] = f"Bearer {key}"
 
-    return (lambda request: None) if origin(base_url) == OPENAI_ORIGIN else strip
+    return strip
 
 
 def without(secret: str | None, text: str) -> str:
@@ -133,27 +134,40 @@ class Endpoint:
     answers: OrderedDict[str, str] = OrderedDict()
     """Answers already given, by question; shared, so that a prompt is asked once per session."""
 
-    def __init__(self, base_url: str, model: str, timeout: float = 30.0, retries: int = 2, seed: int = 0) -> None:
-        """Raises EndpointError for an address that cannot be one or is not the user's (see require_known), and a missing model
-        name."""
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        timeout: float = 30.0,
+        retries: int = 2,
+        seed: int = 0,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`timeout`: seconds from now on for all questions together, however often they are asked again.
+
+        Raises EndpointError for an address that cannot be one or is not the user's (see require_known), and a missing model
+        name.
+        """
         require_known(base_url)
+        try:
+            import openai  # noqa: F401  (before the clock starts: it takes seconds)
+        except ImportError as error:
+            raise EndpointError("the openai package is not installed: pip install openai") from error
         if not model.strip():
             raise EndpointError("no model name was given")
         self.base_url, self.model, self.timeout, self.retries, self.seed = base_url.strip(), model.strip(), timeout, retries, seed
         self.key = find_key(base_url)
+        self.deadline, self.cancelled = time.monotonic() + timeout, cancelled
 
     def ask(self, system: str, user: str, temperature: float, schema: str) -> str:
-        """One answer, from the cache where the same was asked before. Raises EndpointError, whose text holds no key."""
+        """One answer, from the cache where the same was asked before. Raises EndpointError, whose text holds no key.
+
+        Call it from a thread without a running event loop.
+        """
         question = json.dumps([self.base_url, self.model, self.seed, system, user, temperature, schema])
         name = hashlib.sha256(question.encode()).hexdigest()
         if name not in self.answers:
-            try:
-                answer = without(self.key, self._request(system, user, temperature, schema))
-            except EndpointError:
-                raise
-            except Exception as error:
-                detail = clean(without(self.key, str(error)))[:200]
-                raise EndpointError(f"the endpoint gave no answer ({type(error).__name__}: {detail})") from None
+            answer = without(self.key, self._request(system, user, temperature, schema))
             self.answers[name] = answer
             while len(self.answers) > CACHED_ANSWERS:
                 self.answers.popitem(last=False)
@@ -165,18 +179,29 @@ class Endpoint:
             del self.answers[name]
 
     def _request(self, system: str, user: str, temperature: float, schema: str) -> str:
+        reply = Reply()
         try:
-            import openai
-        except ImportError as error:
-            raise EndpointError("the openai package is not installed: pip install openai") from error
+            return finish_by(self.deadline, lambda: self._converse(reply, system, user, temperature, schema), self.cancelled)
+        except EndpointError as error:
+            raise EndpointError(clean(without(self.key, str(error)))) from None
+        except Exception as error:
+            own = next((cause for cause in causes(error) if isinstance(cause, EndpointError)), None)
+            if reply.is_html:
+                own = EndpointError(f"the answer was an HTML page, not JSON; the address must look like {LOCAL_URL}")
+            detail = clean(without(self.key, str(error)))[:200]
+            raise own or EndpointError(f"the endpoint gave no answer ({type(error).__name__}: {detail})") from None
+
+    async def _converse(self, reply: Reply, system: str, user: str, temperature: float, schema: str) -> str:
+        import openai
+
         # A redirect could carry prompt and key elsewhere; a proxy could read what is not encrypted, and knows no local server.
-        http = openai.DefaultHttpxClient(
+        http = openai.DefaultAsyncHttpxClient(
             follow_redirects=False,
             trust_env=self.base_url.lower().startswith("https:"),
             timeout=self.timeout,
-            event_hooks={"request": [stripped(self.base_url, self.key or NO_KEY)]},
+            event_hooks={"request": [stripped(self.base_url, self.key or NO_KEY)], "response": [reply.watch]},
         )
-        with openai.OpenAI(
+        async with openai.AsyncOpenAI(
             base_url=self.base_url, api_key=self.key or NO_KEY, timeout=self.timeout, max_retries=self.retries, http_client=http
         ) as client:
             structured = {"type": "json_schema", "json_schema": {"name": schema, "strict": True, "schema": SCHEMAS[schema]}}
@@ -187,13 +212,21 @@ class Endpoint:
                 "seed": self.seed,
             }
             try:
-                reply = client.chat.completions.create(response_format=structured, **arguments)
+                completion = await client.chat.completions.create(response_format=structured, **arguments)
             except (openai.BadRequestError, openai.UnprocessableEntityError):  # a server without structured output
-                reply = client.chat.completions.create(**arguments)
-            answer = reply.choices[0].message.content if reply.choices else None
+                completion = await client.chat.completions.create(**arguments)
+            answer = completion.choices[0].message.content if completion.choices else None
         if not isinstance(answer, str):
             raise EndpointError("the answer was empty")
         return answer
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that led to it."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or found.__context__
 
 
 def remembering(endpoint: Endpoint) -> Ask:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import threading
@@ -106,7 +107,7 @@ def clean_room(monkeypatch, tmp_path):
 
 def run(method=prompts.ENDPOINT, text=PROMPT, **options):
     with torch.inference_mode():
-        return prompts.PhysicsPromptParser.execute(prompt=text, method=method, rewrite=True, **options).args
+        return asyncio.run(prompts.PhysicsPromptParser.execute(prompt=text, method=method, rewrite=True, **options)).args
 
 
 def ask(server, **options):
