@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from .critics import CATEGORY, PhysicsCriticType, fps_input, fps_is_set, ranking_title
-from .host import patching
+from .host import patching, wires
 from .host.best_of_n import BestOfN, Candidate, evaluations, stops
 from .host.critics import CandidateJudge, PhysicsCritic
 from .views import figures, ranking
@@ -134,7 +134,8 @@ class BestOfNSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         patching.require_video_model(guider.model_patcher, "Best-of-N Sampler")
         conds = guider.original_conds.get("positive")
-        cond = patching.pooled_condition(conds, 0.0, 1, torch.device("cpu"))
+        shape = wires.video_in(latent_image).shape
+        cond = patching.pooled_condition(conds, 0.0, shape, torch.device("cpu"))
         judge = CandidateJudge(critic, guider.model_patcher, vae, fps, cond)
         run = BestOfN(noise, guider, sampler, sigmas, latent_image, batch=batch, judge=judge)
         found = run.run(candidates, (prune_first, prune_second))
