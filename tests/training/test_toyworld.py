@@ -21,7 +21,6 @@ from latent_physics.training.tasks.toy.vae import build_vae, decode_unclamped, f
 from safetensors.torch import load_file
 from torch import nn
 
-HERE = str(Path(__file__).parent)
 CLIPS = torch.rand(2, 3, 9, 16, 24, generator=torch.Generator().manual_seed(3))
 
 
@@ -147,7 +146,7 @@ def test_two_processes_with_half_a_batch_each_end_where_one_ends(tmp_path):
         port = str(listener.getsockname()[1])
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command += [str(tmp_path / "two.py"), str(tmp_path), HERE]
+    command += [str(tmp_path / "two.py"), str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert {"process 0 of 2", "process 1 of 2"} <= set(done.stdout.splitlines())
