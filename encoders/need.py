@@ -11,6 +11,8 @@ from pathlib import Path
 from . import DEFAULT_SOURCE, READING, TOY_WEIGHTS
 
 SAMPLED_BYTES = 1 << 20
+ORACLE = "toy_oracle"
+"""Name of the teacher that is no network: what the toy world itself knows of its clips (`training.data.oracle`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

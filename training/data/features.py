@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...encoders import Teacher, VJEPATeacher, load_teacher
-from ...encoders.need import TeacherNeed, cache_name
+from ...encoders.need import ORACLE, TeacherNeed, cache_name
 from ...methods.relational import motion_saliency
 from ..console import ProgressLine, StopRequest, saving
 from .batches import TrainingClips
@@ -45,7 +45,7 @@ def prepare_features(
         frames = FrameSource(clips.folder, videos)
         for entry in missing:
             frames.check(entry)
-        teacher = load_teacher(need.name, need.source, device)
+        teacher = teacher_of(need, device)
         if need.context and not isinstance(teacher, VJEPATeacher):
             raise TrainingDataError(f"{need.name} has no predictor; predictive dynamics alignment needs vjepa2 or toy_vjepa2.")
         check_length(min(missing, key=lambda entry: entry.info.frames), need, teacher.patch[0])
@@ -57,6 +57,15 @@ def prepare_features(
                 cache.write(name, entry.identity, tensors)
             if progress:
                 progress.show((done + 1) / len(missing), f"{need.name} features, {done + 1}/{len(missing)} clips")
+
+
+def teacher_of(need: TeacherNeed, device: str | torch.device = "cpu") -> Teacher:
+    """The teacher that a need names. Raises TeacherError where it cannot be loaded."""
+    if need.name == ORACLE:
+        from .oracle import OracleTeacher
+
+        return OracleTeacher(device)
+    return load_teacher(need.name, need.source, device)
 
 
 def check_length(entry: Entry, need: TeacherNeed, tubelet: int) -> None:

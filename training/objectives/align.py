@@ -38,23 +38,42 @@ class AlignObjective(Objective):
         """Teacher features `B C F H W`."""
         return view.features[self.teachers[0].key]["features"]
 
-    def pair(self, view: StepView) -> tuple[Tensor, Tensor, relational.Grid]:
-        """Projected student tokens and teacher tokens, `B N C`, on the grid of the comparison."""
+    def student_tokens(self, view: StepView) -> tuple[Tensor, relational.Grid]:
+        """The block's tokens and their grid, without the latent frame that the teacher does not see."""
         tap = view.taps[self.settings.block]
-        # The teacher does not see the video frame that the first latent frame stands for.
-        tokens, grid = relational.without_first_frame(tap.tokens, tap.grid, view.latent.shape[2])
-        volume = self.on_grid(self.teacher_volume(view), grid)
-        if self.settings.centre:
-            volume = volume - volume.mean(dim=2, keepdim=True)
-        target = tuple(volume.shape[2:])
-        return self.projector(tokens, grid, target), relational.to_tokens(volume), target
+        return relational.without_first_frame(tap.tokens, tap.grid, view.latent.shape[2])
+
+    def target(self, view: StepView) -> Tensor:
+        """What the student is compared with, a constant `B C F H W` on the grid of the comparison."""
+        volume = self.on_grid(self.teacher_volume(view), self.student_tokens(view)[1])
+        return volume - volume.mean(dim=2, keepdim=True) if self.settings.centre else volume
 
     def on_grid(self, volume: Tensor, grid: relational.Grid) -> Tensor:
         """Something of the teacher's, `B C F H W`, on the grid of the comparison; `grid` is that of the student's tokens."""
         if self.settings.grid == "teacher":
             return volume
-        coarse = (grid[0], grid[1] // self.settings.stride, grid[2] // self.settings.stride)
-        return relational.fit(volume, tuple(map(min, volume.shape[2:], coarse)))
+        return relational.fit(volume, tuple(map(min, volume.shape[2:], self.coarse(grid))))
+
+    def coarse(self, grid: relational.Grid) -> relational.Grid:
+        """The student's own grid of tokens after the projector's stride."""
+        return (grid[0], *(max(1, side // self.settings.stride) for side in grid[1:]))
+
+    def student(self, view: StepView, target: relational.Grid) -> Tensor:
+        """Projected student tokens `B N C` on `target`."""
+        return self.projector(*self.student_tokens(view), target)
+
+    def pair(self, view: StepView) -> tuple[Tensor, Tensor, relational.Grid]:
+        """Projected student tokens and the target's, `B N C`, on the grid of the comparison."""
+        volume = self.target(view)
+        grid = tuple(volume.shape[2:])
+        return self.student(view, grid), relational.to_tokens(volume), grid
+
+    def compare(self, student: Tensor, teacher: Tensor, grid: relational.Grid, view: StepView) -> Tensor:
+        """The loss of any student's tokens against the target's, both `B N C` on `grid`. Scalar."""
+        raise NotImplementedError
+
+    def forward(self, view: StepView) -> Tensor:
+        return self.compare(*self.pair(view), view)
 
 
 class RepaObjective(AlignObjective):
@@ -62,8 +81,7 @@ class RepaObjective(AlignObjective):
 
     kind = "repa"
 
-    def forward(self, view: StepView) -> Tensor:
-        student, teacher, _ = self.pair(view)
+    def compare(self, student: Tensor, teacher: Tensor, grid: relational.Grid, view: StepView) -> Tensor:
         return relational.repa(student, teacher)
 
 
@@ -72,9 +90,9 @@ class TrdObjective(AlignObjective):
 
     kind = "trd"
 
-    def forward(self, view: StepView) -> Tensor:
+    def compare(self, student: Tensor, teacher: Tensor, grid: relational.Grid, view: StepView) -> Tensor:
         s: TrdSettings = self.settings
-        return relational.trd(*self.pair(view), margin=s.margin, pooled=s.pooled)
+        return relational.trd(student, teacher, grid, margin=s.margin, pooled=s.pooled)
 
 
 class SoftTrdObjective(AlignObjective):
@@ -100,8 +118,8 @@ class SoftTrdObjective(AlignObjective):
                 volume = compressor.to(volume.device)(volume.float())
         return volume
 
-    def forward(self, view: StepView) -> Tensor:
-        return relational.soft_trd(*self.pair(view), decay=self.settings.decay)
+    def compare(self, student: Tensor, teacher: Tensor, grid: relational.Grid, view: StepView) -> Tensor:
+        return relational.soft_trd(student, teacher, grid, decay=self.settings.decay)
 
 
 class TsaObjective(AlignObjective):
@@ -109,8 +127,8 @@ class TsaObjective(AlignObjective):
 
     kind = "tsa"
 
-    def forward(self, view: StepView) -> Tensor:
-        return relational.tsa(*self.pair(view), temperature=self.settings.temperature)
+    def compare(self, student: Tensor, teacher: Tensor, grid: relational.Grid, view: StepView) -> Tensor:
+        return relational.tsa(student, teacher, grid, temperature=self.settings.temperature)
 
 
 class MtsaObjective(AlignObjective):
@@ -118,11 +136,11 @@ class MtsaObjective(AlignObjective):
 
     kind = "mtsa"
 
-    def forward(self, view: StepView) -> Tensor:
+    def compare(self, student: Tensor, teacher: Tensor, grid: relational.Grid, view: StepView) -> Tensor:
         s: MtsaSettings = self.settings
-        student, teacher, grid = self.pair(view)
         saliency = relational.fit(view.features[self.teachers[0].key]["exact_saliency"][:, None], grid)[:, 0]
-        return relational.mtsa(student, teacher, grid, relational.top_share(saliency, s.keep), temperature=s.temperature)
+        mask = relational.top_share(saliency, s.keep)
+        return relational.mtsa(student, teacher, grid, mask, temperature=s.temperature)
 
 
 class PdaObjective(AlignObjective):
@@ -131,18 +149,27 @@ class PdaObjective(AlignObjective):
 
     kind = "pda"
 
-    def forward(self, view: StepView) -> Tensor:
-        s: PdaSettings = self.settings
-        found, tap = view.features[self.teachers[0].key], view.taps[self.settings.block]
-        frames, *space = tap.grid
-        expected, begin = ldo.at_rate(found["features"], int(found["exact_first"].flatten()[0]), view.latent.shape[2] // frames)
-        steps = expected.shape[2] + 1
-        expected = self.on_grid(expected, (steps - 1, *space))
-        volume = relational.to_volume(tap.tokens, tap.grid)[:, :, begin : begin + steps]
-        target = (steps, *expected.shape[3:])
-        student = self.projector(relational.to_tokens(volume), (steps, *space), target)
-        moved, grid = ldo.increments(student, target)
-        return ldo.pda_loss(moved, relational.to_tokens(expected), grid, None if math.isinf(s.decay) else s.decay)
+    def changes(self, view: StepView) -> tuple[Tensor, int]:
+        """Expected changes between frames of tokens, `B C F H W`, and the frame from which the first one leads."""
+        found = view.features[self.teachers[0].key]
+        per_token = view.latent.shape[2] // view.taps[self.settings.block].grid[0]
+        return ldo.at_rate(found["features"], int(found["exact_first"].flatten()[0]), per_token)
+
+    def target(self, view: StepView) -> Tensor:
+        expected, _ = self.changes(view)
+        return self.on_grid(expected, (expected.shape[2], *view.taps[self.settings.block].grid[1:]))
+
+    def student(self, view: StepView, target: relational.Grid) -> Tensor:
+        """Changes of the projected tokens `B N C` on `target`."""
+        _, begin = self.changes(view)
+        tap, longer = view.taps[self.settings.block], (target[0] + 1, *target[1:])
+        volume = relational.to_volume(tap.tokens, tap.grid)[:, :, begin : begin + longer[0]]
+        projected = self.projector(relational.to_tokens(volume), (longer[0], *tap.grid[1:]), longer)
+        return ldo.increments(projected, longer)[0]
+
+    def compare(self, student: Tensor, teacher: Tensor, grid: relational.Grid, view: StepView) -> Tensor:
+        decay = self.settings.decay
+        return ldo.pda_loss(student, teacher, grid, None if math.isinf(decay) else decay)
 
 
 def load_compressor(path: str, channels: int) -> moalign.MotionCompressor:

@@ -18,7 +18,7 @@ from torch import nn
 
 from ...encoders import DEFAULT_SOURCE
 from ...encoders import NAMES as TEACHERS
-from ...encoders.need import TeacherNeed
+from ...encoders.need import ORACLE, TeacherNeed
 from ...methods.weights import WeightsError, read_info
 from .align import (
     MtsaObjective,
@@ -94,7 +94,7 @@ LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
     "context": (lambda value: 0 < value < 1, "between 0 and 1"),
 }
 """What numbers a setting takes, in code and in words."""
-CHOICES = {"target": ("mean", "dense"), "scale": ("relative", "raw"), "grid": ("teacher", "tokens"), "teacher": TEACHERS}
+CHOICES = {"target": ("mean", "dense"), "scale": ("relative", "raw"), "grid": ("teacher", "tokens"), "teacher": (*TEACHERS, ORACLE)}
 """What words a setting takes."""
 
 
