@@ -18,6 +18,7 @@ COMMANDS = {
     "motion-head": "train MoAlign's motion subspace (stage 1), which a fine-tune then aligns with",
     "export": "write a fine-tune's checkpoint as a file that ComfyUI loads",
     "compare": "fine-tune the toy model with each objective and print a table of physics",
+    "study": "print what each objective could teach (the gate), then compare those that could",
     "toy-teachers": "train the toy world's video encoders (VideoMAE, V-JEPA 2)",
     "evaluate": "public physics benchmarks: clips from a graph or a pipeline, official scorers, one table",
     "toyworld": "train the toy world's models (VAE, DiT, text encoder)",

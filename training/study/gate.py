@@ -297,4 +297,8 @@ def require_open(readings: Sequence[Reading], limits: Limits) -> None:
     closed = {reading.arm: reading.faults(limits) for reading in readings if reading.faults(limits)}
     if closed:
         reasons = "; ".join(f"{arm}: {' and '.join(faults)}" for arm, faults in closed.items())
-        raise GateError(f"there is nothing to compare ({reasons}); leave those arms out, or change their teacher or grid.")
+        rest = ", ".join(reading.arm for reading in readings if reading.arm not in closed) or "none"
+        raise GateError(
+            f"the gate is closed for {len(closed)} of {len(readings)} arms, whose comparison could show nothing ({reasons}); give "
+            f"--recipes without them (open: {rest}), or change their teacher or grid."
+        )
