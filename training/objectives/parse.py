@@ -94,7 +94,12 @@ LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
     "context": (lambda value: 0 < value < 1, "between 0 and 1"),
 }
 """What numbers a setting takes, in code and in words."""
-CHOICES = {"target": ("mean", "dense"), "scale": ("relative", "raw"), "grid": ("teacher", "tokens"), "teacher": (*TEACHERS, ORACLE)}
+CHOICES = {
+    "target": ("mean", "dense"),
+    "scale": ("relative", "raw"),
+    "grid": ("teacher", "tokens"),
+    "teacher": (*TEACHERS, ORACLE),
+}
 """What words a setting takes."""
 
 

@@ -117,8 +117,9 @@ class Scene:
 def read_gate(
     arms: Mapping[str, str], backbone: Backbone, clips: int = 32, seed: int = 0, progress: ProgressLine | None = None
 ) -> list[Reading]:
-    """The gate of every arm. arms: alignment objectives ("kind key=value ...") by name; backbone: whole, the base that would be
-    trained; clips: real clips of all worlds to look at, and `PROBES` times as many of those whose things can be followed, for the probes.
+    """The gate of every arm. arms: alignment objectives ("kind key=value ...") by name; backbone: whole, the base that
+    would be trained; clips: real clips of all worlds to look at, and `PROBES` times as many of those whose things can be
+    followed, for the probes.
 
     Raises ObjectiveError for a bad objective and TeacherError for a teacher that cannot be loaded.
     """
@@ -212,8 +213,8 @@ def read_arm(arm: str, objective: AlignObjective, scene: Scene, probed: Scene, p
 
 
 def losses(objective: AlignObjective, scene: Scene) -> tuple[float, float, float]:
-    """Mean losses of the best student that knows nothing, of the best one that stands still, and of the teacher's features squeezed
-    through the student's grid; each less the loss of those features as they are, which is the least there is.
+    """Mean losses of the best student that knows nothing, of the best one that stands still, and of the teacher's features
+    squeezed through the student's grid; each less the loss of those features as they are, which is the least there is.
 
     Knows nothing: one feature everywhere. Stands still: one feature per place, all the clip long. Of each, several are tried and
     the one that the objective likes best counts.
@@ -299,6 +300,6 @@ def require_open(readings: Sequence[Reading], limits: Limits) -> None:
         reasons = "; ".join(f"{arm}: {' and '.join(faults)}" for arm, faults in closed.items())
         rest = ", ".join(reading.arm for reading in readings if reading.arm not in closed) or "none"
         raise GateError(
-            f"the gate is closed for {len(closed)} of {len(readings)} arms, whose comparison could show nothing ({reasons}); give "
-            f"--recipes without them (open: {rest}), or change their teacher or grid."
+            f"the gate is closed for {len(closed)} of {len(readings)} arms, whose comparison could show nothing ({reasons}); "
+            f"give --recipes without them (open: {rest}), or change their teacher or grid."
         )

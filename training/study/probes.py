@@ -15,8 +15,8 @@ RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
 def tracked_clips(count: int, seed: int) -> tuple[Tensor, Tensor, list[str]]:
-    """(clips `B 3 T H W`, the path of a thing `B T-1 2` as x and y in pixels, prompts), the clip's first frame left out of the
-    path; nan where the thing is gone. The largest thing of each clip is followed."""
+    """(clips `B 3 T H W`, the path of a thing `B T-1 2` as x and y in pixels, prompts), the clip's first frame left out of
+    the path; nan where the thing is gone. The largest thing of each clip is followed."""
     names = [name for name in TRACKED if name in WORLDS]
     each = -(-count // len(names))
     clips, paths, prompts = [], [], []
@@ -39,8 +39,8 @@ def tracked_clips(count: int, seed: int) -> tuple[Tensor, Tensor, list[str]]:
 def velocity_r2(volume: Tensor, paths: Tensor) -> float:
     """Held-out R^2 of a ridge regression from the feature under a thing to the thing's velocity until the next step.
 
-    volume: features `B C F H W` of clips without their first frame; paths: `B T 2` x and y in pixels, T a multiple of F. Clips are
-    split in halves: the ridge is chosen in the first by a split of its own, the R^2 is the second's. 0 is a probe that knows the
+    volume: features `B C F H W` of clips without their first frame; paths: `B T 2` x and y in pixels, T a multiple of F.
+    Clips are split in halves: the ridge is chosen in the first by a split of its own, the R^2 is the second's. 0 is a probe that knows the
     mean velocity only; it may be below.
     """
     steps = paths.unflatten(1, (volume.shape[2], -1)).mean(dim=2)

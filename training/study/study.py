@@ -35,11 +35,7 @@ def arms(recipes: Sequence[str]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for name in recipes:
-        texts = [
-            text
-            for text in load_recipe(name, FinetuneConfig).objectives
-            if isinstance(parse.parse(text)[1], AlignSettings)
-        ]
+        texts = [text for text in load_recipe(name, FinetuneConfig).objectives if isinstance(parse.parse(text)[1], AlignSettings)]
         found |= {name if number == 0 else f"{name} {number + 1}": text for number, text in enumerate(texts)}
     return found
 

@@ -31,8 +31,8 @@ def paths() -> torch.Tensor:
 
 
 def scene(*, moves: bool = True, coarse: bool = True, haze: float = 0.0, teacher_knows=True, base_knows=False):
-    """(a scene of 8 x 8 x 8 teacher cells and 4 x 4 x 4 tokens, the paths). The thing's cell says that it is there and how it moves;
-    every other cell has the code of its place.
+    """(a scene of 8 x 8 x 8 teacher cells and 4 x 4 x 4 tokens, the paths). The thing's cell says that it is there and
+    how it moves; every other cell has the code of its place.
 
     moves: or stands still in its first place. coarse: a step is as large as a token; otherwise the thing jumps inside its token.
     haze: length of what all features have in common. *_knows: whether the velocity is in the features.

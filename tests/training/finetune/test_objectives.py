@@ -306,7 +306,7 @@ def test_weights_follow_their_schedule():
         ("tsa block=1 temperature=0", "temperature of the objective tsa is 0.0; it must be above 0"),
         ("soft_trd block=1 decay=-1", "decay of the objective soft_trd is -1.0; it must be above 0, or inf"),
         ("repa block=1 stride=0", "stride of the objective repa is 0"),
-        ("repa block=1 teacher=dino", "teacher of the objective repa is 'dino'; it must be videomae, vjepa2, toy_videomae or"),
+        ("repa block=1 teacher=dino", "teacher of the objective repa is 'dino'; it must be videomae, vjepa2, toy_videomae,"),
         ("pda block=1 context=1", "context of the objective pda is 1.0; it must be between 0 and 1"),
         ("pda block=1 teacher=videomae", "it must be one that predicts: vjepa2 or toy_vjepa2"),
         ("soft_trd block=1 motion_head=no.safetensors", "no.safetensors does not exist"),
