@@ -40,8 +40,8 @@ def velocity_r2(volume: Tensor, paths: Tensor) -> float:
     """Held-out R^2 of a ridge regression from the feature under a thing to the thing's velocity until the next step.
 
     volume: features `B C F H W` of clips without their first frame; paths: `B T 2` x and y in pixels, T a multiple of F.
-    Clips are split in halves: the ridge is chosen in the first by a split of its own, the R^2 is the second's. 0 is a probe that knows the
-    mean velocity only; it may be below.
+    Clips are split in halves: the ridge is chosen in the first by a split of its own, the R^2 is the second's. 0 is a probe
+    that knows the mean velocity only; it may be below.
     """
     steps = paths.unflatten(1, (volume.shape[2], -1)).mean(dim=2)
     velocity = steps[:, 1:] - steps[:, :-1]
