@@ -71,6 +71,10 @@ BENCHMARKS = (
         what="every PILA residual on fields that obey its law and on broken ones",
     ),
     Entry(
+        name="pila/errors", takes="a minute",
+        what="error that PILA adapters remove from the frozen toy model, by noise level",
+    ),
+    Entry(
         name="pila/toyworld", old="pila_toy", takes="many minutes",
         what="what PILA does to the toy world's physics; can train the adapters",
     ),
