@@ -106,6 +106,10 @@ BENCHMARKS = (
         name="toyworld/gallery", old="toy_gallery", takes="a minute",
         what="draws docs/images/worlds.png; needs a predictor",
     ),
+    Entry(
+        name="evaluation/kills", takes="10 minutes",
+        what="evaluate under kills: processes and a server die, every clip must be there once",
+    ),
 )  # fmt: skip
 
 

@@ -7,18 +7,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .arms import load_arms, read_toml
+from .arms import load_arms
 from .benchmarks import Benchmark, find_benchmark
+from .benchmarks.base import merged
 from .comfy import ComfyUI
 from .doctor import report
 from .errors import EvaluationError
+from .files import read_toml
 from .generate import Options, Outcome, generate
 from .graph import Inputs, arm_graph, find_inputs, load_graph
 from .manifest import Manifest
 from .measures import measure, measures_for, read_measures
 from .plan import Plan, check_plan, load_plan, save_plan
 from .published import published
-from .scorers import Scoring, load_scorers, merged
+from .scorers import load_scorers
+from .scoring import Scoring
 from .sources import ComfySource, PipelineSource, Source
 from .table import claims, make_table, markdown, write_table
 from .views import build_views, check_names

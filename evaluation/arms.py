@@ -6,27 +6,12 @@ All of them share prompts and seeds.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from .errors import EvaluationError
+from .files import read_toml
 from .plan import PLAIN
-
-
-def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A TOML file. Raises EvaluationError if it is missing or not TOML."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise EvaluationError(f"{path} cannot be read ({error.strerror or error}).") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"{path} is not TOML ({error}).") from error
 
 
 def load_arms(path: str | os.PathLike[str] | None) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ from .benchmarks import find_benchmark
 from .benchmarks.phygenbench import PhyGenBench
 from .benchmarks.physics_iq import DATA
 from .errors import EvaluationError
-from .scorers import Scorer
+from .scoring import Scorer
 
 
 @dataclass(frozen=True, kw_only=True)

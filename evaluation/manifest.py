@@ -18,6 +18,7 @@ from typing import Any
 
 from ..methods.weights import write_atomically
 from .errors import EvaluationError
+from .files import append_lines, whole_lines
 
 FILE = "manifest.jsonl"
 
@@ -90,18 +91,8 @@ class Manifest:
         self.path = self.folder / FILE
         self.benchmark = benchmark
         self.records: dict[tuple[str, str, int, int], Record] = {}
-        for number, line in enumerate(self._whole_lines(), 1):
+        for number, line in enumerate(whole_lines(self.path), 1):
             self._take(self._parse(line, number))
-
-    def _whole_lines(self) -> list[str]:
-        try:
-            data = self.path.read_bytes()
-        except FileNotFoundError:
-            return []
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            os.truncate(self.path, len(whole))
-        return whole.decode("utf-8").splitlines()
 
     def _parse(self, line: str, number: int) -> Record:
         try:
@@ -135,12 +126,7 @@ class Manifest:
         """
         self._take(record)
         line = json.dumps(asdict(record), ensure_ascii=False) + "\n"
-        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            os.write(handle, line.encode())
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        append_lines(self.path, line)
 
     def file_of(self, record: Record) -> Path:
         """Where the record's video lies."""

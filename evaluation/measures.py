@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from .benchmarks.base import Column, Reading, clip_score
 from .errors import EvaluationError
+from .files import append_lines, whole_lines
 from .manifest import Manifest
 from .video import read_frames
 
@@ -178,24 +178,13 @@ def append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
         json.dumps({**line, "value": None if math.isnan(line["value"]) else line["value"]}) + "\n"
         for line in lines
     )
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        os.write(handle, text.encode())
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    append_lines(path, text)
 
 
 def load(path: Path) -> dict[tuple[str, str, str], float]:
     """Value by job, measure and what it depends on; a line that a crash cut off is removed from the file."""
-    if not path.is_file():
-        return {}
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        os.truncate(path, len(whole))
     found = {}
-    for line in whole.decode("utf-8").splitlines():
+    for line in whole_lines(path):
         try:
             entry = json.loads(line)
             value = entry["value"]

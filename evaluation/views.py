@@ -13,20 +13,16 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from .benchmarks.base import Benchmark, Spot
+from .benchmarks.base import Benchmark
 from .errors import EvaluationError
 from .manifest import Manifest, Record, digest
 from .plan import Plan
+from .scoring import Spot, view_root
 from .video import read_frames, write_video
 
-VIEWS, CUTS = "views", "cuts"
+CUTS = "cuts"
 LONGEST_NAME = 255
 """Bytes of a file name on the usual file systems."""
-
-
-def view_root(folder: Path, benchmark: Benchmark) -> Path:
-    """Where a benchmark's layout lies."""
-    return folder / VIEWS / benchmark.name
 
 
 def planned_spots(plan: Plan, benchmark: Benchmark) -> list[tuple[Spot, str]]:
@@ -102,7 +98,7 @@ def build_views(plan: Plan, benchmark: Benchmark, manifest: Manifest) -> dict[st
     """
     check_names(plan, benchmark)
     check_clips(plan, benchmark, manifest)
-    root = view_root(manifest.folder, benchmark)
+    root = view_root(manifest.folder, benchmark.name)
     wanted: dict[str, dict[str, Path]] = defaultdict(dict)
     for record in manifest.records.values():
         spot = benchmark.spot(plan, record.arm, plan.prompt(record.prompt_id), record.run, record.index)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import EvaluationError
-from .base import Benchmark, ClipScore, Column, Reading, Spot
+from .base import Benchmark, ClipScore, Column, Reading
 from .own import Own, ToyWorld
 from .phygenbench import PhyGenBench
 from .physics_iq import PhysicsIQ
@@ -34,4 +34,4 @@ def find_benchmark(name: str) -> Benchmark:
     return BENCHMARKS[name]
 
 
-__all__ = ["BENCHMARKS", "Benchmark", "ClipScore", "Column", "Reading", "Spot", "find_benchmark"]
+__all__ = ["BENCHMARKS", "Benchmark", "ClipScore", "Column", "Reading", "find_benchmark"]

@@ -4,33 +4,19 @@ its results.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import EvaluationError
+from ..files import read_csv, read_lines
 from ..manifest import Record
 from ..plan import Plan, Prompt
-
-if TYPE_CHECKING:
-    from ..scorers import Scoring
+from ..scoring import Scoring, Spot
 
 NAN = math.nan
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spot:
-    """Where a clip lies in a benchmark's layout."""
-
-    folder: str
-    """Relative to the benchmark's views."""
-    name: str
-    """File name."""
-    frames: int = 0
-    """Number of frames that the clip is cut to; 0 keeps all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,42 +137,6 @@ class Benchmark:
         return f"{arm}-run_{run:02}"
 
 
-def read_csv(path: Path, needed: Sequence[str] = ()) -> list[dict[str, str]]:
-    """Rows of a CSV with a header. Raises EvaluationError if it is missing or lacks a column."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise EvaluationError(f"{path} cannot be read as a CSV ({error}).") from error
-    lacking = [name for name in needed if name not in (reader.fieldnames or [])]
-    if lacking:
-        has = ", ".join(reader.fieldnames or ["nothing"])
-        raise EvaluationError(f"{path} has no column {lacking[0]!r}; it has {has}.")
-    return rows
-
-
-def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Writes a CSV with a header, all or nothing."""
-    import io
-
-    from ...methods.weights import write_atomically
-
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text.getvalue().encode())
-
-
-def read_lines(path: Path) -> list[str]:
-    """Lines of a text file that are not empty. Raises EvaluationError."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"{path} cannot be read as text ({error}).") from error
-    return [line.strip() for line in lines if line.strip()]
-
-
 def captions(source: Path, column: str = "caption") -> list[dict[str, str]]:
     """Prompts of a CSV (a row each, column `column`) or of a text file (a line each), each once, in order.
 
@@ -232,3 +182,15 @@ def clip_score(record: Record, values: Mapping[str, float]) -> ClipScore:
     return ClipScore(
         arm=record.arm, prompt_id=record.prompt_id, run=record.run, index=record.index, values=values
     )
+
+
+def merged(readings: Sequence[Reading]) -> Reading:
+    """Several readings as one: columns side by side."""
+    columns = tuple(column for reading in readings for column in reading.columns)
+    joined = Reading(columns=columns)
+    for reading in readings:
+        joined.clips += reading.clips
+        joined.notes += reading.notes
+        for key, values in reading.totals.items():
+            joined.totals.setdefault(key, {}).update(values)
+    return joined

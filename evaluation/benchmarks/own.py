@@ -6,15 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import EvaluationError
 from ..plan import Plan, Prompt
+from ..scoring import Scoring, Spot
 from ..video import read_frames
-from .base import Benchmark, Column, Reading, Spot, captions, clip_score, file_stem
-
-if TYPE_CHECKING:
-    from ..scorers import Scoring
+from .base import Benchmark, Column, Reading, captions, clip_score, file_stem
 
 
 class Own(Benchmark):

@@ -17,14 +17,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import EvaluationError
+from ..files import read_json
 from ..plan import Plan, Prompt
-from .base import NAN, Benchmark, Column, Reading, Spot, clip_score
-
-if TYPE_CHECKING:
-    from ..scorers import Scoring
+from ..scoring import Scoring, Spot
+from .base import NAN, Benchmark, Column, Reading, clip_score
 
 HIGHEST = 3
 CATEGORIES = {
@@ -58,8 +57,6 @@ class PhyGenBench(Benchmark):
     prompts_from = "PhyGenBench/prompts.json of the repository"
 
     def prompts(self, source: Path, options: Mapping[str, Any]) -> list[Prompt]:
-        from ..scorers import read_json
-
         path = source / "PhyGenBench" / "prompts.json" if source.is_dir() else source
         try:
             entries = [(entry["caption"], entry["main_category"]) for entry in read_json(path)]
@@ -161,8 +158,6 @@ def stage_scores(scoring: Scoring, model: str) -> dict[str, list[float]]:
     """Score (0 to 3) of every prompt by stage, from result/MODEL.json or the stages' files; empty if there is
     neither.
     """
-    from ..scorers import read_json
-
     whole = scoring.results / "result" / f"{model}.json"
     if whole.is_file():
         return from_result(read_json(whole))

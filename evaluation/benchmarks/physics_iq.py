@@ -17,16 +17,15 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...methods.weights import write_atomically
 from ..errors import EvaluationError
+from ..files import read_csv
 from ..manifest import Record, digest
 from ..plan import Plan, Prompt
-from .base import Benchmark, ClipScore, Column, Reading, Spot, read_csv
-
-if TYPE_CHECKING:
-    from ..scorers import Scoring
+from ..scoring import Scoring, Spot
+from .base import Benchmark, ClipScore, Column, Reading
 
 CLIPS = 198
 SECONDS, TOLERANCE = 5.0, 0.001

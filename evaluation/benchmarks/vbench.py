@@ -15,15 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import EvaluationError
+from ..files import read_json
 from ..manifest import Record
 from ..plan import Plan, Prompt
-from .base import Benchmark, ClipScore, Column, Reading, Spot, by_path, captions, clip_score
-
-if TYPE_CHECKING:
-    from ..scorers import Scoring
+from ..scoring import Scoring, Spot
+from .base import Benchmark, ClipScore, Column, Reading, by_path, captions, clip_score
 
 DRIVER = Path(__file__).parent.parent / "drivers" / "vbench_driver.py"
 LONG = 5.0
@@ -153,8 +152,6 @@ def standard(source: Path, options: Mapping[str, Any], samples: Any) -> list[Pro
 
     Raises EvaluationError.
     """
-    from ..scorers import read_json
-
     entries = read_json(source)
     try:
         found = [(entry["prompt_en"], tuple(entry["dimension"])) for entry in entries]
@@ -200,8 +197,6 @@ def dimension_results(folder: Path) -> dict[str, tuple[float, list[dict[str, Any
 
     Raises EvaluationError for other contents.
     """
-    from ..scorers import read_json
-
     found = {}
     for path in sorted(folder.glob("**/*_eval_results.json")):
         values = read_json(path)

@@ -14,15 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import EvaluationError
+from ..files import read_lines
 from ..plan import Plan, Prompt
-from .base import NAN, Benchmark, Column, Reading, Spot, by_path, clip_score, read_lines
+from ..scoring import Scoring, Spot
+from .base import NAN, Benchmark, Column, Reading, by_path, clip_score
 from .vbench import DRIVER, dimension_results, dimensions_of, standard
-
-if TYPE_CHECKING:
-    from ..scorers import Scoring
 
 CUT = 180
 """Characters of a prompt in a file's name."""

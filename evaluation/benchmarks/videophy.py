@@ -15,16 +15,15 @@ import csv
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...methods.weights import write_atomically
 from ..errors import EvaluationError
+from ..files import read_csv, read_lines, write_csv
 from ..manifest import Record
 from ..plan import Plan, Prompt
-from .base import NAN, Benchmark, Column, Reading, Spot, captions, clip_score, file_stem, read_csv, write_csv
-
-if TYPE_CHECKING:
-    from ..scorers import Scoring
+from ..scoring import Scoring, Spot
+from .base import NAN, Benchmark, Column, Reading, captions, clip_score, file_stem
 
 TASKS = {"sa": "sa_testing.csv", "pc": "physics_testing.csv"}
 """Task -> file that the repository's prepare_data.py makes for it."""
@@ -184,8 +183,6 @@ def upsampled(rows: list[dict[str, str]], options: Mapping[str, Any]) -> list[st
             raise EvaluationError(f"the prompt file has no column {column!r}; it has {', '.join(rows[0])}.")
         return [row[column] for row in rows]
     if options.get("upsampled"):
-        from .base import read_lines
-
         lines = read_lines(Path(options["upsampled"]))
         if len(lines) != len(rows):
             raise EvaluationError(

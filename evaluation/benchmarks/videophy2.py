@@ -10,28 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import EvaluationError
+from ..files import read_csv, write_csv
 from ..manifest import Record
 from ..plan import Plan, Prompt
-from .base import (
-    NAN,
-    Benchmark,
-    ClipScore,
-    Column,
-    Reading,
-    Spot,
-    captions,
-    clip_score,
-    file_stem,
-    read_csv,
-    write_csv,
-)
+from ..scoring import Scoring, Spot
+from .base import NAN, Benchmark, ClipScore, Column, Reading, captions, clip_score, file_stem
 from .videophy import upsampled
-
-if TYPE_CHECKING:
-    from ..scorers import Scoring
 
 INFER = "VIDEOPHY2/inference.py"
 PORTION = 32

@@ -171,7 +171,7 @@ def test_a_picture_benchmark_needs_a_load_image_node(tmp_path: Path, capsys) -> 
 
 
 def test_the_toy_world_is_a_benchmark_with_its_own_scores(filled, make_plan) -> None:
-    from latent_physics.evaluation.scorers import Scoring
+    from latent_physics.evaluation.scoring import Scoring
 
     prompts = ToyWorld().prompts(Path("5"), {})
     assert len({prompt.text for prompt in prompts}) == 5

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from latent_physics.evaluation.benchmarks import BENCHMARKS
 from latent_physics.evaluation.errors import EvaluationError
-from latent_physics.evaluation.scorers import Scoring
+from latent_physics.evaluation.scoring import Scoring
 from latent_physics.evaluation.views import build_views
 
 MODEL = "plain-run_01"

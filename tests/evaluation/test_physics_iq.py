@@ -12,7 +12,7 @@ import pytest
 from latent_physics.evaluation.benchmarks import BENCHMARKS
 from latent_physics.evaluation.benchmarks.physics_iq import DATA, VIEWS, mean_of
 from latent_physics.evaluation.errors import EvaluationError
-from latent_physics.evaluation.scorers import Scorer, Scoring
+from latent_physics.evaluation.scoring import Scorer, Scoring
 from latent_physics.evaluation.table import make_table
 from latent_physics.evaluation.video import probe
 from latent_physics.evaluation.views import build_views

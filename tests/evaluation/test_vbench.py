@@ -12,7 +12,7 @@ from latent_physics.evaluation.benchmarks.vbench import QUALITY, SEMANTIC, total
 from latent_physics.evaluation.benchmarks.vbench2 import GROUPS, categories
 from latent_physics.evaluation.errors import EvaluationError
 from latent_physics.evaluation.plan import Prompt
-from latent_physics.evaluation.scorers import Scorer, Scoring
+from latent_physics.evaluation.scoring import Scorer, Scoring
 from latent_physics.evaluation.views import build_views, check_names
 
 # The Python class that the driver calls, with the real one's names, file names and result format.

@@ -14,7 +14,7 @@ from latent_physics.evaluation.benchmarks.videophy import scores
 from latent_physics.evaluation.errors import EvaluationError
 from latent_physics.evaluation.manifest import Manifest
 from latent_physics.evaluation.plan import Plan
-from latent_physics.evaluation.scorers import Scorer, Scoring
+from latent_physics.evaluation.scoring import Scorer, Scoring
 from latent_physics.evaluation.views import build_views
 
 # The interfaces of the real programs: options, columns, headerless appending output, a batch at a time.
