@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -21,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from latent_physics.devtools.background import Training
 from latent_physics.devtools.server import ComfyServer, output_files, was_interrupted
-from latent_physics.devtools.shell import BenchError, explain, last_line, read_tail, say
+from latent_physics.devtools.shell import BenchError, explain, say
 
 ROOT = Path(__file__).resolve().parent.parent
 LOG = ROOT / ".bench" / "logs" / "demo-server.log"
@@ -242,78 +242,6 @@ def table_of(measured: dict[Arm, Measured], batch: int) -> Iterator[str]:
             yield f"{head:36}{''.join(f'{cell:>26}' for cell in cells)}"
 
 
-def training_commands(out: Path, run: Path, minutes: float, clips: int) -> list[list[str]]:
-    """Caches `clips` real clips, then trains a predictor on them; what it makes lies in `run`."""
-    cache = [
-        sys.executable,
-        "training",
-        "cache",
-        "--backbone",
-        "toy",
-        "--templates",
-        REAL_CLIPS,
-        "--limit",
-        str(clips),
-    ]
-    train = [
-        sys.executable,
-        "training",
-        "predictor",
-        "--recipe",
-        "toy",
-        "--minutes",
-        str(minutes),
-        "--every",
-        "100",
-    ]
-    return [[*cache, "--out", str(out / "cache")], [*train, "--cache", str(out / "cache"), "--out", str(run)]]
-
-
-class Training:
-    """Caching real clips and training a predictor on them, in the background."""
-
-    def __init__(self, out: Path, minutes: float, clips: int) -> None:
-        self.log = out / "training.log"
-        self.run = out / "predictor"
-        shutil.rmtree(self.run, ignore_errors=True)
-        commands = json.dumps(training_commands(out, self.run, minutes, clips))
-        # The second command follows the first; both give way to the server where the system knows priorities.
-        script = "import json, os, subprocess, sys\nhasattr(os, 'nice') and os.nice(10)\n"
-        script += "for command in json.loads(sys.argv[1]):\n    subprocess.call(command) == 0 or sys.exit(1)"
-        # A process group of its own: `stop` ends the running command, too.
-        group = (
-            {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-            if os.name == "nt"
-            else {"start_new_session": True}
-        )
-        with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", script, commands],
-                cwd=ROOT,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                **group,
-            )
-
-    def wait(self) -> list[Path]:
-        """Files that the run made. Raises BenchError if it failed."""
-        if self.process.wait() != 0:
-            raise BenchError(
-                f"training on real clips failed: {last_line(read_tail(self.log))}. Log: {self.log}"
-            )
-        return sorted(path for path in self.run.iterdir() if path.suffix in (".safetensors", ".png", ".csv"))
-
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            if os.name == "nt":
-                self.process.send_signal(signal.CTRL_BREAK_EVENT)
-            else:
-                os.killpg(self.process.pid, signal.SIGTERM)
-            self.process.wait()
-
-
 def at_least_1(text: str) -> int:
     """A count from the command line."""
     if not text.isdecimal() or int(text) < 1:
@@ -352,7 +280,7 @@ def run(options: argparse.Namespace) -> None:
         ) as server:
             demo = Demo(server, options)
             demo.say("training a motion predictor on real clips, in the background")
-            training = Training(options.out, options.minutes, clips=24)
+            training = Training(REAL_CLIPS, options.out, options.minutes, clips=24)
             demo.run_workflows()
             demo.draw_heatmaps(3)
             measured = demo.measure(options.clips)

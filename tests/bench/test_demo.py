@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from latent_physics.devtools import demo
+from latent_physics.devtools import background, demo
 from latent_physics.devtools.server import ComfyServer, output_files
 from latent_physics.devtools.shell import BenchError
 
@@ -117,11 +117,11 @@ def test_node_that_the_server_does_not_know_is_named(server: ComfyServer) -> Non
 DRIVER = """
 import signal, sys
 from pathlib import Path
-from latent_physics.devtools import demo
+from latent_physics.devtools import background, demo
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, as a test run may be one, ignores Ctrl-C
 folder = Path(sys.argv[1])
 demo.LOG = folder / "server.log"
-demo.training_commands = lambda *_: [[sys.executable, str(folder / "training.py"), str(folder)]]
+background.commands = lambda *_: [[sys.executable, str(folder / "training.py"), str(folder)]]
 words = ["--comfyui", folder / "comfyui", "--base", folder / "base", "--out", folder / "out", *sys.argv[2:]]
 sys.exit(demo.main([str(word) for word in words]))
 """
@@ -268,10 +268,9 @@ def test_count_that_is_none_is_named(words: tuple[str, str], capsys: pytest.Capt
 
 def test_training_that_fails_says_its_own_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = ("raise SystemExit('There is no clip in clips.')", "print('second')")
-    monkeypatch.setattr(
-        demo, "training_commands", lambda *_: [[sys.executable, "-c", source] for source in sources]
-    )
-    training = demo.Training(tmp_path, minutes=1, clips=1)
+    commands = [[sys.executable, "-c", source] for source in sources]
+    monkeypatch.setattr(background, "commands", lambda *_: commands)
+    training = background.Training("*", tmp_path, minutes=1, clips=1)
     with pytest.raises(
         BenchError, match=r"training on real clips failed: There is no clip in clips\..* Log: .*training\.log"
     ):
@@ -289,7 +288,7 @@ def test_table_is_printed_although_the_training_failed(
     monkeypatch.setattr(demo.Demo, "draw_heatmaps", lambda self, count: None)
     monkeypatch.setattr(demo.Demo, "measure", lambda self, clips: measured_with((0.0, 0.125, -0.25)))
     failing = [sys.executable, "-c", "raise SystemExit('no clip of the template packages matches')"]
-    monkeypatch.setattr(demo, "training_commands", lambda *_: [failing])
+    monkeypatch.setattr(background, "commands", lambda *_: [failing])
     assert demo.main(["--comfyui", "c", "--base", "b", "--out", str(tmp_path / "out"), "--clips", "4"]) == 1
     shown = capsys.readouterr()
     table = (tmp_path / "out" / "table.txt").read_text()
