@@ -16,6 +16,8 @@ from .worlds import WORLDS, World
 PLACES = 49
 """Channels of a place's code."""
 CHANNELS = 3 * len(COLOURS) + PLACES
+LEAST = 4.0
+"""Mass in square pixels below which a colour counts as absent."""
 SPEED = 0.5
 """Scale of a velocity (pixels per frame) beside an opacity."""
 
@@ -32,10 +34,29 @@ def things(clip: Tensor) -> tuple[Tensor, Tensor]:
 
     clip: `3 T H W` in [0, 1]. Velocities are central differences; nan where a colour is absent in one of the two frames.
     """
+    opacity, place = places(clip)
+    return torch.from_numpy(opacity), torch.from_numpy(np.gradient(place, axis=0)).float()
+
+
+def places(clip: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(opacity `T K H W` of every palette colour, centroid `T K 2` as x and y in pixels, nan where the colour is absent)."""
     opacity = world_of(clip).unmix(clip.movedim(1, 0).float().cpu().numpy())
     mass, x, y = moments(opacity)
-    place = np.stack([np.where(mass > 4, x, np.nan), np.where(mass > 4, y, np.nan)], axis=-1)
-    return torch.from_numpy(opacity), torch.from_numpy(np.gradient(place, axis=0)).float()
+    return opacity, np.stack([np.where(mass > LEAST, x, np.nan), np.where(mass > LEAST, y, np.nan)], axis=-1)
+
+
+def thing_flow(clip: Tensor, step: int, size: tuple[int, int]) -> Tensor:
+    """The things' own motion as optical flow, `2 n h w` in pixels of `size`: from frame `step * i` to frame `step * (i + 1)` each
+    place moves as the thing does that covers it (by its opacity), and the background stands still.
+
+    clip: `3 T H W` in [0, 1]. Exact where things keep their shape, without a network that guesses.
+    """
+    opacity, place = (found[: len(found) // step * step : step] for found in places(clip))
+    moved = torch.from_numpy(np.nan_to_num(place[1:] - place[:-1])).float()
+    flow = torch.einsum("nkhw,nkc->nchw", torch.from_numpy(opacity[:-1]), moved)
+    scale = flow.new_tensor([size[1] / flow.shape[3], size[0] / flow.shape[2]])[:, None, None]
+    flow = functional.interpolate(flow, size=size, mode="bilinear", antialias=True, align_corners=False) * scale
+    return flow.movedim(1, 0)
 
 
 def oracle_features(clip: Tensor, patch: tuple[int, int, int]) -> Tensor:

@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 
 from ...encoders import Teacher
-from ...toyworld.oracle import CHANNELS, oracle_features
+from ...toyworld.oracle import CHANNELS, oracle_features, thing_flow
+
+
+class OracleFlow:
+    """`toyworld.oracle.thing_flow` in RAFT's place."""
+
+    def flow(self, video: Tensor, step: int, size: tuple[int, int]) -> Tensor:
+        """`B 3 T H W` in [0, 1] -> `B 2 n h w` in pixels of `size`, as `encoders.RaftFlow.flow`."""
+        return torch.stack([thing_flow(clip, step, size) for clip in video])
 
 
 class OracleTeacher(Teacher):

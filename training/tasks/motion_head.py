@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...encoders import load_raft
-from ...encoders.need import TeacherNeed, cache_name, weights_name
+from ...encoders.need import ORACLE, TeacherNeed, cache_name, weights_name
 from ...methods.moalign import FLOW_SIZE, MotionHead, flow_loss
 from ...methods.weights import WeightsError, WeightsInfo, load_weights, save_weights
 from ..console import ProgressLine, StopRequest, saving
@@ -19,6 +19,7 @@ from ..data.batches import TrainingClips
 from ..data.clip import TrainingDataError
 from ..data.feature_cache import FeatureCache
 from ..data.features import FrameSource, prepare_features
+from ..data.oracle import OracleFlow
 from ..loop import processes
 from ..loop.checkpoint import KIND as CHECKPOINT
 from ..loop.config import TrainerConfig, check_config
@@ -65,7 +66,7 @@ class MotionHeadConfig:
     source: str | None = None
     """Its weights; left out, the usual ones."""
     raft: str = "raft_large"
-    """raft_large, raft_small, or a safetensors file of one of them."""
+    """raft_large, raft_small, a safetensors file of one of them, or toy_oracle: what the toy world itself knows of its clips."""
     flow_height: int = FLOW_SIZE[0]
     """Height of the flow that is predicted."""
     flow_width: int = FLOW_SIZE[1]
@@ -187,7 +188,7 @@ def prepare_flow(
     frames = FrameSource(clips.folder, config.videos)
     for entry in missing:
         frames.check(entry)
-    raft = load_raft(config.raft, device)
+    raft = OracleFlow() if config.raft == ORACLE else load_raft(config.raft, device)
     for done, entry in enumerate(missing):
         if stop is not None and stop.asked:
             return

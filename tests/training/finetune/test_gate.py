@@ -13,6 +13,7 @@ from latent_physics.toyworld import WORLDS
 from latent_physics.toyworld.oracle import CHANNELS, oracle_features, things, world_of
 from latent_physics.training.backbones import Activation
 from latent_physics.training.commands import study as command
+from latent_physics.training.data.oracle import OracleFlow
 from latent_physics.training.objectives import parse
 from latent_physics.training.study import gate, study
 from latent_physics.training.study.probes import r2, velocity_r2
@@ -165,6 +166,23 @@ def test_the_oracle_knows_places_and_velocities():
     codes = found[15:, :, empty]
     torch.testing.assert_close(codes, codes[:, :1].expand_as(codes))
     torch.testing.assert_close(codes.norm(dim=0), torch.ones(16, int(empty.sum())))
+
+
+def test_the_worlds_own_flow_moves_the_things_and_nothing_else():
+    """Against the ball's speed, at its own size and at twice it; where no thing is the flow is 0."""
+    world, rng = WORLDS["rigid_body"], np.random.default_rng(5)
+    drawn = world.draw(rng)
+    clip = torch.from_numpy(world.render(drawn)).movedim(1, 0)
+    opacity, _ = things(clip)
+    flow = OracleFlow().flow(clip[None, :, 1:], step=2, size=(64, 64))[0]
+    assert flow.shape == (2, 15, 64, 64)
+    inside = opacity[1:-2:2].sum(dim=1) > 0.99
+    speed = drawn.values["speed"]
+    for number in range(2, 12):
+        assert float(flow[0, number][inside[number]].median()) == pytest.approx(2 * speed, abs=0.15)
+    assert not flow[:, opacity[1:-2:2].sum(dim=1) == 0].any()
+    large = OracleFlow().flow(clip[None, :, 1:], step=2, size=(128, 128))[0]
+    assert float(large[0].abs().amax()) == pytest.approx(2 * float(flow[0].abs().amax()), rel=0.05)
 
 
 def planted(**changes) -> gate.Reading:

@@ -421,6 +421,20 @@ def test_motion_head_learns_flow_and_serves_stage_two(tmp_path, monkeypatch):
     assert math.isfinite(read_log(tmp_path / "run" / "log.csv")[-1]["soft_trd"])
 
 
+def test_the_toy_worlds_own_flow_needs_no_network(tmp_path, monkeypatch):
+    def asked(*_):
+        raise AssertionError("RAFT was loaded")
+
+    monkeypatch.setattr(stage_one, "load_raft", asked)
+    data, cache = tmp_path / "data", FeatureCache(tmp_path / "flow")
+    data.mkdir()
+    tiny_run.clips(data, shapes=[(3, 8, 8)])
+    clips = batches.TrainingClips(data, batch=1, seed=0)
+    config = stage_one.MotionHeadConfig(raft="toy_oracle")
+    stage_one.prepare_flow(clips, cache, "flow", config, (32, 32), "cpu", quiet())
+    assert cache.read("flow", clips.entries[0].identity)["flow"].shape == (2, 3, 32, 32)
+
+
 def test_stage_one_has_recipes_with_the_papers_numbers(tmp_path, capsys):
     assert names(stage_one=True) == ["moalign-2b-stage1", "moalign-wan-stage1", "toy-stage1"]
     recipe = load_recipe("moalign-2b-stage1", stage_one.MotionHeadConfig, stage_one=True)
