@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ...encoders.need import TeacherNeed, cache_name
-from ...methods.weights import WeightsError, read_info
-from .clip import KIND, DatasetError, Entry, TrainingDataError, clip_info, read_clip
+from ...methods.weights import WeightsError
+from .clip import DatasetError, TrainingDataError, described, read_clip
 from .feature_cache import FeatureCache
+from .folder import ClipFolder
 
 FRAMES_KIND = "clip_frames"
 
@@ -53,60 +54,17 @@ class TrainingClips:
     def __init__(
         self, folder: str | os.PathLike[str], *, batch: int, seed: int, held_out: float = 0.0, limit: int | None = None
     ) -> None:
-        """Looks through `folder` (from `latent-physics cache --tokens`). Raises TrainingDataError where it cannot be trained on.
+        """Looks through `folder` (from `latent-physics cache --tokens`). Raises DatasetError where it cannot be trained on.
 
         batch: clips in a micro-batch; held_out: share of the films kept for validation; limit: at most so many clips.
         """
         self.folder = Path(folder)
         self.batch, self.seed = batch, seed
-        self.entries = self._scan(limit)
-        self.latent_space = read_info(self.entries[0].path).latent_space
-        self.training, self.validation = self._split(held_out)
+        found = ClipFolder.scan(folder, tokens=True, limit=limit)
+        self.entries, self.latent_space = found.entries, found.latent_space
+        self.training, self.validation = found.split(held_out, seed)
         self.buckets = self._buckets()
         self._epoch: tuple[int, list[list[int]]] | None = None
-
-    def _scan(self, limit: int | None) -> list[Entry]:
-        if not self.folder.is_dir():
-            raise TrainingDataError(
-                f"{self.folder} is not a folder; make it with: "
-                f"latent-physics cache --tokens --videos YOUR_CLIPS --out {self.folder}"
-            )
-        entries, spaces = [], set()
-        for path in sorted(self.folder.glob("*.safetensors")):
-            try:
-                info = read_info(path)
-            except WeightsError as error:
-                raise TrainingDataError(f"{error} Run the cache command again: it replaces damaged clips.") from error
-            if info.kind == KIND:
-                try:
-                    origin = clip_info(path, info)
-                except DatasetError as error:
-                    raise TrainingDataError(str(error)) from error
-                entries.append(Entry(path=path, shape=tuple(info.config["shape"]), info=origin))
-                spaces.add(info.latent_space)
-        if not entries:
-            raise TrainingDataError(
-                f"{self.folder} holds no cached clip; make some with: "
-                f"latent-physics cache --tokens --videos YOUR_CLIPS --out {self.folder}"
-            )
-        if len(spaces) > 1:
-            raise TrainingDataError(
-                f"{self.folder} mixes latent spaces {' and '.join(sorted(spaces))}; keep one folder for each backbone."
-            )
-        return entries[:limit]
-
-    def _split(self, held_out: float) -> tuple[list[int], list[int]]:
-        """Clip numbers for training and validation; windows of one film stay together."""
-        films = sorted({entry.info.source_hash for entry in self.entries})
-        count = max(1, round(held_out * len(films))) if held_out > 0 else 0
-        if count >= len(films):
-            raise TrainingDataError(
-                f"the clips come from {len(films)} film(s); holding {count} out for validation leaves none to train on: cache "
-                "more."
-            )
-        chosen = {films[index] for index in np.random.default_rng(self.seed).permutation(len(films))[:count]}
-        held = [index for index, entry in enumerate(self.entries) if entry.info.source_hash in chosen]
-        return [index for index in range(len(self.entries)) if index not in set(held)], held
 
     def _buckets(self) -> dict[tuple[int, ...], list[int]]:
         """Training clips by the shape of their latent."""
@@ -122,8 +80,6 @@ class TrainingClips:
 
     def fingerprint(self) -> str:
         """Which clips these are; a resumed run must go on with the same."""
-        from .clip import described
-
         return described({entry.path.name: entry.info.key for entry in self.entries})
 
     def chosen(self, number: int) -> list[int]:
@@ -184,6 +140,3 @@ def pad_tokens(tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     padded = torch.stack([torch.nn.functional.pad(item, (0, 0, 0, longest - len(item))) for item in tokens])
     mask = torch.stack([torch.arange(longest) < len(item) for item in tokens])
     return padded, mask
-
-
-# -- teachers' features --------------------------------------------------------------------------------------------------

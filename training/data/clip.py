@@ -114,8 +114,8 @@ def described(settings: Mapping[str, object]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
-class TrainingDataError(ValueError):
-    """The training data cannot be used. The message is one sentence for the user."""
+TrainingDataError = DatasetError
+"""Its name where clips are read for fine-tuning."""
 
 
 @dataclass(frozen=True, kw_only=True)

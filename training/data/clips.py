@@ -7,13 +7,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import safetensors
 import torch
 from torch import Tensor
 
-from ...methods.weights import WeightsError, read_info
-from .clip import AGAIN, KIND, DatasetError, clip_info
+from .clip import AGAIN, DatasetError
+from .folder import ClipFolder, split_films
 
 
 class Clips:
@@ -64,27 +63,8 @@ class Clips:
 
         Raises DatasetError where the folder is missing or holds no clip, a file is damaged, or clips do not fit together.
         """
-        folder = Path(folder)
-        hint = f"make it with: latent-physics cache --videos YOUR_CLIPS --out {folder}"
-        if not folder.is_dir():
-            raise DatasetError(f"{folder} is not a folder; {hint}")
-        paths, infos = [], []
-        for path in sorted(folder.glob("*.safetensors")):
-            try:
-                info = read_info(path)
-            except WeightsError as error:
-                raise DatasetError(f"{str(error).rstrip('.')}; {AGAIN}") from error
-            if info.kind == KIND:
-                clip_info(path, info)
-                paths.append(path)
-                infos.append(info)
-        if not paths:
-            raise DatasetError(f"{folder} holds no cached clip; {hint}")
-        spaces = sorted({info.latent_space for info in infos})
-        widths = sorted({info.config["cond_dim"] for info in infos})
-        if len(spaces) > 1 or len(widths) > 1:
-            what = f"latent spaces {' and '.join(spaces)}" if len(spaces) > 1 else f"prompt embeddings of widths {widths}"
-            raise DatasetError(f"{folder} mixes {what}; keep one folder for each backbone.")
+        found = ClipFolder.scan(folder)
+        paths = [entry.path for entry in found.entries]
         size = sum(path.stat().st_size for path in paths)
         latents: list[Tensor | Path] = list(paths)
         conds = []
@@ -98,12 +78,12 @@ class Clips:
                 raise DatasetError(f"{path.name} is damaged ({error}); {AGAIN}") from error
         clips = cls(
             latents=latents,
-            shapes=[info.config["shape"] for info in infos],
+            shapes=[entry.shape for entry in found.entries],
             conds=torch.stack(conds),
             names=[path.name for path in paths],
-            groups=[info.recipe["source_hash"] for info in infos],
-            latent_space=spaces[0],
-            keys=[info.recipe["key"] for info in infos],
+            groups=[entry.info.source_hash for entry in found.entries],
+            latent_space=found.latent_space,
+            keys=[entry.info.key for entry in found.entries],
         )
         clips.check_finite()
         return clips
@@ -179,14 +159,7 @@ class Clips:
 
         All windows of a film go to the same side. Raises DatasetError where nothing would be left to train on.
         """
-        films = sorted(set(self.groups))
-        held = max(1, round(fraction * len(films))) if fraction > 0 else 0
-        if held >= len(films):
-            hint = "cache more, or hold none out (validation 0)"
-            raise DatasetError(f"Of {len(films)} clips {held} would be held out, none left to train on: {hint}.")
-        order = np.random.default_rng(seed).permutation(len(films))
-        chosen = {films[index] for index in order[:held]}
-        return [i for i, g in enumerate(self.groups) if g not in chosen], [i for i, g in enumerate(self.groups) if g in chosen]
+        return split_films(self.groups, fraction, seed)
 
 
 def _words(shape: Sequence[int]) -> str:

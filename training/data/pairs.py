@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .clip import DatasetError
 from .clips import Clips
+from .folder import Epochs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class PairSet:
         self.clips, self.chosen, self.lag, self.order = clips, list(chosen), lag, order
         counts = [max(0, clips.lengths[clip] - lag - (order - 1)) for clip in self.chosen]
         self.ends = np.cumsum(counts)
-        self._epoch: tuple[tuple[int, int], np.ndarray] | None = None
+        self._epochs: Epochs | None = None
         if not len(self.ends) or self.ends[-1] == 0:
             longest = max((clips.lengths[clip] for clip in self.chosen), default=0)
             need = f"lag {lag} and order {order} need at least {lag + order}"
@@ -75,13 +76,9 @@ class PairSet:
 
         A function of its arguments alone, so a resumed run sees what an uninterrupted one would have seen.
         """
-        return self.batch([self._shuffled(number, seed) for number in range(step * size, (step + 1) * size)])
-
-    def _shuffled(self, number: int, seed: int) -> int:
-        epoch, place = divmod(number, len(self))
-        if self._epoch is None or self._epoch[0] != (seed, epoch):
-            self._epoch = ((seed, epoch), np.random.default_rng((seed, epoch)).permutation(len(self)))
-        return int(self._epoch[1][place])
+        if self._epochs is None or self._epochs.seed != seed:
+            self._epochs = Epochs(len(self), seed)
+        return self.batch([self._epochs[number] for number in range(step * size, (step + 1) * size)])
 
     def spread(self, count: int) -> Pairs:
         """At most `count` pairs, evenly spread over all of them: a fixed validation batch."""

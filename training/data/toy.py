@@ -13,6 +13,7 @@ from torch import Tensor
 from ...methods.labels.taxonomy import label_vector
 from ...methods.lamo import pool_tokens
 from ...methods.pila.flow import video_flow
+from ...methods.weights import write_atomically
 from ..backbones import Backbone
 from ..console import ProgressLine, saving
 from .clip import ClipInfo, write_clip
@@ -65,13 +66,19 @@ def make_toy_clips(
             progress.show((start + len(paths)) / count, f"{start + len(paths)}/{count} toy clips")
 
 
-def write_toy_clip(path: Path, backbone: Backbone, clip: Tensor, prompt: str, tokens: Tensor, mask: Tensor) -> None:
-    """One clip `3 T H W`: its frames first, so that a finished clip always has them."""
+def write_toy_clip(
+    path: Path, backbone: Backbone, clip: Tensor, prompt: str, tokens: Tensor, mask: Tensor, source: str | None = None
+) -> None:
+    """One clip `3 T H W`: its frames first, so that a finished clip always has them. `source`: its name, by default the file's.
+
+    Raises OSError.
+    """
     frames = (clip.permute(1, 2, 3, 0) * 255).round().to(torch.uint8).contiguous()
     (path.parent / "frames").mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file({"frames": frames}, path.parent / "frames" / path.name)
+    write_atomically(path.parent / "frames" / path.name, safetensors.torch.save({"frames": frames}))
+    name = source or path.stem
     info = ClipInfo(
-        source=path.stem, source_hash=path.stem, key=path.stem, caption=prompt, caption_from="file", window=0, last=True,
+        source=name, source_hash=name, key=name, caption=prompt, caption_from="file", window=0, last=True,
         start=0.0, frames=clip.shape[1], width=clip.shape[3], height=clip.shape[2], fps=0.0,
     )  # fmt: skip
     latent = backbone.encode_video(frames.permute(3, 0, 1, 2)[None].float() / 255)[0]

@@ -207,7 +207,7 @@ def test_bad_data_is_one_sentence(tmp_path, data):
         tiny_run.make_run(tmp_path / "out", data, family="wan2.1")
     broken = folder("broken")
     (broken / "clip1.safetensors").write_bytes(b"")
-    with pytest.raises(TrainingDataError, match="Run the cache command again"):
+    with pytest.raises(TrainingDataError, match="run the cache command again"):
         TrainingClips(broken, batch=1, seed=0)
 
 

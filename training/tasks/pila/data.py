@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ....methods.labels.rules import rule_labels
 from ....methods.labels.taxonomy import label_vector
-from ....methods.weights import WeightsError, WeightsInfo, load_weights, read_info, save_weights
-from ...data.clip import KIND, DatasetError, read_clip
+from ....methods.weights import WeightsError, WeightsInfo, load_weights, save_weights
+from ...data.clip import DatasetError, read_clip
 from ...data.flow import FlowSource, cached_flow
+from ...data.folder import ClipFolder, Epochs
 from ...data.toy import _encode_toys, weights_hash
 
 TOY_KIND = "pila_toy_clips"
@@ -124,20 +124,10 @@ def cached_clips(
 
     Raises DatasetError where the folder holds no clip, a clip lacks its tokens, or the latents are another backbone's.
     """
-    known, paths, first = read_labels(labels), [], None
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            info = read_info(path)
-        except WeightsError as error:
-            raise DatasetError(f"{error} Run the cache command again.") from error
-        if info.kind != KIND:
-            continue
-        if info.latent_space != backbone.latent_space:
-            raise DatasetError(f"{path.name} holds {info.latent_space} latents; this backbone has {backbone.latent_space} ones.")
-        first = first or info
-        paths.append(path)
-    if first is None:
-        raise DatasetError(f"{folder} holds no cached clip; make them with: latent-physics cache --tokens --out {folder}")
+    known, found = read_labels(labels), ClipFolder.scan(folder, tokens=True)
+    if found.latent_space != backbone.latent_space:
+        raise DatasetError(f"{folder} holds {found.latent_space} latents; this backbone has {backbone.latent_space} ones.")
+    paths = [entry.path for entry in found.entries]
 
     def load(index: int) -> Example:
         clip = read_clip(paths[index])
@@ -149,12 +139,11 @@ def cached_clips(
         labels = labels_of(clip.info.caption, known)
         return Example(latent=latent, tokens=tokens, cond=cond, labels=labels, flow=flow, confidence=confidence)
 
-    config = first.config
     return PilaClips(
         names=[path.name for path in paths],
         latent_space=backbone.latent_space,
-        channels=config["channels"],
-        cond_dim=config["cond_dim"],
+        channels=found.entries[0].shape[0],
+        cond_dim=found.cond_dim,
         load=load,
     )
 
@@ -190,10 +179,9 @@ def toy_clips(count: int, seed: int, folder: Path, backbone: Any, on_part: Calla
     return PilaClips(names=names, latent_space="toy", channels=shape[1], cond_dim=columns["cond"].shape[1], load=load)
 
 
-def shuffled_index(number: int, count: int, seed: int, epochs: dict[tuple[int, int], np.ndarray]) -> int:
-    """Place `number` of an endless sequence of shuffled epochs over `count` clips; `epochs` remembers the last permutation."""
-    epoch, place = divmod(number, count)
-    if (seed, epoch) not in epochs:
+def shuffled_index(number: int, count: int, seed: int, epochs: dict[tuple[int, int], Epochs]) -> int:
+    """Place `number` of an endless sequence of shuffled epochs over `count` clips; `epochs` remembers the last sequence."""
+    if (seed, count) not in epochs:
         epochs.clear()
-        epochs[seed, epoch] = np.random.default_rng((seed, epoch)).permutation(count)
-    return int(epochs[seed, epoch][place])
+        epochs[seed, count] = Epochs(count, seed)
+    return epochs[seed, count][number]

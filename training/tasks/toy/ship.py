@@ -13,7 +13,7 @@ from ....toyworld.text import ToyTextEncoder
 from ...backbones.keys import to_native
 from ...backbones.wan import WanBackbone
 from ...console import ProgressLine, saving
-from ...data.clip import ClipInfo, write_clip
+from ...data.toy import write_toy_clip
 from .settings import ToyWorldConfig
 
 
@@ -44,13 +44,8 @@ def cache_real_clips(config: ToyWorldConfig) -> None:
             continue
         clips, prompts, worlds = mixture(part, config.seed * 1_000_003 + 500_009 + start, 0.0)
         tokens, mask = backbone.embed_prompts(prompts)
-        for path, latent, row, words, prompt, world in zip(paths, backbone.encode_video(clips), tokens, mask, prompts, worlds):
-            name = f"{world}-{path.stem}"
-            info = ClipInfo(
-                source=name, source_hash=name, key=name, caption=prompt, caption_from="file", window=0, last=True, start=0.0,
-                frames=FRAMES, width=SIZE, height=SIZE, fps=16.0,
-            )  # fmt: skip
+        for path, clip, row, words, prompt, world in zip(paths, clips, tokens, mask, prompts, worlds):
             with saving(str(path), "the clips before are intact"):
-                write_clip(path, latent.half(), row[words].mean(0), info, "toy", tokens=row[words].half())
+                write_toy_clip(path, backbone, clip, prompt, row, words, source=f"{world}-{path.stem}")
         progress.show((start + part) / config.real_clips, f"{start + part} clips")
     progress.close()
