@@ -1,5 +1,5 @@
-"""Teachers: frozen video encoders whose features a generator is aligned with, and optical flow. Their features are cached on
-disk.
+"""Teachers: frozen video encoders whose features a generator is aligned with, and optical flow. Their
+features are cached on disk.
 
 load_teacher("videomae")                                    VideoMAE v2 B from the hub, the papers' teacher
 load_teacher("videomae", "MCG-NJU/videomae-base")           VideoMAE v1, or any other folder or hub id
@@ -34,13 +34,16 @@ __all__ = [
 NAMES = ("videomae", "vjepa2", "toy_videomae", "toy_vjepa2")
 DEFAULT_SOURCE = {"videomae": "OpenGVLab/VideoMAEv2-Base", "vjepa2": "facebook/vjepa2-vitl-fpc64-256"}
 READING = {"videomae": 2}
-"""How a teacher reads a clip, as a number: features that were cached by another reading are made again. 2: the raw tokens of the
-last block, of whole patches, with positions resized as VideoREPA resizes them."""
+"""How a teacher reads a clip, as a number: features that were cached by another reading are made again. 2:
+the raw tokens of the last block, of whole patches, with positions resized as VideoREPA resizes them."""
 TOY_WEIGHTS = Path(__file__).resolve().parents[1] / "toyworld" / "weights"
 
 
-def load_teacher(name: str, source: str | os.PathLike[str] | None = None, device: str | torch.device = "cpu") -> Teacher:
-    """Loads a frozen teacher. `source`: hub id, transformers folder or safetensors file; None for the usual one.
+def load_teacher(
+    name: str, source: str | os.PathLike[str] | None = None, device: str | torch.device = "cpu"
+) -> Teacher:
+    """Loads a frozen teacher. `source`: hub id, transformers folder or safetensors file; None for the usual
+    one.
 
     Raises TeacherError, in one sentence, for an unknown name or a source that cannot be loaded.
     """

@@ -51,11 +51,19 @@ class Teacher:
         fill(model, state, os.path.basename(path))
         return cls(model.float(), f"{cls.kind} {os.path.basename(path)} {digest_of([path])}", device)
 
-    def save(self, path: str | os.PathLike[str], recipe: dict[str, Any], dtype: torch.dtype = torch.float16) -> None:
+    def save(
+        self, path: str | os.PathLike[str], recipe: dict[str, Any], dtype: torch.dtype = torch.float16
+    ) -> None:
         """Writes weights and configuration, in half precision. Raises OSError."""
         state = {key: value.to(dtype) for key, value in self.model.state_dict().items()}
-        config = {key: value for key, value in self.model.config.to_diff_dict().items() if key != "transformers_version"}
-        save_weights(path, state, WeightsInfo(kind=self.kind, latent_space="pixels", config=config, recipe=recipe))
+        config = {
+            key: value
+            for key, value in self.model.config.to_diff_dict().items()
+            if key != "transformers_version"
+        }
+        save_weights(
+            path, state, WeightsInfo(kind=self.kind, latent_space="pixels", config=config, recipe=recipe)
+        )
 
     @classmethod
     def build(cls, config: dict[str, Any]) -> nn.Module:
@@ -78,7 +86,9 @@ class Teacher:
         raise NotImplementedError
 
     def covered(self, height: int, width: int) -> tuple[int, int]:
-        """The part of a clip, from its upper left corner, that the features stand for: pixels (height, width) of the clip."""
+        """The part of a clip, from its upper left corner, that the features stand for: pixels (height, width)
+        of the clip.
+        """
         return height, width
 
     def resized(self, video: Tensor) -> Tensor:
@@ -92,9 +102,13 @@ class Teacher:
             raise TeacherError(f"a clip of {video.shape[2]} frames is too short for tubelets of {tubelet}.")
         height, width = self.covered(*video.shape[3:])
         size = self.size(*video.shape[3:])
-        flat = video[:, :, :frames, :height, :width].transpose(1, 2).flatten(0, 1).to(self.device, torch.float32)
+        flat = (
+            video[:, :, :frames, :height, :width].transpose(1, 2).flatten(0, 1).to(self.device, torch.float32)
+        )
         if flat.shape[2:] != size:
-            flat = functional.interpolate(flat, size=size, mode="bilinear", antialias=True, align_corners=False)
+            flat = functional.interpolate(
+                flat, size=size, mode="bilinear", antialias=True, align_corners=False
+            )
         return flat.unflatten(0, (video.shape[0], frames)).transpose(1, 2)
 
     @torch.no_grad()
@@ -112,35 +126,48 @@ class Teacher:
 
 def imagenet(clip: Tensor) -> Tensor:
     """[0, 1] -> ImageNet's mean and deviation."""
-    mean, std = (torch.tensor(x, device=clip.device).view(1, 3, 1, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (
+        torch.tensor(x, device=clip.device).view(1, 3, 1, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD)
+    )
     return (clip - mean) / std
 
 
 def pretrained(model_type: type, source: str, what: str, extra: str = "") -> tuple[nn.Module, str]:
-    """(a transformers model from a hub id or a folder, its identity: the name, and for a folder what its weights hold).
+    """(a transformers model from a hub id or a folder, its identity: the name, and for a folder what its
+    weights hold).
 
-    Safetensors only. `extra`: pattern of the keys that a source may hold besides (a head, a decoder). Raises TeacherError where
-    the source holds only pickles, which can run code when opened, or anything but the whole model: transformers fills what is
-    missing with random numbers.
+    Safetensors only. `extra`: pattern of the keys that a source may hold besides (a head, a decoder). Raises
+    TeacherError where the source holds only pickles, which can run code when opened, or anything but the
+    whole model: transformers fills what is missing with random numbers.
     """
     try:
         model, report = model_type.from_pretrained(
-            source, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
+            source,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
         )
     except (OSError, ValueError, RuntimeError) as error:
         if _only_pickles(source, error):
             raise TeacherError(
-                f"{source} holds no safetensors weights; pickles can run code when opened, so convert them to safetensors first."
+                f"{source} holds no safetensors weights; pickles can run code when opened, so convert "
+                f"them to safetensors first."
             ) from error
         raise TeacherError(f"{source} could not be loaded as a {what}: {reason_of(error)}") from error
     unfit = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
-    require_fit(unfit, [key for key in report["unexpected_keys"] if not re.fullmatch(extra, key)], source, what)
+    require_fit(
+        unfit, [key for key in report["unexpected_keys"] if not re.fullmatch(extra, key)], source, what
+    )
     weights = sorted(Path(source).glob("*.safetensors"))
     return model, f"{source} {digest_of(weights)}" if weights else source
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Copies the weights of the file `name` into a model. Raises TeacherError unless every key and shape fits."""
+    """Copies the weights of the file `name` into a model.
+
+    Raises TeacherError unless every key and shape fits.
+    """
     own = model.state_dict()
     unfit = [key for key, value in own.items() if key not in state or state[key].shape != value.shape]
     require_fit(unfit, [key for key in state if key not in own], name, type(model).__name__)
@@ -148,14 +175,18 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
 
 
 def require_fit(unfit: Iterable[str], unknown: Iterable[str], source: str, what: str) -> None:
-    """Raises TeacherError where weights are missing or of another size (`unfit`), or belong to no part of it (`unknown`)."""
+    """Raises TeacherError where weights are missing or of another size (`unfit`), or belong to no part of it
+    (`unknown`).
+    """
     faults = [
         f"{words} {keys[0]!r}" + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
         for words, keys in (("lack", sorted(unfit)), ("hold the unknown", sorted(unknown)))
         if keys
     ]
     if faults:
-        raise TeacherError(f"the weights of {source} {' and '.join(faults)}: they are not those of a {what}, choose others.")
+        raise TeacherError(
+            f"the weights of {source} {' and '.join(faults)}: they are not those of a {what}, choose others."
+        )
 
 
 def _only_pickles(source: str, error: Exception) -> bool:

@@ -12,7 +12,8 @@ from . import DEFAULT_SOURCE, READING, TOY_WEIGHTS
 
 SAMPLED_BYTES = 1 << 20
 ORACLE = "toy_oracle"
-"""Name of the teacher that is no network: what the toy world itself knows of its clips (`training.data.oracle`)."""
+"""Name of the teacher that is no network: what the toy world itself knows of its clips
+(`training.data.oracle`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,9 @@ class TeacherNeed:
     @property
     def key(self) -> str:
         """Its name in `StepView.features`."""
-        return f"{self.name}, {self.weights}" + (f", context {self.context:g} of {self.window}" if self.context else "")
+        return f"{self.name}, {self.weights}" + (
+            f", context {self.context:g} of {self.window}" if self.context else ""
+        )
 
     @property
     def weights(self) -> str:
@@ -38,7 +41,9 @@ class TeacherNeed:
 
 
 def cache_name(need: TeacherNeed) -> str:
-    """What a need's features are cached under: the weights' content where they are on this disk, their name otherwise."""
+    """What a need's features are cached under: the weights' content where they are on this disk, their name
+    otherwise.
+    """
     path = Path(need.source) if need.source else TOY_WEIGHTS / f"{need.name}.safetensors"
     named = f"{need.name}, {weights_name(path) or need.weights}, context {need.context:g}"
     if need.context:
@@ -47,8 +52,12 @@ def cache_name(need: TeacherNeed) -> str:
 
 
 def weights_name(path: Path) -> str | None:
-    """The content of a weights file, or of the weights and the configuration in a folder; None where there is neither."""
-    files = [path] if path.is_file() else [*sorted(path.glob("*.safetensors")), *sorted(path.glob("config.json"))]
+    """The content of a weights file, or of the weights and the configuration in a folder; None where there is
+    neither.
+    """
+    files = (
+        [path] if path.is_file() else [*sorted(path.glob("*.safetensors")), *sorted(path.glob("config.json"))]
+    )
     stats = [(file, file.stat()) for file in files]
     return "+".join(_content_of(file, stat.st_mtime_ns, stat.st_size) for file, stat in stats) or None
 
@@ -76,8 +85,8 @@ def sample_file(digest: hashlib.blake2b, path: Path, name: str = "") -> None:
 
 
 def read_file(digest: hashlib.blake2b, path: Path, name: str = "") -> None:
-    """Adds `name`, the length and all of a file to `digest`: what `sample_file` adds where it has at most two MiB. Raises
-    OSError."""
+    """Adds `name`, the length and all of a file to `digest`: what `sample_file` adds where it has at most two
+    MiB. Raises OSError."""
     digest.update(os.fsencode(name) + f":{path.stat().st_size}\n".encode())
     with path.open("rb") as file:
         while part := file.read(SAMPLED_BYTES):

@@ -30,14 +30,20 @@ V2_KEYS = (
 """VideoMAE v2's names -> transformers'. The joint qkv weight is split."""
 
 V2_BESIDE = r"(fc_norm|norm|head|decoder)\..*|encoder_to_decoder\.weight|mask_token|pos_embed"
-"""What a VideoMAE v2 file may hold besides the blocks. The norms belong to the pooled head (or to the decoder's
-input): tokens are taken before them, as VideoREPA takes them. The positions are a fixed table."""
-V1_BESIDE = r"(videomae\.)?((decoder|classifier|fc_norm)\..*|encoder_to_decoder\.weight|mask_token|position_embeddings)"
+"""What a VideoMAE v2 file may hold besides the blocks. The norms belong to the pooled head (or to the
+decoder's input): tokens are taken before them, as VideoREPA takes them. The positions are a fixed table."""
+V1_BESIDE = (
+    r"(videomae\.)?((decoder|classifier|fc_norm)\..*|encoder_to_decoder\.weight|mask_token"
+    r"|position_embeddings)"
+)
 """The same for VideoMAE v1, in transformers' names."""
 
 
 class VideoMAETeacher(Teacher):
-    """VideoMAE v1 or v2. Positions are resized to the clip's grid: cubic in space, linear in time (VideoREPA)."""
+    """VideoMAE v1 or v2.
+
+    Positions are resized to the clip's grid: cubic in space, linear in time (VideoREPA).
+    """
 
     kind = "videomae"
 
@@ -59,26 +65,38 @@ class VideoMAETeacher(Teacher):
         from transformers import VideoMAEModel
 
         if source.endswith((".safetensors", ".pth", ".pt", ".bin")):
-            return cls(from_v2_file(Path(source)), f"videomae_v2 {Path(source).name} {digest_of([source])}", device)
+            return cls(
+                from_v2_file(Path(source)), f"videomae_v2 {Path(source).name} {digest_of([source])}", device
+            )
         config = hub_config(source)
         if is_v2(config):
             path = hub_file(source, "model.safetensors")
-            return cls(from_v2_file(path, config["model_config"]), f"videomae_v2 {source} {digest_of([path])}", device)
+            return cls(
+                from_v2_file(path, config["model_config"]),
+                f"videomae_v2 {source} {digest_of([path])}",
+                device,
+            )
         model, identity = pretrained(VideoMAEModel, source, "VideoMAE encoder", V1_BESIDE)
         return cls(model, f"videomae {identity}", device)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """A third of the covered part: whole patches. Clips no larger than the encoder's own input keep their size."""
+        """A third of the covered part: whole patches.
+
+        Clips no larger than the encoder's own input keep their size.
+        """
         patch, shrink = self.model.config.patch_size, self._shrink(height, width)
         return tuple(max(patch, side // (shrink * patch) * patch) for side in (height, width))
 
     def covered(self, height: int, width: int) -> tuple[int, int]:
         """Whole patches of the clip; what is left at the right and at the bottom is no part of a patch.
 
-        A patch is then exactly 48 x 48 pixels of a large clip: 3 x 3 tokens of a transformer with patches of 16 pixels.
+        A patch is then exactly 48 x 48 pixels of a large clip: 3 x 3 tokens of a transformer with patches of
+        16 pixels.
         """
         shrink = self._shrink(height, width)
-        return tuple(min(side, shrink * small) for side, small in zip((height, width), self.size(height, width)))
+        return tuple(
+            min(side, shrink * small) for side, small in zip((height, width), self.size(height, width))
+        )
 
     def _shrink(self, height: int, width: int) -> int:
         return SHRINK if min(height, width) > self.model.config.image_size else 1
@@ -92,7 +110,9 @@ class VideoMAETeacher(Teacher):
 
 
 def positions(table: Tensor, grid: tuple[int, int, int]) -> Tensor:
-    """Position table `1 C F H W` on another grid: cubic in space, then linear in time, each only where the size differs."""
+    """Position table `1 C F H W` on another grid: cubic in space, then linear in time, each only where the
+    size differs.
+    """
     frames, *space = grid
     if tuple(table.shape[3:]) != tuple(space):
         flat = table.transpose(1, 2).flatten(0, 1)
@@ -104,7 +124,10 @@ def positions(table: Tensor, grid: tuple[int, int, int]) -> Tensor:
 
 
 def hub_config(source: str) -> dict[str, Any]:
-    """config.json of a hub repository or folder, as it stands there. Raises TeacherError where there is none."""
+    """config.json of a hub repository or folder, as it stands there.
+
+    Raises TeacherError where there is none.
+    """
     try:
         return json.loads(hub_file(source, "config.json").read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
@@ -118,11 +141,14 @@ def hub_file(source: str, name: str) -> Path:
     try:
         return Path(cached_file(source, name))
     except (OSError, ValueError) as error:
-        raise TeacherError(f"{source} could not be loaded as a VideoMAE encoder: {reason_of(error)}") from error
+        raise TeacherError(
+            f"{source} could not be loaded as a VideoMAE encoder: {reason_of(error)}"
+        ) from error
 
 
 def is_v2(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is that of VideoMAE v2's hub repositories (OpenGVLab/VideoMAEv2-Base and its sisters).
+    """Whether a config.json is that of VideoMAE v2's hub repositories (OpenGVLab/VideoMAEv2-Base and its
+    sisters).
 
     Transformers has no class for them; their own code is never run.
     """
@@ -131,31 +157,42 @@ def is_v2(config: Mapping[str, Any]) -> bool:
 
 
 def from_v2_file(path: Path, config: Mapping[str, Any] | None = None) -> nn.Module:
-    """A VideoMAE v2 encoder from a safetensors file in its authors' key names; sizes are read off the tensors.
+    """A VideoMAE v2 encoder from a safetensors file in its authors' key names; sizes are read off the
+    tensors.
 
-    config: the `model_config` of its hub repository, for what tensors do not tell (heads, frames, side). Raises TeacherError for
-    a pickle, and for a file that holds less than the encoder or something else.
+    config: the `model_config` of its hub repository, for what tensors do not tell (heads, frames, side).
+    Raises TeacherError for a pickle, and for a file that holds less than the encoder or something else.
     """
     import safetensors
     import safetensors.torch
     from transformers import VideoMAEModel
 
     if path.suffix != ".safetensors":
-        raise TeacherError(f"{path.name} is a pickle, which can run code when opened; convert it to safetensors first.")
+        raise TeacherError(
+            f"{path.name} is a pickle, which can run code when opened; convert it to safetensors first."
+        )
     try:
         state = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise TeacherError(f"{path.name} is not a readable safetensors file ({reason_of(error)}).") from error
-    state = from_v2_keys({re.sub(r"^(model|module|encoder)\.", "", key): value for key, value in state.items()})
+    state = from_v2_keys(
+        {re.sub(r"^(model|module|encoder)\.", "", key): value for key, value in state.items()}
+    )
     model = VideoMAEModel(v2_config(state, config or {}, path.name))
     if "encoder.layer.0.attention.attention.q_bias" in model.state_dict():  # transformers before version 5
-        state = {key.replace("query.bias", "q_bias").replace("value.bias", "v_bias"): value for key, value in state.items()}
+        state = {
+            key.replace("query.bias", "q_bias").replace("value.bias", "v_bias"): value
+            for key, value in state.items()
+        }
     fill(model, state, path.name)
     return model
 
 
 def v2_config(state: Mapping[str, Tensor], config: Mapping[str, Any], name: str) -> Any:
-    """transformers' VideoMAEConfig of a VideoMAE v2 encoder. Raises TeacherError where the file `name` holds none."""
+    """transformers' VideoMAEConfig of a VideoMAE v2 encoder.
+
+    Raises TeacherError where the file `name` holds none.
+    """
     from transformers import VideoMAEConfig
 
     needed = ("embeddings.patch_embeddings.projection.weight", "encoder.layer.0.intermediate.dense.weight")
@@ -165,7 +202,8 @@ def v2_config(state: Mapping[str, Tensor], config: Mapping[str, Any], name: str)
     width = patch.shape[0]
     return VideoMAEConfig(
         hidden_size=width,
-        num_hidden_layers=1 + max(int(key.split(".")[2]) for key in state if key.startswith("encoder.layer.")),
+        num_hidden_layers=1
+        + max(int(key.split(".")[2]) for key in state if key.startswith("encoder.layer.")),
         num_attention_heads=config.get("num_heads") or width // (88 if width == 1408 else 64),
         intermediate_size=state[needed[1]].shape[0],
         image_size=config.get("img_size") or 224,
@@ -178,7 +216,10 @@ def v2_config(state: Mapping[str, Tensor], config: Mapping[str, Any], name: str)
 
 
 def from_v2_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """VideoMAE v2's state dict under transformers' names, without what `V2_BESIDE` names. Unknown keys keep their names."""
+    """VideoMAE v2's state dict under transformers' names, without what `V2_BESIDE` names.
+
+    Unknown keys keep their names.
+    """
     found: dict[str, Tensor] = {}
     for key, value in state.items():
         joint = re.fullmatch(r"blocks\.(\d+)\.attn\.qkv\.weight", key)

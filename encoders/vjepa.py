@@ -37,45 +37,59 @@ class VJEPATeacher(Teacher):
 
     @torch.no_grad()
     def predicted(self, video: Tensor, context: int) -> Tensor:
-        """What the predictor expects after the first `context` feature frames: `B C F - context H' W'` float32.
+        """What the predictor expects after the first `context` feature frames: `B C F - context H' W'`
+        float32.
 
-        The context frames are encoded alone: the model's own `context_mask` masks after encoding the whole clip, so the future
-        would leak into the context. Raises TeacherError where nothing is left on one side.
+        The context frames are encoded alone: the model's own `context_mask` masks after encoding the whole
+        clip, so the future would leak into the context. Raises TeacherError where nothing is left on one
+        side.
         """
         clip = self.resized(video)
         tubelet, patch, _ = self.patch
         frames, side = clip.shape[2] // tubelet, clip.shape[3] // patch
         if not 0 < context < frames:
             raise TeacherError(
-                f"the context is {context} feature frames of {frames}; at least one must be seen and one predicted."
+                f"the context is {context} feature frames of {frames}; at least one must be seen and one "
+                f"predicted."
             )
         seen = self.encode(imagenet(clip[:, :, : context * tubelet]))
         ids = torch.arange(frames * side * side, device=clip.device).expand(clip.shape[0], -1)
         border = context * side * side
-        guess = self.model.predictor(seen, context_mask=[ids[:, :border]], target_mask=[ids[:, border:]]).last_hidden_state
+        guess = self.model.predictor(
+            seen, context_mask=[ids[:, :border]], target_mask=[ids[:, border:]]
+        ).last_hidden_state
         return guess.transpose(1, 2).unflatten(2, (frames - context, side, side)).float()
 
-    def expected_changes(self, video: Tensor, step: int, window: int = 16, context: float = 0.5) -> tuple[Tensor, int]:
-        """How the model expects its features to change from each step of `step` frames to the next: (`B C D H' W'`, first).
+    def expected_changes(
+        self, video: Tensor, step: int, window: int = 16, context: float = 0.5
+    ) -> tuple[Tensor, int]:
+        """How the model expects its features to change from each step of `step` frames to the next: (`B C D
+        H' W'`, first).
 
-        A window of `window` frames slides over the clip: its first part (the share `context`) is seen, the rest is forecast and
-        averaged over steps, and the forecast's consecutive steps are subtracted. No change mixes two forecasts, and none is
-        forecast twice. Change d is the one from step `first + d` to the next; the steps before `first` are only ever seen.
-        Raises TeacherError where a window forecasts fewer than two steps, or the clip is shorter than one window.
+        A window of `window` frames slides over the clip: its first part (the share `context`) is seen, the
+        rest is forecast and averaged over steps, and the forecast's consecutive steps are subtracted. No
+        change mixes two forecasts, and none is forecast twice. Change d is the one from step `first + d` to
+        the next; the steps before `first` are only ever seen.
+        Raises TeacherError where a window forecasts fewer than two steps, or the clip is shorter than one
+        window.
         """
         tubelet = self.patch[0]
         if step % tubelet:
-            raise TeacherError(f"steps of {step} frames are no multiple of the world model's tubelets of {tubelet}.")
+            raise TeacherError(
+                f"steps of {step} frames are no multiple of the world model's tubelets of {tubelet}."
+            )
         seen = max(1, round(window / step * context))
         steps, ahead = video.shape[2] // step, window // step - seen
         if ahead < 2:
             raise TeacherError(
-                f"a window of {window} frames forecasts {max(ahead, 0)} steps of {step} frames after {seen} seen ones; a change "
+                f"a window of {window} frames forecasts {max(ahead, 0)} steps of {step} frames after "
+                f"{seen} seen ones; a change "
                 f"needs two, as a window of {(seen + 2) * step} would give."
             )
         if steps < seen + ahead:
             raise TeacherError(
-                f"a clip of {video.shape[2]} frames is shorter than one window of {(seen + ahead) * step}; use longer clips."
+                f"a clip of {video.shape[2]} frames is shorter than one window of "
+                f"{(seen + ahead) * step}; use longer clips."
             )
         last = steps - seen - ahead
         changes, reached = [], 0

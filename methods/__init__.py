@@ -1,1 +1,4 @@
-"""The papers in plain torch: modules, losses, corrections. No ComfyUI, no training loops, no argument parsing."""
+"""The papers in plain torch: modules, losses, corrections.
+
+No ComfyUI, no training loops, no argument parsing.
+"""

@@ -1,4 +1,6 @@
-"""MoAlign (motion-centric representation alignment): the motion subspace of stage 1 and the projector of stage 2."""
+"""MoAlign (motion-centric representation alignment): the motion subspace of stage 1 and the projector of
+stage 2.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,12 @@ class MotionCompressor(nn.Module):
 
 
 class FlowDecoder(nn.Module):
-    """F of eq 4: the motion subspace -> optical flow between consecutive feature frames, `B 64 F H W` -> `B 2 F-1 h w`.
+    """F of eq 4: the motion subspace -> optical flow between consecutive feature frames, `B 64 F H W` -> `B 2
+    F-1 h w`.
 
-    A convolution (2, 3, 3) that takes F to F - 1, two transposed convolutions that double the sides twice, one convolution to
-    two channels, and a trilinear resize (appendix A.3). The width of the first convolution's output is not stated; it is the
-    subspace's own here.
+    A convolution (2, 3, 3) that takes F to F - 1, two transposed convolutions that double the sides twice,
+    one convolution to two channels, and a trilinear resize (appendix A.3). The width of the first
+    convolution's output is not stated; it is the subspace's own here.
     """
 
     def __init__(self, motion: int = 64, size: tuple[int, int] = FLOW_SIZE) -> None:
@@ -55,7 +58,9 @@ class FlowDecoder(nn.Module):
 class MotionHead(nn.Module):
     """Stage 1 whole: compressor and flow decoder. Stage 2 uses the compressor alone."""
 
-    def __init__(self, channels: int = 768, hidden: int = 256, motion: int = 64, size: tuple[int, int] = FLOW_SIZE) -> None:
+    def __init__(
+        self, channels: int = 768, hidden: int = 256, motion: int = 64, size: tuple[int, int] = FLOW_SIZE
+    ) -> None:
         super().__init__()
         self.compressor = MotionCompressor(channels, hidden, motion)
         self.decoder = FlowDecoder(motion, size)
@@ -68,15 +73,18 @@ class MotionHead(nn.Module):
 def flow_loss(predicted: Tensor, flow: Tensor) -> Tensor:
     """Eq 4: mean absolute difference of two flows `B 2 F h w`. Raises ValueError where the shapes differ."""
     if predicted.shape != flow.shape:
-        raise ValueError(f"predicted flow {tuple(predicted.shape)} and RAFT's {tuple(flow.shape)} must have the same shape.")
+        raise ValueError(
+            f"predicted flow {tuple(predicted.shape)} and RAFT's {tuple(flow.shape)} must have the same "
+            f"shape."
+        )
     return (predicted.float() - flow.float()).abs().mean()
 
 
 class MotionProjector(nn.Module):
     """P of section 3.2: a generator's tokens -> the motion subspace's grid (appendix A.4).
 
-    Temporal convolution (3, 1, 1) to 256, SiLU, pointwise to 64, SiLU, linear in time, one convolution in space of kernel and
-    stride 3 (`relational.SpaceToPatches`).
+    Temporal convolution (3, 1, 1) to 256, SiLU, pointwise to 64, SiLU, linear in time, one convolution in
+    space of kernel and stride 3 (`relational.SpaceToPatches`).
     """
 
     def __init__(self, channels: int, motion: int = 64, hidden: int = 256, stride: int = 3) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 class SamplingStep:
     """One evaluation of the denoiser, as seen by a correction.
 
-    A correction is any object with `correct(x0, step) -> x0`: the ComfyUI post-CFG hook and the training-side sampler
-    call the very same object.
+    A correction is any object with `correct(x0, step) -> x0`: the ComfyUI post-CFG hook and the training-side
+    sampler call the very same object.
     """
 
     noisy: Tensor
@@ -23,8 +23,8 @@ class SamplingStep:
     sigma: Tensor
     """The sampler's noise level per sample, `B`."""
     gain: Tensor
-    """g of x0 = a z_t - g out (LaMo, eq 9), `B`: sigma/sqrt(alpha_bar) for eps, sqrt(1-alpha_bar) for v, sigma for
-    flow."""
+    """g of x0 = a z_t - g out (LaMo, eq 9), `B`: sigma/sqrt(alpha_bar) for eps, sqrt(1-alpha_bar) for v,
+    sigma for flow."""
     index: int
     """The sampler's step, 0 at the noisy end."""
     count: int
@@ -35,7 +35,8 @@ class SamplingStep:
     """Noise level of z_t = a x0 + b noise as b / (a + b), `B`, in [0, 1]: sigma of a flow, and for any other
     parameterisation the sigma of the flow with the same signal-to-noise ratio. None where it is unknown."""
     percent_to_sigma: Callable[[float], float] | None = None
-    """The model's own schedule: share of it that is over, from the noisy end -> sigma. None where it is unknown."""
+    """The model's own schedule: share of it that is over, from the noisy end -> sigma. None where it is
+    unknown."""
 
 
 class Correction(Protocol):
@@ -63,6 +64,6 @@ def gain_of(prediction: str, sigma: Tensor, alpha_bar: Tensor | None = None) -> 
 
 
 def flow_level(signal: Tensor, noise: Tensor) -> Tensor:
-    """Noise level b / (a + b) of z_t = a x0 + b noise, in [0, 1]: the sigma of the flow (a = 1 - sigma, b = sigma) whose
-    signal-to-noise ratio is the same, because (1 - sigma) / sigma = a / b."""
+    """Noise level b / (a + b) of z_t = a x0 + b noise, in [0, 1]: the sigma of the flow (a = 1 - sigma, b =
+    sigma) whose signal-to-noise ratio is the same, because (1 - sigma) / sigma = a / b."""
     return noise / (signal + noise)

@@ -1,4 +1,6 @@
-"""The one file format an artist handles: safetensors whose metadata says what the file is and what it fits."""
+"""The one file format an artist handles: safetensors whose metadata says what the file is and what it
+fits.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,17 @@ FORMAT_VERSION = 1
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+    torch.bool: "BOOL",
 }  # fmt: skip
 """safetensors' names of the number formats."""
 
 
 class WeightsError(ValueError):
-    """A weights file is missing, damaged, of another kind, or does not fit. The message is one sentence for the user."""
+    """A weights file is missing, damaged, of another kind, or does not fit.
+
+    The message is one sentence for the user.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +52,20 @@ class WeightsInfo:
 
     def __post_init__(self) -> None:
         """Raises ValueError where a field is not of its type: metadata comes from outside."""
-        for name, kind in {"kind": str, "latent_space": str, "config": dict, "recipe": dict, "version": int}.items():
+        for name, kind in {
+            "kind": str,
+            "latent_space": str,
+            "config": dict,
+            "recipe": dict,
+            "version": int,
+        }.items():
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name} is {getattr(self, name)!r:.80}, no {kind.__name__}")
 
 
 def save_weights(path: str | os.PathLike[str], state: Mapping[str, Tensor], info: WeightsInfo) -> None:
-    """Writes `state` and `info` to a temporary name beside `path`, then renames: `path` is never half-written.
+    """Writes `state` and `info` to a temporary name beside `path`, then renames: `path` is never
+    half-written.
 
     Raises OSError (disk full, no permission) and leaves an existing file at `path` as it was.
     """
@@ -65,13 +78,18 @@ def write_tensors(
     info: WeightsInfo,
     whole: Callable[[Tensor], Tensor] = Tensor.cpu,
 ) -> None:
-    """`save_weights`, with one tensor at a time on the CPU: `whole(tensor)` brings it there when its turn has come.
+    """`save_weights`, with one tensor at a time on the CPU: `whole(tensor)` brings it there when its turn has
+    come.
 
-    `tensors` may lie on a GPU, or in shards that `whole` gathers. Raises OSError; an older file at `path` is intact then.
+    `tensors` may lie on a GPU, or in shards that `whole` gathers. Raises OSError; an older file at `path` is
+    intact then.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", METADATA_KEY: json.dumps(asdict(info), sort_keys=True)}}
+    header: dict[str, Any] = {
+        "__metadata__": {"format": "pt", METADATA_KEY: json.dumps(asdict(info), sort_keys=True)}
+    }
     end = 0
-    # The largest elements first, as safetensors wants it: every tensor then begins at a multiple of its element's size.
+    # The largest elements first, as safetensors wants it: every tensor then begins at a multiple of its
+    # element's size.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     for name in names:
         start, end = end, end + tensors[name].numel() * tensors[name].element_size()
@@ -121,7 +139,8 @@ def _umask() -> int:
 def read_info(path: str | os.PathLike[str]) -> WeightsInfo:
     """Reads the metadata alone (no tensor is loaded).
 
-    Raises WeightsError where the file is missing, is no safetensors file (a pickle is never opened) or not written by this pack.
+    Raises WeightsError where the file is missing, is no safetensors file (a pickle is never opened) or not
+    written by this pack.
     """
     path = Path(path)
     if not path.is_file():
@@ -131,21 +150,33 @@ def read_info(path: str | os.PathLike[str]) -> WeightsInfo:
             metadata = file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
         raise WeightsError(
-            f"{path.name} is not a readable safetensors file ({error}); download or export it again as .safetensors."
+            f"{path.name} is not a readable safetensors file ({error}); download or export it again as "
+            f".safetensors."
         ) from error
     if METADATA_KEY not in metadata:
-        raise WeightsError(f"{path.name} carries no latent_physics metadata; it was not written by this pack's training scripts.")
+        raise WeightsError(
+            f"{path.name} carries no latent_physics metadata; it was not written by this pack's training "
+            f"scripts."
+        )
     try:
         info = WeightsInfo(**json.loads(metadata[METADATA_KEY]))
     except (TypeError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path.name} has latent_physics metadata that cannot be read ({error}).") from error
+        raise WeightsError(
+            f"{path.name} has latent_physics metadata that cannot be read ({error})."
+        ) from error
     if info.version > FORMAT_VERSION:
-        raise WeightsError(f"{path.name} has format version {info.version}; this pack reads up to {FORMAT_VERSION}: update it.")
+        raise WeightsError(
+            f"{path.name} has format version {info.version}; this pack reads up to {FORMAT_VERSION}: "
+            f"update it."
+        )
     return info
 
 
 def load_weights(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], WeightsInfo]:
-    """Tensors (on the CPU) and metadata of a file of `kind`. Raises WeightsError as `read_info` does, and for another kind."""
+    """Tensors (on the CPU) and metadata of a file of `kind`.
+
+    Raises WeightsError as `read_info` does, and for another kind.
+    """
     info = read_info(path)
     if info.kind != kind:
         raise WeightsError(f"{Path(path).name} holds a {info.kind}, not a {kind}.")

@@ -1,7 +1,7 @@
 """Eight small physical worlds, one per PILA category, and the tiny models trained on them.
 
-Each world is a law with fixed constants, a renderer (64 x 64, 33 frames) and prompts; `score` reads from pixels
-alone how well a clip keeps the law.
+Each world is a law with fixed constants, a renderer (64 x 64, 33 frames) and prompts; `score` reads from
+pixels alone how well a clip keeps the law.
 """
 
 from .data import mixture, sample

@@ -1,4 +1,5 @@
-"""Drawing and measuring on a 64 x 64 canvas: a palette, soft-edged shapes, and their inverse (how much of which colour is where).
+"""Drawing and measuring on a 64 x 64 canvas: a palette, soft-edged shapes, and their inverse (how much of
+which colour is where).
 
 Coordinates are pixels, y downward, pixel centres at integers. Images are float32 in [0,1].
 """
@@ -22,7 +23,8 @@ ROWS, COLUMNS = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32)
 _NOISE_FLOOR = 0.06
 """Colour differences (0..1 per channel, Euclidean) below this are taken for reconstruction noise."""
 _MIN_COSINE = 0.88
-"""How well a pixel's difference from the background must point at a palette colour to count as that colour."""
+"""How well a pixel's difference from the background must point at a palette colour to count as that
+colour."""
 
 
 def fill(colour: tuple[float, float, float]) -> np.ndarray:
@@ -31,7 +33,10 @@ def fill(colour: tuple[float, float, float]) -> np.ndarray:
 
 
 def band(
-    picture: np.ndarray, colour: tuple[float, float, float], rows: slice = slice(None), columns: slice = slice(None)
+    picture: np.ndarray,
+    colour: tuple[float, float, float],
+    rows: slice = slice(None),
+    columns: slice = slice(None),
 ) -> None:
     """Paints a rectangle of a background in place."""
     picture[:, rows, columns] = np.asarray(colour, np.float32)[:, None, None]
@@ -62,18 +67,23 @@ def blend(picture: np.ndarray, alpha: np.ndarray, colour: str) -> np.ndarray:
 def unmix(clip: np.ndarray, background: np.ndarray) -> np.ndarray:
     """Opacity of every palette colour over a known background: clip (T,3,H,W) -> (T, colours, H, W).
 
-    Each pixel belongs to the palette colour its difference from the background points at (largest cosine), with the least-squares
-    opacity, clipped to [0, 1]; pixels that differ too little, or towards no palette colour, count as background.
+    Each pixel belongs to the palette colour its difference from the background points at (largest cosine),
+    with the least-squares opacity, clipped to [0, 1]; pixels that differ too little, or towards no palette
+    colour, count as background.
     """
     difference = clip - background
-    directions = np.stack([np.asarray(PALETTE[name], np.float32)[:, None, None] - background for name in COLOURS])
+    directions = np.stack(
+        [np.asarray(PALETTE[name], np.float32)[:, None, None] - background for name in COLOURS]
+    )
     squared = (directions**2).sum(1)
     projection = np.einsum("tchw,kchw->tkhw", difference, directions)
     length = np.sqrt((difference**2).sum(1, keepdims=True))
     cosine = projection / (length * np.sqrt(squared) + 1e-6)
     best = cosine.max(1, keepdims=True)
     opacity = np.clip(projection / squared, 0, 1)
-    return np.where((cosine == best) & (best > _MIN_COSINE) & (length > _NOISE_FLOOR), opacity, 0).astype(np.float32)
+    return np.where((cosine == best) & (best > _MIN_COSINE) & (length > _NOISE_FLOOR), opacity, 0).astype(
+        np.float32
+    )
 
 
 def moments(alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -94,5 +104,7 @@ def resample(field: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         for dx, wx in ((0, 1 - fx), (1, fx)):
             row, column = top + dy, left + dx
             inside = (row >= 0) & (row < SIZE) & (column >= 0) & (column < SIZE)
-            out += np.where(inside, field[..., np.clip(row, 0, SIZE - 1), np.clip(column, 0, SIZE - 1)] * wx * wy, 0)
+            out += np.where(
+                inside, field[..., np.clip(row, 0, SIZE - 1), np.clip(column, 0, SIZE - 1)] * wx * wy, 0
+            )
     return out

@@ -1,7 +1,8 @@
-"""Dynamics that look right and move wrong: a world's own frames at the wrong times, or under the wrong constants.
+"""Dynamics that look right and move wrong: a world's own frames at the wrong times, or under the wrong
+constants.
 
-Web video teaches a generator appearance from every clip and physics from few. The toy base model is trained on a mixture with
-these.
+Web video teaches a generator appearance from every clip and physics from few. The toy base model is trained
+on a mixture with these.
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ def wrong_constants(
 
 
 def corrupted(world: World, scene: Scene, rng: np.random.Generator, part: slice = slice(None)) -> np.ndarray:
-    """The scene rendered under a random corruption of its dynamics: frames (T,3,H,W), or those of `part` alone."""
+    """The scene rendered under a random corruption of its dynamics: frames (T,3,H,W), or those of `part`
+    alone.
+    """
     kind = rng.integers(len(TIMES) + 1)
     if kind == len(TIMES):
         return world.render(scene, np.arange(FRAMES)[part], **wrong_constants(world, rng))
@@ -95,7 +98,9 @@ def scaled(world: World, scene: Scene, factor: float) -> np.ndarray:
 
 
 def teleporting(world: World, scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """From one moment on everything that is not background stands elsewhere, 14 to 25 px to a side (round the edge)."""
+    """From one moment on everything that is not background stands elsewhere, 14 to 25 px to a side (round the
+    edge).
+    """
     frames = world.render(scene)
     things = frames - world.background
     moment, away = rng.integers(8, 25), int(rng.choice((-1, 1)) * rng.integers(14, 26))
@@ -123,4 +128,5 @@ VIOLATIONS: dict[str, Callable[[World, Scene, np.random.Generator], np.ndarray]]
     "shuffled": lambda world, scene, rng: world.render(scene, shuffled(rng)),
     "frozen": lambda world, scene, rng: world.render(scene, frozen(rng)),
 }
-"""Ways to break a scene's dynamics, each (world, scene, generator) -> frames (T,3,H,W): what critics are tested on."""
+"""Ways to break a scene's dynamics, each (world, scene, generator) -> frames (T,3,H,W): what critics are
+tested on."""

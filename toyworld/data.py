@@ -19,15 +19,16 @@ def world_named(name: str) -> World:
 
 
 def draw_clip(world: World, rng: np.random.Generator, wrong: float = 0.0) -> tuple[np.ndarray, str]:
-    """One clip (T,3,H,W) in [0,1] and its prompt; with probability `wrong` its dynamics are corrupted (the prompt is not
-    told)."""
+    """One clip (T,3,H,W) in [0,1] and its prompt; with probability `wrong` its dynamics are corrupted (the
+    prompt is not told)."""
     scene = world.draw(rng)
     frames = corrupted(world, scene, rng) if rng.random() < wrong else world.render(scene)
     return frames, describe(world, scene, rng)
 
 
 def sample(world: str, count: int, seed: int) -> tuple[Tensor, list[str]]:
-    """`count` real clips of one world: (B,3,T,H,W) float32 in [0,1], and their prompts. The same seed gives the same clips.
+    """`count` real clips of one world: (B,3,T,H,W) float32 in [0,1], and their prompts. The same seed gives
+    the same clips.
 
     Raises ValueError for an unknown world.
     """
@@ -38,8 +39,8 @@ def sample(world: str, count: int, seed: int) -> tuple[Tensor, list[str]]:
 
 
 def mixture(count: int, seed: int, wrong: float) -> tuple[Tensor, list[str], list[str]]:
-    """`count` clips over all worlds in turn, a share `wrong` of them with corrupted dynamics: clips (B,3,T,H,W), prompts,
-    world names."""
+    """`count` clips over all worlds in turn, a share `wrong` of them with corrupted dynamics: clips
+    (B,3,T,H,W), prompts, world names."""
     rng = np.random.default_rng(seed)
     names = [list(WORLDS)[index % len(WORLDS)] for index in range(count)]
     drawn = [draw_clip(WORLDS[name], rng, wrong) for name in names]

@@ -1,6 +1,8 @@
-"""What the world itself knows of a clip: where its things are, how they move, and which place the background is.
+"""What the world itself knows of a clip: where its things are, how they move, and which place the background
+is.
 
-A perfect teacher for the toy world: an objective that gains nothing from it is at fault itself, and not its teacher.
+A perfect teacher for the toy world: an objective that gains nothing from it is at fault itself, and not its
+teacher.
 """
 
 from __future__ import annotations
@@ -30,9 +32,11 @@ def world_of(clip: Tensor) -> World:
 
 
 def things(clip: Tensor) -> tuple[Tensor, Tensor]:
-    """(opacity `T K H W` of every palette colour, velocity `T K 2` of its centroid in pixels per frame, x and y).
+    """(opacity `T K H W` of every palette colour, velocity `T K 2` of its centroid in pixels per frame, x and
+    y).
 
-    clip: `3 T H W` in [0, 1]. Velocities are central differences; nan where a colour is absent in one of the two frames.
+    clip: `3 T H W` in [0, 1]. Velocities are central differences; nan where a colour is absent in one of the
+    two frames.
     """
     opacity, place = places(clip)
     return torch.from_numpy(opacity), torch.from_numpy(np.gradient(place, axis=0)).float()
@@ -60,8 +64,8 @@ def thing_flow(clip: Tensor, step: int, size: tuple[int, int]) -> Tensor:
 
 
 def oracle_features(clip: Tensor, patch: tuple[int, int, int]) -> Tensor:
-    """A feature per tubelet, `C F H W` (C = `CHANNELS`): each colour's opacity, its opacity times its velocity, and what is left
-    of the background times the code of that place.
+    """A feature per tubelet, `C F H W` (C = `CHANNELS`): each colour's opacity, its opacity times its
+    velocity, and what is left of the background times the code of that place.
 
     clip: `3 T H W` in [0, 1]; patch: the tubelet in frames and pixels. Codes are fixed random unit vectors.
     """

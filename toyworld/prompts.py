@@ -59,10 +59,14 @@ def understand(prompt: str) -> Request:
     """Reads world, colours (in order of mention) and direction out of free text."""
     text = prompt.lower()
     words = re.findall(r"[a-z]+", text)
-    world = next((name for name, clues in CLUES.items() if any(word.startswith(clues) for word in words)), None)
+    world = next(
+        (name for name, clues in CLUES.items() if any(word.startswith(clues) for word in words)), None
+    )
     colours = tuple(dict.fromkeys(word for word in words if word in COLOURS))
     directions = ("counterclockwise", "clockwise", "left", "right", "up", "above", "below", "middle")
-    return Request(world=world, colours=colours, direction=next((word for word in words if word in directions), None))
+    return Request(
+        world=world, colours=colours, direction=next((word for word in words if word in directions), None)
+    )
 
 
 def vocabulary() -> tuple[str, ...]:

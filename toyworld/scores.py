@@ -1,5 +1,5 @@
-"""What a clip gets: law score (does it keep the law), adherence (is what the prompt asked for there), dynamic degree (how much
-moves).
+"""What a clip gets: law score (does it keep the law), adherence (is what the prompt asked for there), dynamic
+degree (how much moves).
 
 All three read pixels alone. Calibration constants come from
 `benchmarks/toyworld/scores.py`, which also prints the validation table.
@@ -56,10 +56,11 @@ class Scores:
 
 
 def score(clips: Tensor, worlds: str | Sequence[str]) -> Tensor:
-    """Law score per clip, `B` float32 in [0,1]: 1 for real clips, 0 for the same clips with their frames shuffled.
+    """Law score per clip, `B` float32 in [0,1]: 1 for real clips, 0 for the same clips with their frames
+    shuffled.
 
-    clips (B,3,T,64,64) in [0,1]; worlds: one name for all clips, or one per clip. Raises ValueError for another shape or world,
-    and for NaN.
+    clips (B,3,T,64,64) in [0,1]; worlds: one name for all clips, or one per clip. Raises ValueError for
+    another shape or world, and for NaN.
     """
     found = []
     for frames, world in _pairs(clips, worlds):
@@ -70,10 +71,11 @@ def score(clips: Tensor, worlds: str | Sequence[str]) -> Tensor:
 
 
 def dynamic_degree(clips: Tensor, worlds: str | Sequence[str]) -> Tensor:
-    """How much the moving things change over four frames, over that of real clips, `B` float32. Raises as `score` does.
+    """How much the moving things change over four frames, over that of real clips, `B` float32. Raises as
+    `score` does.
 
-    Things, not pixels: the faint unrest of a decoded background is not motion. Four frames are one latent frame of the toy VAE,
-    whose flicker inside a latent frame is not motion either.
+    Things, not pixels: the faint unrest of a decoded background is not motion. Four frames are one latent
+    frame of the toy VAE, whose flicker inside a latent frame is not motion either.
     """
     found = [motion(world.unmix(frames)) / REAL_MOTION[world.name] for frames, world in _pairs(clips, worlds)]
     return torch.tensor(np.array(found), dtype=torch.float32)
@@ -85,10 +87,11 @@ def motion(alphas: np.ndarray) -> float:
 
 
 def adherence(clips: Tensor, prompts: Sequence[str]) -> Tensor:
-    """How much of what each prompt asks for is there, `B` float32 in [0,1]: the world's scenery x the things of the right
-    colours and size.
+    """How much of what each prompt asks for is there, `B` float32 in [0,1]: the world's scenery x the things
+    of the right colours and size.
 
-    A prompt that names no toy world counts as adhered to by nothing (0). Raises ValueError where shapes or lengths do not fit.
+    A prompt that names no toy world counts as adhered to by nothing (0). Raises ValueError where shapes or
+    lengths do not fit.
     """
     if len(prompts) != len(clips):
         raise ValueError(f"{len(prompts)} prompts were given for {len(clips)} clips; give one each.")
@@ -100,24 +103,40 @@ def adherence(clips: Tensor, prompts: Sequence[str]) -> Tensor:
             continue
         ((frames, world),) = _pairs(clip[None], request.world)
         alphas = world.unmix(frames)
-        found.append(_scenery(frames, world) * _things(alphas, world, request.colours) * _heading(alphas, request))
+        found.append(
+            _scenery(frames, world) * _things(alphas, world, request.colours) * _heading(alphas, request)
+        )
     return torch.tensor(found, dtype=torch.float32)
 
 
 def evaluate(clips: Tensor, worlds: str | Sequence[str], prompts: Sequence[str]) -> Scores:
     """All three scores of a batch."""
-    return Scores(law=score(clips, worlds), adherence=adherence(clips, prompts), dynamic_degree=dynamic_degree(clips, worlds))
+    return Scores(
+        law=score(clips, worlds),
+        adherence=adherence(clips, prompts),
+        dynamic_degree=dynamic_degree(clips, worlds),
+    )
 
 
 def _pairs(clips: Tensor, worlds: str | Sequence[str]) -> list[tuple[np.ndarray, World]]:
     """(frames (T,3,H,W), world) per clip; checks shapes."""
-    if clips.ndim != 5 or clips.shape[1] != 3 or tuple(clips.shape[3:]) != (SIZE, SIZE) or clips.shape[2] < 12:
-        raise ValueError(f"clips are {tuple(clips.shape)}; toy clips are (B, 3, T, {SIZE}, {SIZE}) with T of 12 or more frames.")
+    if (
+        clips.ndim != 5
+        or clips.shape[1] != 3
+        or tuple(clips.shape[3:]) != (SIZE, SIZE)
+        or clips.shape[2] < 12
+    ):
+        raise ValueError(
+            f"clips are {tuple(clips.shape)}; toy clips are (B, 3, T, {SIZE}, {SIZE}) with T of 12 or "
+            f"more frames."
+        )
     names = [worlds] * len(clips) if isinstance(worlds, str) else list(worlds)
     if len(names) != len(clips):
         raise ValueError(f"{len(names)} worlds were named for {len(clips)} clips; name one, or one each.")
     if not torch.isfinite(clips).all():
-        raise ValueError("the clips hold NaN or infinite values, so they have no score: look at what made them.")
+        raise ValueError(
+            "the clips hold NaN or infinite values, so they have no score: look at what made them."
+        )
     frames = clips.detach().float().cpu().movedim(2, 1).numpy()
     return [(clip, world_named(name)) for clip, name in zip(frames, names)]
 
@@ -130,11 +149,15 @@ def _scenery(frames: np.ndarray, world: World) -> float:
 
 
 def _things(alphas: np.ndarray, world: World, colours: Sequence[str]) -> float:
-    """Share of frames in which each asked thing has a plausible mass, halved for every colour that is there unasked."""
+    """Share of frames in which each asked thing has a plausible mass, halved for every colour that is there
+    unasked.
+    """
     low, high = world.mass_range
     mass = alphas.sum((-2, -1))
     asked = [COLOURS.index(colour) for colour in colours]
-    unasked = [index for index in range(len(COLOURS)) if index not in asked and mass[:, index].mean() > 0.35 * low]
+    unasked = [
+        index for index in range(len(COLOURS)) if index not in asked and mass[:, index].mean() > 0.35 * low
+    ]
     if not asked:
         return 0.0 if not unasked else 1.0
     # a fading or leaving thing may lose mass: half the smallest and 1.5 times the largest are still plausible
@@ -143,9 +166,11 @@ def _things(alphas: np.ndarray, world: World, colours: Sequence[str]) -> float:
 
 
 def _heading(alphas: np.ndarray, request: Request) -> float:
-    """0.5 where the things plainly move (thrown balls, drifting gas) or start (other worlds) on the wrong side, else 1.
+    """0.5 where the things plainly move (thrown balls, drifting gas) or start (other worlds) on the wrong
+    side, else 1.
 
-    Only left, right and up are judged. No score judges the sense of a turn or where a spring starts: the law holds for both.
+    Only left, right and up are judged. No score judges the sense of a turn or where a spring starts: the law
+    holds for both.
     """
     if request.direction not in ("left", "right", "up"):
         return 1.0
@@ -158,5 +183,7 @@ def _heading(alphas: np.ndarray, request: Request) -> float:
         dx, dy = x[last].mean() - x[first].mean(), y[last].mean() - y[first].mean()
         along = {"left": -dx, "right": dx, "up": -dy}[request.direction]
     else:
-        along = {"left": SIZE / 2 - x[first].mean(), "right": x[first].mean() - SIZE / 2, "up": 0.0}[request.direction]
+        along = {"left": SIZE / 2 - x[first].mean(), "right": x[first].mean() - SIZE / 2, "up": 0.0}[
+            request.direction
+        ]
     return 1.0 if along > -2 else 0.5

@@ -17,8 +17,8 @@ PAD, UNKNOWN = 0, 1
 
 
 class ToyTextEncoder(nn.Module):
-    """One attention layer over word embeddings, widened to `width`. Prompts are cut or padded to `length` words; padding is
-    all zeros."""
+    """One attention layer over word embeddings, widened to `width`. Prompts are cut or padded to `length`
+    words; padding is all zeros."""
 
     def __init__(
         self,
@@ -36,7 +36,9 @@ class ToyTextEncoder(nn.Module):
         self.width, self.hidden, self.length = width, hidden, length
         self.embedding = nn.Embedding(len(self.words) + 2, hidden, dtype=dtype)
         self.position = nn.Parameter(torch.randn(length, hidden, dtype=dtype) * 0.02)
-        self.mix = nn.TransformerEncoderLayer(hidden, 4, 2 * hidden, dropout=0.0, batch_first=True, norm_first=True, dtype=dtype)
+        self.mix = nn.TransformerEncoderLayer(
+            hidden, 4, 2 * hidden, dropout=0.0, batch_first=True, norm_first=True, dtype=dtype
+        )
         self.norm = nn.LayerNorm(hidden, dtype=dtype)
         self.widen = nn.Linear(hidden, width, dtype=dtype)
 
@@ -44,7 +46,9 @@ class ToyTextEncoder(nn.Module):
         """Word numbers, `B length`; 0 pads, 1 stands for a word outside the vocabulary."""
         ids = torch.full((len(prompts), self.length), PAD)
         for row, prompt in enumerate(prompts):
-            numbers = [self.index.get(word, UNKNOWN) for word in re.findall(r"[a-z]+", prompt.lower())][: self.length]
+            numbers = [self.index.get(word, UNKNOWN) for word in re.findall(r"[a-z]+", prompt.lower())][
+                : self.length
+            ]
             ids[row, : len(numbers)] = torch.tensor(numbers, dtype=torch.long)
         return ids
 
@@ -55,13 +59,16 @@ class ToyTextEncoder(nn.Module):
     def encode(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens `B length width` and mask `B length` (True on words) of word numbers `B length`."""
         mask = ids != PAD
-        # attention needs one key to look at: an empty prompt attends to its padding, whose output is zeroed below
+        # attention needs one key to look at: an empty prompt attends to its padding, whose output is zeroed
+        # below
         hidden_keys = ~mask & mask.any(1, keepdim=True)
         hidden = self.mix(self.embedding(ids) + self.position, src_key_padding_mask=hidden_keys)
         return self.widen(self.norm(hidden)) * mask.unsqueeze(-1), mask
 
     def forward(self, prompts: Sequence[str], length: int | None = None) -> tuple[Tensor, Tensor]:
-        """Tokens `B length width` and mask of prompts; `length` is this encoder's own, whatever is asked for."""
+        """Tokens `B length width` and mask of prompts; `length` is this encoder's own, whatever is asked
+        for.
+        """
         return self.encode(self.tokenise(prompts).to(self.position.device))
 
     def save(self, path: str | os.PathLike[str], recipe: dict, dtype: torch.dtype = torch.float16) -> None:

@@ -1,8 +1,9 @@
 """Asking a language model to rewrite a prompt and to name its physical categories; reading the answers.
 
-Pure text: `ask` is any function from (system, user, temperature, schema) to an answer. A language model's answer is data from
-outside: it is parsed strictly, cut to size, and whatever is broken or hostile leads to the offline rules. The source's own
-templates (PILA, Figures 8 and 9) are not printed in the copies we know; these are ours.
+Pure text: `ask` is any function from (system, user, temperature, schema) to an answer. A language model's
+answer is data from outside: it is parsed strictly, cut to size, and whatever is broken or hostile leads to
+the offline rules. The source's own templates (PILA, Figures 8 and 9) are not printed in the copies we know;
+these are ours.
 """
 
 from __future__ import annotations
@@ -82,7 +83,9 @@ def quoted(text: str) -> str:
 
 def clean(text: str) -> str:
     """One line without control or direction-changing characters."""
-    kept = "".join(" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
+    kept = "".join(
+        " " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c)[0] != "C"
+    )
     return " ".join(kept.split())
 
 
@@ -109,8 +112,8 @@ def find_object(answer: str, key: str) -> dict[str, Any]:
 
 
 def without_thoughts(answer: str) -> str:
-    """An answer without what reasoning models write before it, which may hold drafts. Raises AnswerError where only thoughts
-    are left: the answer was cut off."""
+    """An answer without what reasoning models write before it, which may hold drafts. Raises AnswerError
+    where only thoughts are left: the answer was cut off."""
     rest = THOUGHTS_END.split(answer)[-1]
     thoughts = THOUGHTS_START.search(rest)
     if thoughts:
@@ -132,7 +135,8 @@ def read_description(answer: str) -> str:
 
 
 def read_labels(answer: str) -> dict[str, float]:
-    """Category -> confidence of an answer to LABEL_SYSTEM, strongest first, at most three. Raises AnswerError.
+    """Category -> confidence of an answer to LABEL_SYSTEM, strongest first, at most three. Raises
+    AnswerError.
 
     Names must be spelled exactly, in any case. A missing or odd confidence counts as 1.
     """
@@ -164,10 +168,11 @@ def _confidence(value: object) -> float:
 
 
 def parse_prompt(prompt: str, ask: Ask, source: str, rewrite: bool = True) -> PromptLabels:
-    """Rewrites and labels a prompt with a language model; never raises for what the model answers or for a model out of reach.
+    """Rewrites and labels a prompt with a language model; never raises for what the model answers or for a
+    model out of reach.
 
-    A broken rewrite leaves the prompt as it was; broken labels come from the offline rules. What happened is in `note`.
-    `ask` may raise any Exception; its text goes into the note, so it must not hold secrets.
+    A broken rewrite leaves the prompt as it was; broken labels come from the offline rules. What happened is
+    in `note`. `ask` may raise any Exception; its text goes into the note, so it must not hold secrets.
     """
     prompt = prompt.strip()
     if not prompt:
@@ -175,11 +180,15 @@ def parse_prompt(prompt: str, ask: Ask, source: str, rewrite: bool = True) -> Pr
     description, notes = prompt, []
     if rewrite:
         try:
-            description = read_description(ask(REWRITE_SYSTEM, f"Prompt: {quoted(prompt)}", REWRITE_TEMPERATURE, "description"))
+            description = read_description(
+                ask(REWRITE_SYSTEM, f"Prompt: {quoted(prompt)}", REWRITE_TEMPERATURE, "description")
+            )
         except Exception as error:
             notes.append(f"The prompt was not rewritten: {clean(str(error)) or type(error).__name__}.")
     try:
-        labels = read_labels(ask(LABEL_SYSTEM, f"Description: {quoted(description)}", LABEL_TEMPERATURE, "labels"))
+        labels = read_labels(
+            ask(LABEL_SYSTEM, f"Description: {quoted(description)}", LABEL_TEMPERATURE, "labels")
+        )
     except Exception as error:
         notes.append(f"The labels are from the offline rules: {clean(str(error)) or type(error).__name__}.")
         return PromptLabels(description, rule_labels(prompt), note=" ".join(notes))

@@ -1,8 +1,9 @@
 """Physical categories of a prompt by rules: no network, no model, the same answer every time.
 
-Each rule is a pattern, a category and how strongly the pattern speaks for it. Evidence for a category combines as independent
-hints: 1 - product of (1 - strength). A category counts from 0.55 on and from half of the strongest, three at most. The
-rules know English words. A prompt in which nothing physical stands out gets no label: a wrong label is worse than none.
+Each rule is a pattern, a category and how strongly the pattern speaks for it. Evidence for a category
+combines as independent hints: 1 - product of (1 - strength). A category counts from 0.55 on and from half of
+the strongest, three at most. The rules know English words. A prompt in which nothing physical stands out gets
+no label: a wrong label is worse than none.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ MOST_LABELS = 3
 
 _GAS = r"(?:smoke|steam|fog|mist|dust|fumes?|gas|clouds?|ash|vapou?r|air|light|sunlight|flames?)"
 _BODY = (
-    r"ball|marble|block|brick|coin|wheel|crate|box|boulder|rock|stone|book|hammer|barrel|puck|pins?|dice|dominoe?s?|gyroscope|top|"
-    r"pendulum|satellite|windmill|blades?|fan|frisbee|sled|skateboard|car|truck|bottle|vase|glass|cup|plate|log|apple|can|disc|"
+    r"ball|marble|block|brick|coin|wheel|crate|box|boulder|rock|stone|book|hammer|barrel|puck|pins?|"
+    r"dice|dominoe?s?|gyroscope|top|"
+    r"pendulum|satellite|windmill|blades?|fan|frisbee|sled|skateboard|car|truck|"
+    r"bottle|vase|glass|cup|plate|log|apple|can|disc|"
     r"cube|cylinder|chair|pebble|gear|bat|arrow|dart|cart|wagon|sphere|tire|key|phone|toy"
 )
 
@@ -97,7 +100,11 @@ RULES: tuple[tuple[str, float, str], ...] = (
         r"\b(?:sea|lake|pond|pool|puddle|rain|raindrop|coffee|cocoa|wine|"
         r"juice|oil|paint|mud|cream|soup|foam|hose|sprays?|beach)\b",
     ),
-    (F, 0.30, r"\b(?:drops? of|spreads?|sink|beer|lemonade|whiskey|sauce|surface|basin|bubbles?|ship|boat)\b"),
+    (
+        F,
+        0.30,
+        r"\b(?:drops? of|spreads?|sink|beer|lemonade|whiskey|sauce|surface|basin|bubbles?|ship|boat)\b",
+    ),
     # Compressible Flow
     (
         C,
@@ -168,23 +175,35 @@ RULES: tuple[tuple[str, float, str], ...] = (
         r"\b(?:refract\w*|rainbows?|prism|caustics?|kaleidoscope|"
         r"iridescen\w+|reflect\w*|interference|hologram|magnifying glass)\b",
     ),
-    (O, 0.70, r"\b(?:mirror\w*|lens|laser|shadows?|spectrum|disco ball|lamp|glitter\w*|glint\w*|soap film|glare)\b"),
+    (
+        O,
+        0.70,
+        r"\b(?:mirror\w*|lens|laser|shadows?|spectrum|disco ball|lamp|glitter\w*|glint\w*|soap film|glare)\b",
+    ),
     (
         O,
         0.45,
         r"\b(?:sunlight|light|lights|beam|shimmer\w*|headlights|"
         r"sparkl\w+|bends? as|shines?|bright|colou?rs)\b",
     ),
-    (O, 0.50, r"\b(?:bright light|(?:ring|pulse|ray|beam)s? of (?:\w+ )?light|light (?:waves?|rays?|beams?))\b"),
+    (
+        O,
+        0.50,
+        r"\b(?:bright light|(?:ring|pulse|ray|beam)s? of (?:\w+ )?light|light (?:waves?|rays?|beams?))\b",
+    ),
 )
-_COMPILED = tuple((category, strength, re.compile(pattern, re.IGNORECASE)) for category, strength, pattern in RULES)
+_COMPILED = tuple(
+    (category, strength, re.compile(pattern, re.IGNORECASE)) for category, strength, pattern in RULES
+)
 _BOILING = re.compile(r"\b(?:boil|simmer)\w*", re.IGNORECASE)
 _LIQUID = re.compile(r"\b(?:water|soup|pot|kettle|liquid|pan|milk|tea)\b", re.IGNORECASE)
 _GAS_MOVES = re.compile(
-    rf"\b{_GAS}\b(?: \w+){{0,2}} (?:rolls?|pours?|flows?|drifts?|spreads?|swirls?|turns?|drops?)\b", re.IGNORECASE
+    rf"\b{_GAS}\b(?: \w+){{0,2}} (?:rolls?|pours?|flows?|drifts?|spreads?|swirls?|turns?|drops?)\b",
+    re.IGNORECASE,
 )
 _WAVES_ROLL = re.compile(
-    r"\b(?:waves?|water|river|stream|ocean|sea)\b(?: \w+){0,2} (?:rolls?|turns?|drops?|falls?)\b", re.IGNORECASE
+    r"\b(?:waves?|water|river|stream|ocean|sea)\b(?: \w+){0,2} (?:rolls?|turns?|drops?|falls?)\b",
+    re.IGNORECASE,
 )
 
 
@@ -202,7 +221,9 @@ class PromptLabels:
     """Why another way was not used, in one sentence; empty where nothing went wrong."""
 
 
-_ENGLISH = "a the an and of in on at is are with into from to by as it its over under while through their that then"
+_ENGLISH = (
+    "a the an and of in on at is are with into from to by as it its over under while through their that then"
+)
 _FOREIGN = """der das den dem und ein eine einen einem mit auf ist sich im vom zum zur von wird le la les un une des du et dans
 sur avec qui est el los las una y con por en del al se il lo gli uno di che nel della sul os um uma com em na het een op zijn och
 att det som ett pe si este jest"""
@@ -210,9 +231,11 @@ _SMALL_WORDS = {"English": frozenset(_ENGLISH.split()), "another": frozenset(_FO
 
 
 def is_english(prompt: str) -> bool:
-    """Whether the rules can read a prompt: most of its letters are Latin, and its small words are no other language's.
+    """Whether the rules can read a prompt: most of its letters are Latin, and its small words are no other
+    language's.
 
-    A few words without small ones, such as tags, count as English unless they have letters that English has not.
+    A few words without small ones, such as tags, count as English unless they have letters that English has
+    not.
     """
     letters = [letter for letter in prompt if letter.isalpha()]
     if not letters:
@@ -241,7 +264,9 @@ def evidence(prompt: str) -> dict[str, float]:
 
 
 def rule_labels(prompt: str) -> dict[str, float]:
-    """The categories of a prompt, strongest first, each with a confidence in 0..1; empty where nothing physical dominates."""
+    """The categories of a prompt, strongest first, each with a confidence in 0..1; empty where nothing
+    physical dominates.
+    """
     found = sorted(evidence(prompt).items(), key=lambda item: -item[1])
     if not found:
         return {}

@@ -14,7 +14,16 @@ from .thermal import Thermal
 
 WORLDS: dict[str, World] = {
     world.name: world
-    for world in (RigidBody(), Elastic(), Fluid(), CompressibleFlow(), Collision(), PhaseChange(), Thermal(), Optical())
+    for world in (
+        RigidBody(),
+        Elastic(),
+        Fluid(),
+        CompressibleFlow(),
+        Collision(),
+        PhaseChange(),
+        Thermal(),
+        Optical(),
+    )
 }
 
 __all__ = ["WORLDS", "Scene", "World"]

@@ -1,5 +1,5 @@
-"""What every toy world has: fixed constants, scenes that vary, a renderer in closed form over time, and a residual read from
-pixels."""
+"""What every toy world has: fixed constants, scenes that vary, a renderer in closed form over time, and a
+residual read from pixels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class Scene:
 class World:
     """A small physical world with one law.
 
-    Rendering is a function of continuous time, so that any corruption of dynamics is a change of the times or of the constants.
+    Rendering is a function of continuous time, so that any corruption of dynamics is a change of the times or
+    of the constants.
     """
 
     name: ClassVar[str]
@@ -58,17 +59,24 @@ class World:
         raise NotImplementedError
 
     def render(self, scene: Scene, times: np.ndarray | None = None, **constants: float) -> np.ndarray:
-        """Frames (T,3,H,W) float32 in [0,1] at `times` (default 0..32). Keyword constants replace the world's own."""
+        """Frames (T,3,H,W) float32 in [0,1] at `times` (default 0..32).
+
+        Keyword constants replace the world's own.
+        """
         times = np.arange(FRAMES) if times is None else times
         used = {**self.constants, **constants}
-        return np.stack([self.frame(scene, float(time), used) for time in times]).astype(np.float32).clip(0, 1)
+        return (
+            np.stack([self.frame(scene, float(time), used) for time in times]).astype(np.float32).clip(0, 1)
+        )
 
     def unmix(self, clip: np.ndarray) -> np.ndarray:
         """Opacity per palette colour, (T, colours, H, W)."""
         return unmix(clip, self.background)
 
     def present(self, alphas: np.ndarray) -> list[int]:
-        """Indices of the palette colours that are really there: at least a quarter of this world's smallest mass, on average."""
+        """Indices of the palette colours that are really there: at least a quarter of this world's smallest
+        mass, on average.
+        """
         mean = alphas.sum((-2, -1)).mean(0)
         return [index for index in range(len(COLOURS)) if mean[index] >= 0.25 * self.mass_range[0]]
 
@@ -84,9 +92,11 @@ def pick_colours(rng: np.random.Generator, count: int) -> tuple[str, ...]:
 
 
 def balance(observed: np.ndarray, predicted: np.ndarray, reference: np.ndarray, floor: float) -> np.ndarray:
-    """Prediction error of a law, per window, in [0, 1]: |o - p| / (|o - r| + |p - r| + floor), sums over all axes but the first.
+    """Prediction error of a law, per window, in [0, 1]: |o - p| / (|o - r| + |p - r| + floor), sums over all
+    axes but the first.
 
-    0 = the law's prediction p came true; 1 = unrelated to it, or nothing moved (o = r). `floor` is what noise alone may move.
+    0 = the law's prediction p came true; 1 = unrelated to it, or nothing moved (o = r). `floor` is what noise
+    alone may move.
     """
     axes = tuple(range(1, observed.ndim))
     error = np.abs(observed - predicted).sum(axes)

@@ -13,7 +13,10 @@ LAG = 4
 
 class Collision(World):
     name = "collision"
-    law = "two pucks close at 1.5 px/frame, part at the same speed (elastic), and their centre of mass moves uniformly"
+    law = (
+        "two pucks close at 1.5 px/frame, part at the same speed (elastic), "
+        "and their centre of mass moves uniformly"
+    )
     constants = {"closing": 1.5, "restitution": 1.0}
     phrasings = (
         "{things} colliding on a table",
@@ -41,7 +44,11 @@ class Collision(World):
         touch = rng.uniform(30, 34) - (radii[1] - radii[0]) / 2
         values = {"r0": radii[0], "r1": radii[1], "v0": left, "v1": right, "meet": meet}
         values |= {"x0": touch - radii[0], "x1": touch + radii[1], "y": rng.uniform(26, 38)}
-        return Scene(colours=pick_colours(rng, 2), words={"size0": sizes[0], "size1": sizes[1], "count": "2"}, values=values)
+        return Scene(
+            colours=pick_colours(rng, 2),
+            words={"size0": sizes[0], "size1": sizes[1], "count": "2"},
+            values=values,
+        )
 
     def frame(self, scene: Scene, time: float, constants: dict[str, float]) -> np.ndarray:
         value, picture = scene.values, self.background
@@ -65,7 +72,8 @@ class Collision(World):
         x = np.where(mass > 0.3 * size, x, np.nan)
         gap = np.abs(x[:, 0] - x[:, 1]) - np.sqrt(size / np.pi).sum()
         time, speed = np.arange(len(gap)), self.constants["closing"]
-        # elastic: the gap is |c (t - t*)| for one instant t* inside the clip; the scale is what the gap travels in half the clip
+        # elastic: the gap is |c (t - t*)| for one instant t* inside the clip; the scale is what the gap
+        # travels in half the clip
         meets = np.arange(4, len(gap) - 4, 0.5)
         error = np.abs(gap[None] - speed * np.abs(time[None] - meets[:, None])) / 4.0
         bounce = min(bounded_mean(row) for row in error)

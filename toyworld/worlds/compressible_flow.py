@@ -14,7 +14,10 @@ LAG = 4
 
 class CompressibleFlow(World):
     name = "compressible_flow"
-    law = "a puff whose width grows 0.16 px/frame while it drifts 0.6 px/frame, density falling as 1/width^2 (mass conserved)"
+    law = (
+        "a puff whose width grows 0.16 px/frame while it drifts 0.6 px/frame, "
+        "density falling as 1/width^2 (mass conserved)"
+    )
     constants = {"growth": 0.16, "drift": 0.6}
     phrasings = (
         "{things} of smoke expanding and drifting {direction}",
@@ -30,14 +33,25 @@ class CompressibleFlow(World):
     def draw(self, rng: np.random.Generator) -> Scene:
         size, direction = pick(rng, tuple(WIDTHS)), pick(rng, tuple(HEADINGS))
         start = {"left": (44, 30), "right": (19, 30), "up": (32, 42)}[direction]
-        values = {"width": WIDTHS[size], "x": start[0] + rng.uniform(-4, 4), "y": start[1] + rng.uniform(-4, 4)}
-        return Scene(colours=pick_colours(rng, 1), words={"size": size, "direction": direction, "count": "1"}, values=values)
+        values = {
+            "width": WIDTHS[size],
+            "x": start[0] + rng.uniform(-4, 4),
+            "y": start[1] + rng.uniform(-4, 4),
+        }
+        return Scene(
+            colours=pick_colours(rng, 1),
+            words={"size": size, "direction": direction, "count": "1"},
+            values=values,
+        )
 
     def frame(self, scene: Scene, time: float, constants: dict[str, float]) -> np.ndarray:
         start = scene.values["width"]
         width = start + constants["growth"] * time
         dx, dy = HEADINGS[scene.words["direction"]]
-        x, y = scene.values["x"] + constants["drift"] * dx * time, scene.values["y"] + constants["drift"] * dy * time
+        x, y = (
+            scene.values["x"] + constants["drift"] * dx * time,
+            scene.values["y"] + constants["drift"] * dy * time,
+        )
         return blend(self.background, gaussian(x, y, width**2, 0.95 * (start / width) ** 2), scene.colours[0])
 
     def residual(self, clip: np.ndarray, alphas: np.ndarray) -> float:

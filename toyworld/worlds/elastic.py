@@ -41,7 +41,9 @@ class Elastic(World):
         picture, half = self.background, scene.values["half"]
         for index, colour in enumerate(scene.colours):
             x = scene.values[f"x{index}"]
-            y = constants["rest"] + scene.values[f"amplitude{index}"] * np.cos(2 * np.pi * time / constants["period"])
+            y = constants["rest"] + scene.values[f"amplitude{index}"] * np.cos(
+                2 * np.pi * time / constants["period"]
+            )
             wire = coil(x, CEILING, y - half)
             picture = picture * (1 - wire) + WIRE * wire
             picture = blend(picture, box(x - half, y - half, x + half, y + half), colour)
@@ -58,7 +60,10 @@ class Elastic(World):
         errors = []
         for lag in (2, 4):
             # x(t+l) + x(t-l) = 2 cos(omega l) x(t) for any harmonic motion of this period
-            both, middle = y[2 * lag :] + y[: -2 * lag], 2 * np.cos(2 * np.pi * lag / self.constants["period"]) * y[lag:-lag]
+            both, middle = (
+                y[2 * lag :] + y[: -2 * lag],
+                2 * np.cos(2 * np.pi * lag / self.constants["period"]) * y[lag:-lag],
+            )
             size = np.abs(y[2 * lag :]) + np.abs(y[: -2 * lag]) + np.abs(middle) + 3.0
             errors.append(np.clip(2 * np.abs(both - middle) / size, 0, 1))
         sway = np.abs(np.diff(x)) / 1.0

@@ -15,7 +15,9 @@ LAG = 4
 
 class Fluid(World):
     name = "fluid"
-    law = "dye carried by a vortex with angular speed 0.13 / (1 + (r / 16)^2) rad/frame, mass of dye conserved"
+    law = (
+        "dye carried by a vortex with angular speed 0.13 / (1 + (r / 16)^2) rad/frame, mass of dye conserved"
+    )
     constants = {"speed": 0.13, "core": 16.0}
     phrasings = (
         "{things} of dye swirling {direction} in a basin of water",
@@ -46,7 +48,9 @@ class Fluid(World):
         for index, colour in enumerate(scene.colours):
             angle, orbit = scene.values[f"angle{index}"], scene.values[f"orbit{index}"]
             x, y = CENTRE + orbit * np.cos(angle), CENTRE + orbit * np.sin(angle)
-            picture = blend(picture, np.clip(scene.values["radius"] - np.hypot(x0 - x, y0 - y) + 0.5, 0, 1), colour)
+            picture = blend(
+                picture, np.clip(scene.values["radius"] - np.hypot(x0 - x, y0 - y) + 0.5, 0, 1), colour
+            )
         return picture
 
     def residual(self, clip: np.ndarray, alphas: np.ndarray) -> float:

@@ -37,13 +37,17 @@ class Optical(World):
             "y": rng.uniform(28, 35),
             "radius": rng.uniform(4, 6),
         }
-        return Scene(colours=pick_colours(rng, 1), words={"size": size, "place": place, "count": "1"}, values=values)
+        return Scene(
+            colours=pick_colours(rng, 1), words={"size": size, "place": place, "count": "1"}, values=values
+        )
 
     def frame(self, scene: Scene, time: float, constants: dict[str, float]) -> np.ndarray:
         value = scene.values
         radius = value["radius"] + constants["speed"] * time
         distance = np.hypot(COLUMNS - value["x"], ROWS - value["y"])
-        light = np.sqrt(value["radius"] / radius) * np.exp(-((distance - radius) ** 2) / (2 * value["thickness"] ** 2))
+        light = np.sqrt(value["radius"] / radius) * np.exp(
+            -((distance - radius) ** 2) / (2 * value["thickness"] ** 2)
+        )
         return blend(self.background, light, scene.colours[0])
 
     def residual(self, clip: np.ndarray, alphas: np.ndarray) -> float:

@@ -16,7 +16,10 @@ LAG = 4
 
 class PhaseChange(World):
     name = "phase_change"
-    law = "a melting block loses 0.4 px of its side per frame, and what melts collects in the tray (mass conserved)"
+    law = (
+        "a melting block loses 0.4 px of its side per frame, "
+        "and what melts collects in the tray (mass conserved)"
+    )
     constants = {"rate": 0.4}
     phrasings = (
         "{things} of ice melting on a grille on the {place}",
@@ -37,15 +40,23 @@ class PhaseChange(World):
         size, place = pick(rng, tuple(SIDES)), pick(rng, ("left", "right"))
         x = rng.uniform(17, 24) if place == "left" else rng.uniform(39, 46)
         values = {"x": x, "side": SIDES[size] + rng.uniform(-1, 1)}
-        return Scene(colours=pick_colours(rng, 1), words={"size": size, "place": place, "count": "1"}, values=values)
+        return Scene(
+            colours=pick_colours(rng, 1), words={"size": size, "place": place, "count": "1"}, values=values
+        )
 
     def frame(self, scene: Scene, time: float, constants: dict[str, float]) -> np.ndarray:
         start, x = scene.values["side"], scene.values["x"]
         side = max(start - constants["rate"] * time, 0.0)
         left, right, bottom = TRAY
         depth = (start**2 - side**2) / (right - left)
-        picture = blend(self.background, box(x - side / 2, GRILLE - 0.5 - side, x + side / 2, GRILLE - 0.5), scene.colours[0])
-        return blend(picture, box(left - 0.5, bottom - 0.5 - depth, right - 0.5, bottom - 0.5), scene.colours[0])
+        picture = blend(
+            self.background,
+            box(x - side / 2, GRILLE - 0.5 - side, x + side / 2, GRILLE - 0.5),
+            scene.colours[0],
+        )
+        return blend(
+            picture, box(left - 0.5, bottom - 0.5 - depth, right - 0.5, bottom - 0.5), scene.colours[0]
+        )
 
     def residual(self, clip: np.ndarray, alphas: np.ndarray) -> float:
         present = self.present(alphas)

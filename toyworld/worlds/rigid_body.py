@@ -47,7 +47,9 @@ class RigidBody(World):
         picture, radius = self.background, scene.values["radius"]
         for index, colour in enumerate(scene.colours):
             x = scene.values[f"x{index}"] + scene.values["speed"] * time
-            y = bounce_height(time, scene.values[f"y{index}"], scene.values[f"v{index}"], FLOOR - 0.5 - radius, constants)
+            y = bounce_height(
+                time, scene.values[f"y{index}"], scene.values[f"v{index}"], FLOOR - 0.5 - radius, constants
+            )
             picture = blend(picture, disc(x, y, radius), colour)
         return picture
 
@@ -76,8 +78,10 @@ class RigidBody(World):
         )
 
     def _restitution(self, y: np.ndarray, radius: float) -> float:
-        """|measured restitution - the world's| / 0.4, from the ball's energy before and after its first contact; 1 where it
-        never rises again."""
+        """|measured restitution - the world's| / 0.4; 1 if the ball never rises again.
+
+        Measured from the ball's energy before and after its first contact.
+        """
         speed = (y[2:] - y[:-2]) / 2
         height = FLOOR - radius - 0.5 - y[1:-1]
         energy = self.constants["gravity"] * height + speed**2 / 2
@@ -95,8 +99,8 @@ class RigidBody(World):
 
 
 def bounce_height(time: float, y: float, speed: float, floor: float, constants: dict[str, float]) -> float:
-    """Height y (px, downward) at `time` of a point that falls from `y` with `speed` and bounces off `floor`: arcs in closed
-    form."""
+    """Height y (px, downward) at `time` of a point that falls from `y` with `speed` and bounces off `floor`:
+    arcs in closed form."""
     gravity, restitution = constants["gravity"], constants["restitution"]
     while gravity > 0:
         hit = (-speed + np.sqrt(max(speed**2 + 2 * gravity * (floor - y), 0.0))) / gravity

@@ -31,8 +31,14 @@ class Thermal(World):
 
     def draw(self, rng: np.random.Generator) -> Scene:
         size, place = pick(rng, tuple(VARIANCES)), pick(rng, tuple(PLACES))
-        values = {"variance": VARIANCES[size], "x": PLACES[place] + rng.uniform(-2, 2), "y": rng.uniform(24, 40)}
-        return Scene(colours=pick_colours(rng, 1), words={"size": size, "place": place, "count": "1"}, values=values)
+        values = {
+            "variance": VARIANCES[size],
+            "x": PLACES[place] + rng.uniform(-2, 2),
+            "y": rng.uniform(24, 40),
+        }
+        return Scene(
+            colours=pick_colours(rng, 1), words={"size": size, "place": place, "count": "1"}, values=values
+        )
 
     def frame(self, scene: Scene, time: float, constants: dict[str, float]) -> np.ndarray:
         start = scene.values["variance"]
@@ -45,21 +51,31 @@ class Thermal(World):
         if not present:
             return 1.0
         heat = alphas[:, present].sum(1)
-        errors = balance(heat[LAG:], blur(heat[:-LAG], 2 * self.constants["kappa"] * LAG), heat[:-LAG], floor=3.0)
+        errors = balance(
+            heat[LAG:], blur(heat[:-LAG], 2 * self.constants["kappa"] * LAG), heat[:-LAG], floor=3.0
+        )
         mass, x, y = moments(heat)
         leak = np.abs(mass[LAG:] - mass[:-LAG]) / (0.5 * max(mass.mean(), 1e-6))
-        # the second moment weighs the faint rim, where measuring is poor; the peak's fall says the same: peak ~ 1 / variance
+        # the second moment weighs the faint rim, where measuring is poor; the peak's fall says the same: peak
+        # ~ 1 / variance
         peak = np.sort(heat.reshape(len(heat), -1), axis=1)[:, -9:].mean(1)
         inverse = mass / (2 * np.pi * np.maximum(peak, 1e-3))
         step = 2 * self.constants["kappa"] * LAG
         spread = inverse[LAG:] - inverse[:-LAG]
         widen = np.abs(spread - step) / (np.abs(spread) + step)
         wander = np.hypot(x[LAG:] - x[:-LAG], y[LAG:] - y[:-LAG]) / 3.0
-        return 0.45 * bounded_mean(errors) + 0.35 * bounded_mean(widen) + 0.1 * bounded_mean(leak) + 0.1 * bounded_mean(wander)
+        return (
+            0.45 * bounded_mean(errors)
+            + 0.35 * bounded_mean(widen)
+            + 0.1 * bounded_mean(leak)
+            + 0.1 * bounded_mean(wander)
+        )
 
 
 def blur(field: np.ndarray, variance: float) -> np.ndarray:
-    """Convolves (..., H, W) with a Gaussian of `variance` (px^2) per axis: the heat equation's exact propagator."""
+    """Convolves (..., H, W) with a Gaussian of `variance` (px^2) per axis: the heat equation's exact
+    propagator.
+    """
     offsets = np.arange(SIZE)
     kernel = np.exp(-((offsets[:, None] - offsets[None]) ** 2) / (2 * variance)).astype(np.float32)
     kernel /= np.sqrt(2 * np.pi * variance)
