@@ -205,7 +205,7 @@ FLOORS = {
         ["__init__.py", "format.py", "thumbnails.py"],
         ["pieces.py"],
         ["wan.py"],
-        ["lamo.py", "pila.py", "alignment.py"],
+        ["lamo.py", "pila.py", "alignment.py", "critics.py"],
         ["__main__.py"],
     ],
 }

@@ -32,6 +32,7 @@ from torch import Tensor
 FPS = 16.0
 LATENT_FPS = FPS / 4
 REAL = "real"
+ENCODERS = ("toy_videomae", "toy_vjepa2")
 WEIGHTS = Path(__file__).resolve().parents[2] / "toyworld" / "weights"
 
 
@@ -55,7 +56,9 @@ class Remembering:
         return self.known[key]
 
 
-def make_critics(stride: int, contexts: Sequence[int]) -> tuple[dict[str, Critic], list[Remembering]]:
+def make_critics(
+    stride: int, contexts: Sequence[int], encoders: Sequence[str] = ENCODERS
+) -> tuple[dict[str, Critic], list[Remembering]]:
     """(the critics by name, the models to clear between clips)."""
     from latent_physics.methods.critics import CausalSurprise
 
@@ -65,7 +68,7 @@ def make_critics(stride: int, contexts: Sequence[int]) -> tuple[dict[str, Critic
         f"surprise {distance}": CausalSurprise(world, distance=distance, **settings)
         for distance in ("cosine", "l1")
     }
-    for name in ("toy_videomae", "toy_vjepa2"):
+    for name in encoders:
         encoder: Teacher = load_teacher(name)
         critics[f"geometry {name.removeprefix('toy_')}"] = critic_through(encoder, "geometry")
     for order in (1, 2):
@@ -97,7 +100,7 @@ def row_of(found: Judgement) -> dict[str, float]:
 def judge_all(args: argparse.Namespace) -> list[dict]:
     """A row per world, scene, kind and critic; kept in the file named by --rows, where a stopped run goes
     on."""
-    critics, models = make_critics(args.stride, args.contexts)
+    critics, models = make_critics(args.stride, args.contexts, args.encoders)
     backbone = load_backbone("toy")
     rows = json.loads(args.rows.read_text()) if args.rows and args.rows.is_file() else []
     seen = {(row["world"], row["scene"]) for row in rows}
@@ -207,6 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--contexts", type=int, nargs="+", default=[4, 8], help="context lengths of causal surprise"
     )
+    parser.add_argument("--encoders", nargs="+", default=ENCODERS, help="those that geometry looks through")
     parser.add_argument(
         "--rows", type=Path, help="a JSON file that keeps every judgement; a stopped run goes on with it"
     )

@@ -19,12 +19,12 @@ from typing import Any
 from .. import comfyui
 from ..server import ComfyServer
 from ..shell import BenchError, say
-from . import alignment, lamo, pila
+from . import alignment, critics, lamo, pila
 from .format import Graph, api_form, check, overlaps, ui_form
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "workflows"
-GRAPHS = (*lamo.GRAPHS, *pila.GRAPHS, *alignment.GRAPHS)
+GRAPHS = (*lamo.GRAPHS, *pila.GRAPHS, *alignment.GRAPHS, *critics.GRAPHS)
 
 
 @contextmanager

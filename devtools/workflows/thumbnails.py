@@ -142,6 +142,13 @@ TOY: dict[str, Callable[[Outputs], Image.Image]] = {
         outputs, ("ExpertMaps", "where an expert acts"), ("AttributeBankView", "velocity")
     ),
     "toy_world_score": eight_clips,
+    "toy_world_best_of_n": lambda outputs: stacked(
+        [
+            label("the most plausible of eight seeds"),
+            row(spread(outputs.frames("SaveAnimatedWEBP"), 5)),
+            fitted(outputs.frames("LatentPhysicsBestOfNSampler")[0], WIDTH),
+        ]
+    ),
     "toy_train_predictor": lambda outputs: stacked(
         [
             label("guided by the predictor the graph trained"),

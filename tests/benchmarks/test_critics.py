@@ -62,7 +62,7 @@ def test_one_scene_is_judged_in_every_version_and_again_from_the_file(
     monkeypatch.setattr(critics, "WORLDS", {"rigid_body": critics.WORLDS["rigid_body"]})
     found, models = critics.make_critics(8, [8])
     cheap = {name: critic for name, critic in found.items() if name.startswith("motion")}
-    monkeypatch.setattr(critics, "make_critics", lambda stride, contexts: (cheap, models))
+    monkeypatch.setattr(critics, "make_critics", lambda *settings: (cheap, models))
     arguments = ["--clips", "2", "--rows", str(tmp_path / "rows.json")]
     critics.main(arguments)
     first = capsys.readouterr().out
