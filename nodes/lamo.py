@@ -30,6 +30,9 @@ from .views import figures, traces
 CATEGORY = "latent physics/lamo"
 SHARE, START = 0.5, 0.9
 """Defaults of LaMo Guidance: share of the stable step, and noise level below which steps are guided."""
+SKIP = 2
+"""First maps that the heatmaps leave out: those of the pairs (0, 2) and (1, 3) hold most of a causal VAE's start."""
+AS_WIRED = "as wired"
 MotionPredictorType = io.Custom("MOTION_PREDICTOR")
 
 
@@ -244,16 +247,39 @@ class MotionDriftHeatmap(io.ComfyNode):
             "changes. Needs no trained network.",
             search_aliases=["lamo", "motion", "heatmap"],
             is_output_node=True,
-            inputs=[_latent_input(), _images_input(), _lag_input(default=2, least=1), *_view_inputs()],
+            inputs=[
+                _latent_input(),
+                _images_input(),
+                _lag_input(default=2, least=1),
+                *_view_inputs(),
+                _skip_input(),
+                io.Combo.Input(
+                    "latent_space",
+                    options=[AS_WIRED, *patching.LATENT_SPACES.values()],
+                    default=AS_WIRED,
+                    optional=True,
+                    tooltip="Compare in the latents as the model samples them. Channels of the VAE's own latents have scales "
+                    f"that differ by up to 8 times (Wan), so the largest rule the heat. {AS_WIRED}: the VAE's.",
+                    advanced=True,
+                ),
+            ],
             outputs=_heatmap_outputs(),
         )
 
     @classmethod
     def execute(
-        cls, latent: dict[str, Any], lag: int, opacity: float, scale_mask: bool, images: Tensor | None = None
+        cls,
+        latent: dict[str, Any],
+        lag: int,
+        opacity: float,
+        scale_mask: bool,
+        images: Tensor | None = None,
+        skip: int = SKIP,
+        latent_space: str = AS_WIRED,
     ) -> io.NodeOutput:
         video = wires.finite_video(latent, "no motion to show")
-        maps, peak = drift_heatmap(video, lag)
+        form = None if latent_space == AS_WIRED else patching.latent_format(latent_space)
+        maps, peak = drift_heatmap(video if form is None else form.process_in(video), lag, skip=skip)
         return _show(maps, peak, video.shape[2], images, opacity, scale_mask, cls)
 
 
@@ -279,6 +305,7 @@ class MotionFieldHeatmap(io.ComfyNode):
                 ),
                 _lag_input(default=0, least=0),
                 *_view_inputs(),
+                _skip_input(),
             ],
             outputs=_heatmap_outputs(),
         )
@@ -293,6 +320,7 @@ class MotionFieldHeatmap(io.ComfyNode):
         scale_mask: bool,
         images: Tensor | None = None,
         positive: list[Any] | None = None,
+        skip: int = SKIP,
     ) -> io.NodeOutput:
         video = wires.finite_video(latent, "no motion to show")
         network, patcher = predictor.network, predictor.patcher
@@ -304,7 +332,7 @@ class MotionFieldHeatmap(io.ComfyNode):
         device = patcher.load_device
         conds = [{"cross_attn": tokens, **options} for tokens, options in positive or []]
         cond = patching.pooled_condition(conds, 0.0, video.shape, device)
-        maps, peak = field_heatmap(inside.to(device), network, cond, guidance.lag)
+        maps, peak = field_heatmap(inside.to(device), network, cond, guidance.lag, skip)
         return _show(maps.to(video.device), peak, video.shape[2], images, opacity, scale_mask, cls)
 
 
@@ -372,6 +400,19 @@ def _lag_input(default: int, least: int) -> io.Int.Input:
     if least == 0:
         tooltip = "Latent frames between the two frames that are compared. 0 uses the lag the predictor was trained with."
     return io.Int.Input("lag", default=default, min=least, max=16, tooltip=tooltip)
+
+
+def _skip_input() -> io.Int.Input:
+    return io.Int.Input(
+        "skip",
+        default=SKIP,
+        min=0,
+        max=16,
+        optional=True,
+        tooltip="Latent frames at the start that are not shown. Most video VAEs make the first latent frame of a single video "
+        "frame and the others of several, which changes more than anything that moves. 0 shows all.",
+        advanced=True,
+    )
 
 
 def _view_inputs() -> list[io.Input]:

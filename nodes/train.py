@@ -19,6 +19,7 @@ import torch
 from comfy_api.latest import io
 
 from ..methods.lamo import MotionFieldPredictor, predictor_info, save_predictor
+from ..methods.lamo.rates import native_fps, seconds_per_latent_frame
 from .host import files, patching, video_folder
 from .host.files import check_name, check_place, free_path
 from .host.latents import clips_of_folder, clips_of_latent, step_bytes
@@ -70,10 +71,11 @@ class TrainMotionPredictor(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "recipe",
-                    options=["toy", "full"],
+                    options=["toy", "full", "quick"],
                     default="toy",
                     tooltip="toy: 0.5M parameters, for small latents on a CPU. full: 10.8M parameters, the paper's size, for a "
-                    "real model's latents on a GPU.",
+                    "real model's latents on a GPU. quick: 2.2M parameters, minutes on a GPU and at most 2.4 GiB at 832 x 480: "
+                    "a first predictor to try with.",
                 ),
                 io.Int.Input(
                     "order",
@@ -91,7 +93,7 @@ class TrainMotionPredictor(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1000000,
-                    tooltip="Training steps. 0 uses the recipe's: 3000 for toy, 20000 for full.",
+                    tooltip="Training steps. 0 uses the recipe's: 3000 for toy and quick, 20000 for full.",
                 ),
                 io.Float.Input(
                     "minutes",
@@ -113,7 +115,7 @@ class TrainMotionPredictor(io.ComfyNode):
                     default=0,
                     min=0,
                     max=4096,
-                    tooltip="Frame pairs per step. 0 uses the recipe's: 32 for toy, 16 for full. Lower it where memory is short.",
+                    tooltip="Frame pairs per step. 0 uses the recipe's: 32 for toy, 16 for others. Lower it if memory is short.",
                     advanced=True,
                 ),
                 io.Conditioning.Input(
@@ -180,8 +182,8 @@ class TrainMotionPredictor(io.ComfyNode):
                     max=1000.0,
                     step=1.0,
                     optional=True,
-                    tooltip="Frames of faster videos are dropped down to this many per second; none are doubled. 0 uses what is "
-                    "usual: all of them for toy, 8 for CogVideoX, 16 for Wan and others. 1000 keeps all.",
+                    tooltip="Frames of faster videos are dropped down to this many per second; none are doubled. 0 uses the "
+                    "model's own rate: 8 for CogVideoX, 16 for Wan 2.1, 24 to 30 for others, all frames for toy. 1000 keeps all.",
                     advanced=True,
                 ),
             ],
@@ -266,7 +268,9 @@ class TrainMotionPredictor(io.ComfyNode):
         network = training.averaged()
         if not prompted:
             forget_prompts(network)
-        predictor, kept = keep(name, network, latent_space, lag, training.recipe())
+        rate = (fps or native_fps(latent_space)) if latent is None and fps < 1000 else None
+        times = {"fps": rate, "seconds_per_latent_frame": seconds_per_latent_frame(latent_space, rate)}
+        predictor, kept = keep(name, network, latent_space, lag, {**training.recipe(), **times})
         image = figures.plot(curves(training), title=f"{latent_space}, {training.step} steps")
         return io.NodeOutput(predictor, image, summary(training, kept, skipped), ui=figures.preview_image(image, cls))
 
@@ -303,8 +307,7 @@ def train(training: PredictorTraining) -> None:
 
 def forget_prompts(network: MotionFieldPredictor) -> None:
     """Makes a predictor that never saw a prompt ignore prompts; otherwise they would act through untrained weights."""
-    with torch.inference_mode(False), torch.no_grad():
-        network.embed.weight.zero_()
+    network.prompted = False
 
 
 def keep(name: str, network: MotionFieldPredictor, space: str, lag: int, recipe: dict[str, Any]) -> tuple[MotionPredictor, str]:

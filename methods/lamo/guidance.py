@@ -179,11 +179,11 @@ class MotionPriorGuidance:
 
     def check_condition(self, size: int) -> None:
         """Raises ValueError where prompt embeddings of `size` numbers do not fit the predictor."""
-        if size != self.predictor.cond_dim:
+        if self.predictor.prompted and size != self.predictor.cond_dim:
             raise ValueError(
-                f"the prompt's embedding has {size} numbers per token, but the motion predictor was trained with "
-                f"{self.predictor.cond_dim}: "
-                "use the text encoder that it was trained with."
+                f"this model's prompts have {size} numbers per token, and those that the motion predictor was trained with "
+                f"had {self.predictor.cond_dim}: they come from another text encoder; use a predictor trained with this "
+                "model's prompts, or one trained without prompts, which fits every model of its latent space."
             )
 
     def memory_required(self, shape: tuple[int, ...]) -> int:

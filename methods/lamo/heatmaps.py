@@ -11,11 +11,13 @@ from .guidance import CHUNK_POSITIONS
 from .predictor import MotionFieldPredictor
 
 
-def drift_heatmap(latent: Tensor, lag: int = 2, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+def drift_heatmap(latent: Tensor, lag: int = 2, eps: float = 1e-6, skip: int = 0) -> tuple[Tensor, Tensor]:
     """(maps `(B, T-lag, H, W)`, peak `(B,)`): how strongly each position's change follows the frame's mean change.
 
     R[t] = |<D_t(h,w), b_t>| / (|b_t| + eps) in latent units, b_t the spatial mean of D_t = z[t+lag] - z[t] (eqs 10 and 12), for
-    every t; peak is t* = argmax |b_t| (eq 11). latent: `B C T H W`. Raises ValueError where T <= lag.
+    every t; peak is t* = argmax |b_t| (eq 11). latent: `B C T H W`. skip: the first so many maps are zero and no peak (at
+    least one map is left): a causal VAE makes its first latent frame of one video frame and the others of four, which in
+    the mean changes more than anything that moves. Raises ValueError where T <= lag or skip is negative.
     """
     _check(latent, lag)
     latent = latent.to(torch.promote_types(latent.dtype, torch.float32))
@@ -23,20 +25,22 @@ def drift_heatmap(latent: Tensor, lag: int = 2, eps: float = 1e-6) -> tuple[Tens
     drift = difference(spatial_mean(latent), lag)
     size = drift.norm(dim=1)
     along = torch.einsum("bcthw,bct->bthw", change, drift).abs()
-    return along / (size + eps)[:, :, None, None], size.argmax(dim=1)
+    seen = _seen(size.shape[1], skip, latent.device)
+    maps = along / (size + eps)[:, :, None, None] * seen[:, None, None]
+    return maps, size.where(seen, -1.0).argmax(dim=1)
 
 
 def field_heatmap(
-    latent: Tensor, predictor: MotionFieldPredictor, cond: Tensor | None = None, lag: int = 2
+    latent: Tensor, predictor: MotionFieldPredictor, cond: Tensor | None = None, lag: int = 2, skip: int = 0
 ) -> tuple[Tensor, Tensor]:
     """(maps `(B, T-lag, H, W)`, peak `(B,)`): where the predictor answers to motion.
 
     R[t] = |f(z[t], c) - f(z_static, c)| per position, z_static the temporal mean of the latent, which cancels what f answers to a
     still scene (eqs 13 and 14), for every t; peak is that of `drift_heatmap`, so that both show the same event. An order-2
-    predictor reads the true last change at t >= 1, and no change at t = 0 and for the static frame. Raises ValueError where
-    T <= lag.
+    predictor reads the true last change at t >= 1, and no change at t = 0 and for the static frame. skip: as in
+    `drift_heatmap`. Raises ValueError where T <= lag or skip is negative.
     """
-    _, peak = drift_heatmap(latent, lag)
+    _, peak = drift_heatmap(latent, lag, skip=skip)
     latent = latent.to(torch.promote_types(latent.dtype, torch.float32))
     batch, _, frames, height, width = latent.shape
     pairs = frames - lag
@@ -52,7 +56,14 @@ def field_heatmap(
         conds = None if cond is None else cond.expand(batch, -1).repeat_interleave(count, dim=0)
         answer = _field(predictor, part.flatten(0, 1), conds, last[:, start : start + size].flatten(0, 1))
         maps[:, start : start + count] = (answer.unflatten(0, (batch, count)) - reference[:, None]).norm(dim=2)
-    return maps, peak
+    return maps * _seen(pairs, skip, maps.device)[:, None, None], peak
+
+
+def _seen(maps: int, skip: int, device: torch.device) -> Tensor:
+    """Which maps count, bool: all but the first `skip`, and always the last."""
+    if skip < 0:
+        raise ValueError(f"skip is {skip}; it must be 0 or more latent frames.")
+    return torch.arange(maps, device=device) >= min(skip, maps - 1)
 
 
 def _field(predictor: MotionFieldPredictor, frames: Tensor, cond: Tensor | None, last: Tensor) -> Tensor:

@@ -69,8 +69,13 @@ class MotionFieldPredictor(nn.Module):
         blocks: int = 8,
         order: int = 1,
         operations: Any = nn,
+        prompted: bool = True,
     ) -> None:
-        """`operations` is the namespace the layers come from (torch.nn, or ComfyUI's casting layers)."""
+        """`operations` is the namespace the layers come from (torch.nn, or ComfyUI's casting layers).
+
+        prompted: whether it was trained with prompts. One that was not always answers to the null prompt, so that it fits
+        every text encoder. Raises ValueError for a size out of range.
+        """
         super().__init__()
         for name, value in {"channels": channels, "cond_dim": cond_dim, "width": width, "blocks": blocks}.items():
             least = 8 if name == "width" else 1
@@ -78,7 +83,9 @@ class MotionFieldPredictor(nn.Module):
                 raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
         if order not in (1, 2):
             raise ValueError(f"order is {order!r}; it must be 1 (one frame) or 2 (one frame and the last change).")
-        self.channels, self.cond_dim, self.width, self.order = channels, cond_dim, width, order
+        if not isinstance(prompted, bool):
+            raise ValueError(f"prompted is {prompted!r}; it must be true or false.")
+        self.channels, self.cond_dim, self.width, self.order, self.prompted = channels, cond_dim, width, order, prompted
         embed_dim = width // 2
         self.null_prompt = nn.Parameter(torch.zeros(cond_dim))
         self.embed = operations.Linear(cond_dim, embed_dim)
@@ -95,7 +102,7 @@ class MotionFieldPredictor(nn.Module):
                     nn.init.zeros_(parameter)
 
     @property
-    def config(self) -> dict[str, int]:
+    def config(self) -> dict[str, Any]:
         """The constructor arguments that the weights file records."""
         return {
             "channels": self.channels,
@@ -103,15 +110,17 @@ class MotionFieldPredictor(nn.Module):
             "width": self.width,
             "blocks": len(self.blocks),
             "order": self.order,
+            "prompted": self.prompted,
         }
 
     def forward(self, frames: Tensor, cond: Tensor | None = None, previous: Tensor | None = None) -> Tensor:
         """Predicted change, `(N, C, H, W)`, in latent units.
 
         frames: latent frames `(N, C, H, W)`, any H and W. cond: pooled prompt embedding `(N, D)` or `(1, D)`; None is the null
-        prompt. previous: the last change z[i] - z[i-1], `(N, C, H, W)`, needed by order 2 and refused by order 1.
-        Raises ValueError where a size does not fit.
+        prompt, which a predictor trained without prompts always takes. previous: the last change z[i] - z[i-1],
+        `(N, C, H, W)`, needed by order 2 and refused by order 1. Raises ValueError where a size does not fit.
         """
+        cond = cond if self.prompted else None
         self._check(frames, cond, previous)
         x = frames if previous is None else torch.cat([frames, previous], dim=1)
         x = self.input(x)

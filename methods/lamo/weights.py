@@ -19,7 +19,11 @@ KIND = "motion_predictor"
 def predictor_info(
     predictor: MotionFieldPredictor, latent_space: str, lag: int = 2, recipe: Mapping[str, Any] | None = None
 ) -> WeightsInfo:
-    """What the predictor's file says: constructor arguments and lag as config, the latent space it fits, how it was trained."""
+    """What the predictor's file says: constructor arguments and lag as config, the latent space it fits, how it was trained.
+
+    A recipe that knows them says `fps`, of the clips, and `seconds_per_latent_frame`: the lag is a time, and a model of
+    another rate moves another way in it.
+    """
     return WeightsInfo(kind=KIND, latent_space=latent_space, config={**predictor.config, "lag": lag}, recipe=dict(recipe or {}))
 
 
@@ -49,6 +53,7 @@ def load_predictor(
     if not isinstance(lag, int) or lag < 1:
         raise WeightsError(f"{name} says that its lag is {lag!r}; it must be a whole number of latent frames, at least 1.")
     arguments = {key: info.config.get(key) for key in ("channels", "cond_dim", "width", "blocks", "order")}
+    arguments["prompted"] = info.config.get("prompted", True)  # files of before say nothing: they were
     try:
         if isinstance(arguments["blocks"], int) and arguments["blocks"] > len(state):  # before so many blocks are built
             raise ValueError(f"blocks is {arguments['blocks']}, but the file holds {len(state)} tensors")

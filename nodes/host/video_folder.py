@@ -21,6 +21,8 @@ import folder_paths
 import torch
 from torch import Tensor
 
+from ...methods.lamo.rates import native_fps
+
 if TYPE_CHECKING:
     from ...training.data.clips import Clips
     from ...training.data.format import CacheConfig
@@ -194,7 +196,7 @@ def cache_config(space: str, cut: Cut, out: Path) -> CacheConfig:
         width=cut.width or None,
         height=cut.height or None,
         frames=cut.frames or USUAL_FRAMES.get(space),
-        fps=cut.fps or None,
+        fps=cut.fps or native_fps(space),
     )
     format_of(config)
     return config

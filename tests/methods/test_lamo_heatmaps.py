@@ -87,3 +87,23 @@ def test_too_short_clips_are_refused(shape):
         drift_heatmap(torch.zeros(shape))
     with pytest.raises(ValueError, match="latent"):
         field_heatmap(torch.zeros(shape), predictor)
+
+
+@pytest.mark.parametrize(("frames", "skip", "left"), [(6, 0, 0), (6, 2, 2), (6, 9, 3), (3, 2, 0)])
+def test_skipped_maps_are_empty_and_no_peak(frames, skip, left):
+    """The first frame jumps, as a causal VAE's does; one map is always left."""
+    torch.manual_seed(0)
+    latent = torch.randn(2, 3, frames, 4, 4, dtype=torch.float64)
+    latent[:, :, 0] += 100
+    predictor = MotionFieldPredictor(3, 5, width=8, blocks=1).double()
+    for parameter in predictor.parameters():
+        torch.nn.init.normal_(parameter)
+    whole = {"drift": drift_heatmap(latent), "field": field_heatmap(latent, predictor)}
+    cut = {"drift": drift_heatmap(latent, skip=skip), "field": field_heatmap(latent, predictor, skip=skip)}
+    for name, (maps, peak) in cut.items():
+        assert torch.equal(maps[:, left:], whole[name][0][:, left:])
+        assert not maps[:, :left].any()
+        assert (peak >= left).all()
+        assert (whole[name][1] == 0).all()
+    with pytest.raises(ValueError, match="skip is -1"):
+        drift_heatmap(latent, skip=-1)

@@ -18,6 +18,7 @@ from latent_physics.methods.lamo import (
     pool_tokens,
     predictor_info,
     predictor_loss,
+    rates,
     save_predictor,
 )
 
@@ -109,7 +110,7 @@ def test_misfits_are_refused(arguments, said):
     assert said in str(caught.value)
 
 
-@pytest.mark.parametrize("bad", [{"channels": 0}, {"width": 7}, {"width": 8.5}, {"order": 3}, {"blocks": "8"}])
+@pytest.mark.parametrize("bad", [{"channels": 0}, {"width": 7}, {"width": 8.5}, {"order": 3}, {"blocks": "8"}, {"prompted": 1}])
 def test_bad_sizes_are_refused(bad):
     with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
         MotionFieldPredictor(**{"channels": 4, "cond_dim": 6, "width": 8, "blocks": 1, **bad})
@@ -158,7 +159,7 @@ def test_file_round_trip(tmp_path, order):
     loaded, info = load_predictor(path, latent_space="toy")
     assert torch.equal(state, torch.random.get_rng_state())
     assert info == predictor_info(predictor, "toy", 3, {"steps": 10})
-    assert info.config == {"channels": 4, "cond_dim": 6, "width": 8, "blocks": 2, "order": order, "lag": 3}
+    assert info.config == {"channels": 4, "cond_dim": 6, "width": 8, "blocks": 2, "order": order, "prompted": True, "lag": 3}
     frames = torch.randn(2, 4, 5, 5)
     change = frames if order == 2 else None
     assert torch.equal(loaded(frames, None, change), predictor(frames, None, change))
@@ -227,3 +228,39 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == before
     assert [item.name for item in tmp_path.iterdir()] == [path.name]
     assert json.loads(weights.safetensors.safe_open(path, "pt").metadata()["latent_physics"])["latent_space"] == "toy"
+
+
+def test_a_predictor_trained_without_prompts_answers_alike_to_every_text_encoder(tmp_path):
+    predictor = randomised(MotionFieldPredictor(4, 6, width=8, blocks=1, prompted=False))
+    save_predictor(tmp_path / "prior.safetensors", predictor, "toy")
+    loaded, info = load_predictor(tmp_path / "prior.safetensors")
+    assert info.config["prompted"] is False
+    frames = torch.randn(2, 4, 5, 5)
+    for size in (6, 3840, 6144):
+        assert torch.equal(loaded(frames, torch.randn(2, size)), predictor(frames))
+    prompted = MotionFieldPredictor(4, 6, width=8, blocks=1)
+    prompted.load_state_dict(predictor.state_dict())
+    assert not torch.equal(prompted(frames, torch.randn(2, 6)), predictor(frames))
+
+
+def test_a_file_that_does_not_say_so_was_trained_with_prompts(tmp_path):
+    predictor = randomised(MotionFieldPredictor(4, 6, width=8, blocks=1))
+    info = predictor_info(predictor, "toy")
+    old = {key: value for key, value in info.config.items() if key != "prompted"}
+    weights.save_weights(tmp_path / "old.safetensors", predictor.state_dict(), dataclasses.replace(info, config=old))
+    loaded, _ = load_predictor(tmp_path / "old.safetensors")
+    assert loaded.prompted is True
+
+
+@pytest.mark.parametrize(
+    ("space", "fps", "seconds"),
+    [("wan2.1", 16.0, 0.25), ("ltxv", 25.0, 0.32), ("mochi", 30.0, 0.2), ("toy", 16.0, None), ("wan2.2", None, None)],
+)
+def test_a_latent_frame_lasts_as_long_as_its_video_frames(space, fps, seconds):
+    assert rates.seconds_per_latent_frame(space, fps) == (None if seconds is None else pytest.approx(seconds))
+
+
+def test_every_space_with_a_rate_is_one_that_weights_files_name():
+    assert rates.native_fps("wan2.1") == 16
+    assert rates.native_fps("unheard of") is None
+    assert all(fps > 0 and frames in (4, 6, 8) for fps, frames in rates.RATES.values())

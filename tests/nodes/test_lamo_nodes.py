@@ -184,6 +184,15 @@ def test_prompts_of_another_text_encoder_are_refused(wan, make_predictor, sample
         sample(model, conditioning(1), conditioning(2))
 
 
+def test_a_predictor_trained_without_prompts_fits_any_text_encoder(wan, make_predictor, sample, conditioning):
+    network = MotionFieldPredictor(16, 48, width=16, blocks=1, prompted=False)
+    torch.nn.init.normal_(network.output.weight, std=0.1)
+    free = lamo.MotionPredictor(name="free", patcher=patching.manage(network), info=make_predictor().info)
+    (model,) = execute(lamo.LaMoGuidance, model=wan, predictor=free, strength=25.0, active=0.8)
+    prompts = conditioning(1), conditioning(2)
+    assert not torch.equal(sample(model, *prompts), sample(wan, *prompts))
+
+
 def test_nan_is_one_sentence(wan, make_predictor, sample, conditioning):
     broken = wan.clone()
     broken.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * float("nan"))
@@ -200,7 +209,7 @@ def test_drift_heatmap_node(previews, batch, with_images):
     overlay, maps, frame = execute(
         lamo.MotionDriftHeatmap, latent={"samples": latent}, lag=2, opacity=0.7, scale_mask=False, images=images
     )
-    expected, peak = drift_heatmap(latent, 2)
+    expected, peak = drift_heatmap(latent, 2, skip=2)
     assert torch.allclose(maps, expected.flatten(0, 1))
     assert frame == int(peak[0]) * (4 if with_images else 1)
     assert overlay.shape == ((batch * 17 if with_images else batch * 3), 48, 64, 3)
@@ -209,7 +218,7 @@ def test_drift_heatmap_node(previews, batch, with_images):
     if with_images:
         unmapped = [n for n in range(17) if n > 8]  # frames 9 on belong to the latent frames 3 and 4, which have no successor
         assert torch.equal(overlay[unmapped], images[unmapped])
-        assert not torch.equal(overlay[4], images[4])
+        assert not torch.equal(overlay[8], images[8])
     assert list(previews.glob("*.webp"))
 
 
@@ -270,7 +279,16 @@ def test_heatmaps_take_the_video_of_a_nested_latent(previews):
     video = torch.randn(1, 16, 5, 6, 8)
     nested = NestedTensor([video, torch.randn(1, 8, 10, 2)])
     _, maps, _ = execute(lamo.MotionDriftHeatmap, latent={"samples": nested}, lag=2, opacity=0.5, scale_mask=False)
-    assert torch.allclose(maps, drift_heatmap(video, 2)[0][0])
+    assert torch.allclose(maps, drift_heatmap(video, 2, skip=2)[0][0])
+
+
+def test_the_drift_heatmap_can_look_at_latents_as_the_model_samples_them(previews):
+    latent = torch.randn(1, 16, 5, 6, 8)
+    settings = {"latent": {"samples": latent}, "lag": 2, "opacity": 0.5, "scale_mask": False, "skip": 0}
+    _, maps, _ = execute(lamo.MotionDriftHeatmap, **settings, latent_space="wan2.1")
+    inside = patching.latent_format("wan2.1").process_in(latent)
+    assert torch.allclose(maps, drift_heatmap(inside, 2)[0][0])
+    assert not torch.allclose(maps, drift_heatmap(latent, 2)[0][0])
 
 
 @pytest.mark.parametrize("full", [False, True])

@@ -26,8 +26,9 @@ class PredictorCommand:
     """Folder of this run: checkpoint, log.csv, curves.png and motion_predictor.safetensors. A run found there goes on."""
     export: Path | None = None
     """Also write the predictor here, for example ComfyUI/models/latent_physics/my_predictor.safetensors."""
-    recipe: Literal["full", "toy"] = "full"
-    """Defaults of the settings below. full: 10.8M parameters, for a real backbone. toy: 0.5M, for small latents on a CPU."""
+    recipe: Literal["full", "toy", "quick"] = "full"
+    """Defaults of the settings below. full: 10.8M parameters, for a real backbone. toy: 0.5M, for small latents on a CPU.
+    quick: 2.2M, for a first try on a real backbone, minutes on a GPU."""
     fresh: bool = False
     """Start over: delete the run in `out` first."""
     memory_gb: float = 4.0

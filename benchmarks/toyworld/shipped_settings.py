@@ -1,0 +1,247 @@
+"""What LaMo Guidance does at the settings of every graph that ships with it, in the toy world.
+
+    python benchmarks/toyworld/shipped_settings.py                 every graph in workflows/api
+    python benchmarks/toyworld/shipped_settings.py --grid          4 to 50 steps, CFG 1 and above, shift 3 to 12
+
+A graph's sampler, scheduler, steps, CFG, shift and guidance are read from the graph; model, prompts and size are the toy
+world's. Every row compares with the same clips unguided: same prompts, same noise. Needs a ComfyUI (dev.py puts one beside
+the pack).
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from latent_physics.devtools import comfyui
+from latent_physics.toyworld import WORLDS, evaluate
+from latent_physics.toyworld import sample as draw
+from latent_physics.toyworld.statistics import paired_difference
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[2]
+SCORES = ("law", "adherence", "dynamic_degree")
+LATENT = (16, 9, 8, 8)
+SETS = (7000, 8000, 9000, 10000)
+"""Seeds of the prompts and the noise; no constant was fitted on them."""
+TOY_SHIFT = 3.0
+"""Shift of a graph that sets none: the toy model's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One sampler node: which of the schedule's steps it takes, and the guidance of its MODEL."""
+
+    first: int = 0
+    last: int = 10_000
+    guidance: Mapping[str, Any] | None = None
+    """Inputs of LaMo Guidance, without its wires; None for an unguided MODEL."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How a graph samples."""
+
+    name: str
+    sampler: str
+    scheduler: str = "simple"
+    steps: int
+    cfg: float
+    shift: float
+    stages: tuple[Stage, ...] = field(default=(Stage(),))
+
+    def unguided(self) -> Schedule:
+        return replace(self, stages=tuple(replace(stage, guidance=None) for stage in self.stages))
+
+    def guided(self, **guidance: Any) -> Schedule:
+        return replace(self, stages=tuple(replace(stage, guidance=guidance) for stage in self.stages))
+
+
+# -- what the graphs say -----------------------------------------------------------------------------------------------------
+
+
+def shipped(folder: Path = ROOT / "workflows" / "api") -> list[Schedule]:
+    """The schedules of the graphs that sample a MODEL with LaMo Guidance and without other corrections of ours."""
+    found = [schedule_of(path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.json"))]
+    return [schedule for schedule in found if schedule is not None]
+
+
+def schedule_of(name: str, graph: Mapping[str, Any]) -> Schedule | None:
+    """A graph's schedule, None where it has no sampler guided by LaMo alone.
+
+    CogVideoX's VOIDSampler takes DDIM steps, which for a flow are those of euler.
+    """
+    stages, settings = [], {}
+    for node in graph.values():
+        chain = list(models_above(graph, node)) if "Sampler" in node["class_type"] else []
+        kinds = [above["class_type"] for above in chain]
+        guided = [above["inputs"] for above in chain if above["class_type"] == "LatentPhysicsLaMoGuidance"]
+        if len(guided) != 1 or "LatentPhysicsPilaCorrection" in kinds:
+            continue
+        wires = ("model", "predictor")
+        guidance = {key: value for key, value in guided[0].items() if key not in wires}
+        inputs = node["inputs"] | followed(graph, node["inputs"].get("sigmas"))
+        last = inputs.get("end_at_step", 10_000)
+        stages.append(Stage(first=inputs.get("start_at_step", 0), last=last, guidance=guidance))
+        shifts = [above["inputs"]["shift"] for above in chain if above["class_type"] == "ModelSamplingSD3"]
+        settings = {
+            "sampler": inputs.get("sampler_name", "euler"),
+            "scheduler": inputs["scheduler"],
+            "steps": inputs["steps"],
+            "cfg": inputs["cfg"],
+            "shift": shifts[0] if shifts else TOY_SHIFT,
+        }
+    if not stages:
+        return None
+    return Schedule(name=name, stages=tuple(sorted(stages, key=lambda stage: stage.first)), **settings)
+
+
+def models_above(graph: Mapping[str, Any], node: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The nodes a MODEL went through, from the sampler upwards."""
+    wire = node["inputs"].get("model")
+    while isinstance(wire, list):
+        node = graph[wire[0]]
+        yield node
+        wire = node["inputs"].get("model")
+
+
+def followed(graph: Mapping[str, Any], wire: Any) -> Mapping[str, Any]:
+    return graph[wire[0]]["inputs"] if isinstance(wire, list) else {}
+
+
+# -- sampling ----------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def toy() -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE of Load Toy World, on the CPU."""
+    found = comfyui.find(ROOT)
+    if found is None:
+        raise SystemExit("there is no ComfyUI beside the pack: run `python dev.py` once, or set COMFYUI_PATH.")
+    sys.path.append(str(found.path))
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = True
+    from latent_physics.nodes.toyworld import LoadToyWorld
+
+    with torch.inference_mode():
+        return LoadToyWorld.execute().args
+
+
+@functools.cache
+def predictor(order: int) -> Any:
+    """What Load Motion Predictor puts out for the toy world's file of that order."""
+    toy()
+    from latent_physics.nodes.lamo import LoadMotionPredictor
+
+    with torch.inference_mode():
+        return LoadMotionPredictor.execute(f"toy/toy_predictor_order{order}.safetensors").args[0]
+
+
+def model_for(schedule: Schedule, guidance: Mapping[str, Any] | None, order: int) -> Any:
+    """The toy MODEL at the schedule's shift, guided."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+    from latent_physics.nodes.lamo import LaMoGuidance
+
+    model = ModelSamplingSD3().patch(toy()[0], schedule.shift)[0]
+    return model if guidance is None else LaMoGuidance.execute(model, predictor(order), **guidance).args[0]
+
+
+def conditioning(texts: Sequence[str]) -> list[Any]:
+    """One CONDITIONING of as many prompts as clips."""
+    clip = toy()[1]
+    pairs = [clip.encode_from_tokens_scheduled(clip.tokenize(text))[0] for text in texts]
+    masks = torch.cat([options["attention_mask"] for _, options in pairs])
+    return [[torch.cat([tokens for tokens, _ in pairs]), {"attention_mask": masks}]]
+
+
+def clips_of(schedule: Schedule, prompts: Sequence[str], seed: int, order: int) -> Tensor:
+    """`B 3 33 64 64` in [0, 1]; noise of clip i is seeded by seed + i."""
+    toy()  # puts ComfyUI on the path
+    import comfy.sample
+
+    rows = [torch.Generator().manual_seed(seed + row) for row in range(len(prompts))]
+    noise = torch.stack([torch.randn(LATENT, generator=generator) for generator in rows])
+    with torch.inference_mode():
+        wanted, empty = conditioning(prompts), conditioning([""])
+        latent = torch.zeros_like(noise)
+        for number, stage in enumerate(schedule.stages):
+            latent = comfy.sample.sample(
+                model_for(schedule, stage.guidance, order), noise if number == 0 else torch.zeros_like(noise),
+                schedule.steps, schedule.cfg, schedule.sampler, schedule.scheduler, wanted, empty, latent,
+                disable_noise=number > 0, start_step=stage.first, last_step=min(stage.last, schedule.steps),
+                force_full_denoise=stage is schedule.stages[-1], disable_pbar=True, seed=seed,
+            )  # fmt: skip
+        images = torch.cat([toy()[2].decode(part) for part in latent.split(8)])
+    return images.movedim(-1, 1).clamp(0, 1).float()
+
+
+def scores_of(schedule: Schedule, sets: Sequence[int], per_world: int, order: int) -> dict[str, list[float]]:
+    """Every clip's scores and its prompt, seed set after seed set, `per_world` clips of each world."""
+    found: dict[str, list[Any]] = {name: [] for name in (*SCORES, "prompts")}
+    for seed in sets:
+        prompts = [prompt for name in WORLDS for prompt in draw(name, per_world, seed)[1]]
+        names = [name for name in WORLDS for _ in range(per_world)]
+        scores = evaluate(clips_of(schedule, prompts, seed, order), names, prompts)
+        for name in SCORES:
+            found[name] += getattr(scores, name).tolist()
+        found["prompts"] += [f"{seed} {prompt}" for prompt in prompts]
+    return found
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------------
+
+
+def row(schedule: Schedule, plain: Mapping[str, list[float]], guided: Mapping[str, list[float]]) -> str:
+    """One line of the table: means unguided, and the paired differences with their 95 % intervals."""
+    mean = " | ".join(f"{sum(plain[name]) / len(plain[name]):.3f}" for name in SCORES)
+    less = " | ".join(str(paired_difference(guided[name], plain[name], plain["prompts"])) for name in SCORES)
+    return (
+        f"| {schedule.name} | {schedule.sampler}, {schedule.steps} | {schedule.cfg:g} | {schedule.shift:g} | {mean} | {less} |"
+    )
+
+
+HEAD = (
+    "| graph | sampler, steps | CFG | shift | law, unguided | adherence, unguided | dynamic degree, unguided "
+    "| law | adherence | dynamic degree |\n" + "|---" * 10 + "|"
+)
+
+
+def grid(share: float, start: float) -> list[Schedule]:
+    """4 to 50 steps, CFG 1 and 2, shift 3 to 12, with samplers of ComfyUI's templates."""
+    samplers = {4: "euler", 6: "uni_pc", 8: "res_multistep", 20: "euler", 30: "uni_pc", 50: "dpmpp_2m"}
+    cells = [(steps, cfg, shift) for steps in samplers for cfg in (1.0, 2.0) for shift in (3.0, 5.0, 8.0, 12.0)]
+    guidance = {"strength": 25.0, "active": 0.8, "share": share, "start": start}
+    return [
+        Schedule(
+            name="grid", sampler=samplers[steps], steps=steps, cfg=cfg, shift=shift, stages=(Stage(guidance=guidance),)
+        )
+        for steps, cfg, shift in cells
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--grid", action="store_true", help="the grid of schedules instead of the shipped graphs")
+    parser.add_argument("--orders", type=int, nargs="+", default=[1, 2], choices=[1, 2], help="orders of the predictor")
+    parser.add_argument("--sets", type=int, nargs="+", default=list(SETS), help="seed sets")
+    parser.add_argument("--clips", type=int, default=2, help="clips per world and seed set")
+    parser.add_argument("--share", type=float, default=0.5, help="share of the stable step, for the grid")
+    parser.add_argument("--start", type=float, default=0.9, help="noise level below which steps are guided, for the grid")
+    args = parser.parse_args()
+    for order in args.orders:
+        print(f"\npredictor of order {order}, {len(args.sets)} seed sets of {args.clips * len(WORLDS)} clips\n\n{HEAD}")
+        for schedule in grid(args.share, args.start) if args.grid else shipped():
+            plain = scores_of(schedule.unguided(), args.sets, args.clips, order)
+            print(row(schedule, plain, scores_of(schedule, args.sets, args.clips, order)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
