@@ -150,6 +150,8 @@ def chunks(rows: list[Any], size: int) -> list[list[Any]]:
 
 def summary(training: PredictorTraining, kept_as: str, skipped: list[str]) -> str:
     """What came out, for the info output."""
+    from ...training.tasks.predictor_metrics import said
+
     task, kept = training.task, training.kept()
     held = "no clip was held out, so nothing is known of new clips"
     if "unexplained" in kept:
@@ -161,6 +163,7 @@ def summary(training: PredictorTraining, kept_as: str, skipped: list[str]) -> st
             f"{len(task.clips)} clips of {task.latent_space} latents, {len(task.pairs)} frame pairs",
             f"{training.step} steps in {training.loop.seconds:.0f} s, last loss {rows[-1]:.4f}" if rows else "no step was made",
             held,
+            *said(kept),
             *([f"{len(skipped)} clips were skipped:", *[f"  {reason}" for reason in skipped[:SKIPPED]]] if skipped else []),
         ]
     )

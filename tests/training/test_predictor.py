@@ -198,6 +198,47 @@ def test_unexplained_variance():
     assert predictor.unexplained_variance(change, torch.ones_like(change)) == math.inf
 
 
+@pytest.mark.parametrize("order", [1, 2])
+def test_held_out_figures_are_those_of_each_noise_level_and_of_each_pair(order):
+    """Against the network asked by hand, on the pairs that both orders have: i from 1."""
+    training = PredictorTraining(dataset(), replace(TINY, order=order, steps=4, every=4, batch=7))
+    training.run()
+    task, model, found = training.task, training.averaged(), training.loop.found
+    held, numbers = task.held, task.numbers
+    change = held.after - held.frame
+    assert numbers.min() == 1
+
+    def asked(frame, before, part=slice(None)):
+        return model(frame[part], held.cond[part], None if order == 1 else frame[part] - before[part])
+
+    clean = asked(held.frame, held.before)
+    assert found["unexplained"] == pytest.approx(predictor.unexplained_variance(clean, change), rel=1e-4)
+    for i in numbers.unique().tolist():
+        part = numbers == i
+        expected = predictor.unexplained_variance(clean[part], change[part])
+        assert found[f"unexplained_pair_{i}"] == pytest.approx(expected, rel=1e-4)
+    noisy = [found[f"unexplained_{level}"] for level in ("0.3", "0.6", "0.9")]
+    assert found["unexplained_noisy"] == pytest.approx(sum(noisy) / 3)
+    rough = []
+    for seed in range(20):  # other noise, so the same figure up to chance
+        torch.manual_seed(seed)
+        frame = held.frame + 0.6 * torch.randn(held.frame.shape)
+        before = None if order == 1 else held.before + 0.6 * torch.randn(held.frame.shape)
+        rough.append(predictor.unexplained_variance(asked(frame, before), change))
+    assert found["unexplained_0.6"] == pytest.approx(sum(rough) / 20, rel=0.05)
+    assert recipe_figures(training) == {name: value for name, value in found.items() if name != "val_loss"}
+
+
+def recipe_figures(training):
+    return {name: value for name, value in training.recipe().items() if str(name).startswith("unexplained")}
+
+
+def test_orders_are_measured_on_the_same_pairs():
+    one, two = (PredictorTraining(dataset(), replace(TINY, order=order)).task for order in (1, 2))
+    assert torch.equal(one.numbers, two.numbers)
+    assert torch.equal(one.held.after, two.held.after)
+
+
 def test_it_learns_and_order_2_sees_the_direction():
     """Bumps of either direction that look alike: one frame cannot tell them apart, two can."""
     generator = torch.Generator().manual_seed(3)
@@ -231,7 +272,7 @@ def test_what_a_run_leaves(tmp_path):
     )
     loaded, info = load_predictor(tmp_path / "run" / "motion_predictor.safetensors", latent_space="toy")
     assert info.kind == "motion_predictor"
-    assert info.config == {"channels": 3, "cond_dim": 5, "width": 8, "blocks": 1, "order": 1, "lag": 2}
+    assert info.config == {"channels": 3, "cond_dim": 5, "width": 8, "blocks": 1, "order": 1, "prompted": True, "lag": 2}
     assert info.recipe["step"] == 12
     assert 0 < info.recipe["unexplained"] < 2
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values()))
@@ -255,7 +296,7 @@ def test_the_weights_that_generalise_best_are_kept(keep):
 
     def wreck(report):
         if report.step % 2 == 0:
-            seen[report.step] = report.found["unexplained"]
+            seen[report.step] = report.found["unexplained_noisy"]
         if report.step == 20:
             training.loop.stepper.optimizer.param_groups[0]["base"] = 1.0
 
@@ -264,7 +305,7 @@ def test_the_weights_that_generalise_best_are_kept(keep):
     assert seen[40] > seen[best]
     recipe = training.recipe()  # what the file's metadata says
     assert recipe["kept_step"] == (best if keep == "best" else 40)
-    assert recipe["unexplained"] == pytest.approx(seen[best if keep == "best" else 40])
+    assert recipe["unexplained_noisy"] == pytest.approx(seen[best if keep == "best" else 40])
     model, held = training.averaged(), training.task.held
     measured = predictor.unexplained_variance(model(held.frame, held.cond), held.after - held.frame)
     assert measured == pytest.approx(recipe["unexplained"], rel=1e-5)

@@ -13,6 +13,7 @@ from ..data.clip import DatasetError
 from ..data.clips import Clips
 from ..loop.checkpoint import CURVES, LOG
 from ..tasks.predictor import EXPORT, FILES, RECIPES, PredictorConfig, PredictorTraining, check_config
+from ..tasks.predictor_metrics import said
 from . import cli
 
 
@@ -91,6 +92,7 @@ def _summarise(training: PredictorTraining, command: PredictorCommand) -> int:
             f"Held-out clips: loss {kept['val_loss']:.4f}, unexplained variance of the change {kept['unexplained']:.3f} "
             f"(1: knows nothing, 0: perfect), at step {kept['kept_step']}, whose weights are saved."
         )
+        print("\n".join(said(kept)))
     print(f"Weights: {command.export or command.out / EXPORT}\nCurves:  {command.out / CURVES}\nLog:     {command.out / LOG}")
     if not training.finished:
         print(f"Stopped at step {training.step}; run the same command to resume.")

@@ -36,10 +36,11 @@ class Pairs:
 class PairSet:
     """Every (clip, i) of some clips for which z[i+lag], and z[i-1] where order is 2, exist (LaMo eq 1)."""
 
-    def __init__(self, clips: Clips, chosen: Sequence[int], lag: int, order: int = 1) -> None:
-        """Raises DatasetError where no clip is long enough."""
+    def __init__(self, clips: Clips, chosen: Sequence[int], lag: int, order: int = 1, first: int | None = None) -> None:
+        """first: smallest i, at least and by default order - 1. Raises DatasetError where no clip is long enough."""
         self.clips, self.chosen, self.lag, self.order = clips, list(chosen), lag, order
-        counts = [max(0, clips.lengths[clip] - lag - (order - 1)) for clip in self.chosen]
+        self.first = order - 1 if first is None else max(first, order - 1)
+        counts = [max(0, clips.lengths[clip] - lag - self.first) for clip in self.chosen]
         self.ends = np.cumsum(counts)
         self._epochs: Epochs | None = None
         if not len(self.ends) or self.ends[-1] == 0:
@@ -54,8 +55,7 @@ class PairSet:
         """The pairs with these numbers, 0 .. len - 1."""
         frames, before, after, cond = [], [], [], []
         for index in np.asarray(indices):
-            place = int(np.searchsorted(self.ends, index, side="right"))
-            first = int(index - (self.ends[place - 1] if place else 0)) + self.order - 1
+            place, first = self._found(index)
             clip = self.chosen[place]
             wanted = [first, first + self.lag] + ([first - 1] if self.order == 2 else [])
             read = self.clips.frames(clip, wanted)
@@ -71,6 +71,15 @@ class PairSet:
             cond=torch.stack(cond),
         )
 
+    def numbers(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+        """i of the pairs with these numbers, int64."""
+        return torch.tensor([self._found(index)[1] for index in np.asarray(indices)])
+
+    def _found(self, index: int) -> tuple[int, int]:
+        """(place in `chosen`, i) of a pair."""
+        place = int(np.searchsorted(self.ends, index, side="right"))
+        return place, int(index - (self.ends[place - 1] if place else 0)) + self.first
+
     def at_step(self, step: int, size: int, seed: int) -> Pairs:
         """The batch of one training step: consecutive pairs of an endless sequence of shuffled epochs.
 
@@ -82,5 +91,8 @@ class PairSet:
 
     def spread(self, count: int) -> Pairs:
         """At most `count` pairs, evenly spread over all of them: a fixed validation batch."""
-        count = min(count, len(self))
-        return self.batch(np.linspace(0, len(self) - 1, count).round().astype(int))
+        return self.batch(self.evenly(count))
+
+    def evenly(self, count: int) -> np.ndarray:
+        """Numbers of at most `count` pairs, evenly spread over all of them."""
+        return np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int)

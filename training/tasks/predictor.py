@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,6 +25,7 @@ from ..loop.log import Log
 from ..loop.loop import Loop
 from ..loop.processes import OneProcess, pick_device
 from ..loop.task import OnStep, Report, Run, Task
+from .predictor_metrics import LEVELS, Where, error_sums, figures, names, noised, variance
 
 EXPORT = "motion_predictor.safetensors"
 FILES = (CHECKPOINT, EXPORT, LOG, CURVES)
@@ -77,7 +78,8 @@ class PredictorConfig:
     validation_pairs: int = 512
     """At most so many frame pairs of them are looked at."""
     keep: Literal["best", "last"] = "best"
-    """Which averaged weights are saved: those with the least unexplained variance on the held-out clips, or the last ones."""
+    """Which averaged weights are saved: those with the least unexplained variance on held-out clips with noise on them, or the
+    last ones."""
     every: int = 500
     """Validate, save and draw the curves every so many steps."""
     seed: int = 0
@@ -125,16 +127,17 @@ class PredictorStudent(nn.Module):
         super().__init__()
         self.model, self.alpha, self.bf16 = model, config.alpha, config.bf16
 
-    def forward(self, pairs: Pairs, dropped: Tensor) -> dict[str, Tensor]:
+    def forward(self, pairs: Pairs, dropped: Tensor, where: Where | None = None) -> dict[str, Tensor]:
         """Pairs whose `after` is the change, and whose prompts are dropped -> the loss.
 
-        In evaluation mode the sums over the pairs of the loss and of the squared error, which `metrics` divides.
+        In evaluation mode the sums over the pairs of the clean loss and of the squared errors, which `metrics` divides.
         """
         predicted = self.predict(pairs, torch.where(dropped[:, None], self.model.null_prompt, pairs.cond))
         loss = predictor_loss(predicted, pairs.after, self.alpha)
-        if self.training:
+        if self.training or where is None:
             return {"loss": loss}
-        return {"loss": len(dropped) * loss, "squared": (predicted - pairs.after).square().sum()}
+        clean = {"loss": len(dropped) * loss} if where.level == 0 else {}
+        return clean | error_sums(predicted, pairs.after, where)
 
     def predict(self, pairs: Pairs, cond: Tensor) -> Tensor:
         """f(z, c), of order 2 with the last change, `N C H W` float32."""
@@ -146,15 +149,21 @@ class PredictorStudent(nn.Module):
 class PredictorTask(Task):
     """LaMo's predictor on pairs of cached latent frames (section 3.3)."""
 
-    names, validation_names, shown = ("loss",), ("val_loss", "unexplained"), ("val_loss", "unexplained")
-    pictures = {CURVES: {"loss (eq 7)": ("loss", "val_loss"), "unexplained variance of the change": ("unexplained",)}}
+    names, shown = ("loss",), ("val_loss", "unexplained", "unexplained_noisy")
+    pictures = {
+        CURVES: {
+            "loss (eq 7)": ("loss", "val_loss"),
+            "unexplained variance of the change": ("unexplained", "unexplained_noisy"),
+        }
+    }
 
     def __init__(self, clips: Clips, config: PredictorConfig) -> None:
         """Raises DatasetError where clips are too few or too short, TrainingError where the held-out ones do not move."""
         self.clips, self.config = clips, config
         training, held = clips.split(config.validation, config.seed)
         self.pairs = PairSet(clips, training, config.lag, config.order)
-        self.held = PairSet(clips, held, config.lag, config.order).spread(config.validation_pairs) if held else None
+        self.held, self.numbers = held_out_pairs(clips, held, config) if held else (None, None)
+        self.validation_names = ("val_loss", *names(self.numbers)) if held else ()
         self.noise_levels = noise_levels(clips.latent_space, config.shift)
         self.latent_space, self.about = clips.latent_space, {"recipe": "motion predictor"}
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
@@ -169,30 +178,29 @@ class PredictorTask(Task):
 
     @property
     def validation_count(self) -> int:
-        return 0 if self.held is None else math.ceil(len(self.held.frame) / self.config.batch)
+        return 0 if self.held is None else len(LEVELS) * math.ceil(len(self.held.frame) / self.config.batch)
 
     def draw(self, number: int, generator: torch.Generator) -> tuple[Pairs, Tensor]:
         pairs = self.pairs.at_step(number, self.config.batch, self.config.seed)
         frame, before, dropped = augment(pairs, self.config, self.noise_levels, generator)
         return Pairs(frame=frame, before=before, after=pairs.after - pairs.frame, cond=pairs.cond), dropped
 
-    def draw_validation(self, place: int, generator: torch.Generator) -> tuple[Pairs, Tensor]:
-        """Clean input, prompt given."""
+    def draw_validation(self, place: int, generator: torch.Generator) -> tuple[Pairs, Tensor, Where]:
+        """The held-out pairs at one noise level after the other, prompt given."""
+        place, level = divmod(place, len(LEVELS))
         held, part = self.held, slice(place * self.config.batch, (place + 1) * self.config.batch)
         before, change = None if held.before is None else held.before[part], held.after[part] - held.frame[part]
         pairs = Pairs(frame=held.frame[part], before=before, after=change, cond=held.cond[part])
-        return pairs, torch.zeros(len(change), dtype=torch.bool)
+        where = Where(LEVELS[level], self.numbers[part])
+        return noised(pairs, where.level, generator), torch.zeros(len(change), dtype=torch.bool), where
 
     def metrics(self, sums: Mapping[str, float], count: int) -> dict[str, float]:
-        """unexplained: MSE(f, D) / Var(D) on held-out clips: 1 for a predictor that knows nothing, 0 for a perfect one."""
-        change = self.held.after
-        return {
-            "val_loss": sums["loss"] / len(change),
-            "unexplained": sums["squared"] / change.numel() / self.variance,
-        }
+        """The clean loss, and how much of the change is not explained (`predictor_metrics.figures`)."""
+        change = self.held.after - self.held.frame
+        return {"val_loss": sums["loss"] / len(change), **figures(sums, change, self.numbers)}
 
     def score(self, found: Mapping[str, float]) -> float | None:
-        return found.get("unexplained")
+        return found.get("unexplained_noisy")
 
     def fingerprint(self) -> str:
         return self.clips.fingerprint()
@@ -278,7 +286,7 @@ def loop_config(config: PredictorConfig) -> LoopConfig:
         steps=config.steps, minutes=config.minutes, batch=config.batch, rate=config.lr, warmup=config.warmup,
         schedule=config.schedule, final_rate=FINAL_LR, weight_decay=config.weight_decay, beta1=0.9, beta2=0.999,
         clip=config.clip, ema=config.ema, keep=config.keep, seed=config.seed, validate_every=config.every,
-        save_every=config.every, validate_first=True, validation_clips=config.validation_pairs,
+        save_every=config.every, validate_first=True, validation_clips=len(LEVELS) * config.validation_pairs,
     )  # fmt: skip
 
 
@@ -321,9 +329,13 @@ def unexplained_variance(prediction: Tensor, change: Tensor) -> float:
     return (prediction - change).square().mean().item() / spread if spread > 1e-12 else math.inf
 
 
-def variance(change: Tensor) -> float:
-    """Variance of `N C H W` about each channel's mean."""
-    return (change - change.mean(dim=(0, 2, 3), keepdim=True)).square().mean().item()
+def held_out_pairs(clips: Clips, held: Sequence[int], config: PredictorConfig) -> tuple[Pairs, Tensor]:
+    """(held-out pairs, the frame each begins at). Those that both orders have, i from 1, where clips are long enough, so
+    that a predictor of order 1 and one of order 2 are measured on the same."""
+    shared = max(clips.lengths[clip] for clip in held) > config.lag + 1
+    pairs = PairSet(clips, held, config.lag, config.order, first=1 if shared else None)
+    chosen = pairs.evenly(config.validation_pairs)
+    return pairs.batch(chosen), pairs.numbers(chosen)
 
 
 def check_config(config: PredictorConfig) -> None:
