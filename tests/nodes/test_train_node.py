@@ -104,7 +104,7 @@ def test_never_replaces_a_file_and_may_save_none(models):
 def test_a_full_disk_is_told_before_training_and_loses_nothing_after_it(models, monkeypatch, caplog):
     usage = type("Usage", (), {"free": 1_000_000})
     with monkeypatch.context() as patch:
-        patch.setattr(train.shutil, "disk_usage", lambda folder: usage)
+        patch.setattr(files.shutil, "disk_usage", lambda folder: usage)
         patch.setattr(train, "train", lambda training: pytest.fail("trained for nothing"))
         with pytest.raises(ValueError, match="has 1 MB free and needs 67"):
             run(moving())
