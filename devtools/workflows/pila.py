@@ -299,6 +299,8 @@ Wan 2.1 1.3B: the latents are the same.
 1. Fetch the four model files (the names in *Load* are those of ComfyUI's own template), and train a PILA adapter.
 2. Press **Run**. Set both **strength** to 0 and run again for the same video without PILA.
 3. To correct only one of the models, set the other's strength to 0. The **Router Plot** of each shows what its adapter did.
+4. The paper's gate is nearly closed on the high-noise model (0.05 to 0.08 of the correction). An adapter trained with
+   `--gate linear` acts there too: add that to the training command below.
 {HOW_TO_TRAIN}""",
         note_height=760,
         video=size(640, 640, 81),
