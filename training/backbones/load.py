@@ -14,6 +14,7 @@ from . import cogvideox, wan
 from .base import Backbone, BackboneError
 from .cogvideox import CogVideoXBackbone
 from .keys import KeyMapError, is_native, strip_prefix, to_diffusers, to_native
+from .refuse import refuse_quantised, refuse_wan22
 from .wan import WanBackbone
 
 FAMILIES = ("wan", "cogvideox", "toy")
@@ -127,6 +128,7 @@ def _from_files(
     cog = family == "cogvideox"
     if "vae" in paths:
         state = _read(paths["vae"])
+        refuse_wan22(state, paths["vae"])
         if cog:
             pieces["vae"] = _fill(diffusers.AutoencoderKLCogVideoX, {}, state, paths["vae"], vae_dtype)
         else:
@@ -135,6 +137,7 @@ def _from_files(
             pieces["vae"] = _fill(diffusers.AutoencoderKLWan, config, state, paths["vae"], vae_dtype)
     if "dit" in paths:
         state = _read(paths["dit"])
+        refuse_wan22(state, paths["dit"])
         keys = cogvideox.COGVIDEOX_DIT if cog else wan.WAN_DIT
         state = _convert(state, keys, paths["dit"])
         config = _sizes((cogvideox if cog else wan).dit_config, to_native(state, keys), paths["dit"])
@@ -157,10 +160,11 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
     try:
         state = safetensors.torch.load_file(path)
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
     except (safetensors.SafetensorError, OSError) as error:
         raise BackboneError(f"{path.name} is not a readable safetensors file ({error}).") from error
-    if any(key.endswith(("scale_weight", "weight_scale", "scaled_fp8")) for key in state):
-        raise BackboneError(f"{path.name} holds scaled fp8 weights, which cannot be trained on; use the fp16 or bf16 file.")
+    refuse_quantised(state, path, metadata)
     return {strip_prefix(key): value for key, value in state.items()}
 
 

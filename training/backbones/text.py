@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import BackboneError
+from .refuse import refuse_quantised
 
 Tokenise = Callable[[Sequence[str], int], tuple[Tensor, Tensor]]
 """prompts, length -> ids and mask, both `B length`; padded with 0, cut off where longer."""
@@ -97,8 +98,7 @@ def from_native_file(path: Path, tokenizer: str | Path | None, dtype: torch.dtyp
         state = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise BackboneError(f"{path.name} is not a readable safetensors file ({error}).") from error
-    if any(key.endswith(("scale_weight", "weight_scale")) for key in state):
-        raise BackboneError(f"{path.name} is an fp8-scaled text encoder, which only ComfyUI reads; use the fp16 or bf16 file.")
+    refuse_quantised(state, path)
     bias = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
     if "shared.weight" not in state or bias.format(0) not in state:
         raise BackboneError(f"{path.name} is not a T5 or umT5 encoder: it has no {bias.format(0)!r}.")
