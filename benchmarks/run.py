@@ -59,6 +59,10 @@ BENCHMARKS = (
         what="seconds ComfyUI waits for the pack (part of cost/guidance)",
     ),
     Entry(
+        name="data/fuzz", takes="2 minutes",
+        what="2,000 mutated films, lists, captions and answers: tracebacks, lost clips, wrong captions",
+    ),
+    Entry(
         name="kernels", takes="many minutes",
         what="every kernel against the definition, the peers' formula and the machine",
     ),

@@ -184,7 +184,7 @@ FLOORS = {
     "benchmarks": [
         ["kernels/measure.py", "pila/lawful_fields.py", "cost/models.py"],
         ["kernels/relational.py", "cost/seconds.py", "cost/import_time.py"],
-        ["__init__.py", "kernels/", "cost/", "pila/", "toyworld/", "evaluation/"],
+        ["__init__.py", "data/", "kernels/", "cost/", "pila/", "toyworld/", "evaluation/"],
         ["run.py"],
     ],
     "evaluation": [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -40,7 +41,8 @@ def test_quantised_files_are_refused_by_name(tmp_path, kind, part):
         tensors = {"a.comfy_quant": as_bytes({"format": "mxfp8"})}
     path = tmp_path / "model.safetensors"
     save_file({**WEIGHT, **tensors}, path, metadata=metadata or None)
-    load = {"text": lambda: from_native_file(path, None, torch.float32)}.get(part, lambda: load_backbone("wan", {part: path}, (part,)))
+    read_text = partial(from_native_file, path, None, torch.float32)
+    load = read_text if part == "text" else partial(load_backbone, "wan", {part: path}, parts=(part,))
     with pytest.raises(BackboneError, match=rf"^model\.safetensors holds .*{words}.*; use the fp16 or bf16 file\.$"):
         load()
 
