@@ -156,9 +156,11 @@ def good_lists() -> dict[str, bytes]:
     }
 
 
-def foreign(number: int, caption: str) -> bool:
-    """Whether a clip's caption holds another's token."""
-    return any(f"token{other} " in caption for other in range(len(NAMES)) if other != number)
+def foreign(number: int, caption: str, data: bytes = b"") -> bool:
+    """Whether a clip's caption holds another's token, though `data`, the list, still names that other: where a
+    gap took its name, the list itself gives its words to the clip before it."""
+    named = [other for other, name in enumerate(NAMES) if not data or name.encode() in data.replace(b"\0", b"")]
+    return any(f"token{other} " in caption for other in named if other != number)
 
 
 class Lists:
@@ -184,7 +186,7 @@ class Lists:
             counts["read"] = 1
             texts = {clip.name: caption for clip, caption in found.texts.items()}
             for number, clip in enumerate(NAMES):
-                counts["another's caption"] += foreign(number, texts.get(clip, ""))
+                counts["another's caption"] += foreign(number, texts.get(clip, ""), data)
             if name in ("lines.jsonl", "quoted.csv", "plain.csv"):
                 counts["lost"] += sum(clip not in texts for clip in untouched(before, data, place))
         path.unlink()

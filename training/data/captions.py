@@ -137,19 +137,27 @@ def jsonl_rows(text: str) -> Iterator[Any]:
     for line in text.split("\n"):
         if line.strip():
             try:
-                yield json.loads(line)
+                yield json.loads(line, object_pairs_hook=_entry_once)
             except (ValueError, RecursionError) as error:
                 yield VideoError(f"{error}.")
 
 
 def json_rows(text: str) -> Iterator[Any]:
     """A list of entries, or a mapping of a video to its entry. Raises ValueError for anything else."""
-    rows = json.loads(text)
+    rows = json.loads(text, object_pairs_hook=_entry_once)
+    if isinstance(rows, VideoError):
+        raise rows
     if isinstance(rows, dict):
         return ({"id": key, **value} if isinstance(value, dict) else {"id": key, "caption": value} for key, value in rows.items())
-    if not isinstance(rows, list) or not any(isinstance(row, dict) for row in rows):
+    if not isinstance(rows, list) or not any(isinstance(row, (dict, VideoError)) for row in rows):
         raise ValueError("it must hold a list of entries, each with a video and a caption")
     return iter(rows)
+
+
+def _entry_once(pairs: list[tuple[str, Any]]) -> dict[str, Any] | VideoError:
+    """A JSON object; an error in place of one that says a thing twice: rows that ran into one another would swap captions."""
+    entry = dict(pairs)
+    return entry if len(entry) == len(pairs) else VideoError("it has a key twice.")
 
 
 def csv_rows(text: str) -> Iterator[dict[str, str] | VideoError]:

@@ -127,6 +127,19 @@ def test_what_only_stands_for_a_text_is_called_what_it_is(folder, content):
         caption_of(folder / "a.mp4")
 
 
+@pytest.mark.parametrize("name", ["list.jsonl", "list.json"])
+def test_rows_that_ran_into_one_another_swap_no_captions(folder, name):
+    """A gap in the file took the end of the first row and the start of the second; JSON lets the last caption win."""
+    rows = ['{"video": "a.mp4", "caption": "a b", "caption": "ice"}', '{"video": "c.mp4", "caption": "steam"}']
+    (folder / name).write_text("\n".join(rows) if name == "list.jsonl" else f"[{', '.join(rows)}]")
+    found = read_list(folder / name)
+    assert {path.name: text for path, text in found.texts.items()} == {"c.mp4": "steam"}
+    assert "has a key twice" in found.left_out[0].reason
+    (folder / "list.json").write_text('{"a.mp4": "ice", "a.mp4": "steam"}')
+    with pytest.raises(CaptionError, match="it has a key twice"):
+        read_captions(folder / "list.json")
+
+
 def test_halves_of_surrogate_pairs_and_control_characters_are_no_caption(folder):
     (folder / "list.jsonl").write_text(r'{"video": "a.mp4", "caption": "a \ud83d ball\u0000 \u200b\ud83d\ude00"}')
     assert as_read(folder, "list.jsonl") == {"a.mp4": "a ball \U0001f600"}
