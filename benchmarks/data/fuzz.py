@@ -34,8 +34,9 @@ SHARES = {"films": 0.4, "lists": 0.3, "captions": 0.1, "answers": 0.2}
 """Of the cases, by what is mutated."""
 COUNTED = ("cases", "read", "refused", "tracebacks", "lost", "another's caption")
 PIECES = (
-    b'"', b"'", b",", b"\n", b"\r\n", b"\x00", b"{", b"}", b"[", b"]", b"\\", b"\xff\xfe", b"\xe2\x80\xa8", b"\xc2\x85",
-    b"\xed\xa0\xbd", b"<think>", b"</think>", b"```", b"NaN", b"1e999", b"<!DOCTYPE html>", b"\xef\xbb\xbf", b";", b"\t",
+    b'"', b"'", b",", b"\n", b"\r\n", b"\x00", b"{", b"}", b"[", b"]", b"\\", b"\xff\xfe",
+    b"\xe2\x80\xa8", b"\xc2\x85", b"\xed\xa0\xbd", b"<think>", b"</think>", b"```", b"NaN", b"1e999",
+    b"<!DOCTYPE html>", b"\xef\xbb\xbf", b";", b"\t",
 )  # fmt: skip
 """What is put into a text where it hurts."""
 NAMES = [f"clip{number}.mp4" for number in range(6)]
@@ -157,9 +158,12 @@ def good_lists() -> dict[str, bytes]:
 
 
 def foreign(number: int, caption: str, data: bytes = b"") -> bool:
-    """Whether a clip's caption holds another's token, though `data`, the list, still names that other: where a
-    gap took its name, the list itself gives its words to the clip before it."""
-    named = [other for other, name in enumerate(NAMES) if not data or name.encode() in data.replace(b"\0", b"")]
+    """Whether a clip's caption holds another's token, though `data`, the list, still names that other.
+
+    Where a gap took its name, the list itself gives its words to the clip before it.
+    """
+    text = data.replace(b"\0", b"")
+    named = [other for other, name in enumerate(NAMES) if not data or name.encode() in text]
     return any(f"token{other} " in caption for other in named if other != number)
 
 
@@ -194,8 +198,8 @@ class Lists:
 
 
 def untouched(before: bytes, after: bytes, place: int) -> list[str]:
-    """Videos whose whole lines are in both lists, ahead of the change or behind it; none where the names of the
-    columns are changed."""
+    """Videos whose whole lines are in both lists, ahead of the change or behind it; none where the names of
+    the columns are changed."""
     head = before.index(b"\n") + 1
     if before.startswith(b"video") and place < head:
         return []
@@ -240,8 +244,8 @@ class Captions:
 # --- answers ------------------------------------------------------------------------------------------------
 
 ANSWERS = (
-    b'{"description": "Water boils in a pot; steam rises.", "labels": ["Fluid", "Thermal"], "confidence": [0.9]}',
-    b'<think>Perhaps {"labels": ["Optical"]}?</think>\n```json\n{"labels": ["Fluid"], "description": "Water."}\n```',
+    b'{"description": "Water boils; steam rises.", "labels": ["Fluid", "Thermal"], "confidence": [0.9]}',
+    b'<think>{"labels": ["Optical"]}?</think>\n```json\n{"labels": ["Fluid"], "description": "Water."}\n```',
     b'Of course!\n\n{"labels": [], "description": "\\u6c34 boils"}',
 )
 
@@ -304,7 +308,8 @@ def table(results: dict[str, Counter[str]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the cases, prints the counts, returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=20.0)
