@@ -17,6 +17,7 @@ from .video import animation_fps, probe, read_frames, write_video
 
 PREFIX = "latent_physics_evaluate"
 """Folder of the clips in a server's output folder."""
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,13 +194,13 @@ class PipelineSource:
             return
         if self._lora is not None:
             self._pipe.unload_lora_weights()
-        if path:
-            self._pipe.load_lora_weights(path, adapter_name="arm")
-            self._pipe.set_adapters(["arm"], [strength])
-            if not self._pipe.get_active_adapters():
-                raise EvaluationError(
-                    f"no key of the LoRA {path} fits the pipeline; export it in diffusers' names."
-                )
+        try:
+            if path:
+                self._pipe.load_lora_weights(path, adapter_name="arm")
+                self._pipe.set_adapters(["arm"], [strength])
+        except (ValueError, KeyError, OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise EvaluationError(f"the LoRA {path} does not fit the pipeline ({reason:.200}).") from error
         self._lora = wanted
 
 
@@ -213,13 +214,19 @@ def load_pipeline(settings: Mapping[str, Any]) -> Any:
         raise EvaluationError(
             "a pipeline needs diffusers, which is not installed: pip install -e '.[train]'."
         ) from error
-    dtype = getattr(torch, settings.get("dtype", "bfloat16"))
+    dtype, device = settings.get("dtype", "bfloat16"), str(settings.get("device", "cuda"))
+    if dtype not in DTYPES:
+        raise EvaluationError(f"dtype is {dtype!r}; use {', '.join(DTYPES)}.")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise EvaluationError(f'device is {device!r}, and torch sees no GPU; write device = "cpu".')
     try:
-        pipe = DiffusionPipeline.from_pretrained(settings["source"], torch_dtype=dtype, use_safetensors=True)
+        pipe = DiffusionPipeline.from_pretrained(
+            settings["source"], torch_dtype=getattr(torch, dtype), use_safetensors=True
+        )
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise EvaluationError(
             f"{settings['source']} is no pipeline that diffusers loads ({reason:.200})."
         ) from error
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(settings.get("device", "cuda"))
+    return pipe.to(device)

@@ -244,9 +244,6 @@ class TinyPipe:
     def set_adapters(self, names, strengths):
         self.loras.append(f"{names} {strengths}")
 
-    def get_active_adapters(self):
-        return ["arm"]
-
     def unload_lora_weights(self):
         self.loras.append("unloaded")
 
@@ -273,4 +270,4 @@ def test_a_pipeline_is_called_with_each_arms_settings(tmp_path: Path, make_plan)
 
 def test_a_folder_that_is_no_pipeline_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="is no pipeline that diffusers loads"):
-        load_pipeline({"source": str(tmp_path), "fps": 8})
+        load_pipeline({"source": str(tmp_path), "device": "cpu", "fps": 8})
