@@ -50,7 +50,7 @@ import importlib.util, json, sys
 names = json.loads(sys.argv[1])
 found = {name: importlib.util.find_spec(name) is not None for name in names}
 cuda = None
-if found.get("torch"):
+if found.get("torch") and sys.argv[2] == "cuda":
     import torch
     cuda = torch.cuda.is_available()
 print(json.dumps({"python": sys.version.split()[0], "missing": [n for n in names if not found[n]], "cuda":
@@ -91,7 +91,7 @@ def lacking(scorer: Scorer) -> list[str]:
 def of_environment(scorer: Scorer, need: Need) -> list[str]:
     """What the scorer's interpreter cannot import, and a GPU that it cannot see."""
     packages = (*need.packages, "vbench2") if scorer.name == "vbench2" and not scorer.root else need.packages
-    command = [scorer.python, "-c", PROBE, json.dumps(packages)]
+    command = [scorer.python, "-c", PROBE, json.dumps(packages), scorer.device.partition(":")[0]]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd="/")
         facts = json.loads(done.stdout.strip().splitlines()[-1])

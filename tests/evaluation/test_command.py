@@ -141,6 +141,23 @@ def test_bad_arms_are_one_sentence(tmp_path: Path, prompts: Path, capsys, text, 
     assert re.search(message, err)
 
 
+def test_the_time_left_counts_from_this_start_and_not_from_a_resumed_share(monkeypatch) -> None:
+    import io
+
+    from latent_physics.training.commands.evaluate import Pace
+    from latent_physics.training.console import ProgressLine
+
+    clock = iter([0.0, 0.0, 10.0])
+    line = ProgressLine("generate", io.StringIO(), every=-1.0)
+    shown = []
+    line.show = lambda share, text, left: shown.append(left)
+    monkeypatch.setattr("latent_physics.training.commands.evaluate.time.monotonic", lambda: next(clock))
+    pace = Pace(line)
+    pace(0.8, "resumed")
+    pace(0.9, "one more tenth")
+    assert shown == [float("inf"), pytest.approx(10.0)]
+
+
 def test_steps_without_what_comes_before_say_so(tmp_path: Path, prompts: Path, capsys) -> None:
     for action in ("generate", "layout", "measure", "table"):
         status, _, err = run(capsys, action, "--out", str(tmp_path / "none"))

@@ -4,7 +4,9 @@ table.
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from collections.abc import Callable
 
 from ...evaluation import actions
@@ -13,6 +15,20 @@ from ..console import ProgressLine, StopRequest
 from . import cli
 
 PROG = "latent-physics evaluate"
+
+
+class Pace:
+    """Shows a share on a progress line; the time left counts from this call's own start, not from a resumed share."""
+
+    def __init__(self, line: ProgressLine) -> None:
+        self.line, self.first, self.begin = line, -1.0, time.monotonic()
+
+    def __call__(self, share: float, text: str) -> None:
+        if self.first < 0:
+            self.first = share
+        done = share - self.first
+        spent = time.monotonic() - self.begin
+        self.line.show(share, text, spent * (1 - share) / done if done > 0 else math.inf)
 
 
 def plan(config: actions.PlanConfig, stop: StopRequest, line: ProgressLine) -> int:
@@ -24,7 +40,7 @@ def plan(config: actions.PlanConfig, stop: StopRequest, line: ProgressLine) -> i
 
 def generate(config: actions.GenerateConfig, stop: StopRequest, line: ProgressLine) -> int:
     """Prints what was made, and what was given up."""
-    outcome = actions.generate_clips(config, line.show, lambda: stop.asked)
+    outcome = actions.generate_clips(config, Pace(line), lambda: stop.asked)
     line.close()
     if outcome.stopped:
         print("stopped; run the same command to resume.")
@@ -53,7 +69,7 @@ def score(config: actions.ScoreConfig, stop: StopRequest, line: ProgressLine) ->
 
 def measure(config: actions.MeasureConfig, stop: StopRequest, line: ProgressLine) -> int:
     """Shows progress."""
-    actions.measure_clips(config, line.show, lambda: stop.asked)
+    actions.measure_clips(config, Pace(line), lambda: stop.asked)
     line.close()
     return 130 if stop.asked else 0
 
