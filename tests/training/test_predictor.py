@@ -27,6 +27,7 @@ from latent_physics.training.data.clips import Clips
 from latent_physics.training.data.pairs import Pairs, PairSet
 from latent_physics.training.loop import loop
 from latent_physics.training.loop.log import Log, _running_mean, read_log
+from latent_physics.training.settings import check
 from latent_physics.training.tasks import predictor
 from latent_physics.training.tasks.predictor import (
     RECIPES,
@@ -552,7 +553,7 @@ def test_recipes():
         with torch.device("meta"):
             model = MotionFieldPredictor(16, 4096, width=config.width, blocks=config.blocks)
         sizes[name] = sum(parameter.numel() for parameter in model.parameters())
-        predictor.check_config(config)
+        check(config)
     assert 9e6 < sizes["full"] < 12e6
     assert sizes["toy"] < 1e6
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..loop.optim import trainable
+from ..settings import Count, Decay, Positive, check
 from . import Backbone
 
 
@@ -23,25 +24,17 @@ class TuneConfig:
 
     mode: Literal["lora", "full"] = "lora"
     """A low-rank adapter, or every weight of the transformer."""
-    rank: int = 64
+    rank: Count = 64
     """Rank of the adapter."""
-    alpha: float = 64.0
+    alpha: Positive = 64.0
     """The adapter is scaled by alpha / rank (alpha / sqrt(rank) with `rslora`)."""
-    dropout: float = 0.0
+    dropout: Decay = 0.0
     """Dropout in the adapter."""
     rslora: bool = False
     """Rank-stabilised scaling. The exported file carries an alpha that gives the same scale."""
     targets: str = ""
     """Names or endings of the transformer's linear layers (diffusers' names), separated by commas; empty for the family's
     usual ones."""
-
-
-def check_tune(config: TuneConfig) -> None:
-    """Raises TuneError for settings that do not make sense; the targets are looked at with the model."""
-    if config.mode == "lora" and (config.rank < 1 or not config.alpha > 0 or not 0 <= config.dropout < 1):
-        raise TuneError(
-            f"rank {config.rank}, alpha {config.alpha} and dropout {config.dropout} do not make a LoRA; 64, 64 and 0 would."
-        )
 
 
 def attach(backbone: Backbone, config: TuneConfig, seed: int = 0) -> None:
@@ -54,7 +47,7 @@ def attach(backbone: Backbone, config: TuneConfig, seed: int = 0) -> None:
         return
     from peft import LoraConfig
 
-    check_tune(config)
+    check(config)
     targets = check_targets(
         dit, [word.strip() for word in config.targets.split(",") if word.strip()] or list(backbone.lora_targets)
     )

@@ -9,7 +9,7 @@ from ...methods.weights import WeightsError
 from ..console import RunError, StopRequest
 from ..data.clip import TrainingDataError
 from ..data.videos import VideoError
-from ..recipes import RecipeError, names, recipe_in
+from ..recipes import names, recipe_in
 from ..tasks.motion_head import MotionHeadConfig, train_motion_head
 from . import cli
 
@@ -34,4 +34,4 @@ def main(argv: list[str]) -> int:
         return 0
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return cli.run_command(command, RecipeError, RunError, TeacherError, TrainingDataError, VideoError, WeightsError)
+    return cli.run_command(command, RunError, TeacherError, TrainingDataError, VideoError, WeightsError)

@@ -12,7 +12,8 @@ from ..console import ProgressLine, RunError, StopRequest, clock
 from ..data.clip import DatasetError
 from ..data.clips import Clips
 from ..loop.checkpoint import CURVES, LOG
-from ..tasks.predictor import EXPORT, FILES, RECIPES, PredictorConfig, PredictorTraining, check_config
+from ..settings import check
+from ..tasks.predictor import EXPORT, FILES, RECIPES, PredictorConfig, PredictorTraining
 from ..tasks.predictor_metrics import said
 from . import cli
 
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
 
 def _command(argv: list[str]) -> int:
     command = _parse(argv)
-    check_config(command.config)
+    check(command.config)
     clips = Clips.from_folder(command.cache, command.memory_gb)
     if command.fresh:
         for name in FILES:

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import settings
 from ..console import ProgressLine, StopRequest, TrainingError, saving
 from . import checkpoint, processes
 from .ahead import drawn_ahead
-from .config import check_config
 from .gradients import loss_gradients
 from .log import Board, Log, draw_curves
 from .optim import ema_update, make_optimizer, rate_factor, trainable
@@ -46,7 +46,7 @@ class Loop:
 
     def __init__(self, run: Run) -> None:
         """Raises TrainingError where settings, data or the checkpoint in `run.out` do not fit."""
-        check_config(run.config)
+        settings.check(run.config)
         run.accelerator = run.accelerator or processes.make_accelerator(run.config)
         self.run, self.config, self.task, self.accelerator = run, run.config, run.task, run.accelerator
         self.phases = run.task.phases or (Phase(name="", steps=run.config.steps),)
@@ -249,7 +249,8 @@ class Loop:
             if not stepper.starts_together:
                 self._thaw(step)
             stepper.thaw()
-        scale = rate_factor(config, step, max(step / self.phases[self.phase].steps, self._timed))
+        phase = self.phases[self.phase]
+        scale = 1.0 if phase.constant else rate_factor(config, step, max(step / phase.steps, self._timed))
         for group in stepper.optimizer.param_groups:
             group["lr"] = group["base"] * scale
         weights = self.task.weights(step)

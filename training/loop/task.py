@@ -19,6 +19,8 @@ class Phase:
 
     name: str
     steps: int
+    constant: bool = False
+    """Whether the learning rate stays the same in it, whatever the schedule."""
 
 
 @dataclass(kw_only=True)

@@ -9,17 +9,16 @@ A recipe names objectives as words, the kind first:
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ...encoders import DEFAULT_SOURCE
-from ...encoders import NAMES as TEACHERS
-from ...encoders.need import ORACLE, TeacherNeed
+from ...encoders.need import TeacherNeed
 from ...methods.weights import WeightsError, read_info
+from ..settings import from_words
 from .align import (
     MtsaObjective,
     PdaObjective,
@@ -71,49 +70,14 @@ def parse(text: str) -> tuple[str, Settings]:
     if kind not in KINDS:
         raise ObjectiveError(f"objective {kind!r} is unknown; choose one of {', '.join(KINDS)}.")
     settings = KINDS[kind][0]
-    types = {f.name: f for f in dataclasses.fields(settings)}
-    values: dict[str, Any] = {}
+    known = [f.name for f in dataclasses.fields(settings)]
+    words: dict[str, str] = {}
     for pair in pairs:
         key, equals, word = pair.partition("=")
-        if not equals or key not in types:
-            raise ObjectiveError(f"{pair!r} is not a setting of the objective {kind}; it has {', '.join(types)}.")
-        values[key] = _value(kind, key, word, types[key])
-    made = settings(**values)
-    check_values(kind, made)
-    return kind, made
-
-
-LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
-    **dict.fromkeys(("weight", "margin", "eps"), (lambda value: 0 <= value < math.inf, "at least 0")),
-    **dict.fromkeys(("start", "ramp", "stop"), (lambda value: value >= 0, "at least 0")),
-    **dict.fromkeys(("lag", "stride", "hidden", "window"), (lambda value: value >= 1, "at least 1")),
-    "block": (lambda value: value >= 1, "at least 1: blocks are counted from 1"),
-    "temperature": (lambda value: 0 < value < math.inf, "above 0"),
-    "decay": (lambda value: value > 0, "above 0, or inf"),
-    "keep": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
-    "context": (lambda value: 0 < value < 1, "between 0 and 1"),
-}
-"""What numbers a setting takes, in code and in words."""
-CHOICES = {
-    "target": ("mean", "dense"),
-    "scale": ("relative", "raw"),
-    "grid": ("teacher", "tokens"),
-    "teacher": (*TEACHERS, ORACLE),
-}
-"""What words a setting takes."""
-
-
-def check_values(kind: str, settings: Settings) -> None:
-    """Raises ObjectiveError for a value that makes no sense, before anything is loaded."""
-    for key, value in vars(settings).items():
-        if key in LIMITS:
-            fits, words = LIMITS[key]
-            check(fits(value), kind, key, value, words)
-        if key in CHOICES:
-            check(value in CHOICES[key], kind, key, value, f"{', '.join(CHOICES[key][:-1])} or {CHOICES[key][-1]}")
-    if isinstance(settings, PdaSettings):
-        worlds = [name for name in TEACHERS if "vjepa" in name]
-        check(settings.teacher in worlds, kind, "teacher", settings.teacher, f"one that predicts: {' or '.join(worlds)}")
+        if not equals or key not in known:
+            raise ObjectiveError(f"{pair!r} is not a setting of the objective {kind}; it has {', '.join(known)}.")
+        words[key] = word
+    return kind, from_words(words, settings, lambda name: f"{name} of the objective {kind}")
 
 
 TAUGHT_BY_DEFAULT = {
@@ -138,24 +102,6 @@ def check_files(kind: str, settings: Settings) -> None:
     # Files may have moved between the stages: their names are compared, not their folders.
     same = [key.partition(", ")[0] + Path(key.partition(", ")[2]).name for key in (teacher, taught)]
     check(same[0] == same[1], kind, "teacher", teacher, f"{taught!r}, with which the motion head was trained")
-
-
-def _value(kind: str, key: str, word: str, spec: dataclasses.Field) -> Any:
-    """A word as the type that the setting's annotation names."""
-    expected = str(spec.type)
-    try:
-        if "bool" in expected:
-            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[word.lower()]
-        if "int" in expected:
-            return int(word)
-        if "float" in expected:
-            number = float(word)
-            if math.isnan(number):
-                raise ValueError
-            return number
-        return None if word == "none" and "None" in expected else word
-    except (ValueError, KeyError) as error:
-        raise ObjectiveError(f"{key} of the objective {kind} is {word!r}; it must be a {expected}.") from error
 
 
 def counted_from_one(about: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Gt, Le, Lt
+
+from ..settings import Count, NotNegative, Number, Positive
 
 
 class ObjectiveError(ValueError):
@@ -13,13 +18,13 @@ class ObjectiveError(ValueError):
 class Settings:
     """What every objective has."""
 
-    weight: float
+    weight: NotNegative
     """Factor of the loss."""
-    start: int = 0
+    start: Number = 0
     """First step on which it counts."""
-    ramp: int = 0
+    ramp: Number = 0
     """Steps over which the weight rises from 0 after `start`."""
-    stop: int = 0
+    stop: Number = 0
     """Step from which it no longer counts; 0: never."""
 
     def weight_at(self, step: int) -> float:
@@ -33,15 +38,15 @@ class Settings:
 class DriftSettings(Settings):
     """LaMo's motion drift (eqs 4-6) and the variants of its table 4."""
 
-    weight: float = 0.4
+    weight: NotNegative = 0.4
     """lambda_drift."""
-    lag: int = 2
+    lag: Count = 2
     """tau, latent frames. The paper's ablation: 1."""
-    target: str = "mean"
+    target: Literal["mean", "dense"] = "mean"
     """"mean": drift of the spatial mean. "dense": the latent change at every position."""
-    scale: str = "relative"
+    scale: Literal["relative", "raw"] = "relative"
     """"relative": divided by the target's own length. "raw": a plain squared difference."""
-    eps: float = 1.0
+    eps: NotNegative = 1.0
     """Epsilon of eq 5, as a share of the median |mu*|^2 of the clips trained on: at 1 a pair of median drift counts half."""
 
 
@@ -49,19 +54,19 @@ class DriftSettings(Settings):
 class AlignSettings(Settings):
     """Alignment of a block with a teacher."""
 
-    weight: float = 0.5
+    weight: NotNegative = 0.5
     """lambda."""
-    block: int = 18
+    block: Count = 18
     """Number of the transformer block whose output is aligned, counted from 1."""
-    teacher: str = "videomae"
+    teacher: Literal["videomae", "vjepa2", "toy_videomae", "toy_vjepa2", "toy_oracle"] = "videomae"
     """Name of the teacher."""
     source: str | None = None
     """Hub id, folder or file of its weights; None for the usual ones."""
-    stride: int = 3
+    stride: Count = 3
     """Tokens along a side of the teacher's patch: kernel and stride of the projector's convolution in space."""
-    hidden: int = 2048
+    hidden: Count = 2048
     """Width of the projector's MLP."""
-    grid: str = "teacher"
+    grid: Literal["teacher", "tokens"] = "teacher"
     """"teacher": the tokens are brought to the teacher's grid, as in the papers. "tokens": where the teacher's is finer, its
     features are averaged over what a token (after the stride) covers, for a teacher whose patch is smaller than a token's."""
     centre: bool = False
@@ -77,7 +82,7 @@ class RepaSettings(AlignSettings):
 class TrdSettings(AlignSettings):
     """VideoREPA's token relation distillation."""
 
-    margin: float = 0.1
+    margin: NotNegative = 0.1
     """Differences below it count as none."""
     pooled: bool = True
     """One mean over all pairs, as in VideoREPA's code, instead of the spatial plus the temporal mean."""
@@ -87,7 +92,7 @@ class TrdSettings(AlignSettings):
 class SoftTrdSettings(AlignSettings):
     """MoAlign's stage 2."""
 
-    decay: float = 10.0
+    decay: Annotated[float, Gt(0)] = 10.0
     """tau of the temporal weights, feature frames; inf for none."""
     motion_head: str | None = None
     """File of stage 1 (`latent-physics motion-head`); None aligns with the teacher's own features."""
@@ -97,7 +102,7 @@ class SoftTrdSettings(AlignSettings):
 class TsaSettings(AlignSettings):
     """TSA."""
 
-    temperature: float = 0.1
+    temperature: Positive = 0.1
     """tau of the softmax."""
 
 
@@ -105,7 +110,7 @@ class TsaSettings(AlignSettings):
 class MtsaSettings(TsaSettings):
     """M-TSA."""
 
-    keep: float = 0.2
+    keep: Annotated[float, Gt(0), Le(1)] = 0.2
     """Share of the tokens of a frame that count as moving."""
 
 
@@ -113,11 +118,11 @@ class MtsaSettings(TsaSettings):
 class PdaSettings(AlignSettings):
     """LDO's predictive dynamics alignment."""
 
-    teacher: str = "vjepa2"
+    teacher: Literal["vjepa2", "toy_vjepa2"] = "vjepa2"
     """A world model with a predictor."""
-    context: float = 0.5
+    context: Annotated[float, Gt(0), Lt(1)] = 0.5
     """Share of a window that the world model sees before it forecasts the rest."""
-    window: int = 16
+    window: Count = 16
     """Frames of the window that slides over the clip."""
-    decay: float = 10.0
+    decay: Annotated[float, Gt(0)] = 10.0
     """As in soft-TRD."""

@@ -85,7 +85,7 @@ def compare(config: CompareConfig, stop: StopRequest, progress: ProgressLine) ->
 
 
 def check(config: CompareConfig) -> None:
-    """Raises FinetuneError or RecipeError before the first run for what would only fail after it."""
+    """Raises FinetuneError or TrainingError before the first run for what would only fail after it."""
     if config.prompts < 2:
         raise FinetuneError(f"prompts is {config.prompts}; a mean with its error needs at least 2.")
     for name in config.recipes:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from ...encoders import TeacherError
 from ...encoders.need import TeacherNeed, cache_name
 from ...methods.weights import WeightsError
+from .. import settings
 from ..backbones import Backbone, BackboneError
 from ..backbones.load import load_backbone
-from ..backbones.lora import TuneConfig, TuneError, attach, check_tune
+from ..backbones.lora import TuneConfig, TuneError, attach
 from ..console import ProgressLine, RunError, StopRequest
 from ..data.batches import TrainingClips
 from ..data.cache import cache_clips, loaders
@@ -31,20 +32,20 @@ from ..data.toy import make_toy_clips
 from ..data.videos import VideoError
 from ..loop import processes
 from ..loop.checkpoint import fill
-from ..loop.config import TrainerConfig, check_config
+from ..loop.config import TrainerConfig
 from ..loop.loop import train
 from ..loop.optim import trainable
 from ..loop.processes import make_accelerator, pick_device
 from ..loop.task import Outcome, Run
 from ..objectives import parse
 from ..objectives.settings import ObjectiveError
-from ..recipes import RecipeError
+from ..settings import Count, Number, Positive
 from .denoise import DenoisingTask
 from .export import DTYPES, ExportConfig, ExportError, export, read_lora
 from .preview import Samples
 
 ERRORS = (
-    BackboneError, CacheError, ExportError, ObjectiveError, RecipeError, RunError, TeacherError, TrainingDataError, TuneError,
+    BackboneError, CacheError, ExportError, ObjectiveError, RunError, TeacherError, TrainingDataError, TuneError,
     VideoError, WeightsError,
 )  # fmt: skip
 
@@ -69,9 +70,9 @@ class FinetuneConfig:
     """Videos or folders of them: to cache, and for the teachers' features. Captions: .txt files of the same name."""
     captions: Path | None = None
     """A list of captions instead of .txt files: .jsonl, .csv (as OpenVid's) or .json (as WISA-80K's)."""
-    toy_clips: int = 0
+    toy_clips: Number = 0
     """With the toy backbone: draw so many toy clips to train on, instead of reading videos."""
-    limit: int | None = None
+    limit: Count | None = None
     """Use at most so many clips."""
     features: Path | None = None
     """Folder of the teachers' features; left out, a folder beside the clips."""
@@ -93,13 +94,13 @@ class FinetuneConfig:
     fp8_storage: bool = False
     """Keep the frozen weights in float8 and compute in `weights`: a LoRA on a small card."""
 
-    width: int | None = None
+    width: Count | None = None
     """Pixels, for caching; left out, what the family was trained at."""
-    height: int | None = None
+    height: Count | None = None
     """Pixels, for caching."""
-    frames: int | None = None
+    frames: Count | None = None
     """Frames per clip, for caching."""
-    fps: float | None = None
+    fps: Positive | None = None
     """Frames per second at most, for caching; left out, what the family was trained at."""
 
     objectives: list[str] = field(default_factory=list)
@@ -163,8 +164,7 @@ def finetune(
 
 def check(config: FinetuneConfig) -> None:
     """Everything that can be known before anything is loaded. Raises FinetuneError, ObjectiveError, RunError or TuneError."""
-    check_config(config.trainer)
-    check_tune(config.tune)
+    settings.check(config)
     for text in config.objectives:
         parse.check_files(*parse.parse(text))
     if config.init and not config.init.is_file():

@@ -22,10 +22,11 @@ from ..data.features import FrameSource, prepare_features
 from ..data.oracle import OracleFlow
 from ..loop import processes
 from ..loop.checkpoint import KIND as CHECKPOINT
-from ..loop.config import TrainerConfig, check_config
+from ..loop.config import TrainerConfig
 from ..loop.loop import train
 from ..loop.processes import make_accelerator
 from ..loop.task import Outcome, Run, Task
+from ..settings import Count, check
 
 KIND = "motion_head"
 
@@ -67,16 +68,16 @@ class MotionHeadConfig:
     """Its weights; left out, the usual ones."""
     raft: str = "raft_large"
     """raft_large, raft_small, a safetensors file of one of them, or toy_oracle: what the toy world itself knows of its clips."""
-    flow_height: int = FLOW_SIZE[0]
+    flow_height: Count = FLOW_SIZE[0]
     """Height of the flow that is predicted."""
-    flow_width: int = FLOW_SIZE[1]
-    """Its width."""
-    motion: int = 64
+    flow_width: Count = FLOW_SIZE[1]
+    """Width of the flow that is predicted, in pixels."""
+    motion: Count = 64
     """Channels of the motion subspace."""
-    hidden: int = 256
+    hidden: Count = 256
     """Channels between the teacher's and the subspace's."""
-    limit: int | None = None
-    """Use at most so many clips."""
+    limit: Count | None = None
+    """Maximum number of clips."""
     trainer: TrainerConfig = field(default_factory=paper_settings)
     """How it is trained."""
 
@@ -142,7 +143,7 @@ def train_motion_head(
     settings = config.trainer
     if config.data is None:
         raise TrainingDataError("there is nothing to train on; give --data, a folder that latent-physics cache made.")
-    check_config(settings)
+    check(config)
     accelerator = make_accelerator(settings)
     clips = TrainingClips(config.data, batch=settings.batch, seed=settings.seed, held_out=settings.held_out, limit=config.limit)
     need = TeacherNeed(name=config.teacher, source=config.source)

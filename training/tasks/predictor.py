@@ -25,6 +25,7 @@ from ..loop.log import Log
 from ..loop.loop import Loop
 from ..loop.processes import OneProcess, pick_device
 from ..loop.task import OnStep, Report, Run, Task
+from ..settings import Count, Decay, NotNegative, Number, Positive, Share, check
 from .predictor_metrics import LEVELS, Where, error_sums, figures, names, noised, variance
 
 EXPORT = "motion_predictor.safetensors"
@@ -39,48 +40,48 @@ FINAL_LR = 0.02
 class PredictorConfig:
     """How a predictor is built and trained. The defaults are the full recipe: about 10.8M parameters at 16 channels."""
 
-    lag: int = 2
+    lag: Count = 2
     """How many latent frames ahead it predicts (the paper's tau)."""
     order: Literal[1, 2] = 1
     """1: from one frame, as in the paper. 2: from one frame and the last change."""
-    width: int = 256
+    width: Count = 256
     """Channels inside."""
-    blocks: int = 8
+    blocks: Count = 8
     """Residual blocks."""
-    alpha: float = 0.5
+    alpha: NotNegative = 0.5
     """Weight of the cosine term (eq 7)."""
-    noise_probability: float = 0.5
+    noise_probability: Share = 0.5
     """How often the input is noised, as the sampler's estimates are (the paper's p_aug)."""
-    shift: float = 3.0
+    shift: Positive = 3.0
     """Shift of the noise levels of flow models, as their schedulers use it; CogVideoX brings its own levels."""
-    drop_probability: float = 0.2
+    drop_probability: Share = 0.2
     """How often the prompt is replaced by the learned null prompt (p_drop)."""
-    batch: int = 16
+    batch: Count = 16
     """Frame pairs per step. The full recipe holds 0.4 GiB of activations per pair at 480x832 pixels."""
-    steps: int = 20000
+    steps: Count = 20000
     """Training steps."""
-    minutes: float | None = None
+    minutes: Positive | None = None
     """Stop cleanly after this many minutes, if that comes before `steps`; the learning rate then falls with the clock."""
-    lr: float = 3e-4
+    lr: Positive = 3e-4
     """Learning rate of AdamW."""
-    weight_decay: float = 0.01
+    weight_decay: NotNegative = 0.01
     """Weight decay of AdamW."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Course of the learning rate after the warm-up."""
-    warmup: int = 200
+    warmup: Number = 200
     """Steps over which the learning rate rises from 0."""
-    clip: float = 1.0
+    clip: Positive = 1.0
     """Gradients are scaled down to this norm."""
-    ema: float = 0.999
+    ema: Decay = 0.999
     """Decay of the running mean of the weights, which is what is validated and saved; 0 saves the weights themselves."""
-    validation: float = 0.1
+    validation: Share = 0.1
     """Fraction of the clips held out, at least one; 0 for none."""
-    validation_pairs: int = 512
+    validation_pairs: Count = 512
     """At most so many frame pairs of them are looked at."""
     keep: Literal["best", "last"] = "best"
     """Which averaged weights are saved: those with the least unexplained variance on held-out clips with noise on them, or the
     last ones."""
-    every: int = 500
+    every: Count = 500
     """Validate, save and draw the curves every so many steps."""
     seed: int = 0
     """Seed of the weights, the split, the order of the data and the noise."""
@@ -231,7 +232,7 @@ class PredictorTraining:
 
     def __init__(self, clips: Clips, config: PredictorConfig, folder: Path | None = None) -> None:
         """Raises DatasetError or TrainingError where the data, a setting or the run in `folder` does not fit."""
-        check_config(config)
+        check(config)
         self.config, self.task = config, PredictorTask(clips, config)
         accelerator = OneProcess(pick_device(config.device))
         out = Path(folder) if folder else None
@@ -336,19 +337,3 @@ def held_out_pairs(clips: Clips, held: Sequence[int], config: PredictorConfig) -
     pairs = PairSet(clips, held, config.lag, config.order, first=1 if shared else None)
     chosen = pairs.evenly(config.validation_pairs)
     return pairs.batch(chosen), pairs.numbers(chosen)
-
-
-def check_config(config: PredictorConfig) -> None:
-    """Raises TrainingError, in one sentence, for a setting out of range."""
-    least = {"lag": 1, "width": 1, "blocks": 1, "batch": 1, "steps": 1, "validation_pairs": 1, "every": 1}
-    for name, low in least.items():
-        if getattr(config, name) < low:
-            raise TrainingError(f"{name} is {getattr(config, name)}; it must be at least {low}.")
-    for name in ("noise_probability", "drop_probability", "validation", "ema"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise TrainingError(f"{name} is {getattr(config, name)}; it must be between 0 and 1.")
-    for name in ("lr", "clip", "shift"):
-        if not getattr(config, name) > 0:
-            raise TrainingError(f"{name} is {getattr(config, name)}; it must be greater than 0.")
-    if config.minutes is not None and not config.minutes > 0:
-        raise TrainingError(f"minutes is {config.minutes}; it must be greater than 0.")

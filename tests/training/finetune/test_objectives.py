@@ -23,7 +23,7 @@ from latent_physics.training.backbones import Activation
 from latent_physics.training.backbones.lora import TuneConfig
 from latent_physics.training.commands import finetune as finetune_command
 from latent_physics.training.commands import motion_head as motion_head_command
-from latent_physics.training.console import ProgressLine, StopRequest
+from latent_physics.training.console import ProgressLine, StopRequest, TrainingError
 from latent_physics.training.data import batches, features
 from latent_physics.training.data.clip import TrainingDataError
 from latent_physics.training.data.feature_cache import FeatureCache
@@ -34,7 +34,7 @@ from latent_physics.training.objectives import parse
 from latent_physics.training.objectives.align import load_compressor
 from latent_physics.training.objectives.base import StepView
 from latent_physics.training.objectives.settings import ObjectiveError
-from latent_physics.training.recipes import RecipeError, load_recipe, names
+from latent_physics.training.recipes import load_recipe, names
 from latent_physics.training.tasks import finetune as command
 from latent_physics.training.tasks import motion_head as stage_one
 from latent_physics.training.tasks.export import ExportConfig, export, lora_to_diffusers
@@ -297,18 +297,18 @@ def test_weights_follow_their_schedule():
         ("drift wieght=1", "'wieght=1' is not a setting of the objective drift; it has weight"),
         ("drift lag=two", "lag of the objective drift is 'two'"),
         ("tsa block=9", "block of the objective tsa is 9; it must be 1 to 2 for this model"),
-        ("tsa block=0", "block of the objective tsa is 0; it must be at least 1: blocks are counted from 1"),
-        ("tsa block=1 grid=both", "grid of the objective tsa is 'both'; it must be teacher or tokens"),
-        ("mtsa block=1 keep=0", "keep of the objective mtsa is 0.0"),
-        ("drift target=sparse", "it must be mean or dense"),
-        ("drift lag=0", "lag of the objective drift is 0; it must be at least 1"),
-        ("drift weight=inf", "weight of the objective drift is inf"),
-        ("tsa block=1 temperature=0", "temperature of the objective tsa is 0.0; it must be above 0"),
-        ("soft_trd block=1 decay=-1", "decay of the objective soft_trd is -1.0; it must be above 0, or inf"),
-        ("repa block=1 stride=0", "stride of the objective repa is 0"),
-        ("repa block=1 teacher=dino", "teacher of the objective repa is 'dino'; it must be videomae, vjepa2, toy_videomae,"),
-        ("pda block=1 context=1", "context of the objective pda is 1.0; it must be between 0 and 1"),
-        ("pda block=1 teacher=videomae", "it must be one that predicts: vjepa2 or toy_vjepa2"),
+        ("tsa block=0", "block of the objective tsa is '0'; it must be at least 1"),
+        ("tsa block=1 grid=both", "grid of the objective tsa is 'both'; it must be one of 'teacher' or 'tokens'"),
+        ("mtsa block=1 keep=0", "keep of the objective mtsa is '0'"),
+        ("drift target=sparse", "it must be one of 'mean' or 'dense'"),
+        ("drift lag=0", "lag of the objective drift is '0'; it must be at least 1"),
+        ("drift weight=inf", "weight of the objective drift is 'inf'"),
+        ("tsa block=1 temperature=0", "temperature of the objective tsa is '0'; it must be above 0"),
+        ("soft_trd block=1 decay=-1", "decay of the objective soft_trd is '-1'; it must be above 0"),
+        ("repa block=1 stride=0", "stride of the objective repa is '0'"),
+        ("repa block=1 teacher=dino", "teacher of the objective repa is 'dino'; it must be one of 'videomae', 'vjepa2'"),
+        ("pda block=1 context=1", "context of the objective pda is '1'; it must be below 1"),
+        ("pda block=1 teacher=videomae", "it must be one of 'vjepa2' or 'toy_vjepa2'"),
         ("soft_trd block=1 motion_head=no.safetensors", "no.safetensors does not exist"),
     ],
 )
@@ -515,9 +515,9 @@ def test_every_recipe_is_whole():
     ("values", "message"),
     [
         ({"objektives": []}, "has the key 'objektives', which is unknown; keys there are about, backbone"),
-        ({"trainer": {"steps": "many"}}, "trainer: steps is 'many'; it must be of type int"),
+        ({"trainer": {"steps": "many"}}, "steps is 'many'; it must be a whole number"),
         ({"backbone": "sora"}, "backbone is 'sora'; it must be one of 'wan'"),
-        ({"tune": 4}, "tune must hold an object"),
+        ({"tune": 4}, "tune is 4; it must be an object with settings"),
         ({"objectives": "drift"}, "objectives is 'drift'; it must be a list"),
         ([], "must hold an object"),
     ],
@@ -525,15 +525,15 @@ def test_every_recipe_is_whole():
 def test_bad_recipes_are_one_sentence(values, message, tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(values))
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(TrainingError, match=message):
         load_recipe(str(path), FinetuneConfig)
 
 
 def test_recipes_that_are_no_recipes(tmp_path):
-    with pytest.raises(RecipeError, match="choose one of lamo-2b-full"):
+    with pytest.raises(TrainingError, match="choose one of lamo-2b-full"):
         load_recipe("lamo-9b", FinetuneConfig)
     (tmp_path / "x.json").write_text("{")
-    with pytest.raises(RecipeError, match="not a readable JSON"):
+    with pytest.raises(TrainingError, match="not a readable JSON"):
         load_recipe(str(tmp_path / "x.json"), FinetuneConfig)
 
 
