@@ -8,17 +8,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
-
-import torch
-from torch import Tensor
-from torch.optim import Optimizer
-
-from ..methods.weights import WeightsError, WeightsInfo, load_weights, save_weights
 
 
 class TrainingError(ValueError):
@@ -26,55 +20,6 @@ class TrainingError(ValueError):
 
 
 RunError = TrainingError
-
-
-def save_checkpoint(
-    path: str | os.PathLike[str],
-    *,
-    kind: str,
-    latent_space: str,
-    config: Mapping[str, Any],
-    progress: Mapping[str, Any],
-    states: Mapping[str, Mapping[str, Tensor]],
-    optimizer: Optimizer | None,
-) -> None:
-    """Writes everything a run needs to go on into one safetensors file, all or nothing.
-
-    `states` are named tensor dictionaries (model, ema, ...), `progress` plain JSON values (step, seconds).
-    The optimiser's state is flattened beside them; None where it is kept elsewhere. Raises OSError; an older checkpoint at
-    `path` is intact then.
-    """
-    tensors = {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
-    state = optimizer.state_dict() if optimizer is not None else {"state": {}, "param_groups": []}
-    for index, values in state["state"].items():
-        tensors |= {f"optimizer/{index}/{key}": torch.as_tensor(value) for key, value in values.items()}
-    recipe = {"progress": dict(progress), "groups": state["param_groups"]}
-    save_weights(path, tensors, WeightsInfo(kind=kind, latent_space=latent_space, config=dict(config), recipe=recipe))
-
-
-def load_checkpoint(
-    path: str | os.PathLike[str], *, kind: str, optimizer: Optimizer | None = None
-) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], WeightsInfo]:
-    """(states, progress, info) of a checkpoint; the optimiser, where given, is brought to the saved state.
-
-    Raises WeightsError where the file is missing, damaged or of another kind.
-    """
-    tensors, info = load_weights(path, kind)
-    states: dict[str, dict[str, Tensor]] = {}
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        name, rest = key.split("/", 1)
-        if name == "optimizer":
-            index, rest = rest.split("/", 1)
-            moments.setdefault(int(index), {})[rest] = value
-        else:
-            states.setdefault(name, {})[rest] = value
-    if optimizer is not None:
-        try:
-            optimizer.load_state_dict({"state": moments, "param_groups": info.recipe["groups"]})
-        except (KeyError, ValueError) as error:
-            raise WeightsError(f"{Path(path).name} does not fit this optimiser ({error}).") from error
-    return states, info.recipe["progress"], info
 
 
 class StopRequest:

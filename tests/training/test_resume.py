@@ -50,8 +50,8 @@ CASES = {
         argv="predictor --cache {data} --out {out} --recipe toy --width 8 --blocks 1 --batch 4 --steps 6 --every 2 --device cpu",
     ),
     "pila": Case(
-        argv="pila --recipe toy --cache {data} --out {out} --device cpu --observable-steps 2 --recovery-steps 4 --alpha-start 1 "
-        "--impulse-start 2 --wave-start 3 --coupling-steps 4 --freeze-steps 2 --batch 1 --every 2 --validation 1",
+        argv="pila --recipe toy --cache {data} --flow latent --out {out} --device cpu --observable-steps 2 --recovery-steps 4 "
+        "--alpha-start 1 --impulse-start 2 --wave-start 3 --coupling-steps 4 --freeze-steps 2 --batch 1 --every 2 --validation 1",
         interruptions=(("kill", 3), ("kill writing", 6), ("stop", 7)),  # in stage A2, in B, and in C when all parts learn
     ),
     "toyworld": Case(

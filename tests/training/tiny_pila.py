@@ -54,5 +54,13 @@ def run(folder=None, config=QUICK, adapter=SMALL, accelerator=None, method=FULL)
     return PilaRun(FrozenField(), clips(), config, adapter, folder, accelerator, method)
 
 
+def begin(training, stage):
+    """Puts a run before the first step of a stage; returns that step's number."""
+    names = [phase.name for phase in training.loop.phases]
+    training.loop.step = sum(phase.steps for phase in training.loop.phases[: names.index(stage)])
+    training.loop._begin_phase()
+    return training.loop.step
+
+
 def flat(state):
     return torch.cat([value.flatten().double() for _, value in sorted(state.items())])

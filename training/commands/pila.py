@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,11 +29,12 @@ from ...methods.weights import WeightsError
 from ..console import ProgressLine, RunError, StopRequest
 from ..data.clip import DatasetError
 from ..data.flow import FlowSource
+from ..loop.checkpoint import CHECKPOINT, CURVES, LOG, SHARDS
 from ..study.ablations import ablation
-from ..tasks.pila.columns import CHECKPOINT, CURVES, EXPORT, LOG, RESIDUALS, SHARDS
+from ..tasks.pila.columns import EXPORT, RESIDUALS
 from ..tasks.pila.data import PilaClips, cached_clips, toy_clips
 from ..tasks.pila.settings import RECIPES, PilaTraining, check
-from ..tasks.pila.task import PilaRun, make_accelerator, train
+from ..tasks.pila.task import PilaRun, findings, make_accelerator, train
 from . import cli
 
 PAPER_CLIPS = 240_000
@@ -116,40 +118,39 @@ def _command(argv: list[str]) -> int:
         accelerator.print(budget(run))
     with StopRequest() as stop:
         train(run, stop)
-    if command.export and run.main:
-        run.files.export(command.export)
+    if command.export and accelerator.is_main_process:
+        run.export(command.export)
     if run.finished:
         _film(run, command)
         removed = "" if run.val_gain is None else f" It removes {run.val_gain:.2%} of the frozen model's error on held-out clips."
-        accelerator.print(f"Adapter: {command.export or command.out / EXPORT}.{removed}{_findings(run)}")
+        accelerator.print(f"Adapter: {command.export or command.out / EXPORT}.{removed}{_findings(findings(run.loop.found))}")
         return 0
-    accelerator.print(f"Stopped at step {run.total_steps} of {run.planned_steps}; the same command goes on from there.")
+    accelerator.print(f"Stopped at step {run.total_steps} of {run.planned_steps}; run the same command to resume.")
     return 130
 
 
 def budget(run: PilaRun) -> str:
     """How far the run's coupling stage is from the paper's, in clips shown."""
-    shown = run.stages[-1].steps * run.config.batch * run.processes
+    shown = run.task.stages[-1].steps * run.task.config.batch * run.accelerator.num_processes
     return (
-        f"Stage C shows {shown:,} clips ({len(run.clips):,} different ones), {shown / PAPER_CLIPS:.1%} of the paper's "
+        f"Stage C shows {shown:,} clips ({len(run.task.clips):,} different ones), {shown / PAPER_CLIPS:.1%} of the paper's "
         f"{PAPER_CLIPS:,} (3 epochs of WISA-80K)."
     )
 
 
-def _findings(run: PilaRun) -> str:
+def _findings(found: Mapping[str, list[str]]) -> str:
     """What the last validation found wrong, as sentences."""
     words = {"dead_slots": "Constant fields, whose laws judge nothing", "unused_experts": "Experts that no held-out clip used"}
-    found = {name: run.findings.get(name) for name in words}
     return "".join(f" {words[name]}: {', '.join(names)}." for name, names in found.items() if names)
 
 
 def _film(run: PilaRun, command: PilaCommand) -> None:
     """Films of the first held-out clips. Raises OSError."""
-    count = min(command.films, run.held)
-    if count and run.main and run.backbone.vae is not None:
+    count, (backbone,) = min(command.films, run.task.held), run.task.module.frozen
+    if count and run.accelerator.is_main_process and backbone.vae is not None:
         from ..tasks.pila.films import write_films
 
-        write_films(run.adapter.eval(), run.backbone, run.clips.batch(range(count)), command.out, run.total_steps)
+        write_films(run.adapter.eval(), backbone, run.task.clips.batch(range(count)), command.out, run.total_steps)
 
 
 def _parse(argv: list[str]) -> PilaCommand:

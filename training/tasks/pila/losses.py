@@ -1,27 +1,33 @@
 """The loss of each stage of PILA's training (arXiv 2606.04737, section B.3), and what is logged of it.
 
-The formulas take the run, for its adapter, settings and step, and what `PilaRun.noised` made of the clips.
+The formulas take the adapter, what they are told of the step, and the noised clips.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ....methods.pila import CATEGORIES, PilaAdapter, PilaOutput
 from ....methods.pila.adapter import wide
 from ....methods.pila.losses.masks import blended_mask, bootstrap_mask, physical_mask
-from ....methods.pila.losses.objective import CouplingLoss, coupling_loss, largest_sigma, physics_loss, ramp
+from ....methods.pila.losses.objective import (
+    AdaptiveWeights,
+    CouplingLoss,
+    Laws,
+    coupling_loss,
+    largest_sigma,
+    physics_loss,
+    ramp,
+)
 from ....methods.pila.losses.recovery import observable_loss, phase_weights, recovery_losses, spread_guards
 from ....methods.pila.routing import Routing, coactivation, label_recall
 from .data import Batch
-
-if TYPE_CHECKING:
-    from .task import PilaRun
+from .settings import PilaTraining
 
 PAIRS = tuple(combinations(range(len(CATEGORIES)), 2))
 SIGMA_RANGES = (("0-.33", 0.0, 0.33), (".33-.66", 0.33, 0.66), (".66-1", 0.66, 1.01))
@@ -33,80 +39,92 @@ ROUTING_COLUMNS = (
 SIGMA_COLUMNS = tuple(f"{category} at sigma {name}" for category in CATEGORIES for name, _, _ in SIGMA_RANGES)
 
 
-class StageLoss(nn.Module):
-    """A stage's loss as a module around the adapter: what accelerate prepares, so that gradients are averaged."""
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What the formulas are told of a step."""
 
-    def __init__(self, adapter: PilaAdapter, formula: Callable[..., tuple[Tensor, dict[str, float]]], several: bool) -> None:
-        """`several`: whether other processes wait for this one's gradients."""
-        super().__init__()
-        self.adapter, self.formula, self.several = adapter, formula, several
-
-    def forward(self, *arguments: Any) -> tuple[Tensor, dict[str, float]]:
-        """The loss, and what to log of it."""
-        loss, row = self.formula(*arguments)
-        if self.several and not loss.requires_grad:  # an ablation in which no clip of this process counted: zeros, not silence
-            loss = loss + 0.0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
-        return loss, row
+    number: int
+    """Of the stage, from 0."""
+    config: PilaTraining
+    weights: AdaptiveWeights
+    """Of the residuals, by their running means; stage C feeds them."""
+    laws: Laws
+    """Residuals of a category's fields."""
+    mean: Callable[[Tensor], Tensor]
+    """Averages a tensor over the processes, without gradient."""
 
 
-def stage_a(
-    run: PilaRun, batch: Batch, estimate: Tensor, velocity: Tensor, target: Tensor, sigma: Tensor, generator: torch.Generator
-) -> tuple[Tensor, dict[str, float]]:
+@dataclass(frozen=True, kw_only=True)
+class Noised:
+    """Clips at a noise level, `B C T H W` float32 (Eq 1)."""
+
+    batch: Batch
+    estimate: Tensor
+    """The frozen model's x0."""
+    velocity: Tensor
+    """What the frozen model predicts."""
+    target: Tensor
+    """The velocity that is right."""
+    sigma: Tensor
+    """Noise levels, `B`."""
+    kept: Tensor
+    """Whose prompt is kept, `B 1` in {0, 1}."""
+
+
+Formula = Callable[[PilaAdapter, Step, Noised], tuple[Tensor, dict[str, float]]]
+
+
+def stage_a(adapter: PilaAdapter, step: Step, clips: Noised) -> tuple[Tensor, dict[str, float]]:
     """Stage A: the velocity slot follows optical flow."""
-    fields = run.adapter.estimate(estimate, sigma, "core")
-    loss = observable_loss(fields["u"], batch.flow, batch.confidence, run.average)
+    fields = adapter.estimate(clips.estimate, clips.sigma, "core")
+    loss = observable_loss(fields["u"], clips.batch.flow, clips.batch.confidence, step.mean)
     return loss, {"observable": loss.item()}
 
 
-def stage_b(
-    run: PilaRun, batch: Batch, estimate: Tensor, velocity: Tensor, target: Tensor, sigma: Tensor, generator: torch.Generator
-) -> tuple[Tensor, dict[str, float]]:
+def stage_b(adapter: PilaAdapter, step: Step, clips: Noised) -> tuple[Tensor, dict[str, float]]:
     """Stage B: fields that no data shows are recovered from laws, in phases."""
-    config = run.config
+    config, batch = step.config, clips.batch
     starts = {"core": 0, "alpha": config.alpha_start, "T": config.alpha_start}
     starts |= {"j": config.impulse_start, "psi": config.wave_start}
-    phase, weights = phase_weights(run.step, starts)
-    fields = run.adapter.estimate(estimate, sigma, phase)
-    mask = mask_of(run, velocity, estimate, fields, batch.labels)
+    phase, weights = phase_weights(step.number, starts)
+    fields = adapter.estimate(clips.estimate, clips.sigma, phase)
+    mask = law_mask(step, clips, fields)
     losses = recovery_losses(fields, weights, mask)
-    observable = observable_loss(fields["u"], batch.flow, batch.confidence, run.average)
+    observable = observable_loss(fields["u"], batch.flow, batch.confidence, step.mean)
     loss = sum(losses.values()) + config.observable_anchor * observable
     row = {f"B {name}": value.item() for name, value in losses.items()}
     return loss, {"observable": observable.item(), "mask": mask.mean().item(), **row, **variation(fields)}
 
 
-def mask_of(run: PilaRun, velocity: Tensor, estimate: Tensor, fields: dict[str, Tensor], labels: Tensor) -> Tensor:
+def law_mask(step: Step, clips: Noised, fields: Mapping[str, Tensor]) -> Tensor:
     """Where the laws are judged on this step, `B 1 T H W`: everywhere, then the bootstrap mask, then the physical one."""
-    physical = physical_mask({name: value.detach() for name, value in fields.items()}, labels)
-    return blended_mask(run.step, bootstrap_mask(velocity, estimate), physical)
+    physical = physical_mask({name: value.detach() for name, value in fields.items()}, clips.batch.labels)
+    return blended_mask(step.number, bootstrap_mask(clips.velocity, clips.estimate), physical)
 
 
-def stage_c(
-    run: PilaRun, batch: Batch, estimate: Tensor, velocity: Tensor, target: Tensor, sigma: Tensor, generator: torch.Generator
-) -> tuple[Tensor, dict[str, float]]:
+def stage_c(adapter: PilaAdapter, step: Step, clips: Noised) -> tuple[Tensor, dict[str, float]]:
     """Stage C: flow matching through the correction, plus routed residuals (Eq 11)."""
-    config, adapter = run.config, run.adapter
-    labels = run.share(run.method.relabel(run.accelerator.gather(batch.labels), generator))
-    kept = run.share(torch.rand(run.processes * len(sigma), 1, generator=generator) >= config.drop_prompt).to(run.device)
-    fade = ramp(run.step, config.condition_warmup) * kept.float()
-    out = adapter(estimate, velocity, sigma, batch.cond, labels, ramp=fade)
-    mask = None if out.refined is None else mask_of(run, velocity, estimate, adapter.read(out.refined.detach()), labels)
+    config, batch, sigma, velocity = step.config, clips.batch, clips.sigma, clips.velocity
+    fade = ramp(step.number, config.condition_warmup) * clips.kept
+    out = adapter(clips.estimate, velocity, sigma, batch.cond, batch.labels, ramp=fade)
+    mask = None if out.refined is None else law_mask(step, clips, adapter.read(out.refined.detach()))
     law = physics_loss(
-        adapter, out, labels, sigma, mask=mask, sigma_max=largest_sigma(run.step, config.physics_warmup), weights=run.weights,
-        laws=run.method.laws, synchronise=run.average,
+        adapter, out, batch.labels, sigma, mask=mask, sigma_max=largest_sigma(step.number, config.physics_warmup),
+        weights=step.weights, laws=step.laws, synchronise=step.mean,
     )  # fmt: skip
-    run.weights.update(law.terms, run.average)
+    step.weights.update(law.terms, step.mean)
     result = coupling_loss(
-        adapter, out, velocity, target, sigma, law, step=run.step,
+        adapter, out, velocity, clips.target, sigma, law, step=step.number,
         physics_weight=config.physics_weight, physics_warmup=config.physics_warmup,
     )  # fmt: skip
     loss, row = result.loss, coupling_row(adapter, out, result, velocity, sigma)
     if mask is not None:
-        anchors = anchors_of(run, batch, out.fields, mask)
-        row |= {"mask": mask.mean().item(), "observable": anchors["observable"].item(), **variation(out.fields)}
-        loss = loss + config.coupling_anchor * anchors["observable"] + config.coupling_spread * anchors["spread"]
+        observable = observable_loss(out.fields["u"], batch.flow, batch.confidence, step.mean)
+        spread = sum(spread_guards(out.fields, mask).values())
+        row |= {"mask": mask.mean().item(), "observable": observable.item(), **variation(out.fields)}
+        loss = loss + config.coupling_anchor * observable + config.coupling_spread * spread
     if out.routing is not None:
-        row |= routing_row(out.routing, labels)
+        row |= routing_row(out.routing, batch.labels)
     return loss, row
 
 
@@ -135,17 +153,11 @@ def routing_row(routing: Routing, labels: Tensor) -> dict[str, float]:
     return row | {f"{CATEGORIES[a]} + {CATEGORIES[b]}": together[a, b].item() for a, b in PAIRS}
 
 
-def anchors_of(run: PilaRun, batch: Batch, fields: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
-    """What ties the fields to the clip beside the laws: the flow target, and guards against fields that are constant."""
-    observable = observable_loss(fields["u"], batch.flow, batch.confidence, run.average)
-    return {"observable": observable, "spread": sum(spread_guards(fields, mask).values())}
-
-
 @torch.no_grad()
 def variation(fields: Mapping[str, Tensor]) -> dict[str, float]:
     """Standard deviation of each field over space and time, in its units; mean over channels and clips: columns of the log."""
     return {f"std {name}": value.flatten(2).std(dim=2).mean().item() for name, value in fields.items()}
 
 
-FORMULAS: dict[str, Callable[..., tuple[Tensor, dict[str, float]]]] = {"A": stage_a, "B": stage_b, "C": stage_c}
+FORMULAS: dict[str, Formula] = {"A": stage_a, "B": stage_b, "C": stage_c}
 """The loss of each stage, by the first letter of its name."""

@@ -3,63 +3,72 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ....methods.pila import TOY, PilaConfig
-from ...console import RunError
+from ... import settings
+from ...console import TrainingError
+from ...settings import Count, Decay, NotNegative, Number, Positive, Share
 
 
 @dataclass(kw_only=True)
 class PilaTraining:
     """How an adapter is trained. The defaults are the paper's numbers for Wan 2.1 1.3B."""
 
-    observable_steps: int = 3000
+    observable_steps: Count = 3000
     """Steps of each of stage A's three phases (index ranges 0.90-1, 0.75-1, 0.50-1)."""
-    recovery_steps: int = 2600
+    recovery_steps: Count = 2600
     """Steps of stage B."""
-    alpha_start: int = 800
+    alpha_start: Number = 800
     """Step of stage B at which the phase and temperature fields join."""
-    impulse_start: int = 1500
+    impulse_start: Number = 1500
     """Step of stage B at which impulses join."""
-    wave_start: int = 2100
+    wave_start: Number = 2100
     """Step of stage B at which waves join."""
-    coupling_steps: int = 18000
+    coupling_steps: Count = 18000
     """Steps of stage C. The source trains 3 epochs and evaluates step 18000."""
-    freeze_steps: int = 1000
+    freeze_steps: Number = 1000
     """Steps of stage C in which encoder and velocity path stay frozen."""
-    slow: float = 0.3
+    slow: NotNegative = 0.3
     """Learning rate of encoder and scaffold after that, relative to the rest."""
-    physics_weight: float = 0.30
+    physics_weight: NotNegative = 0.30
     """Weight of the routed residuals (lambda of Eq 11)."""
-    physics_warmup: int = 2000
+    physics_warmup: Number = 2000
     """Steps over which that weight, and the noise up to which physics is judged, rise."""
-    condition_warmup: int = 1000
+    condition_warmup: Number = 1000
     """Steps over which the prompt is faded in."""
-    observable_anchor: float = 0.1
+    observable_anchor: NotNegative = 0.1
     """Weight of the flow target in stage B."""
-    coupling_anchor: float = 0.0
+    coupling_anchor: NotNegative = 0.0
     """Weight of the flow target in stage C. The paper's Eq 11 has none; without it the velocity slot can forget the flow."""
-    coupling_spread: float = 0.0
+    coupling_spread: NotNegative = 0.0
     """Weight, in stage C, of the guards against pressure, density, phase, temperature, impulse and wave fields that collapse to a
     constant."""
-    drop_prompt: float = 0.1
+    drop_prompt: Share = 0.1
     """Share of samples trained without a prompt."""
-    shift: float = 5.0
+    shift: Positive = 5.0
     """Noise schedule: sigma = shift s / (1 + (shift - 1) s) for s = 1 - index."""
-    batch: int = 1
+    batch: Count = 1
     """Clips per step and process."""
-    lr: float = 1e-5
+    lr: Positive = 1e-5
     """Learning rate of AdamW, constant until the cooldown."""
-    cooldown: float = 0.1
+    cooldown: Share = 0.1
     """Share of stage C over which the learning rate falls to 0 along a cosine, at its end. The paper's rate is constant: 0."""
-    weight_decay: float = 0.01
+    weight_decay: NotNegative = 0.01
     """Weight decay of AdamW."""
-    clip: float = 0.5
+    clip: Positive = 0.5
     """Gradients are scaled down to this norm."""
+    ema: Decay = 0.0
+    """Decay of an exponential moving average of the adapter; 0 keeps none. The average is validated and exported."""
+    keep: Literal["best", "last"] = "last"
+    """Which weights are exported: those with the largest gain on held-out clips, or the last ones."""
+    read_ahead: Number = 1
+    """Batches read ahead of their step, in a thread; 0 reads each when it is needed."""
     adaptive: bool = True
     """Weigh the terms of a category by their running means; off, every term has weight 1."""
-    validation: int = 16
+    validation: Number = 16
     """Clips held out to measure the coupled flow-matching error; 0 for none."""
-    every: int = 250
+    every: Count = 250
     """Validate, save and draw every so many steps."""
     seed: int = 0
     """Seed of weights, data order, noise."""
@@ -98,15 +107,8 @@ RECIPES: dict[str, tuple[PilaTraining, PilaConfig]] = {
 
 
 def check(config: PilaTraining) -> None:
-    """Raises RunError, in one sentence, for a setting out of range."""
-    for name in ("observable_steps", "recovery_steps", "coupling_steps", "batch", "every"):
-        if getattr(config, name) < 1:
-            raise RunError(f"{name} is {getattr(config, name)}; it must be at least 1.")
-    for name in ("lr", "clip", "shift"):
-        if not getattr(config, name) > 0:
-            raise RunError(f"{name} is {getattr(config, name)}; it must be greater than 0.")
-    if not 0 <= config.cooldown <= 1:
-        raise RunError(f"cooldown is {config.cooldown}; it is a share of stage C, from 0 to 1.")
-    if not 0 <= config.alpha_start <= config.impulse_start <= config.wave_start:
+    """Raises TrainingError, in one sentence, for a setting out of range."""
+    settings.check(config)
+    if not config.alpha_start <= config.impulse_start <= config.wave_start:
         starts = (config.alpha_start, config.impulse_start, config.wave_start)
-        raise RunError(f"the recovery phases start at {starts}; each must start at or after the one before.")
+        raise TrainingError(f"the recovery phases start at {starts}; each must start at or after the one before.")

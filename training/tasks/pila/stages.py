@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -77,14 +76,6 @@ def parts_of(adapter: PilaAdapter, stage: str, staged: bool = True) -> dict[str,
         return {"main": [adapter.afe.p_rho_head, adapter.afe.heads], "slow": []}
     rest = [adapter.level, adapter.condition, adapter.router, adapter.experts, adapter.decoder]
     return {"main": [*rest, adapter.afe.p_rho_head, adapter.afe.heads], "slow": [adapter.encoder, adapter.afe.scaffold]}
-
-
-def rate_factor(step: int, steps: int, cooldown: float) -> float:
-    """Share of the learning rate at a step of stage C: 1, then over the last `cooldown` of the stage a cosine to 0."""
-    begin = steps * (1.0 - cooldown)
-    if step <= begin:
-        return 1.0
-    return 0.5 * (1.0 + math.cos(math.pi * (step - begin) / (steps - begin)))
 
 
 def draw_sigma(count: int, low: float, shift: float, generator: torch.Generator) -> Tensor:

@@ -1,47 +1,51 @@
-"""One run of PILA's training: its loop over stages and steps, in one process or several.
+"""PILA's training (arXiv 2606.04737, section B.3) as a task of the one loop: its stages are phases of it.
 
 Every random draw is a function of (seed, stage, step), and each process takes its own stretch of what is drawn for all.
 """
 
 from __future__ import annotations
 
-import math
+import copy
 import os
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ....methods.pila import CATEGORIES, PilaConfig
+from ....methods.pila import CATEGORIES, PilaAdapter, PilaConfig, save_adapter
+from ....methods.pila.adapter import wide
 from ....methods.pila.losses.objective import AdaptiveWeights
 from ....methods.pila.losses.recovery import dead_slots
-from ...console import ProgressLine, RunError, StopRequest, clock, saving
+from ...console import ProgressLine, StopRequest, TrainingError, clock
 from ...loop import processes
+from ...loop.checkpoint import CURVES
+from ...loop.config import LoopConfig
 from ...loop.log import Log
+from ...loop.loop import Loop
 from ...loop.processes import pick_device
-from .columns import COLUMNS, LOG, RunFiles
+from ...loop.task import OnStep, ParameterGroup, Phase, Report, Run, Task
+from .columns import COLUMNS, CURVE_PANELS, EXPORT, RESIDUAL_PANELS, RESIDUALS, VALIDATION_COLUMNS
 from .data import Batch, PilaClips, shuffled_index
-from .losses import FORMULAS, StageLoss, variation
+from .losses import FORMULAS, Noised, Step, variation
 from .settings import PilaTraining, check
-from .stages import FULL, GROUPS, Method, draw_sigma, parts_of, rate_factor, stages_of
-from .zero import ZeroStep, check_stage, units
+from .stages import FULL, GROUPS, Method, draw_sigma, parts_of, stages_of
+from .zero import ZeroStepper, check_stage, units
 
 
 def make_accelerator(config: PilaTraining, device: str | None = None) -> Any:
-    """accelerate's Accelerator for a run; `device` goes before the config's. Raises RunError where the launch shards weights.
+    """accelerate's Accelerator for a run; `device` goes before the config's. Raises TrainingError where the launch shards
+    weights.
 
-    Mixed precision is the run's own business (`PilaRun.autocast`), so that weights and fields stay float32 under DeepSpeed too.
+    Mixed precision is the module's own business, so that weights and fields stay float32 under DeepSpeed too.
     """
     from accelerate import DistributedDataParallelKwargs
 
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        raise RunError("PILA's adapter takes 48 MB, nothing worth sharding; launch it with ddp.yaml or zero2.yaml.")
+        raise TrainingError("PILA's adapter takes 48 MB, nothing worth sharding; launch it with ddp.yaml or zero2.yaml.")
     # A step uses the experts that its clips are routed to, so some parameters get no gradient.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     accelerator = processes.start("no", device=pick_device(device or config.device), handlers=[unused])
@@ -50,12 +54,196 @@ def make_accelerator(config: PilaTraining, device: str | None = None) -> Any:
     return accelerator
 
 
-class PilaRun:
-    """One training run. `backbone` is any object with `predict`, `latent_space`, `prediction`, `device` (training/backbones)."""
+class PilaStudent(nn.Module):
+    """The adapter with the loss of the stage at hand, which `PilaTask.begin` sets."""
 
-    _stage_loss: nn.Module | None = None
-    _zero: ZeroStep | None = None
-    _slow_learns = False
+    def __init__(self, adapter: PilaAdapter, backbone: Any, config: PilaTraining, method: Method) -> None:
+        super().__init__()
+        self.adapter, self.weights = adapter, AdaptiveWeights(adaptive=config.adaptive)
+        self.config, self.laws = config, method.laws
+        self.frozen = (backbone,)  # in a tuple: no part of this module
+        self.formula, self.step, self.several = FORMULAS["A"], 0, False
+        self.mean: Callable[[Tensor], Tensor] = Tensor.detach
+
+    def forward(self, batch: Batch, sigma: Tensor, noise: Tensor, kept: Tensor) -> dict[str, Tensor]:
+        """Clips, noise levels `B`, noise `B C T H W` and whose prompt is kept `B 1` -> the loss, and what is logged of it.
+
+        In evaluation mode, of the coupling: sums of the squared errors with and without the correction, the variation of the
+        fields, and which experts ran.
+        """
+        clips = self.noised(batch, sigma, noise, kept)
+        with torch.autocast(sigma.device.type, torch.bfloat16) if self.config.bf16 else nullcontext():
+            if not self.training:
+                return self.measured(clips)
+            step = Step(
+                number=self.step, config=self.config, weights=self.weights, laws=self.laws, mean=self.mean
+            )
+            loss, row = self.formula(self.adapter, step, clips)
+        if self.several and not loss.requires_grad:  # an ablation in which no clip of this process counted: zeros, not silence
+            loss = loss + 0.0 * sum(p.sum() for p in self.adapter.parameters() if p.requires_grad)
+        return {"loss": loss, **{name: loss.new_tensor(value) for name, value in row.items()}}
+
+    @torch.no_grad()
+    def noised(self, batch: Batch, sigma: Tensor, noise: Tensor, kept: Tensor) -> Noised:
+        """The clips noised to `sigma`, and what the frozen model makes of them (Eq 1)."""
+        (backbone,) = self.frozen
+        noisy = (1.0 - wide(sigma)) * batch.latent + wide(sigma) * noise
+        velocity = backbone.predict(noisy, sigma, batch.tokens).float()
+        return Noised(
+            batch=batch, estimate=noisy - wide(sigma) * velocity, velocity=velocity, target=noise - batch.latent, sigma=sigma,
+            kept=kept,
+        )  # fmt: skip
+
+    def measured(self, clips: Noised) -> dict[str, Tensor]:
+        """What `PilaTask.metrics` divides."""
+        velocity, target, batch = clips.velocity, clips.target, clips.batch
+        out = self.adapter(clips.estimate, velocity, clips.sigma, batch.cond, batch.labels)
+        corrected = velocity + wide(self.adapter.gate(clips.sigma)) * out.delta
+        found = {"error": (corrected - target).square().sum(), "base": (velocity - target).square().sum()}
+        if out.routing is not None:
+            found |= {f"val_{name}": target.new_tensor(value) for name, value in variation(out.fields).items()}
+            runs = out.routing.selected.float().mean(dim=0)
+            found |= {f"val_runs {name}": share for name, share in zip(CATEGORIES, runs)}
+        return found
+
+
+class PilaTask(Task):
+    """The stages on cached or drawn clips. `backbone`: any object with `predict`, `latent_space`, `prediction`."""
+
+    names, validation_names, shown = COLUMNS, VALIDATION_COLUMNS, ("physics", "val_gain")
+    pictures = {CURVES: CURVE_PANELS, RESIDUALS: RESIDUAL_PANELS}
+    may_change, shared_draws = ("coupling_steps",), True
+
+    def __init__(self, backbone: Any, clips: PilaClips, config: PilaTraining, adapter: PilaConfig, method: Method) -> None:
+        """Raises TrainingError where the backbone predicts no velocity."""
+        if backbone.prediction != "flow":
+            raise TrainingError(
+                f"PILA corrects a flow's velocity; the {backbone.family} backbone predicts {backbone.prediction!r}."
+            )
+        self.clips, self.config, self.method = clips, config, method
+        self.latent_space, self.about = clips.latent_space, {"recipe": "PILA"}
+        self.adapter_config = replace(adapter, channels=clips.channels, cond_dim=clips.cond_dim)
+        self.held = min(config.validation, len(clips) // 4)
+        self.stages = stages_of(config, method)
+        self.phases = tuple(Phase(name=s.name, steps=s.steps, constant=s.name != "C") for s in self.stages)
+        self.stage = 0
+        self._epochs: dict[tuple[int, int], Any] = {}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.adapter = method.adapter(self.adapter_config)
+        self.module = PilaStudent(self.adapter, backbone, config, method)
+
+    def placed(self, accelerator: Any) -> None:
+        self.rank, self.processes = accelerator.process_index, accelerator.num_processes
+        self.sharded = processes.deepspeed(accelerator)
+        self.module.to(accelerator.device)
+        self.module.several = self.processes > 1 and not self.sharded
+        self.module.mean = lambda value: accelerator.reduce(value.detach(), "mean")
+
+    def begin(self, phase: int) -> None:
+        self.stage = phase
+        self.module.formula = FORMULAS[self.stages[phase].name[0]]
+
+    def groups(self, config: LoopConfig) -> list[ParameterGroup]:
+        """The parts that learn in this stage; under DeepSpeed each part that may go unused by itself."""
+        stage, groups = self.stages[self.stage].name, []
+        parts = parts_of(self.adapter, stage, self.method.staged)
+        for name in GROUPS:
+            slow = name == "slow"
+            for modules in [[unit] for unit in units(parts[name])] if self.sharded else [parts[name]]:
+                parameters = [p for module in modules for p in module.parameters()]
+                rate, starts = config.rate * (self.config.slow if slow else 1.0), self.config.freeze_steps if slow else 0
+                groups.append(ParameterGroup(parameters=parameters, rate=rate, starts=starts))
+        return groups
+
+    def weights(self, step: int) -> dict[str, float]:
+        self.module.step = step
+        return {"loss": 1.0}
+
+    def share(self, values: Tensor) -> Tensor:
+        """This process's stretch of what was drawn for the clips of all processes."""
+        return values.chunk(self.processes)[self.rank]
+
+    def draw(self, number: int, generator: torch.Generator) -> tuple[Batch, Tensor, Tensor, Tensor]:
+        config, stage, batch = self.config, self.stages[self.stage], self.read(number)
+        count = self.processes * len(batch.latent)
+        sigma = draw_sigma(count, stage.low, config.shift, generator)
+        noise = torch.randn(count, *batch.latent.shape[1:], generator=generator)
+        kept = torch.ones(count, 1)
+        if stage.name == "C":
+            labels = batch.labels.repeat(self.processes, 1)  # each row is drawn by itself: the others' do not matter
+            batch = replace(batch, labels=self.share(self.method.relabel(labels, generator)))
+            kept = (torch.rand(count, 1, generator=generator) >= config.drop_prompt).float()
+        return batch, self.share(sigma), self.share(noise), self.share(kept)
+
+    def read(self, number: int) -> Batch:
+        """This process's clips of a step: a stretch of an endless sequence of shuffled epochs over the clips not held out."""
+        count, size = len(self.clips) - self.held, self.config.batch
+        first = (number * self.processes + self.rank) * size
+        seed = self.config.seed * 16 + self.stage
+        return self.clips.batch([self.held + shuffled_index(first + i, count, seed, self._epochs) for i in range(size)])
+
+    @property
+    def validation_count(self) -> int:
+        return self.held if self.stages[self.stage].name == "C" else 0
+
+    def draw_validation(self, place: int, generator: torch.Generator) -> tuple[Batch, Tensor, Tensor, Tensor]:
+        """One clip; the noise levels of all of them are spread as training's are."""
+        batch = self.clips.batch([place])
+        sigma = draw_sigma(self.held, 0.0, self.config.shift, torch.Generator().manual_seed(977))[place : place + 1]
+        return batch, sigma, torch.randn(batch.latent.shape, generator=generator), torch.ones(1, 1)
+
+    def derive(self, row: dict[str, float]) -> dict[str, float]:
+        return row | {"gain": 1.0 - row["flow"] / row["base"]} if "flow" in row else row
+
+    def metrics(self, sums: Mapping[str, float], count: int) -> dict[str, float]:
+        """val_gain: the share of the frozen model's flow-matching error that the correction removes on held-out clips."""
+        means = {name: value / count for name, value in sums.items() if name.startswith("val_")}
+        return {"val_gain": 1.0 - sums["error"] / sums["base"], **means}
+
+    def score(self, found: Mapping[str, float]) -> float | None:
+        return -found["val_gain"] if "val_gain" in found else None
+
+    def fingerprint(self) -> str:
+        return f"{self.clips.fingerprint()} {self.latent_space}"
+
+    def state(self) -> dict[str, Tensor]:
+        """Running means of the residuals."""
+        return dict(self.module.weights.named_buffers())
+
+    def settings(self) -> dict[str, Any]:
+        """What must be the same when a run is resumed."""
+        return {**asdict(self.config), **asdict(self.adapter_config), "method": self.method.name}
+
+    def recipe(self, report: Report) -> dict[str, Any]:
+        """How the weights came about, for their metadata, with what the validation found dead."""
+        training = {key: value for key, value in asdict(self.config).items() if key != "device"}
+        facts = {"clips": len(self.clips), "steps": report.step, "seconds": round(report.seconds, 1)}
+        found = {"method": self.method.name, "val_gain": report.kept.get("val_gain")}
+        return {**training, **facts, **found, **findings(report.kept)}
+
+    def write(self, folder: Path, weights: Mapping[str, Tensor], report: Report) -> None:
+        self.export(folder / EXPORT, weights, report)
+
+    def export(self, path: Path, weights: Mapping[str, Tensor], report: Report) -> None:
+        """Writes the adapter file that ComfyUI loads, in half precision for the toy world. Raises OSError."""
+        adapter = copy.deepcopy(self.adapter)
+        adapter.load_state_dict({name.removeprefix("adapter."): value for name, value in weights.items()}, strict=False)
+        dtype = torch.float16 if self.latent_space == "toy" else torch.float32
+        save_adapter(path, adapter, self.latent_space, self.recipe(report), dtype)
+
+
+def findings(found: Mapping[str, float]) -> dict[str, list[str]]:
+    """What a validation found wrong: free slots that are constant, and experts that no held-out clip was routed to."""
+    spread = {name.removeprefix("val_std "): value for name, value in found.items() if name.startswith("val_std ")}
+    if not spread:
+        return {}
+    unused = [name for name in CATEGORIES if found.get(f"val_runs {name}") == 0]
+    return {"dead_slots": dead_slots(spread), "unused_experts": unused}
+
+
+class PilaRun:
+    """One training run: the task in its loop, for callers that want to look inside."""
 
     def __init__(
         self,
@@ -67,249 +255,77 @@ class PilaRun:
         accelerator: Any = None,
         method: Method = FULL,
     ) -> None:
-        """Raises RunError where backbone, clips, settings or the run in `folder` do not fit."""
+        """Raises TrainingError where backbone, clips, settings or the run in `folder` do not fit."""
         check(config)
-        if backbone.prediction != "flow":
-            raise RunError(f"PILA corrects a flow's velocity; the {backbone.family} backbone predicts {backbone.prediction!r}.")
-        self.backbone, self.clips, self.config, self.folder, self.method = backbone, clips, config, folder, method
-        self.adapter_config = replace(adapter, channels=clips.channels, cond_dim=clips.cond_dim)
-        self.accelerator = accelerator or make_accelerator(config, str(backbone.device))
-        self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
-        self.sharded = processes.deepspeed(self.accelerator)
-        self.device = self.accelerator.device
-        self.held = min(config.validation, len(clips) // 4)
-        self.stages = stages_of(config, method)
-        self.stage, self.step, self.seconds, self.val_gain = 0, 0, 0.0, None
-        self.findings: dict[str, Any] = {}
-        """What the last validation found: free slots that are constant, and experts that no held-out clip was routed to."""
-        self._epochs: dict[tuple[int, int], Any] = {}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            self.adapter = method.adapter(self.adapter_config).to(self.device)
-        self.weights = AdaptiveWeights(adaptive=config.adaptive).to(self.device)
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-        self.files = RunFiles(self)
-        self._resume()
-        self.log = Log(folder / LOG if folder and self.main else None, COLUMNS, after=self.total_steps)
+        self.task = PilaTask(backbone, clips, config, adapter, method)
+        accelerator = accelerator or make_accelerator(config, str(backbone.device))
+        stepper = ZeroStepper if processes.deepspeed(accelerator) else None
+        self._run = Run(
+            config=loop_config(config), settings=self.task.settings(), task=self.task, out=folder, accelerator=accelerator,
+            stepper=stepper,
+        )  # fmt: skip
+        self.accelerator, self.loop = accelerator, Loop(self._run)
 
     @property
-    def main(self) -> bool:
-        """Whether this process writes files."""
-        return self.accelerator.is_main_process
+    def adapter(self) -> PilaAdapter:
+        """The adapter in training."""
+        return self.task.adapter
+
+    @property
+    def log(self) -> Log:
+        """The rows so far."""
+        return self.loop.log
 
     @property
     def total_steps(self) -> int:
         """Steps done over all stages."""
-        return sum(stage.steps for stage in self.stages[: self.stage]) + self.step
+        return self.loop.step
 
     @property
     def planned_steps(self) -> int:
         """Steps of the whole run."""
-        return sum(stage.steps for stage in self.stages)
+        return self.loop.planned
 
     @property
     def finished(self) -> bool:
         """Whether every stage is done."""
-        return self.stage >= len(self.stages)
-
-    def _resume(self) -> None:
-        """Goes on from the checkpoint in the folder, or begins where there is none."""
-        has_optimizer = self.files.load()
-        self._begin_stage()  # DeepSpeed copies the weights into its shards here, so they are loaded before
-        if has_optimizer:
-            self.files.load_optimizer()
-
-    def _begin_stage(self) -> None:
-        """Chooses what learns, with a new optimiser: the moments of another stage's losses mean nothing here."""
-        if self.finished:
-            return
-        config, parts = self.config, self.parts()
-        self.adapter.requires_grad_(False)
-        groups = []
-        for name in GROUPS:
-            rate = config.lr * (config.slow if name == "slow" else 1.0)
-            for modules in [[unit] for unit in units(parts[name])] if self.sharded else [parts[name]]:
-                parameters = [p.requires_grad_() for module in modules for p in module.parameters()]
-                if parameters:
-                    groups.append({"params": parameters, "lr": rate, "full_rate": rate})
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
-        self._prepare()
-
-    def _prepare(self) -> None:
-        """Hands the stage's loss and optimiser to accelerate."""
-        stage = self.stages[self.stage].name
-        formula = partial(FORMULAS[stage[0]], self)
-        self._stage_loss = self._zero = None  # the one before lets go of the gradients it averages
-        self.accelerator.free_memory()
-        module = StageLoss(self.adapter, formula, self.processes > 1 and not self.sharded)
-        if self.sharded:  # once per stage: what is frozen at first has its shards from the start
-            self._zero = ZeroStep(self.accelerator, self.adapter, self.optimizer, self.config.batch, self.config.clip)
-            self._stage_loss, self.optimizer = module, self._zero.optimizer
-        else:
-            self._thaw()
-            self._stage_loss, self.optimizer = self.accelerator.prepare(module, self.optimizer)
-
-    def _thaw(self) -> None:
-        """Lets the slow parts learn if it is their time."""
-        self._slow_learns = self.slow_may_learn
-        for module in self.parts()["slow"]:
-            module.requires_grad_(self._slow_learns)
+        return self.loop.finished
 
     @property
-    def slow_may_learn(self) -> bool:
-        """Whether the parts that are frozen at first, in stage C, learn on this step."""
-        return self.stages[self.stage].name == "C" and self.step >= self.config.freeze_steps
+    def val_gain(self) -> float | None:
+        """What the weights that are kept remove of the frozen model's error on held-out clips; None before stage C."""
+        return self.loop.report().kept.get("val_gain")
 
-    def learning(self) -> list[nn.Parameter]:
-        """The parameters that learn on this step."""
-        parts = self.parts()
-        names = GROUPS if self.slow_may_learn else GROUPS[:1]
-        return [p for name in names for module in parts[name] for p in module.parameters()]
+    def run(
+        self, stop: StopRequest | None = None, on_step: OnStep | None = None, progress: ProgressLine | None = None
+    ) -> None:
+        """Trains until every stage is done, `stop` is asked for, or `on_step` returns False; then saves."""
+        self._run.on_step = on_step
+        self.loop.go(stop, progress)
 
-    def parts(self) -> dict[str, list[nn.Module]]:
-        """The modules that learn in this stage, by group."""
-        return parts_of(self.adapter, self.stages[self.stage].name, self.method.staged)
+    def export(self, path: Path) -> None:
+        """Writes the adapter file that ComfyUI loads. Raises OSError."""
+        self.task.export(path, self.loop.kept(), self.loop.report())
 
-    def autocast(self) -> Any:
-        """Where the adapter computes in bfloat16, if the run is to; weights stay float32."""
-        return torch.autocast(self.device.type, torch.bfloat16) if self.config.bf16 else nullcontext()
 
-    def run(self, stop: StopRequest | None = None, on_step: Callable[[PilaRun, dict[str, float]], None] | None = None) -> None:
-        """Trains until every stage is done or `stop` is asked for; saves at the end of each stage and every so many steps."""
-        last, began = self.seconds, time.monotonic()
-        while not self.finished and not processes.stopping(self.accelerator, stop):
-            row = self.train_step()
-            self.seconds = last + time.monotonic() - began
-            number, stage_done = self.total_steps, self.step >= self.stages[self.stage].steps
-            if number % self.config.every == 0 or stage_done:
-                row |= self.validate()
-            with saving(LOG, self.files.kept()):
-                self.log.add(step=number, stage=self.stage, seconds=round(self.seconds, 2), **row)
-            if stage_done:
-                self.stage, self.step = self.stage + 1, 0
-                self._begin_stage()
-            if number % self.config.every == 0 or stage_done:
-                self.files.save()
-            if on_step is not None:
-                on_step(self, row)
-        if self.total_steps != self.files.saved:  # a run that was finished already keeps its optimiser for a longer one
-            self.files.save()
-
-    def train_step(self) -> dict[str, float]:
-        """One optimiser step; returns what to log. Raises RunError where the loss is not finite."""
-        stage = self.stages[self.stage]
-        if self.slow_may_learn and not self._slow_learns and not self.sharded:
-            self._prepare()  # anew: other parameters begin to learn
-        generator = torch.Generator().manual_seed(((self.config.seed * 8 + self.stage) * 1_000_003 + self.step) * 64)
-        batch = self.draw(self.step).to(self.device)
-        sigma = draw_sigma(self.processes * len(batch.latent), stage.low, self.config.shift, generator)
-        noise = torch.randn(self.processes * len(batch.latent), *batch.latent.shape[1:], generator=generator)
-        noised = self.noised(batch, self.share(sigma), self.share(noise))
-        with self.autocast():
-            loss, row = self._stage_loss(batch, *noised, generator)
-        row = processes.mean_row(self.accelerator, {"loss": loss.item(), **row}, COLUMNS)
-        if "flow" in row:
-            row["gain"] = 1.0 - row["flow"] / row["base"]
-        if not math.isfinite(row["loss"]):
-            kept = self.files.kept()
-            raise RunError(f"the loss is {row['loss']} at step {self.step} of stage {stage.name}; {kept}: lower --lr.")
-        if stage.name == "C":
-            factor = rate_factor(self.step, stage.steps, self.config.cooldown)
-            for group in self.optimizer.param_groups:
-                group["lr"] = factor * group["full_rate"]
-        norm = self._descend(loss)
-        self.step += 1
-        return {**row, "grad_norm": norm}
-
-    def _descend(self, loss: Tensor) -> float:
-        """Backward pass and the optimiser's step; returns the gradient's norm before it was clipped."""
-        learning = self.learning()
-        if self._zero is not None:
-            return self._zero.step(loss, learning)
-        self.optimizer.zero_grad(set_to_none=True)
-        if loss.requires_grad:
-            self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(learning, self.config.clip)
-        self.optimizer.step()
-        return norm.item()
-
-    def share(self, values: Tensor) -> Tensor:
-        """This process's stretch of what was drawn for the clips of all processes."""
-        return values.chunk(self.processes)[self.rank]
-
-    def average(self, value: Tensor) -> Tensor:
-        """The mean over the processes, without gradient."""
-        return self.accelerator.reduce(value.detach(), "mean")
-
-    def draw(self, step: int) -> Batch:
-        """This process's clips of a step: a stretch of an endless sequence of shuffled epochs over the clips not held out."""
-        count, size = len(self.clips) - self.held, self.config.batch
-        first = (step * self.processes + self.rank) * size
-        seed = self.config.seed * 16 + self.stage
-        return self.clips.batch([self.held + shuffled_index(first + i, count, seed, self._epochs) for i in range(size)])
-
-    @torch.no_grad()
-    def noised(self, batch: Batch, sigma: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(estimate, frozen velocity, target velocity, sigma) of the clips noised to `sigma`; float32 (Eq 1)."""
-        noise, sigma = noise.to(self.device), sigma.to(self.device)
-        level = sigma[:, None, None, None, None]
-        noisy = (1.0 - level) * batch.latent + level * noise
-        velocity = self.backbone.predict(noisy, sigma, batch.tokens).float()
-        return noisy - level * velocity, velocity, noise - batch.latent, sigma
-
-    @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """The share of the frozen model's flow-matching error that the correction removes on held-out clips, fixed noise."""
-        if self.held == 0 or self.finished or self.stages[self.stage].name != "C":
-            return {}
-        errors, mine, fields, routed = torch.zeros(2), self.config.batch, [], torch.zeros(len(CATEGORIES))
-        for start in range(0, self.held, self.processes * mine):
-            count = min(self.processes * mine, self.held - start)
-            generator = torch.Generator().manual_seed(977 + start)
-            sigma = draw_sigma(count, 0.0, self.config.shift, generator)
-            part = slice(self.rank * mine, min((self.rank + 1) * mine, count))
-            if part.start >= part.stop:
-                continue
-            batch = self.clips.batch(range(start + part.start, start + part.stop)).to(self.device)
-            sigma, noise = sigma[part], torch.randn(count, *batch.latent.shape[1:], generator=generator)[part]
-            estimate, velocity, target, sigma = self.noised(batch, sigma, noise)
-            with self.autocast():
-                out = self.adapter(estimate, velocity, sigma, batch.cond, batch.labels)
-            gate = self.adapter.gate(sigma)[:, None, None, None, None]
-            errors[0] += (velocity + gate * out.delta - target).square().sum().cpu()
-            errors[1] += (velocity - target).square().sum().cpu()
-            if out.routing is not None:
-                fields.append(variation(out.fields))
-                routed += out.routing.selected.sum(dim=0).cpu()
-        errors = self.accelerator.reduce(errors.to(self.device), "sum")
-        if fields:
-            spread = {name.removeprefix("std "): sum(row[name] for row in fields) / len(fields) for name in fields[0]}
-            unused = [name for name, count in zip(CATEGORIES, routed.tolist()) if count == 0]
-            self.findings = {"dead_slots": dead_slots(spread), "unused_experts": unused}
-        self.val_gain = 1.0 - float(errors[0] / errors[1])
-        return {"val_gain": self.val_gain}
+def loop_config(config: PilaTraining) -> LoopConfig:
+    """The part of the settings that any training has; stages A and B keep their rate, stage C ends in a cosine to 0."""
+    return LoopConfig(
+        batch=config.batch, rate=config.lr, schedule="cosine" if config.cooldown else "constant", final_rate=0.0,
+        tail=config.cooldown or 1.0, weight_decay=config.weight_decay, beta1=0.9, beta2=0.999, clip=config.clip,
+        ema=config.ema, keep=config.keep, seed=config.seed, validate_every=config.every, save_every=config.every,
+        validation_clips=max(1, config.validation), read_ahead=config.read_ahead,
+    )  # fmt: skip
 
 
 def train(run: PilaRun, stop: StopRequest) -> None:
-    """Runs it until it is finished or `stop` is asked for, with a line that says how far it is. Raises as `PilaRun.run`."""
-    say = run.accelerator.print
+    """Runs it until it is finished or `stop` is asked for, with a line that says how far it is. Raises as `loop.train`."""
+    say, task, accelerator = run.accelerator.print, run.task, run.accelerator
     size = sum(p.numel() for p in run.adapter.parameters()) / 1e6
-    plan = ", ".join(f"{stage.name} {stage.steps}" for stage in run.stages)
-    where = f"{run.device}" if run.processes == 1 else f"{run.processes} processes"
-    say(f"{len(run.clips)} clips of {run.clips.latent_space} latents; {size:.2f}M parameters on {where}; steps: {plan}.")
+    plan = ", ".join(f"{stage.name} {stage.steps}" for stage in task.stages)
+    several = accelerator.num_processes
+    where = f"{accelerator.device}" if several == 1 else f"{several} processes"
+    say(f"{len(task.clips)} clips of {task.latent_space} latents; {size:.2f}M parameters on {where}; steps: {plan}.")
     if run.total_steps:
-        say(f"Going on from step {run.total_steps} ({clock(run.seconds)} of training so far).")
-    progress = ProgressLine("PILA")
-    run.run(stop, (lambda now, row: _show(progress, now, row)) if run.main else None)
-    progress.close()
-
-
-def _show(progress: ProgressLine, run: PilaRun, row: dict[str, float]) -> None:
-    stage = run.stages[min(run.stage, len(run.stages) - 1)].name
-    words = [f"stage {stage} {run.total_steps}/{run.planned_steps}", f"loss {row['loss']:.4f}"]
-    if "gain" in row:
-        words.append(f"physics {row['physics']:.3f}")
-    if run.val_gain is not None:
-        words.append(f"held-out gain {run.val_gain:+.2%}")
-    progress.show(run.total_steps / run.planned_steps, " ".join(words))
+        say(f"Resumed at step {run.total_steps} ({clock(run.loop.seconds)} of training so far).")
+    run.run(stop, progress=ProgressLine("PILA"))

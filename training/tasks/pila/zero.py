@@ -22,6 +22,8 @@ from ....methods.pila import PilaAdapter
 from ....methods.pila.afe import AnchoredFieldEstimation
 from ...console import RunError
 from ...loop import processes
+from ...loop.config import LoopConfig
+from ...loop.task import ParameterGroup
 
 CONTAINERS = (PilaAdapter, AnchoredFieldEstimation, nn.ModuleList, nn.ModuleDict)
 """Modules without parameters of their own, whose children are used independently of one another."""
@@ -56,49 +58,65 @@ class Handover(nn.Module):
         return torch.stack([(p * g).sum() for p, g in zip(parameters, gradients, strict=True)]).sum()
 
 
-class ZeroStep:
-    """One stage's DeepSpeed engine around the adapter."""
+class ZeroStepper:
+    """One stage's DeepSpeed engine around the adapter, in the place of `loop.stepper.Plain`."""
 
-    def __init__(self, accelerator: Any, adapter: PilaAdapter, optimizer: torch.optim.Optimizer, batch: int, clip: float) -> None:
-        """`optimizer`'s groups are the `units`; every one of their parameters must require a gradient."""
-        self.accelerator = accelerator
-        self.groups = [list(group["params"]) for group in optimizer.param_groups]
-        self.parameters = [parameter for group in self.groups for parameter in group]
-        settings = processes.tell_deepspeed(accelerator, batch=batch, accumulate=1, clip=clip)
+    starts_together = sharded = True
+
+    def __init__(
+        self,
+        accelerator: Any,
+        task: Any,
+        optimizer: torch.optim.Optimizer,
+        groups: Sequence[ParameterGroup],
+        config: LoopConfig,
+    ) -> None:
+        """`groups` are the `units` of `task.adapter`; every one of their parameters must require a gradient."""
+        self.accelerator, self.task, self.module = accelerator, task, task.module
+        self.groups = [group for group in groups if group.parameters]
+        self.parameters = [parameter for group in self.groups for parameter in group.parameters]
+        accelerator.free_memory()  # the stage before lets go of its gradients
+        settings = processes.tell_deepspeed(accelerator, batch=config.batch, accumulate=1, clip=config.clip)
         # DeepSpeed sets aside a buffer of 2 GB by default; everything there is to average fits into this one.
         settings["zero_optimization"]["reduce_bucket_size"] = sum(parameter.numel() for parameter in self.parameters)
-        self.engine, self.optimizer = accelerator.prepare(Handover(adapter), optimizer)
+        self.engine, self.optimizer = accelerator.prepare(Handover(task.adapter), optimizer)
         base = self.optimizer.optimizer.optimizer  # below accelerate's and DeepSpeed's: AdamW, or its twin for the CPU
-        base.register_step_pre_hook(sit_out)
-        base.register_step_post_hook(come_back)
+        base.register_step_pre_hook(hide_unused_groups)
+        base.register_step_post_hook(restore_groups)
 
-    def step(self, loss: Tensor, learning: Sequence[Tensor]) -> float:
-        """Backward pass, average over the processes, clipping and AdamW; returns the gradient's norm before it was clipped.
+    def thaw(self) -> None:
+        """Nothing: what is frozen at first has its shards from the start."""
 
-        `learning` are the parameters that may change. Every process must call it.
-        """
+    def backward(self, loss: Tensor) -> None:
+        """Backward pass, average over the processes, clipping and AdamW. Every process must call it."""
+        learning = [p for group in self.groups if group.starts <= self.module.step for p in group.parameters]
         found: list[Tensor | None] = [None] * len(learning)
         if loss.requires_grad:
             found = list(torch.autograd.grad(loss, learning, allow_unused=True))
         own = {id(parameter): gradient for parameter, gradient in zip(learning, found, strict=True) if gradient is not None}
-        counts = [float(any(id(parameter) in own for parameter in group)) for group in self.groups]
+        counts = [float(any(id(parameter) in own for parameter in group.parameters)) for group in self.groups]
         used = self.accelerator.reduce(torch.tensor(counts, device=self.accelerator.device), "sum") > 0
         gradients = [own.get(id(parameter), torch.zeros_like(parameter)) for parameter in self.parameters]
         for group, flag in zip(self.optimizer.param_groups, used.tolist(), strict=True):
             group["used"] = flag
         self.accelerator.backward(self.engine(self.parameters, gradients))  # DeepSpeed steps in here, group by group
-        norm = self.accelerator.clip_grad_norm_(self.parameters, math.inf)  # DeepSpeed clipped by its own settings
-        return float(norm)
+
+    def clip(self) -> float:
+        """The gradient's norm before DeepSpeed clipped it by its own settings."""
+        return float(self.accelerator.clip_grad_norm_(self.parameters, math.inf))
+
+    def step(self) -> None:
+        """Done in `backward`."""
 
 
-def sit_out(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+def hide_unused_groups(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     """Before a step of AdamW: groups that were not used have nothing to step."""
     for group in optimizer.param_groups:
         if not group["used"]:
             group["waiting"], group["params"] = group["params"], []
 
 
-def come_back(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+def restore_groups(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     """After it: they have their parameters back."""
     for group in optimizer.param_groups:
         if "waiting" in group:
