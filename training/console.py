@@ -19,9 +19,6 @@ class TrainingError(ValueError):
     """A run cannot start or continue. The message is one sentence for the user: value, rule, remedy."""
 
 
-RunError = TrainingError
-
-
 class StopRequest:
     """Turns Ctrl-C and SIGTERM into a flag the loop looks at between steps; a second Ctrl-C stops at once.
 
@@ -101,12 +98,12 @@ def clock(seconds: float) -> str:
 
 @contextmanager
 def saving(what: str, kept: str) -> Iterator[None]:
-    """Turns an OSError while `what` is written into a RunError that says what is safe: `kept`."""
+    """Turns an OSError while `what` is written into a TrainingError that says what is safe: `kept`."""
     try:
         yield
     except OSError as error:
         hint = "free some space and run the same command again"
-        raise RunError(f"Could not write {what}: {error.strerror or error}; {kept}, {hint}.") from error
+        raise TrainingError(f"Could not write {what}: {error.strerror or error}; {kept}, {hint}.") from error
 
 
 def remove_leftovers(folder: str | os.PathLike[str], age: float = 60) -> None:
@@ -115,7 +112,3 @@ def remove_leftovers(folder: str | os.PathLike[str], age: float = 60) -> None:
         with suppress(OSError):
             if time.time() - path.stat().st_mtime >= age:
                 path.unlink()
-
-
-class CommandError(ValueError):
-    """A command cannot go on. The message is one sentence for the user."""

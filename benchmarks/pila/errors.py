@@ -20,7 +20,6 @@ import torch
 from latent_physics.methods.pila import PilaAdapter, load_adapter
 from latent_physics.methods.pila.adapter import wide
 from latent_physics.methods.weights import WeightsError
-from latent_physics.training.backbones import BackboneError
 from latent_physics.training.backbones.load import load_backbone
 from latent_physics.training.commands.cli import run_command
 from latent_physics.training.study.ablations import build
@@ -79,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"| {path.name} | {' | '.join(cells)} |", flush=True)
         return 0
 
-    return run_command(command, WeightsError, BackboneError)
+    return run_command(command, WeightsError)
 
 
 if __name__ == "__main__":

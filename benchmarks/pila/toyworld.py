@@ -41,10 +41,9 @@ from latent_physics.methods.pila.correction import BRANCHES
 from latent_physics.methods.pila.encoder import count
 from latent_physics.methods.weights import WeightsError
 from latent_physics.toyworld import WORLDS, evaluate, sample
-from latent_physics.training.backbones import BackboneError
 from latent_physics.training.backbones.load import load_backbone
 from latent_physics.training.commands.cli import run_command
-from latent_physics.training.console import ProgressLine, RunError, StopRequest
+from latent_physics.training.console import ProgressLine, StopRequest, TrainingError
 from latent_physics.training.data.toy import weights_hash
 from latent_physics.training.study.ablations import ABLATIONS, ablation, build
 from latent_physics.training.study.arms import HEAD, SCORES, Arm, Found, line_of, print_pairs, write_scores
@@ -68,14 +67,14 @@ def name_of(method: str) -> str:
 def same_budget(name: str, seed: int, steps: int | None) -> tuple[PilaTraining, PilaConfig]:
     """The toy recipe of an ablation with `steps` steps in all, by default those of the full method.
 
-    Raises RunError if the last stage would have none, ValueError for an unknown ablation.
+    Raises TrainingError if the last stage would have none, ValueError for an unknown ablation.
     """
     config, full = RECIPES["toy"]
     before = sum(stage.steps for stage in stages_of(config, ablation(name))[:-1])
     total = steps or sum(stage.steps for stage in stages_of(config))
     if total <= before:
         rule = f"{name} needs more than {before}, which the stages before the last take"
-        raise RunError(f"--train-steps is {total}; {rule}.")
+        raise TrainingError(f"--train-steps is {total}; {rule}.")
     return replace(config, seed=seed, coupling_steps=total - before), full
 
 
@@ -269,7 +268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         compare(backbone, [*trained, *args.adapters], args)
         return 0
 
-    return run_command(command, RunError, WeightsError, BackboneError)
+    return run_command(command, WeightsError, TrainingError)
 
 
 if __name__ == "__main__":

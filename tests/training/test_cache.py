@@ -22,7 +22,7 @@ import torch
 from latent_physics.methods.weights import WeightsError, load_weights, read_info, save_weights
 from latent_physics.training.backbones.load import TOY_WEIGHTS, load_backbone
 from latent_physics.training.commands.cache import main
-from latent_physics.training.console import ProgressLine, RunError, StopRequest
+from latent_physics.training.console import ProgressLine, StopRequest, TrainingError
 from latent_physics.training.data import cache
 from latent_physics.training.data.cache import cache_clips
 from latent_physics.training.data.clip import KIND, DatasetError, read_clip
@@ -328,7 +328,7 @@ def test_disk_full_is_one_sentence_and_loses_nothing(videos):
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, old[1]))  # every file is cut off at 500 bytes, as on a full disk
     try:
-        with pytest.raises(RunError, match=r"Could not write .*safetensors: .*; the clips finished so far are safe"):
+        with pytest.raises(TrainingError, match=r"Could not write .*safetensors: .*; the clips finished so far are safe"):
             run(config)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)

@@ -12,7 +12,7 @@ from latent_physics.methods.pila import CATEGORIES, load_adapter
 from latent_physics.methods.weights import WeightsInfo, save_weights
 from latent_physics.tests.training.tiny_pila import QUICK, SMALL, FrozenField, begin, clips, flat, run
 from latent_physics.training.commands.pila import PilaCommand, _findings, _flow, budget, main
-from latent_physics.training.console import RunError, StopRequest
+from latent_physics.training.console import StopRequest, TrainingError
 from latent_physics.training.data.clip import ClipInfo, DatasetError, write_clip
 from latent_physics.training.data.flow import cached_flow, raft_flow
 from latent_physics.training.loop import loop
@@ -135,7 +135,7 @@ def test_two_processes_end_where_one_with_their_clips_ends(tmp_path, undrawn):
         assert first["gradient"] == pytest.approx(other["gradient"], rel=1e-4 if early else 2e-2), first["step"]
     assert rows[0][-1]["samples"] == 2 * rows[1][-1]["samples"] > 0
     assert run(tmp_path / "two").finished  # one process with batch 2 is the same run; with batch 1 it is not:
-    with pytest.raises(RunError, match="2 clips a step, this one has 1"):
+    with pytest.raises(TrainingError, match="2 clips a step, this one has 1"):
         run(tmp_path / "two", dataclasses.replace(QUICK, batch=1))
 
 
@@ -143,7 +143,7 @@ def test_a_run_with_other_settings_is_not_continued(tmp_path, undrawn):
     training = run(tmp_path)
     request = StopRequest()
     training.run(request, lambda report: setattr(request, "asked", True))
-    with pytest.raises(RunError, match=r"lr 0\.001 -> 0\.002"):
+    with pytest.raises(TrainingError, match=r"lr 0\.001 -> 0\.002"):
         run(tmp_path, dataclasses.replace(QUICK, lr=0.002))
 
 
@@ -351,7 +351,7 @@ def test_data_that_does_not_fit_is_refused(tmp_path):
 def test_backbones_that_predict_no_velocity_are_refused():
     backbone = FrozenField()
     backbone.prediction = "v"
-    with pytest.raises(RunError, match="predicts 'v'"):
+    with pytest.raises(TrainingError, match="predicts 'v'"):
         PilaRun(backbone, clips(), QUICK, SMALL)
 
 
@@ -359,7 +359,7 @@ def test_backbones_that_predict_no_velocity_are_refused():
     ("change", "words"), [({"batch": 0}, "batch is 0"), ({"lr": 0.0}, "lr is 0"), ({"wave_start": 1}, "start at")]
 )
 def test_bad_settings_are_refused(change, words):
-    with pytest.raises(RunError, match=words):
+    with pytest.raises(TrainingError, match=words):
         run(config=dataclasses.replace(QUICK, **change))
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from latent_physics.methods.weights import load_weights, save_weights
 from latent_physics.tests.training.tiny_pila import QUICK, SMALL, flat, run
-from latent_physics.training.console import RunError, StopRequest
+from latent_physics.training.console import StopRequest, TrainingError
 from latent_physics.training.loop import loop, processes
 from latent_physics.training.loop.checkpoint import CHECKPOINT, KIND, LOG
 from latent_physics.training.loop.log import read_log
@@ -103,7 +103,7 @@ def test_a_stopped_sharded_run_ends_as_an_unstopped_one_and_as_one_process(tmp_p
         early = row["step"] <= 12
         assert two["loss"] == pytest.approx(row["loss"], rel=1e-4 if early else 2e-3), row["step"]
         assert two["gradient"] == pytest.approx(row["gradient"], rel=1e-4 if early else 2e-2), row["step"]
-    with pytest.raises(RunError, match="2 DeepSpeed shards"):
+    with pytest.raises(TrainingError, match="2 DeepSpeed shards"):
         run(tmp_path / "stopped")
 
 
@@ -146,10 +146,10 @@ def test_a_group_that_was_not_used_sits_the_step_out():
 def test_launches_that_do_not_fit_are_refused(tmp_path, monkeypatch):
     for stage in (0, 3):
         accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=stage)))
-        with pytest.raises(RunError, match=rf"ZeRO stage {stage}.*zero2.yaml"):
+        with pytest.raises(TrainingError, match=rf"ZeRO stage {stage}.*zero2.yaml"):
             check_stage(accelerator)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(RunError, match=r"launch it with ddp.yaml or zero2.yaml"):
+    with pytest.raises(TrainingError, match=r"launch it with ddp.yaml or zero2.yaml"):
         run(tmp_path)
 
 
@@ -165,12 +165,12 @@ def test_a_sharded_run_goes_on_without_deepspeed_between_stages_only(tmp_path, m
         kept = {key: value for key, value in state.items() if not key.startswith("optimizer/")}
         save_weights(tmp_path / CHECKPOINT, kept, info)
         if refused:
-            with pytest.raises(RunError, match=r"8 DeepSpeed shards and this launch has an optimiser in one piece"):
+            with pytest.raises(TrainingError, match=r"8 DeepSpeed shards and this launch has an optimiser in one piece"):
                 run(tmp_path, dataclasses.replace(QUICK, every=99))
         else:
             assert run(tmp_path, dataclasses.replace(QUICK, every=99)).total_steps == 6
 
 
 def test_missing_shards_are_one_sentence(tmp_path):
-    with pytest.raises(RunError, match=r"000007 is missing"):
+    with pytest.raises(TrainingError, match=r"000007 is missing"):
         processes.load_shards(None, tmp_path, 7)

@@ -21,7 +21,7 @@ from latent_physics.methods.lamo import load_predictor, predictor_loss
 from latent_physics.methods.weights import read_info
 from latent_physics.training import console
 from latent_physics.training.commands.predictor import main
-from latent_physics.training.console import RunError, StopRequest
+from latent_physics.training.console import StopRequest, TrainingError
 from latent_physics.training.data.clip import ClipInfo, DatasetError, write_clip
 from latent_physics.training.data.clips import Clips
 from latent_physics.training.data.pairs import Pairs, PairSet
@@ -394,9 +394,9 @@ def test_more_steps_go_on_and_other_settings_do_not(tmp_path):
     assert longer.step == 12
     longer.run()
     assert longer.step == 15
-    with pytest.raises(RunError, match=r"other settings \(lr 0\.01 -> 0\.02, width 8 -> 16\): give those again, or"):
+    with pytest.raises(TrainingError, match=r"other settings \(lr 0\.01 -> 0\.02, width 8 -> 16\): give those again, or"):
         PredictorTraining(dataset(), replace(TINY, width=16, lr=0.02), tmp_path)
-    with pytest.raises(RunError, match=r"the data is not what the run in .* began with"):
+    with pytest.raises(TrainingError, match=r"the data is not what the run in .* began with"):
         PredictorTraining(dataset(count=9), TINY, tmp_path)
 
 
@@ -409,7 +409,7 @@ def test_disk_full_keeps_the_last_checkpoint(tmp_path):
             resource.setrlimit(resource.RLIMIT_FSIZE, (3000, old[1]))
 
     try:
-        with pytest.raises(RunError, match=r"Could not write checkpoint\.safetensors: .*; the checkpoint of step 5 is safe"):
+        with pytest.raises(TrainingError, match=r"Could not write checkpoint\.safetensors: .*; the checkpoint of step 5 is safe"):
             train_predictor(dataset(), TINY, fill, folder=tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
@@ -455,7 +455,7 @@ def test_running_out_of_gpu_memory_is_one_sentence(monkeypatch):
 
     training = PredictorTraining(dataset(), replace(TINY, validation=0.0))
     monkeypatch.setattr(training.task.module, "predict", too_large)
-    with pytest.raises(RunError, match=r"GPU's memory does not hold step 1 at batch 4; no checkpoint .*: use a smaller batch"):
+    with pytest.raises(TrainingError, match=r"GPU's memory does not hold step 1 at batch 4; no checkpoint .*: use a smaller"):
         training.run()
 
 
@@ -472,7 +472,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     training.run(lambda report: report.step < 4)
     with torch.no_grad():
         training.task.model.output.weight.fill_(math.nan)
-    with pytest.raises(RunError, match=r"The loss is nan at step 5; the checkpoint of step 4 is safe: lower the learning rate"):
+    with pytest.raises(TrainingError, match=r"The loss is nan at step 5; the checkpoint of step 4 is safe: lower"):
         training.run()
 
 
@@ -499,7 +499,7 @@ def test_data_that_cannot_be_used(make, message):
 )
 def test_settings_out_of_range(change):
     ((name, value),) = change.items()
-    with pytest.raises(RunError, match=rf"{name} is {value}; it must be"):
+    with pytest.raises(TrainingError, match=rf"{name} is {value}; it must be"):
         PredictorTraining(dataset(), replace(TINY, **change))
 
 

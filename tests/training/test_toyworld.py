@@ -13,7 +13,7 @@ import pytest
 import torch
 from latent_physics.methods.weights import read_info
 from latent_physics.training.backbones.wan import LATENTS_MEAN, LATENTS_STD
-from latent_physics.training.console import RunError
+from latent_physics.training.console import TrainingError
 from latent_physics.training.tasks.toy.base import StageTask, run_stage
 from latent_physics.training.tasks.toy.mixture import encode_mixture
 from latent_physics.training.tasks.toy.settings import ToyWorldConfig
@@ -97,7 +97,7 @@ def fit(out: Path, steps: int, name="line", rate=1e-2, **settings) -> nn.Module:
 )
 def test_a_run_goes_on_with_its_own_settings_alone(tmp_path, changed, words):
     fit(tmp_path, 2, name="base")
-    with pytest.raises(RunError, match=rf"base holds a run with other settings \({words}\): "):
+    with pytest.raises(TrainingError, match=rf"base holds a run with other settings \({words}\): "):
         fit(tmp_path, 4, name="base", **changed)
     # A setting of another stage, how a step is computed and the number of steps are free.
     fit(tmp_path, 4, name="base", vae_width=16, threads=1, bf16=False)
@@ -122,7 +122,7 @@ def test_latents_are_encoded_once_and_only_reused_for_the_same_mixture(tmp_path,
     assert path.stat().st_mtime_ns == written
     longer, texts = encode_mixture(dataclasses.replace(config, clips=3), vae)
     assert longer.shape[0] == len(texts) == 3
-    with pytest.raises(RunError, match=r"holds latents of another mixture \(wrong 0.5 -> 0.25\)"):
+    with pytest.raises(TrainingError, match=r"holds latents of another mixture \(wrong 0.5 -> 0.25\)"):
         encode_mixture(dataclasses.replace(config, clips=3, wrong=0.25), vae)
 
 

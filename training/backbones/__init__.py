@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from .base import Activation, Backbone, BackboneError, Noised
+from .base import Activation, Backbone, Noised
 from .load import FAMILIES, load_backbone
 
-__all__ = ["FAMILIES", "Activation", "Backbone", "BackboneError", "Noised", "load_backbone"]
+__all__ = ["FAMILIES", "Activation", "Backbone", "Noised", "load_backbone"]

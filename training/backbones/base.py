@@ -10,11 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..console import TrainingError
 from .keys import KeyMap
-
-
-class BackboneError(ValueError):
-    """A backbone cannot be loaded or used as asked. The message is one sentence for the user."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +93,7 @@ class Backbone:
     def _part(self, name: str) -> Any:
         part = getattr(self, name)
         if part is None:
-            raise BackboneError(f"the {self.family} backbone was loaded without its {name}; add {name!r} to `parts`.")
+            raise TrainingError(f"the {self.family} backbone was loaded without its {name}; add {name!r} to `parts`.")
         return part
 
     @property
@@ -117,7 +114,7 @@ class Backbone:
 
         `video`: `B 3 T H W` in [0, 1], T = 1 + a multiple of the temporal stride, H and W multiples of twice the spatial
         stride. Returns `B C T' H' W'` float32 in ComfyUI's model scaling (`process_latent_in(vae.encode(video))`).
-        Raises BackboneError where the size does not fit or a value is outside [0, 1] or not finite.
+        Raises TrainingError where the size does not fit or a value is outside [0, 1] or not finite.
         """
         self._check_video(video)
         vae = self._part("vae")
@@ -192,13 +189,13 @@ class Backbone:
     def tap(self, *blocks: int) -> Iterator[dict[int, Activation]]:
         """While open, every `predict` writes the outputs of `blocks`, counted from 1, into the yielded dict, with gradients.
 
-        Raises BackboneError for a block that is not there.
+        Raises TrainingError for a block that is not there.
         """
         found: dict[int, Activation] = {}
         handles = []
         for number in blocks:
             if not 1 <= number <= len(self.blocks):
-                raise BackboneError(
+                raise TrainingError(
                     f"block {number} was asked for, but this {self.family} model has blocks 1 to {len(self.blocks)}."
                 )
             handles.append(self.blocks[number - 1].register_forward_hook(self._record(number, found)))
@@ -218,17 +215,17 @@ class Backbone:
 
     def _check_video(self, video: Tensor) -> None:
         if video.ndim != 5 or video.shape[1] != 3:
-            raise BackboneError(f"a video must be B 3 T H W, not {tuple(video.shape)}.")
+            raise TrainingError(f"a video must be B 3 T H W, not {tuple(video.shape)}.")
         _, _, frames, height, width = video.shape
         if frames % self.temporal_stride != 1 % self.temporal_stride:
             near = 1 + (frames - 1) // self.temporal_stride * self.temporal_stride
-            raise BackboneError(f"{frames} frames do not fit a temporal stride of {self.temporal_stride}; {near} would.")
+            raise TrainingError(f"{frames} frames do not fit a temporal stride of {self.temporal_stride}; {near} would.")
         side = 2 * self.spatial_stride
         if height % side or width % side or not height or not width:
             fits = f"{height // side * side}x{width // side * side}"
-            raise BackboneError(f"a {height}x{width} video does not fit: both sides must be multiples of {side}, {fits} would.")
+            raise TrainingError(f"a {height}x{width} video does not fit: both sides must be multiples of {side}, {fits} would.")
         low, high = video.aminmax()
         if not (low >= 0 and high <= 1):
-            raise BackboneError(
+            raise TrainingError(
                 f"pixel values run from {low.item():.3g} to {high.item():.3g}; they must be finite and in [0, 1]."
             )

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Backbone, BackboneError, Noised
+from ..console import TrainingError
+from .base import Backbone, Noised
 from .keys import COGVIDEOX_DIT, strip_prefix
 
 TIMESTEPS = 1000
@@ -31,9 +32,9 @@ class CogVideoXBackbone(Backbone):
         """`snr_shift` as in the model's own scheduler: 3 for 2B, 1 for 5B (see `alphas_cumprod`)."""
         super().__init__(**parts)
         if self.latent_space not in SCALE:
-            raise BackboneError(f"latent space {self.latent_space!r} is not CogVideoX's; it must be one of {', '.join(SCALE)}.")
+            raise TrainingError(f"latent space {self.latent_space!r} is not CogVideoX's; it must be one of {', '.join(SCALE)}.")
         if self.dit is not None and self.dit.config.in_channels != self.latent_channels:
-            raise BackboneError(
+            raise TrainingError(
                 f"this CogVideoX model takes {self.dit.config.in_channels} channels (image-to-video or inpainting); "
                 "fine-tuning needs the text-to-video model, which takes 16."
             )
@@ -73,11 +74,11 @@ class CogVideoXBackbone(Backbone):
         frames = noisy.shape[2]
         patch_t = dit.config.patch_size_t or 1
         if frames % patch_t:
-            raise BackboneError(
+            raise TrainingError(
                 f"CogVideoX 1.5 needs an even number of latent frames, not {frames}: use clips of 5, 13, 21, ... frames (8k - 3)."
             )
         if tokens.shape[1] != self.text_length:
-            raise BackboneError(
+            raise TrainingError(
                 f"CogVideoX needs {self.text_length} text tokens, not {tokens.shape[1]}; cache the prompts again."
             )
         self._grid = self.patch_grid(noisy.shape)

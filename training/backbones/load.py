@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..console import TrainingError
 from . import cogvideox, wan
-from .base import Backbone, BackboneError
+from .base import Backbone
 from .cogvideox import CogVideoXBackbone
 from .keys import KeyMapError, is_native, strip_prefix, to_diffusers, to_native
 from .refuse import refuse_quantised, refuse_wan22
@@ -40,14 +41,14 @@ def load_backbone(
     ("dit", "vae", "text", and "tokenizer" where the text file has none), or None for the family's smallest model. `parts`: which
     of "vae", "text", "dit" to load; a CogVideoX "dit" file in the mapping also says which scale a "vae" file's latents have, as
     those of 2B and 5B are told apart by nothing else. `fp8_storage` keeps the transformer's weights in float8 and computes in
-    `dtype` (diffusers' layerwise casting), for LoRA on a small card. Raises BackboneError where something is missing or does
+    `dtype` (diffusers' layerwise casting), for LoRA on a small card. Raises TrainingError where something is missing or does
     not fit.
     """
     parts = tuple(parts)
     if family not in FAMILIES:
-        raise BackboneError(f"backbone family {family!r} is unknown; choose one of {', '.join(FAMILIES)}.")
+        raise TrainingError(f"backbone family {family!r} is unknown; choose one of {', '.join(FAMILIES)}.")
     if unknown := set(parts) - set(PARTS):
-        raise BackboneError(f"part {sorted(unknown)[0]!r} is unknown; parts are {', '.join(PARTS)}.")
+        raise TrainingError(f"part {sorted(unknown)[0]!r} is unknown; parts are {', '.join(PARTS)}.")
     if source is None:
         source = {part: TOY_WEIGHTS / f"toy_{part}.safetensors" for part in parts} if family == "toy" else DEFAULT_SOURCE[family]
     load = _from_files if isinstance(source, Mapping) else _from_diffusers
@@ -86,9 +87,9 @@ def _from_diffusers(
     from .text import T5Text, from_tokenizer
 
     if family == "toy":
-        raise BackboneError("the toy backbone is loaded from native files; leave `source` out or give a mapping of part to file.")
+        raise TrainingError("the toy backbone is loaded from native files; leave `source` out or give a mapping of part to file.")
     if str(source).endswith((".safetensors", ".ckpt", ".pt")):
-        raise BackboneError(f"{source} is one file; say which part it is, for example {{'dit': {str(source)!r}}}.")
+        raise TrainingError(f"{source} is one file; say which part it is, for example {{'dit': {str(source)!r}}}.")
     cog = family == "cogvideox"
     vae_type = diffusers.AutoencoderKLCogVideoX if cog else diffusers.AutoencoderKLWan
     dit_type = diffusers.CogVideoXTransformer3DModel if cog else diffusers.WanTransformer3DModel
@@ -104,7 +105,7 @@ def _from_diffusers(
             pieces["dit"] = dit_type.from_pretrained(source, subfolder="transformer", torch_dtype=dtype, use_safetensors=True)
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
-        raise BackboneError(f"{source} could not be loaded as a diffusers {family} model: {reason}") from error
+        raise TrainingError(f"{source} could not be loaded as a diffusers {family} model: {reason}") from error
     return pieces
 
 
@@ -117,13 +118,13 @@ def _from_files(
     from .text import from_native_file
 
     if unknown := set(source) - {*PARTS, "tokenizer"}:
-        raise BackboneError(f"source part {sorted(unknown)[0]!r} is unknown; parts are {', '.join(PARTS)} and tokenizer.")
+        raise TrainingError(f"source part {sorted(unknown)[0]!r} is unknown; parts are {', '.join(PARTS)} and tokenizer.")
     paths = {name: Path(path) for name, path in source.items() if name in parts}
     for name in parts:
         if name not in paths:
-            raise BackboneError(f"no file was given for {name!r}; add it to the source or leave {name!r} out of the parts.")
+            raise TrainingError(f"no file was given for {name!r}; add it to the source or leave {name!r} out of the parts.")
         if not paths[name].is_file():
-            raise BackboneError(f"{paths[name]} does not exist.")
+            raise TrainingError(f"{paths[name]} does not exist.")
     pieces: dict[str, Any] = {}
     cog = family == "cogvideox"
     if "vae" in paths:
@@ -163,7 +164,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata()
     except (safetensors.SafetensorError, OSError) as error:
-        raise BackboneError(f"{path.name} is not a readable safetensors file ({error}).") from error
+        raise TrainingError(f"{path.name} is not a readable safetensors file ({error}).") from error
     refuse_quantised(state, path, metadata)
     return {strip_prefix(key): value for key, value in state.items()}
 
@@ -173,29 +174,29 @@ def _convert(state: dict[str, torch.Tensor], keys: Any, path: Path) -> dict[str,
     try:
         return to_diffusers(state, keys) if is_native(state, keys) else state
     except KeyMapError as error:
-        raise BackboneError(f"{path.name} does not fit this family: {error}") from error
+        raise TrainingError(f"{path.name} does not fit this family: {error}") from error
 
 
 def _heads(path: Path) -> int:
-    """Attention heads of a CogVideoX transformer file, of which only one tensor is looked at. Raises BackboneError."""
+    """Attention heads of a CogVideoX transformer file, of which only one tensor is looked at. Raises TrainingError."""
     import safetensors
 
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             name = next((key for key in file.keys() if strip_prefix(key) == "patch_embed.proj.weight"), None)  # noqa: SIM118
             if name is None:
-                raise BackboneError(f"{path.name} is not a CogVideoX transformer: it has no 'patch_embed.proj.weight'.")
+                raise TrainingError(f"{path.name} is not a CogVideoX transformer: it has no 'patch_embed.proj.weight'.")
             return file.get_slice(name).get_shape()[0] // 64
     except (safetensors.SafetensorError, OSError) as error:
-        raise BackboneError(f"{path.name} is not a readable safetensors file ({error}).") from error
+        raise TrainingError(f"{path.name} is not a readable safetensors file ({error}).") from error
 
 
 def _sizes(config_of: Callable[[Mapping[str, torch.Tensor]], dict[str, Any]], state: dict[str, torch.Tensor], path: Path) -> Any:
-    """A model's arguments read off its tensors. Raises BackboneError where some of those are missing, as in a LoRA's file."""
+    """A model's arguments read off its tensors. Raises TrainingError where some of those are missing, as in a LoRA's file."""
     try:
         return config_of(state)
     except (KeyError, ValueError) as error:
-        raise BackboneError(f"{path.name} is not a whole model: it has no {error}; a LoRA goes to --init.") from error
+        raise TrainingError(f"{path.name} is not a whole model: it has no {error}; a LoRA goes to --init.") from error
 
 
 def _fill(
@@ -207,7 +208,7 @@ def _fill(
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise BackboneError(f"{path.name} does not fit {model_type.__name__}: {reason}") from error
+        raise TrainingError(f"{path.name} does not fit {model_type.__name__}: {reason}") from error
     keep = set(getattr(model, "_keep_in_fp32_modules", None) or ())
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if value.is_floating_point() and not keep & set(name.split(".")):
@@ -222,4 +223,4 @@ def _toy_text(path: Path, dtype: torch.dtype) -> nn.Module:
     try:
         return ToyTextEncoder.load(path, dtype)
     except WeightsError as error:
-        raise BackboneError(str(error)) from error
+        raise TrainingError(str(error)) from error

@@ -9,13 +9,10 @@ from typing import Literal
 import torch
 from torch import nn
 
+from ..console import TrainingError
 from ..loop.optim import trainable
 from ..settings import Count, Decay, Positive, check
 from . import Backbone
-
-
-class TuneError(ValueError):
-    """A LoRA cannot be attached as asked. The message is one sentence for the user."""
 
 
 @dataclass(kw_only=True)
@@ -38,7 +35,7 @@ class TuneConfig:
 
 
 def attach(backbone: Backbone, config: TuneConfig, seed: int = 0) -> None:
-    """Makes what `config` names trainable, in float32. Raises TuneError where the rank is bad or a target names no layer."""
+    """Makes what `config` names trainable, in float32. Raises TrainingError where the rank is bad or a target names no layer."""
     dit = backbone.dit
     dit.requires_grad_(False)
     if config.mode == "full":
@@ -67,12 +64,12 @@ def attach(backbone: Backbone, config: TuneConfig, seed: int = 0) -> None:
 
 
 def check_targets(dit: nn.Module, targets: Sequence[str]) -> list[str]:
-    """Raises TuneError for a target that ends no linear layer's name."""
+    """Raises TrainingError for a target that ends no linear layer's name."""
     linear = [name for name, module in dit.named_modules() if isinstance(module, nn.Linear)]
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in linear):
             example = next((name for name in linear if "attn1" in name), linear[0])
-            raise TuneError(f"no linear layer of this model ends in {target!r}; its layers are named like {example!r}.")
+            raise TrainingError(f"no linear layer of this model ends in {target!r}; its layers are named like {example!r}.")
     return list(targets)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .base import BackboneError
+from ..console import TrainingError
 
 SCALED = ("scale_weight", "weight_scale", "weight_scale_2", "scaled_fp8")
 """Ends of the names of scales that fp8 and nvfp4 files keep beside their weights."""
@@ -19,15 +19,15 @@ WAN22_CHANNELS, WAN22_PATCHED_PIXELS = 48, 12
 
 
 def refuse_quantised(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Raises BackboneError for weights that are stored quantised: they cannot be trained on, nor read without their scales."""
+    """Raises TrainingError for weights that are stored quantised: they cannot be trained on, nor read without their scales."""
     formats = {_format(value) for key, value in state.items() if key.endswith("comfy_quant")}
     formats |= _metadata_formats(metadata or {})
     formats |= {name for end, name in PACKED.items() if any(key.endswith(end) for key in state)}
     remedy = "which cannot be trained on; use the fp16 or bf16 file."
     if formats:
-        raise BackboneError(f"{path.name} holds weights quantised layer by layer ({', '.join(sorted(formats))}), {remedy}")
+        raise TrainingError(f"{path.name} holds weights quantised layer by layer ({', '.join(sorted(formats))}), {remedy}")
     if any(key.endswith(SCALED) for key in state):
-        raise BackboneError(f"{path.name} holds scaled fp8 weights, {remedy}")
+        raise TrainingError(f"{path.name} holds scaled fp8 weights, {remedy}")
 
 
 def _format(value: Tensor) -> str:
@@ -48,12 +48,12 @@ def _metadata_formats(metadata: Mapping[str, str]) -> set[str]:
 
 
 def refuse_wan22(state: Mapping[str, Tensor], path: Path) -> None:
-    """Raises BackboneError for the transformer or the VAE of Wan 2.2 5B, under native or diffusers' names."""
+    """Raises TrainingError for the transformer or the VAE of Wan 2.2 5B, under native or diffusers' names."""
     channels = [state[key].shape[1] for key in ("patch_embedding.weight",) if key in state]
     channels += [state[key].shape[0] for key in ("conv2.weight", "post_quant_conv.weight") if key in state]
     pixels = [state[key].shape[1] for key in ("encoder.conv1.weight", "encoder.conv_in.weight") if key in state]
     if WAN22_CHANNELS in channels or WAN22_PATCHED_PIXELS in pixels:
-        raise BackboneError(
+        raise TrainingError(
             f"{path.name} is of Wan 2.2 5B (TI2V), whose latents have {WAN22_CHANNELS} channels at a sixteenth of the size; this "
             "trainer knows those of Wan 2.1 and Wan 2.2 14B (16 channels): use their files."
         )

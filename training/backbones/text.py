@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import BackboneError
+from ..console import TrainingError
 from .refuse import refuse_quantised
 
 Tokenise = Callable[[Sequence[str], int], tuple[Tensor, Tensor]]
@@ -88,7 +88,7 @@ def from_native_file(path: Path, tokenizer: str | Path | None, dtype: torch.dtyp
     """Loads a T5 or umT5 encoder from one safetensors file as ComfyUI's text_encoders folder holds them.
 
     Sizes are read off the tensors. umT5 files carry their tokenizer; T5 needs `tokenizer` (a folder or hub id).
-    Raises BackboneError where the file is scaled fp8, no T5, or lacks its tokenizer.
+    Raises TrainingError where the file is scaled fp8, no T5, or lacks its tokenizer.
     """
     import safetensors
     import safetensors.torch
@@ -97,11 +97,11 @@ def from_native_file(path: Path, tokenizer: str | Path | None, dtype: torch.dtyp
     try:
         state = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
-        raise BackboneError(f"{path.name} is not a readable safetensors file ({error}).") from error
+        raise TrainingError(f"{path.name} is not a readable safetensors file ({error}).") from error
     refuse_quantised(state, path)
     bias = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
     if "shared.weight" not in state or bias.format(0) not in state:
-        raise BackboneError(f"{path.name} is not a T5 or umT5 encoder: it has no {bias.format(0)!r}.")
+        raise TrainingError(f"{path.name} is not a T5 or umT5 encoder: it has no {bias.format(0)!r}.")
     piece_model = state.pop("spiece_model", None)
     vocabulary, width = state["shared.weight"].shape
     heads = state[bias.format(0)].shape[1]
@@ -123,9 +123,9 @@ def from_native_file(path: Path, tokenizer: str | Path | None, dtype: torch.dtyp
     state["encoder.embed_tokens.weight"] = state["shared.weight"]
     missing, unexpected = encoder.load_state_dict(state, strict=False, assign=True)
     if unexpected or [key for key in missing if not key.endswith("embed_tokens.weight")]:
-        raise BackboneError(f"{path.name} does not fit a T5 encoder: missing {missing[:2]}, unexpected {unexpected[:2]}.")
+        raise TrainingError(f"{path.name} does not fit a T5 encoder: missing {missing[:2]}, unexpected {unexpected[:2]}.")
     if tokenizer is not None:
         return T5Text(encoder, from_tokenizer(AutoTokenizer.from_pretrained(tokenizer)))
     if piece_model is None:
-        raise BackboneError(f"{path.name} carries no tokenizer; add 'tokenizer': a folder or hub id of the T5 tokenizer.")
+        raise TrainingError(f"{path.name} carries no tokenizer; add 'tokenizer': a folder or hub id of the T5 tokenizer.")
     return T5Text(encoder, from_sentencepiece(piece_model.numpy().tobytes()))

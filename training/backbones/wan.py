@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import Backbone, BackboneError, Noised
+from ..console import TrainingError
+from .base import Backbone, Noised
 from .keys import WAN_DIT, WAN_VAE, strip_prefix
 
 # The statistics of the Wan 2.1 VAE's latents, which ComfyUI applies to every VAE of this architecture.
@@ -37,7 +38,7 @@ class WanBackbone(Backbone):
         super().__init__(**parts)
         self.shift = shift
         if self.dit is not None and self.dit.config.in_channels != self.latent_channels:
-            raise BackboneError(
+            raise TrainingError(
                 f"this Wan model takes {self.dit.config.in_channels} channels (image-to-video); "
                 "fine-tuning needs the text-to-video model, which takes 16."
             )

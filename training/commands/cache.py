@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...methods.weights import WeightsError
-from ..console import RunError, StopRequest
+from ..console import StopRequest, TrainingError
 from ..data.cache import cache_clips, loaders
 from ..data.check import check_clips, show_check
 from ..data.format import CacheConfig, CacheError, format_of
@@ -15,9 +15,8 @@ from . import cli
 
 def main(argv: list[str]) -> int:
     """The command. Returns the exit status: 0 where every clip that could be read is cached, 1 on an error, 130 where stopped."""
-    from ..backbones import BackboneError
 
-    return cli.run_command(lambda: _command(argv), CacheError, RunError, VideoError, WeightsError, BackboneError)
+    return cli.run_command(lambda: _command(argv), CacheError, VideoError, WeightsError, TrainingError)
 
 
 def _command(argv: list[str]) -> int:

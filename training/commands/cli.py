@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
 from typing import Any, TypeVar
 
-from ..console import CommandError
+from ..console import TrainingError
 
 Config = TypeVar("Config")
 
@@ -18,13 +18,13 @@ def parse(
     """Reads `argv` into the dataclass `config`; --help lists its fields with their docstrings. Fields of nested dataclasses are
     options like the others. `defaults` replaces defaults of single fields.
 
-    Raises CommandError where tyro is missing; argparse-style errors and --help end the process (SystemExit).
+    Raises TrainingError where tyro is missing; argparse-style errors and --help end the process (SystemExit).
     """
     try:
         import tyro
     except ImportError as error:
         hint = "pip install tyro, or all that training needs: pip install -e '.[train]'"
-        raise CommandError(f"{prog} needs tyro, which is not installed: {hint}") from error
+        raise TrainingError(f"{prog} needs tyro, which is not installed: {hint}") from error
     default = config(**{field.name: tyro.MISSING for field in fields(config) if _required(field)} | dict(defaults or {}))
     flat = (tyro.conf.OmitArgPrefixes,)
     return tyro.cli(config, args=argv, prog=prog, description=description, default=default, config=flat)
@@ -35,13 +35,13 @@ def _required(field: Field[Any]) -> bool:
 
 
 def run_command(command: Callable[[], int], *errors: type[BaseException]) -> int:
-    """Runs `command`, returns its exit status. CommandError, OSError and `errors` are printed as one line and become status 1."""
+    """Runs `command`, returns its exit status. TrainingError, OSError and `errors` become one line and status 1."""
     for stream in (sys.stdout, sys.stderr):  # a console's code page, cp1252 say, need not have every letter of a file's name
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
         return command()
-    except (CommandError, OSError, *errors) as error:
+    except (TrainingError, OSError, *errors) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

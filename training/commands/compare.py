@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..console import ProgressLine, StopRequest
+from ..console import ProgressLine, StopRequest, TrainingError
 from ..study.compare import CompareConfig, compare, prompts_of, runs_of, table
-from ..tasks.finetune import ERRORS, FinetuneError
+from ..tasks.finetune import ERRORS
 from . import cli
 
 
@@ -19,4 +19,4 @@ def main(argv: list[str]) -> int:
         print(f"{config.prompts} clips, same prompts and noise in every row, one seed; scores in {runs_of(config)}.")
         return 130 if len(results) <= len(config.recipes) else 0
 
-    return cli.run_command(command, FinetuneError, *ERRORS)
+    return cli.run_command(command, TrainingError, *ERRORS)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ...methods.weights import WeightsError
 from ..backbones.keys import KeyMapError
-from ..console import RunError
-from ..tasks.export import ExportConfig, ExportError, export
+from ..console import TrainingError
+from ..tasks.export import ExportConfig, export
 from .cli import parse, run_command
 
 
@@ -18,4 +18,4 @@ def main(argv: list[str]) -> int:
         print(f"{path} ({path.stat().st_size / 2**20:.1f} MiB)")
         return 0
 
-    return run_command(command, ExportError, WeightsError, RunError, KeyMapError)
+    return run_command(command, WeightsError, TrainingError, KeyMapError)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from ..console import StopRequest
+from ..console import StopRequest, TrainingError
 from ..recipes import names, recipe_in
-from ..tasks.finetune import ERRORS, FinetuneConfig, FinetuneError, finetune
+from ..tasks.finetune import ERRORS, FinetuneConfig, finetune
 from . import cli
 
 
@@ -33,4 +33,4 @@ def main(argv: list[str]) -> int:
         return 0
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return cli.run_command(command, FinetuneError, *ERRORS)
+    return cli.run_command(command, TrainingError, *ERRORS)

@@ -6,7 +6,7 @@ import os
 
 from ...encoders import TeacherError
 from ...methods.weights import WeightsError
-from ..console import RunError, StopRequest
+from ..console import StopRequest, TrainingError
 from ..data.clip import TrainingDataError
 from ..data.videos import VideoError
 from ..recipes import names, recipe_in
@@ -34,4 +34,4 @@ def main(argv: list[str]) -> int:
         return 0
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return cli.run_command(command, RunError, TeacherError, TrainingDataError, VideoError, WeightsError)
+    return cli.run_command(command, TrainingError, TeacherError, TrainingDataError, VideoError, WeightsError)

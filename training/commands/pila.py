@@ -26,7 +26,7 @@ import torch
 
 from ...methods.pila.config import GATE_FLOORS, PilaConfig
 from ...methods.weights import WeightsError
-from ..console import ProgressLine, RunError, StopRequest
+from ..console import ProgressLine, StopRequest, TrainingError
 from ..data.clip import DatasetError
 from ..data.flow import FlowSource
 from ..loop.checkpoint import CHECKPOINT, CURVES, LOG, SHARDS
@@ -93,9 +93,8 @@ class PilaCommand:
 def main(argv: list[str]) -> int:
     """The command. Returns the exit status: 0 where the run is finished, 1 on an error, 130 where stopped by the user."""
     from ...encoders import TeacherError
-    from ..backbones import BackboneError
 
-    return cli.run_command(lambda: _command(argv), DatasetError, RunError, WeightsError, BackboneError, TeacherError, ValueError)
+    return cli.run_command(lambda: _command(argv), DatasetError, WeightsError, TrainingError, TeacherError, ValueError)
 
 
 def _command(argv: list[str]) -> int:
@@ -103,7 +102,7 @@ def _command(argv: list[str]) -> int:
     method, adapter = ablation(command.ablation), _adapter(command)
     check(command.config)
     if (command.cache is None) == (command.toy_clips == 0):
-        raise RunError("give either --cache (a folder of cached clips) or --toy-clips (how many to draw), not both or neither.")
+        raise TrainingError("give either --cache (a folder of cached clips) or --toy-clips (how many to draw), not both.")
     accelerator = make_accelerator(command.config)
     if command.fresh and accelerator.is_main_process:
         for name in (CHECKPOINT, EXPORT, LOG, CURVES, RESIDUALS):
@@ -201,7 +200,7 @@ def _flow(command: PilaCommand) -> FlowSource:
 def _clips(command: PilaCommand, backbone: Any) -> PilaClips:
     if command.toy_clips:
         if backbone.latent_space != "toy":
-            raise RunError("--toy-clips needs the toy backbone: add --recipe toy.")
+            raise TrainingError("--toy-clips needs the toy backbone: add --recipe toy.")
         progress = ProgressLine("toy clips")
         clips = toy_clips(
             command.toy_clips,

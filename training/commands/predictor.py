@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ...methods.weights import WeightsError
-from ..console import ProgressLine, RunError, StopRequest, clock
+from ..console import ProgressLine, StopRequest, TrainingError, clock
 from ..data.clip import DatasetError
 from ..data.clips import Clips
 from ..loop.checkpoint import CURVES, LOG
@@ -40,7 +40,7 @@ class PredictorCommand:
 
 def main(argv: list[str]) -> int:
     """The command. Returns the exit status: 0 where the run is finished, 1 on an error, 130 where stopped by the user."""
-    return cli.run_command(lambda: _command(argv), DatasetError, RunError, WeightsError)
+    return cli.run_command(lambda: _command(argv), DatasetError, TrainingError, WeightsError)
 
 
 def _command(argv: list[str]) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ..console import ProgressLine, StopRequest
+from ..console import ProgressLine, StopRequest, TrainingError
 from ..study.compare import prompts_of, runs_of, table
 from ..study.gate import GateError, Limits
 from ..study.gate import table as gate_table
 from ..study.study import StudyConfig, gate, study
-from ..tasks.finetune import ERRORS, FinetuneError
+from ..tasks.finetune import ERRORS
 from . import cli
 
 
@@ -27,4 +27,4 @@ def main(argv: list[str]) -> int:
         print(f"{config.prompts} clips, same prompts and noise in every row, one seed; scores in {runs_of(config)}.")
         return 130 if len(results) <= len(config.recipes) else 0
 
-    return cli.run_command(command, GateError, FinetuneError, *ERRORS)
+    return cli.run_command(command, GateError, TrainingError, *ERRORS)

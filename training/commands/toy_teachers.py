@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..console import ProgressLine, RunError, StopRequest
+from ..console import ProgressLine, StopRequest, TrainingError
 from ..tasks.toy.encoders import ToyTeachersConfig, train_teacher
 from . import cli
 
@@ -23,4 +23,4 @@ def main(argv: list[str]) -> int:
                 print(path)
         return 0
 
-    return cli.run_command(command, RunError)
+    return cli.run_command(command, TrainingError)

@@ -68,7 +68,7 @@ def cache_clips(
     `left_out`: what was passed over while the clips were found, for the report.
 
     `load_text` and `load_vae` are called only where something is left to do. Raises CacheError where the settings do not fit
-    the backbone or `out` belongs to another latent space, and RunError where a file cannot be written; finished clips stay.
+    the backbone or `out` belongs to another latent space, and TrainingError where a file cannot be written; finished clips stay.
     """
     form = format_of(config)
     stop = stop or StopRequest()
@@ -253,7 +253,7 @@ def encode_window(
 ) -> Path | None:
     """Encodes and writes one window; returns its path, or None where it is there already.
 
-    Raises VideoError where the latent is not finite, CacheError where memory runs out, RunError where the file cannot be written.
+    Raises VideoError where the latent is not finite, CacheError where memory runs out, TrainingError if no file can be written.
     """
     path = _place(config.out, job, window.index)
     form = format_of(config)

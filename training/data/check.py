@@ -55,7 +55,7 @@ def check_clips(
 ) -> Check:
     """Reads every clip as caching would, and writes skipped.txt and the contact sheet into `config.out`.
 
-    Raises CacheError where the settings do not fit the backbone, RunError where the disk is full.
+    Raises CacheError where the settings do not fit the backbone, TrainingError where the disk is full.
     """
     form, stop = format_of(config), stop or StopRequest()
     progress = progress or ProgressLine("check")

@@ -48,7 +48,7 @@ def make_toy_clips(
 ) -> None:
     """Writes `count` drawn clips of all worlds into `folder` as cached clips, with their frames for the teachers.
 
-    The backbone needs its VAE and text encoder. Clips that are there already are kept. Raises RunError where the disk is full.
+    The backbone needs its VAE and text encoder. Clips that are there already are kept. Raises TrainingError if the disk is full.
     """
     from ...toyworld import mixture
 

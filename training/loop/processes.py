@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..console import CommandError, RunError, StopRequest
+from ..console import StopRequest, TrainingError
 from .config import LoopConfig
 
 
@@ -146,17 +146,17 @@ def drop_shards(folder: Path, keep: int | None = None) -> None:
 
 
 def load_shards(accelerator: Any, folder: Path, step: int) -> None:
-    """Brings DeepSpeed's engine to its checkpoint of `step`. Raises RunError where there is none."""
+    """Brings DeepSpeed's engine to its checkpoint of `step`. Raises TrainingError where there is none."""
     path = folder / f"{step:06}"
     if not path.is_dir():
-        raise RunError(f"{path} is missing; it holds the optimiser's state at that step: begin again with another --out.")
+        raise TrainingError(f"{path} is missing; it holds the optimiser's state at that step: begin again with another --out.")
     accelerator.load_state(os.fspath(path))
 
 
 def pick_device(name: str) -> str:
     """ "auto" -> "cuda", "mps" or "cpu", whichever is there; other names are returned as they are.
 
-    Raises CommandError where the name is no device, or a GPU is asked for and there is none.
+    Raises TrainingError where the name is no device, or a GPU is asked for and there is none.
     """
     import torch
 
@@ -165,14 +165,14 @@ def pick_device(name: str) -> str:
     try:
         kind = torch.device(name).type
     except RuntimeError as error:
-        raise CommandError(f"device is {name!r}; use auto, cpu, mps, cuda or cuda:N.") from error
+        raise TrainingError(f"device is {name!r}; use auto, cpu, mps, cuda or cuda:N.") from error
     if kind == "cuda" and not torch.cuda.is_available():
-        raise CommandError(f"device is {name!r}, but torch sees no CUDA GPU; use --device cpu.")
+        raise TrainingError(f"device is {name!r}, but torch sees no CUDA GPU; use --device cpu.")
     return name
 
 
 def make_accelerator(config: LoopConfig) -> Any:
-    """accelerate's Accelerator as the launcher's environment and `config` want it. Raises RunError for fp16 without a GPU.
+    """accelerate's Accelerator as the launcher's environment and `config` want it. Raises TrainingError for fp16 without a GPU.
 
     Processes wait for one another for days: one may be caching videos, or be the last one with teachers' features.
     """
@@ -180,6 +180,6 @@ def make_accelerator(config: LoopConfig) -> Any:
 
     gpu = torch.cuda.is_available()
     if config.precision == "fp16" and not gpu:
-        raise RunError("precision is fp16, which needs a CUDA GPU; use bf16 or no.")
+        raise TrainingError("precision is fp16, which needs a CUDA GPU; use bf16 or no.")
     patience = InitProcessGroupKwargs(timeout=timedelta(days=4))
     return start(config.precision, config.accumulate, "auto" if gpu else "cpu", handlers=[patience])

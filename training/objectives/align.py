@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from ...encoders.need import TeacherNeed
 from ...methods import ldo, moalign, relational
 from ...methods.weights import WeightsError, load_weights
+from ..console import TrainingError
 from .base import Objective, StepView
-from .settings import AlignSettings, MtsaSettings, ObjectiveError, PdaSettings, SoftTrdSettings, TrdSettings
+from .settings import AlignSettings, MtsaSettings, PdaSettings, SoftTrdSettings, TrdSettings
 
 
 def teacher_need(settings: AlignSettings) -> TeacherNeed:
@@ -173,16 +174,16 @@ class PdaObjective(AlignObjective):
 
 
 def load_compressor(path: str, channels: int) -> moalign.MotionCompressor:
-    """The frozen compressor of a motion head's file. Raises ObjectiveError where it does not fit the teacher."""
+    """The frozen compressor of a motion head's file. Raises TrainingError where it does not fit the teacher."""
     try:
         state, info = load_weights(path, "motion_head")
     except WeightsError as error:
-        raise ObjectiveError(str(error)) from error
+        raise TrainingError(str(error)) from error
     head = moalign.MotionHead(**info.config["sizes"])
     head.load_state_dict(state)
     expected = head.compressor.temporal.in_channels
     if expected != channels:
-        raise ObjectiveError(
+        raise TrainingError(
             f"{path} was trained on features of {expected} channels ({info.config['teacher']}), the teacher has {channels}."
         )
     return head.compressor.float().requires_grad_(False).eval()

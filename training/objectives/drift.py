@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ...kernels.drift import drift_loss, motion_drift
+from ..console import TrainingError
 from .base import Objective, StepView
-from .settings import DriftSettings, ObjectiveError
+from .settings import DriftSettings
 
 
 class DriftObjective(Objective):
@@ -39,7 +40,7 @@ class DriftObjective(Objective):
     def forward(self, view: StepView) -> Tensor:
         s: DriftSettings = self.settings
         if view.latent.shape[2] <= s.lag:
-            raise ObjectiveError(
+            raise TrainingError(
                 f"clips of {view.latent.shape[2]} latent frames have no drift at lag {s.lag}; use longer clips or a smaller lag."
             )
         return drift_variant(view.x0, view.latent, s.lag, s.target, s.scale, s.eps * self.unit, view.signal)

@@ -18,6 +18,7 @@ from torch import nn
 from ...encoders import DEFAULT_SOURCE
 from ...encoders.need import TeacherNeed
 from ...methods.weights import WeightsError, read_info
+from ..console import TrainingError
 from ..settings import from_words
 from .align import (
     MtsaObjective,
@@ -34,7 +35,6 @@ from .settings import (
     AlignSettings,
     DriftSettings,
     MtsaSettings,
-    ObjectiveError,
     PdaSettings,
     RepaSettings,
     Settings,
@@ -65,17 +65,17 @@ KINDS: dict[str, tuple[type[Settings], type[Objective]]] = {
 
 
 def parse(text: str) -> tuple[str, Settings]:
-    """Reads "kind key=value ...". Raises ObjectiveError for an unknown kind or key, or a value of the wrong type."""
+    """Reads "kind key=value ...". Raises TrainingError for an unknown kind or key, or a value of the wrong type."""
     kind, *pairs = text.split() or [""]
     if kind not in KINDS:
-        raise ObjectiveError(f"objective {kind!r} is unknown; choose one of {', '.join(KINDS)}.")
+        raise TrainingError(f"objective {kind!r} is unknown; choose one of {', '.join(KINDS)}.")
     settings = KINDS[kind][0]
     known = [f.name for f in dataclasses.fields(settings)]
     words: dict[str, str] = {}
     for pair in pairs:
         key, equals, word = pair.partition("=")
         if not equals or key not in known:
-            raise ObjectiveError(f"{pair!r} is not a setting of the objective {kind}; it has {', '.join(known)}.")
+            raise TrainingError(f"{pair!r} is not a setting of the objective {kind}; it has {', '.join(known)}.")
         words[key] = word
     return kind, from_words(words, settings, lambda name: f"{name} of the objective {kind}")
 
@@ -88,14 +88,14 @@ TAUGHT_BY_DEFAULT = {
 
 
 def check_files(kind: str, settings: Settings) -> None:
-    """Raises ObjectiveError where the motion head that an objective names is missing, something else, or another teacher's."""
+    """Raises TrainingError where the motion head that an objective names is missing, something else, or another teacher's."""
     path = getattr(settings, "motion_head", None)
     if path is None:
         return
     try:
         info = read_info(path)
     except WeightsError as error:
-        raise ObjectiveError(f"{error} Make it with: latent-physics motion-head.") from error
+        raise TrainingError(f"{error} Make it with: latent-physics motion-head.") from error
     check(info.kind == "motion_head", kind, "motion_head", path, f"a motion head's file, and this one holds a {info.kind}")
     teacher = TeacherNeed(name=settings.teacher, source=settings.source).key
     taught = TAUGHT_BY_DEFAULT.get(str(info.config.get("teacher")), str(info.config.get("teacher")))
@@ -133,7 +133,7 @@ def build(texts: Sequence[str], *, width: int, blocks: int, channels: Mapping[st
     """Objectives by name (the kind, numbered where it occurs twice).
 
     width: of the backbone's tokens; blocks: how many it has; channels: the teachers' widths by `TeacherNeed.key`.
-    Raises ObjectiveError.
+    Raises TrainingError.
     """
     built = nn.ModuleDict()
     for text in texts:
@@ -148,6 +148,6 @@ def build(texts: Sequence[str], *, width: int, blocks: int, channels: Mapping[st
 
 
 def check(condition: bool, kind: str, key: str, value: Any, fits: str) -> None:
-    """Raises ObjectiveError unless `condition`."""
+    """Raises TrainingError unless `condition`."""
     if not condition:
-        raise ObjectiveError(f"{key} of the objective {kind} is {value!r}; it must be {fits}.")
+        raise TrainingError(f"{key} of the objective {kind} is {value!r}; it must be {fits}.")

@@ -10,10 +10,6 @@ from annotated_types import Gt, Le, Lt
 from ..settings import Count, NotNegative, Number, Positive
 
 
-class ObjectiveError(ValueError):
-    """An objective cannot be built or used as asked. The message is one sentence for the user."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What every objective has."""

@@ -19,10 +19,10 @@ from ...encoders.base import digest_of
 from ...methods.weights import write_atomically
 from ...toyworld.statistics import paired_difference, standard_error
 from ..backbones import Backbone, load, load_backbone
-from ..console import ProgressLine, StopRequest, saving
+from ..console import ProgressLine, StopRequest, TrainingError, saving
 from ..data.toy import make_toy_clips
 from ..recipes import load_recipe, names
-from ..tasks.finetune import FinetuneConfig, FinetuneError, finetune
+from ..tasks.finetune import FinetuneConfig, finetune
 from .arms import SCORES
 from .sampling import toy_prompts, toy_scores
 
@@ -85,14 +85,14 @@ def compare(config: CompareConfig, stop: StopRequest, progress: ProgressLine) ->
 
 
 def check(config: CompareConfig) -> None:
-    """Raises FinetuneError or TrainingError before the first run for what would only fail after it."""
+    """Raises TrainingError before the first run for what would only fail after it."""
     if config.prompts < 2:
-        raise FinetuneError(f"prompts is {config.prompts}; a mean with its error needs at least 2.")
+        raise TrainingError(f"prompts is {config.prompts}; a mean with its error needs at least 2.")
     for name in config.recipes:
         settings = load_recipe(name, FinetuneConfig)
         if (settings.backbone, settings.tune.mode) != ("toy", "full"):
             what = f"a {settings.tune.mode} fine-tune of {settings.backbone}"
-            raise FinetuneError(f"recipe {name} is {what}; comparing works on full fine-tunes of the toy backbone.")
+            raise TrainingError(f"recipe {name} is {what}; comparing works on full fine-tunes of the toy backbone.")
 
 
 def recipe_for(config: CompareConfig, name: str, data: Path) -> FinetuneConfig:
@@ -108,7 +108,7 @@ def load_trained(backbone: Backbone, settings: FinetuneConfig) -> None:
 
     path = next(settings.out.glob("*-full.safetensors"), None)
     if path is None:
-        raise FinetuneError(f"{settings.out} holds no exported full fine-tune; comparing works on those.")
+        raise TrainingError(f"{settings.out} holds no exported full fine-tune; comparing works on those.")
     backbone.dit.load_state_dict(to_diffusers(safetensors.torch.load_file(path), backbone.dit_keys))
 
 

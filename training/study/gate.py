@@ -121,7 +121,7 @@ def read_gate(
     would be trained; clips: real clips of all worlds to look at, and `PROBES` times as many of those whose things can be
     followed, for the probes.
 
-    Raises ObjectiveError for a bad objective and TeacherError for a teacher that cannot be loaded.
+    Raises TrainingError for a bad objective and TeacherError for a teacher that cannot be loaded.
     """
     needs = parse.needed_teachers(list(arms.values()))
     blocks = sorted({settings.block for _, settings in map(parse.parse, arms.values()) if isinstance(settings, AlignSettings)})

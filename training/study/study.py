@@ -31,7 +31,7 @@ class StudyConfig(CompareConfig):
 def arms(recipes: Sequence[str]) -> dict[str, str]:
     """The alignment objectives of some recipes, by recipe (numbered where it has several). Others need no gate.
 
-    Raises RecipeError and ObjectiveError.
+    Raises RecipeError and TrainingError.
     """
     found: dict[str, str] = {}
     for name in recipes:

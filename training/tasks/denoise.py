@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...encoders.need import TeacherNeed
 from ..backbones import Backbone
-from ..console import RunError
+from ..console import TrainingError
 from ..data.batches import Batch, TrainingClips
 from ..data.feature_cache import FeatureCache
 from ..loop.config import TrainerConfig
@@ -73,14 +73,14 @@ class DenoisingTask(Task):
         about: dict[str, Any] | None = None,
         samples: Samples | None = None,
     ) -> None:
-        """null_tokens: `L D` of the empty prompt, for `drop_prompt`. Raises RunError where clips and backbone do not fit."""
+        """null_tokens: `L D` of the empty prompt, for `drop_prompt`. Raises TrainingError where clips and backbone do not fit."""
         if clips.latent_space != backbone.latent_space:
-            raise RunError(
+            raise TrainingError(
                 f"{clips.folder} holds clips of latent space {clips.latent_space}, the backbone's is {backbone.latent_space}; "
                 "cache the videos for this backbone."
             )
         if drop_prompt and null_tokens is None:
-            raise RunError("drop_prompt needs the tokens of the empty prompt, which were not given.")
+            raise TrainingError("drop_prompt needs the tokens of the empty prompt, which were not given.")
         self.backbone, self.clips, self.needs, self.features = backbone, clips, needs, features
         self.drop_prompt, self.null_tokens = drop_prompt, null_tokens
         self.objectives = objectives if isinstance(objectives, nn.ModuleDict) else nn.ModuleDict(objectives or {})

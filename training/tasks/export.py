@@ -19,17 +19,13 @@ from ...methods.weights import WeightsError, WeightsInfo, load_weights, read_inf
 from ..backbones.cogvideox import COGVIDEOX_DIT
 from ..backbones.keys import WAN_DIT, KeyMap, KeyMapError, to_diffusers, to_native
 from ..backbones.lora import TuneConfig, scaling
-from ..console import saving
+from ..console import TrainingError, saving
 from ..loop.checkpoint import KIND
 from ..objectives import parse
 
 LORA_KIND, FULL_KIND = "lora", "diffusion_model"
 PREFIX = "diffusion_model."
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class ExportError(ValueError):
-    """Something cannot be exported or read back. The message is one sentence for the user."""
 
 
 @dataclass(kw_only=True)
@@ -68,12 +64,12 @@ def lora_to_native(values: Mapping[str, Tensor], family: str, tune: TuneConfig) 
 
 
 def lora_to_diffusers(native: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
-    """The inverse, alphas left out. Raises ExportError for a LoRA of another family."""
+    """The inverse, alphas left out. Raises TrainingError for a LoRA of another family."""
     state = {key: value for key, value in native.items() if not key.endswith(".alpha")}
     try:
         return to_diffusers(state, keys_of(family))
     except KeyMapError as error:
-        raise ExportError(f"this LoRA does not fit a {family} model: {error}") from error
+        raise TrainingError(f"this LoRA does not fit a {family} model: {error}") from error
 
 
 def full_to_native(values: Mapping[str, Tensor], family: str, dit_config: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -106,19 +102,19 @@ def position_table(dit_config: Mapping[str, Any]) -> Tensor:
 
 
 def export(config: ExportConfig) -> Path:
-    """Writes the file and returns its path. Raises ExportError, WeightsError or RunError."""
+    """Writes the file and returns its path. Raises TrainingError, WeightsError or TrainingError."""
     checkpoint = config.run / "checkpoint.safetensors" if config.run.is_dir() else config.run
     if not checkpoint.is_file():
-        raise ExportError(f"{config.run} holds no checkpoint; train first with: latent-physics finetune --out {config.run}")
+        raise TrainingError(f"{config.run} holds no checkpoint; train first with: latent-physics finetune --out {config.run}")
     tensors, info = load_weights(checkpoint, KIND)
     about = info.config
     if "tune" not in about:
-        raise ExportError(f"{checkpoint} is no checkpoint of a fine-tune.")
+        raise TrainingError(f"{checkpoint} is no checkpoint of a fine-tune.")
     averaged = not config.raw and any(key.startswith("average/") for key in tensors)
     prefix = "average/dit." if averaged else "model/dit."
     values = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     if not values:
-        raise ExportError(f"{checkpoint} holds no weights of a transformer.")
+        raise TrainingError(f"{checkpoint} holds no weights of a transformer.")
     tune = TuneConfig(**about["tune"])
     lora = tune.mode == "lora"
     family = about["family"]
@@ -164,23 +160,23 @@ def versions() -> dict[str, str]:
 
 
 def read_lora(path: Path, family: str, latent_space: str, tune: TuneConfig) -> dict[str, Tensor]:
-    """A LoRA file's weights under diffusers' names, to go on training it. Raises ExportError where it fits another model, rank
+    """A LoRA file's weights under diffusers' names, to go on training it. Raises TrainingError where it fits another model, rank
     or scale."""
     try:
         info = read_info(path)
         if info.latent_space != latent_space:
-            raise ExportError(f"{path.name} is a LoRA for latent space {info.latent_space}; this backbone's is {latent_space}.")
+            raise TrainingError(f"{path.name} is a LoRA for latent space {info.latent_space}; this backbone's is {latent_space}.")
         native, info = load_weights(path, LORA_KIND)
     except WeightsError as error:
-        raise ExportError(str(error)) from error
+        raise TrainingError(str(error)) from error
     if info.config["rank"] != tune.rank:
-        raise ExportError(
+        raise TrainingError(
             f"{path.name} has rank {info.config['rank']}, the run's LoRA has {tune.rank}; give --rank {info.config['rank']}."
         )
     alpha = scaling(tune) * tune.rank
     found = {value.item() for key, value in native.items() if key.endswith(".alpha")}
     if odd := [value for value in found if abs(value - alpha) > 1e-3]:
-        raise ExportError(
+        raise TrainingError(
             f"{path.name} acts with alpha {odd[0]:g}, the run's LoRA with {alpha:g}; give that --alpha (and its --rslora)."
         )
     return lora_to_diffusers(native, family)

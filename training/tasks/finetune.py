@@ -16,10 +16,10 @@ from ...encoders import TeacherError
 from ...encoders.need import TeacherNeed, cache_name
 from ...methods.weights import WeightsError
 from .. import settings
-from ..backbones import Backbone, BackboneError
+from ..backbones import Backbone
 from ..backbones.load import load_backbone
-from ..backbones.lora import TuneConfig, TuneError, attach
-from ..console import ProgressLine, RunError, StopRequest
+from ..backbones.lora import TuneConfig, attach
+from ..console import ProgressLine, StopRequest, TrainingError
 from ..data.batches import TrainingClips
 from ..data.cache import cache_clips, loaders
 from ..data.clip import TrainingDataError
@@ -38,20 +38,15 @@ from ..loop.optim import trainable
 from ..loop.processes import make_accelerator, pick_device
 from ..loop.task import Outcome, Run
 from ..objectives import parse
-from ..objectives.settings import ObjectiveError
 from ..settings import Count, Number, Positive
 from .denoise import DenoisingTask
-from .export import DTYPES, ExportConfig, ExportError, export, read_lora
+from .export import DTYPES, ExportConfig, export, read_lora
 from .preview import Samples
 
 ERRORS = (
-    BackboneError, CacheError, ExportError, ObjectiveError, RunError, TeacherError, TrainingDataError, TuneError,
+    CacheError, TeacherError, TrainingDataError, TrainingError,
     VideoError, WeightsError,
 )  # fmt: skip
-
-
-class FinetuneError(ValueError):
-    """A fine-tune cannot start. The message is one sentence for the user."""
 
 
 @dataclass(kw_only=True)
@@ -123,11 +118,11 @@ def finetune(
     config: FinetuneConfig, stop: StopRequest | None = None, progress: ProgressLine | None = None
 ) -> tuple[Outcome, Path | None]:
     """Runs the fine-tune; returns what `train` returns (step 0 where it was stopped before the training) and the exported file.
-    Raises one of ERRORS or FinetuneError."""
+    Raises one of ERRORS or TrainingError."""
     check(config)
     accelerator = make_accelerator(config.trainer)
     if "FSDP" in str(accelerator.distributed_type) and config.tune.mode == "lora" and config.weights != "float32":
-        raise FinetuneError(
+        raise TrainingError(
             f"weights is {config.weights}; FSDP2 shards weights of one format, and a LoRA's are float32: use float32."
         )
     progress = progress or ProgressLine("fine-tune")
@@ -163,24 +158,24 @@ def finetune(
 
 
 def check(config: FinetuneConfig) -> None:
-    """Everything that can be known before anything is loaded. Raises FinetuneError, ObjectiveError, RunError or TuneError."""
+    """Everything that can be known before anything is loaded. Raises TrainingError."""
     settings.check(config)
     for text in config.objectives:
         parse.check_files(*parse.parse(text))
     if config.init and not config.init.is_file():
-        raise FinetuneError(f"init is {config.init}, which does not exist.")
+        raise TrainingError(f"init is {config.init}, which does not exist.")
     if config.toy_clips and config.backbone != "toy":
-        raise FinetuneError(f"toy_clips are for the toy backbone, not for {config.backbone}; give --videos.")
+        raise TrainingError(f"toy_clips are for the toy backbone, not for {config.backbone}; give --videos.")
     if config.data is None and not config.videos and config.captions is None and not config.toy_clips:
         what = "--data (cached clips), --videos or --captions" + (", or --toy-clips" if config.backbone == "toy" else "")
-        raise FinetuneError(f"there is nothing to train on; give {what}.")
+        raise TrainingError(f"there is nothing to train on; give {what}.")
     if config.dit and config.source:
-        raise FinetuneError("dit and source name two models; give one of them.")
+        raise TrainingError("dit and source name two models; give one of them.")
     if config.tune.mode == "full" and (config.fp8_storage or config.init):
         what = "fp8_storage" if config.fp8_storage else "init"
-        raise FinetuneError(f"{what} is for a LoRA; a full fine-tune starts from `source` or `dit` and keeps float32 weights.")
+        raise TrainingError(f"{what} is for a LoRA; a full fine-tune starts from `source` or `dit` and keeps float32 weights.")
     if config.tune.mode == "lora" and config.weights == "float16" and config.trainer.precision == "bf16":
-        raise FinetuneError("weights are float16 and precision is bf16; use bfloat16 weights.")
+        raise TrainingError("weights are float16 and precision is bf16; use bfloat16 weights.")
 
 
 def cache_videos(config: FinetuneConfig, out: Path, stop: StopRequest, progress: ProgressLine) -> None:
@@ -218,7 +213,7 @@ def load_dit(config: FinetuneConfig) -> Backbone:
 
 
 def empty_prompt(config: FinetuneConfig) -> Tensor:
-    """Tokens `L D` of the empty prompt. Raises BackboneError where the text encoder is not to be found."""
+    """Tokens `L D` of the empty prompt. Raises TrainingError where the text encoder is not to be found."""
     source: Any = config.source
     if config.text:
         source = {"text": config.text} | ({"tokenizer": config.tokenizer} if config.tokenizer else {})
@@ -229,7 +224,7 @@ def empty_prompt(config: FinetuneConfig) -> Tensor:
 
 
 def make_samples(config: FinetuneConfig, clips: TrainingClips) -> Samples:
-    """What is needed to show clips on the way: embedded prompts and the VAE. Raises BackboneError where a part is missing."""
+    """What is needed to show clips on the way: embedded prompts and the VAE. Raises TrainingError where a part is missing."""
     source: Any = config.source
     if config.vae or config.text:
         found = {"vae": config.vae, "text": config.text, "tokenizer": config.tokenizer}
@@ -286,12 +281,12 @@ def some_latents(clips: TrainingClips, most: int = 64) -> Iterator[Tensor]:
 
 
 def check_lengths(built: nn.ModuleDict, clips: TrainingClips) -> None:
-    """Raises ObjectiveError before the first step where clips are too short for the drift's lag."""
+    """Raises TrainingError before the first step where clips are too short for the drift's lag."""
     shortest = min(entry.shape[1] for entry in clips.entries)
     for objective in built.values():
         lag = getattr(objective.settings, "lag", 0)
         if shortest <= lag:
-            raise ObjectiveError(
+            raise TrainingError(
                 f"the shortest clip has {shortest} latent frames, too few for a drift at lag {lag}; use longer clips."
             )
 

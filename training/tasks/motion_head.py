@@ -137,7 +137,7 @@ class FlowTask(Task):
 def train_motion_head(
     config: MotionHeadConfig, stop: StopRequest | None = None, progress: ProgressLine | None = None
 ) -> tuple[Outcome, Path]:
-    """Runs stage 1; returns what `train` returns and the file. Raises RunError, TeacherError, TrainingDataError,
+    """Runs stage 1; returns what `train` returns and the file. Raises TrainingError, TeacherError, TrainingDataError,
     VideoError or WeightsError."""
     progress = progress or ProgressLine("motion head")
     settings = config.trainer

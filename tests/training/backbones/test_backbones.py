@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from latent_physics.tests.training.backbones import tiny
-from latent_physics.training.backbones import BackboneError, load
+from latent_physics.training.backbones import load
 from latent_physics.training.backbones.cogvideox import CogVideoXBackbone, alphas_cumprod
 from latent_physics.training.backbones.load import load_backbone
 from latent_physics.training.backbones.wan import WanBackbone
+from latent_physics.training.console import TrainingError
 from safetensors.torch import save_file
 
 
@@ -117,7 +118,7 @@ def test_tap_sees_the_block_and_its_gradient(backbone):
     backbone.dit.disable_gradient_checkpointing()
     backbone.dit.requires_grad_(False)
     torch.testing.assert_close(plain, checkpointed)
-    with pytest.raises(BackboneError, match="blocks 1 to 2"), backbone.tap(0):
+    with pytest.raises(TrainingError, match="blocks 1 to 2"), backbone.tap(0):
         pass
 
 
@@ -154,17 +155,17 @@ def test_cogvideox_predicts_what_comfyui_predicts(comfy, style, tmp_path):
     [((1, 3, 10, 16, 16), "9 would"), ((1, 3, 9, 20, 16), "16x16 would"), ((3, 9, 16, 16), "B 3 T H W")],
 )
 def test_videos_that_do_not_fit_say_what_would(shape, message):
-    with pytest.raises(BackboneError, match=message):
+    with pytest.raises(TrainingError, match=message):
         WanBackbone(latent_space="wan2.1").encode_video(torch.rand(shape))
 
 
 def test_pixels_out_of_range_and_missing_parts_are_told():
     backbone = WanBackbone(latent_space="wan2.1")
-    with pytest.raises(BackboneError, match="-1 to 1"):
+    with pytest.raises(TrainingError, match="-1 to 1"):
         backbone.encode_video(torch.tensor([-1.0, 1.0]).repeat(1, 3, 9, 16, 8))
-    with pytest.raises(BackboneError, match="nan"):
+    with pytest.raises(TrainingError, match="nan"):
         backbone.encode_video(torch.full((1, 3, 9, 16, 16), float("nan")))
-    with pytest.raises(BackboneError, match="without its vae"):
+    with pytest.raises(TrainingError, match="without its vae"):
         backbone.encode_video(torch.rand(1, 3, 9, 16, 16))
 
 
@@ -183,7 +184,7 @@ def test_bad_sources_are_one_sentence(tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"not a tensor file")
     cases.append(("wan", {"dit": tmp_path / "broken.safetensors"}, ("dit",), "not a readable safetensors"))
     for family, source, parts, message in cases:
-        with pytest.raises(BackboneError, match=message) as caught:
+        with pytest.raises(TrainingError, match=message) as caught:
             load_backbone(family, source, parts)
         assert "\n" not in str(caught.value)
 
@@ -193,7 +194,7 @@ def test_image_to_video_models_are_refused():
 
     with torch.device("meta"):
         model = WanTransformer3DModel(num_attention_heads=1, num_layers=1, ffn_dim=64, in_channels=36)
-    with pytest.raises(BackboneError, match="36 channels"):
+    with pytest.raises(TrainingError, match="36 channels"):
         WanBackbone(latent_space="wan2.1", dit=model, device="meta")
 
 
@@ -247,7 +248,7 @@ def test_toy_backbone_is_wan_with_a_text_encoder_of_its_own(tmp_path):
     with torch.no_grad():
         out = [backbone.predict(latent, torch.tensor([0.2, 0.7]), given) for given in (tokens, shorter)]
     torch.testing.assert_close(*out)
-    with pytest.raises(BackboneError, match="native files"):
+    with pytest.raises(TrainingError, match="native files"):
         load_backbone("toy", tmp_path)
 
 
@@ -260,7 +261,7 @@ def test_the_transformer_says_which_scale_a_cogvideox_vae_file_has(width, space,
     files = {name: tmp_path / f"{name}.safetensors" for name in ("vae", "dit")}
     assert load_backbone("cogvideox", files, parts=("vae",)).latent_space == space
     (tmp_path / "dit.safetensors").write_bytes(b"x")
-    with pytest.raises(BackboneError, match="not a readable safetensors"):
+    with pytest.raises(TrainingError, match="not a readable safetensors"):
         load_backbone("cogvideox", files, parts=("vae",))
 
 
@@ -274,7 +275,7 @@ def test_a_lora_is_no_transformer_and_rubbish_is_no_file(family, tmp_path):
         ("dit", "broken", "broken.safetensors is not a readable"),
         ("text", "broken", "broken.safetensors is not a readable"),
     ):
-        with pytest.raises(BackboneError, match=message):
+        with pytest.raises(TrainingError, match=message):
             load_backbone(family, {part: tmp_path / f"{name}.safetensors"}, parts=(part,))
 
 

@@ -7,8 +7,9 @@ from functools import partial
 
 import pytest
 import torch
-from latent_physics.training.backbones import BackboneError, load_backbone
+from latent_physics.training.backbones import load_backbone
 from latent_physics.training.backbones.text import from_native_file
+from latent_physics.training.console import TrainingError
 from safetensors.torch import save_file
 
 WEIGHT = {"patch_embedding.weight": torch.zeros(8, 16, 1, 2, 2)}
@@ -43,7 +44,7 @@ def test_quantised_files_are_refused_by_name(tmp_path, kind, part):
     save_file({**WEIGHT, **tensors}, path, metadata=metadata or None)
     read_text = partial(from_native_file, path, None, torch.float32)
     load = read_text if part == "text" else partial(load_backbone, "wan", {part: path}, parts=(part,))
-    with pytest.raises(BackboneError, match=rf"^model\.safetensors holds .*{words}.*; use the fp16 or bf16 file\.$"):
+    with pytest.raises(TrainingError, match=rf"^model\.safetensors holds .*{words}.*; use the fp16 or bf16 file\.$"):
         load()
 
 
@@ -60,5 +61,5 @@ def test_quantised_files_are_refused_by_name(tmp_path, kind, part):
 def test_wan_2_2_5b_is_refused_by_name(tmp_path, part, name, shape):
     path = tmp_path / "wan.safetensors"
     save_file({name: torch.zeros(shape)}, path)
-    with pytest.raises(BackboneError, match=r"^wan\.safetensors is of Wan 2\.2 5B \(TI2V\), .* use their files\.$"):
+    with pytest.raises(TrainingError, match=r"^wan\.safetensors is of Wan 2\.2 5B \(TI2V\), .* use their files\.$"):
         load_backbone("wan", {part: path}, parts=(part,))

@@ -13,11 +13,10 @@ from latent_physics.tests.training.finetune import tiny_run
 from latent_physics.training.backbones.cogvideox import COGVIDEOX_DIT
 from latent_physics.training.backbones.keys import WAN_DIT, to_native
 from latent_physics.training.backbones.lora import TuneConfig, attach
-from latent_physics.training.console import ProgressLine
+from latent_physics.training.console import ProgressLine, TrainingError
 from latent_physics.training.loop.loop import train
 from latent_physics.training.tasks.export import (
     ExportConfig,
-    ExportError,
     export,
     lora_to_diffusers,
     position_table,
@@ -126,19 +125,19 @@ def test_position_table_is_the_models_own():
 
 
 def test_wrong_files_are_one_sentence(tmp_path):
-    with pytest.raises(ExportError, match="holds no checkpoint"):
+    with pytest.raises(TrainingError, match="holds no checkpoint"):
         export(ExportConfig(run=tmp_path))
     trained(tmp_path, "toy", TuneConfig(rank=4))
     path = export(ExportConfig(run=tmp_path / "run"))
-    with pytest.raises(ExportError, match="is a LoRA for latent space toy; this backbone's is cogvideox"):
+    with pytest.raises(TrainingError, match="is a LoRA for latent space toy; this backbone's is cogvideox"):
         read_lora(path, "cogvideox", "cogvideox", TuneConfig(rank=4))
-    with pytest.raises(ExportError, match="has rank 4, the run's LoRA has 8"):
+    with pytest.raises(TrainingError, match="has rank 4, the run's LoRA has 8"):
         read_lora(path, "wan", "toy", TuneConfig(rank=8))
-    with pytest.raises(ExportError, match="does not fit a cogvideox model"):
+    with pytest.raises(TrainingError, match="does not fit a cogvideox model"):
         lora_to_diffusers(load_file(path), "cogvideox")
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"x")
-    with pytest.raises(ExportError, match="not a readable safetensors"):
+    with pytest.raises(TrainingError, match="not a readable safetensors"):
         read_lora(broken, "wan", "toy", TuneConfig(rank=4))
 
 

@@ -33,12 +33,11 @@ from latent_physics.training.loop.log import read_log
 from latent_physics.training.objectives import parse
 from latent_physics.training.objectives.align import load_compressor
 from latent_physics.training.objectives.base import StepView
-from latent_physics.training.objectives.settings import ObjectiveError
 from latent_physics.training.recipes import load_recipe, names
 from latent_physics.training.tasks import finetune as command
 from latent_physics.training.tasks import motion_head as stage_one
 from latent_physics.training.tasks.export import ExportConfig, export, lora_to_diffusers
-from latent_physics.training.tasks.finetune import FinetuneConfig, FinetuneError, finetune
+from latent_physics.training.tasks.finetune import FinetuneConfig, finetune
 from safetensors.torch import load_file
 from transformers import VideoMAEConfig, VideoMAEModel, VJEPA2Config, VJEPA2Model
 
@@ -281,7 +280,7 @@ def test_soft_trd_with_a_motion_head_aligns_with_its_subspace(tmp_path):
     later, grid = relational.without_first_frame(seen.taps[1].tokens, (4, 2, 2))
     expected = relational.soft_trd(objective.projector(later, grid, (4, 4, 4)), relational.to_tokens(motion), (4, 4, 4))
     torch.testing.assert_close(objective(seen), expected)
-    with pytest.raises(ObjectiveError, match="trained on features of 6 channels"):
+    with pytest.raises(TrainingError, match="trained on features of 6 channels"):
         load_compressor(str(path), 7)
 
 
@@ -313,7 +312,7 @@ def test_weights_follow_their_schedule():
     ],
 )
 def test_bad_objectives_are_one_sentence(text, message):
-    with pytest.raises(ObjectiveError, match=message):
+    with pytest.raises(TrainingError, match=message):
         built(text)
 
 
@@ -393,7 +392,7 @@ def test_missing_videos_and_damaged_features_are_told(tmp_path):
 def test_bad_commands_are_one_sentence(changes, message, tmp_path):
     if "fp16" in message and torch.cuda.is_available():
         pytest.skip("fp16 runs on this GPU")
-    with pytest.raises((FinetuneError, *command.ERRORS), match=message):
+    with pytest.raises((TrainingError, *command.ERRORS), match=message):
         finetune(settings(tmp_path, **changes), progress=quiet())
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
 
@@ -415,7 +414,7 @@ def test_motion_head_learns_flow_and_serves_stage_two(tmp_path, monkeypatch):
     assert rows[-1]["flow"] < 0.3 * rows[0]["flow"]
     assert outcome.step == 60
     text = f"soft_trd block=2 stride=1 motion_head={path}"
-    with pytest.raises(ObjectiveError, match=f"it must be {MAE_KEY!r}, with which the motion head was trained"):
+    with pytest.raises(TrainingError, match=f"it must be {MAE_KEY!r}, with which the motion head was trained"):
         finetune(settings(tmp_path, objectives=[f"{text} source=other/encoder"]), progress=quiet())
     finetune(settings(tmp_path, objectives=[text]), progress=quiet())
     assert math.isfinite(read_log(tmp_path / "run" / "log.csv")[-1]["soft_trd"])
@@ -654,14 +653,14 @@ def test_a_lora_goes_on_from_a_file(tmp_path):
     for key, value in lora_to_diffusers(file, "wan").items():
         torch.testing.assert_close(found[key], value)
     other = TuneConfig(rank=2, alpha=8)
-    with pytest.raises(command.ExportError, match="acts with alpha 64, the run's LoRA with 8; give that --alpha"):
+    with pytest.raises(command.TrainingError, match="acts with alpha 64, the run's LoRA with 8; give that --alpha"):
         finetune(settings(tmp_path, objectives=[], init=path, tune=other, out=tmp_path / "other"), progress=quiet())
-    with pytest.raises(command.ExportError, match="give --rank 2"):
+    with pytest.raises(command.TrainingError, match="give --rank 2"):
         finetune(settings(tmp_path, objectives=[], init=path, tune=TuneConfig(rank=3), out=tmp_path / "other"), progress=quiet())
 
 
 def test_toy_clips_are_for_the_toy_backbone(tmp_path):
-    with pytest.raises(FinetuneError, match="not for wan"):
+    with pytest.raises(TrainingError, match="not for wan"):
         finetune(FinetuneConfig(out=tmp_path, toy_clips=4), progress=quiet())
-    with pytest.raises(FinetuneError, match="or --toy-clips"):
+    with pytest.raises(TrainingError, match="or --toy-clips"):
         finetune(FinetuneConfig(out=tmp_path, backbone="toy"), progress=quiet())

@@ -80,7 +80,7 @@ def test_the_comparison_prints_a_table_and_is_resumed(tmp_path, monkeypatch):
     ],
 )
 def test_what_cannot_be_compared_is_told_before_the_first_run(changes, message, tmp_path):
-    with pytest.raises((compare.FinetuneError, *ERRORS), match=message):
+    with pytest.raises((compare.TrainingError, *ERRORS), match=message):
         compare.compare(compare.CompareConfig(out=tmp_path, **changes), StopRequest(), quiet())
     assert not list(tmp_path.iterdir())
 

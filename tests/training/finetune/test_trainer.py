@@ -9,8 +9,8 @@ import pytest
 import torch
 from latent_physics.tests.training.finetune import tiny_run
 from latent_physics.tests.training.finetune.two_processes import run_two
-from latent_physics.training.backbones.lora import TuneConfig, TuneError, attach
-from latent_physics.training.console import ProgressLine, RunError, StopRequest
+from latent_physics.training.backbones.lora import TuneConfig, attach
+from latent_physics.training.console import ProgressLine, StopRequest, TrainingError
 from latent_physics.training.data.batches import TrainingClips
 from latent_physics.training.data.clip import TrainingDataError
 from latent_physics.training.loop.checkpoint import fill
@@ -140,13 +140,13 @@ def test_dropped_prompts_become_the_empty_one(data):
 
 def test_a_run_with_other_settings_is_not_continued(data, tmp_path):
     train(tiny_run.make_run(tmp_path, data, steps=2), progress=quiet())
-    with pytest.raises(RunError, match=r"rate 0\.001 -> 0\.01"):
+    with pytest.raises(TrainingError, match=r"rate 0\.001 -> 0\.01"):
         train(tiny_run.make_run(tmp_path, data, rate=1e-2), progress=quiet())
-    with pytest.raises(RunError, match=r"other settings \(tune.rank 4 -> 8"):
+    with pytest.raises(TrainingError, match=r"other settings \(tune.rank 4 -> 8"):
         train(tiny_run.make_run(tmp_path, data, tune=TuneConfig(rank=8, alpha=8, dropout=0.1)), progress=quiet())
-    with pytest.raises(RunError, match=r"'a' is \(2,\), here it is \(3,\)"):
+    with pytest.raises(TrainingError, match=r"'a' is \(2,\), here it is \(3,\)"):
         fill({"a": torch.zeros(3)}, {"a": torch.zeros(2)}, tmp_path / "checkpoint.safetensors")
-    with pytest.raises(RunError, match="2 clips a step, this one has 4"):
+    with pytest.raises(TrainingError, match="2 clips a step, this one has 4"):
         train(tiny_run.make_run(tmp_path, data, accumulate=2), progress=quiet())
     outcome = train(tiny_run.make_run(tmp_path, data, steps=3), progress=quiet())
     assert outcome.step == 3
@@ -161,7 +161,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(data, t
         return batch, t, eps * (float("nan") if number == 3 else 1)
 
     run.task.draw = draw
-    with pytest.raises(RunError, match=r"The denoise loss is nan at step 4; the checkpoint of step 2 is safe: lower"):
+    with pytest.raises(TrainingError, match=r"The denoise loss is nan at step 4; the checkpoint of step 2 is safe: lower"):
         train(run, progress=quiet())
     assert weights(tmp_path)
     assert all(torch.isfinite(value).all() for value in weights(tmp_path).values())
@@ -177,7 +177,7 @@ def test_full_disk_is_one_sentence_and_the_old_checkpoint_stays(data, tmp_path, 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "write_tensors", full)
-    with pytest.raises(RunError, match=r"No space left on device; the checkpoint of step 2 is safe"):
+    with pytest.raises(TrainingError, match=r"No space left on device; the checkpoint of step 2 is safe"):
         train(tiny_run.make_run(tmp_path, data, steps=4), progress=quiet())
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
     assert not list(tmp_path.glob(".*.tmp"))
@@ -203,7 +203,7 @@ def test_bad_data_is_one_sentence(tmp_path, data):
     tiny_run.clips(mixed, shapes=[(3, 4, 4)])
     with pytest.raises(TrainingDataError, match="mixes latent spaces"):
         TrainingClips(mixed, batch=1, seed=0)
-    with pytest.raises(RunError, match="latent space toy, the backbone's is wan2"):
+    with pytest.raises(TrainingError, match="latent space toy, the backbone's is wan2"):
         tiny_run.make_run(tmp_path / "out", data, family="wan2.1")
     broken = folder("broken")
     (broken / "clip1.safetensors").write_bytes(b"")
@@ -226,15 +226,15 @@ def test_bad_settings_are_one_sentence(settings, message, data, tmp_path):
     run = tiny_run.make_run(tmp_path, data)
     for key, value in settings.items():
         setattr(run.config, key, value)
-    with pytest.raises(RunError, match=message):
+    with pytest.raises(TrainingError, match=message):
         train(run)
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
 def test_bad_loras_are_one_sentence():
-    with pytest.raises(TuneError, match="ends in 'to_z'; its layers are named like"):
+    with pytest.raises(TrainingError, match="ends in 'to_z'; its layers are named like"):
         attach(tiny_run.backbone(), TuneConfig(targets="to_q, to_z"))
-    with pytest.raises(TuneError, match="rank 0"):
+    with pytest.raises(TrainingError, match="rank 0"):
         attach(tiny_run.backbone(), TuneConfig(rank=0))
 
 

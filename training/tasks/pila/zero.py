@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ....methods.pila import PilaAdapter
 from ....methods.pila.afe import AnchoredFieldEstimation
-from ...console import RunError
+from ...console import TrainingError
 from ...loop import processes
 from ...loop.config import LoopConfig
 from ...loop.task import ParameterGroup
@@ -31,10 +31,10 @@ STAGES = (1, 2)
 
 
 def check_stage(accelerator: Any) -> None:
-    """Raises RunError for a ZeRO stage that shards the weights too, and for one that shards nothing."""
+    """Raises TrainingError for a ZeRO stage that shards the weights too, and for one that shards nothing."""
     stage = accelerator.state.deepspeed_plugin.zero_stage
     if stage not in STAGES:
-        raise RunError(f"the launch asks for ZeRO stage {stage}; PILA's adapter trains with stage 2, as in zero2.yaml.")
+        raise TrainingError(f"the launch asks for ZeRO stage {stage}; PILA's adapter trains with stage 2, as in zero2.yaml.")
 
 
 def units(modules: Sequence[nn.Module]) -> Iterator[nn.Module]:

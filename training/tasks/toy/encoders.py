@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ....encoders import TOY_WEIGHTS, VideoMAETeacher, VJEPATeacher
 from ....encoders.base import imagenet
-from ...console import ProgressLine, RunError, StopRequest
+from ...console import ProgressLine, StopRequest, TrainingError
 from ...loop.config import TrainerConfig
 from ...loop.loop import train
 from ...loop.task import Run, Task
@@ -156,7 +156,7 @@ class JEPAStudent(nn.Module):
 
 
 def train_teacher(name: str, config: ToyTeachersConfig, stop: StopRequest, progress: ProgressLine) -> Path | None:
-    """Trains one teacher and writes its file; None where it was stopped. Raises RunError."""
+    """Trains one teacher and writes its file; None where it was stopped. Raises TrainingError."""
     task = ToyClips(config)
     torch.manual_seed(config.trainer.seed)
     task.module = MAEStudent(config) if name == "videomae" else JEPAStudent(config)
@@ -183,5 +183,5 @@ def teacher(module: nn.Module, name: str) -> VideoMAETeacher | VJEPATeacher:
     }
     missing, _ = model.load_state_dict(state, strict=False)
     if missing:
-        raise RunError(f"the pre-trained VideoMAE lacks {missing[0]!r}.")
+        raise TrainingError(f"the pre-trained VideoMAE lacks {missing[0]!r}.")
     return VideoMAETeacher(model, "toy")

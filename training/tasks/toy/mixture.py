@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from ....methods.weights import WeightsError, WeightsInfo, load_weights, save_weights
 from ....toyworld.data import mixture
 from ...backbones.wan import WanBackbone
-from ...console import ProgressLine, RunError, saving
+from ...console import ProgressLine, TrainingError, saving
 from ...loop.checkpoint import differing
 from .settings import SHAPED_BY, ToyWorldConfig
 
 
 def encode_mixture(config: ToyWorldConfig, vae: nn.Module) -> tuple[Tensor, list[str]]:
     """Latents (N,16,9,8,8) in model scaling and prompts of the training mixture; kept in the run folder, in parts, so that it
-    can be resumed. Raises RunError where the folder holds parts of another mixture."""
+    can be resumed. Raises TrainingError where the folder holds parts of another mixture."""
     backbone, latents, prompts = WanBackbone(latent_space="toy", vae=vae), [], []
     part, progress = 256, ProgressLine("toy world: latents")
     for start in range(0, config.clips, part):
@@ -40,7 +40,7 @@ def mixture_part(config: ToyWorldConfig, backbone: WanBackbone, start: int, coun
     if state is not None and len(state["latents"]) == count:
         stored = {key: info.config[key] for key in settings if key in info.config}
         if changed := differing({"fit_clips": 64} | stored, settings) if stored else "":
-            raise RunError(f"{path.parent} holds latents of another mixture ({changed}): give those again, or another --out.")
+            raise TrainingError(f"{path.parent} holds latents of another mixture ({changed}): give those, or another --out.")
         return state["latents"], info.config["prompts"]
     clips, prompts, _ = mixture(count, config.seed * 1_000_003 + 7 + start, config.wrong)
     state = {"latents": torch.cat([backbone.encode_video(chunk) for chunk in clips.split(8)])}
