@@ -43,7 +43,7 @@ CANDIDATES = 16
 LOOKS = (3, 6)
 """Steps after which a pruned run drops the worse half: the node's defaults, 0.15 and 0.3 of 20."""
 SIZES = (1, 2, 4, 8, 16)
-DRAWS = 200
+DRAWS = 60
 WEIGHTS = Path(__file__).resolve().parents[2] / "toyworld" / "weights"
 SCORES = ("law", "adherence", "dynamic_degree")
 

@@ -25,7 +25,7 @@ from latent_physics.methods.critics import Critic, Judgement, gate_of_pool, rank
 from latent_physics.methods.weights import write_atomically
 from latent_physics.toyworld import WORLDS
 from latent_physics.toyworld.corruption import VIOLATIONS
-from latent_physics.toyworld.statistics import auc
+from latent_physics.toyworld.statistics import auc, standard_error
 from latent_physics.training.backbones import load_backbone
 from torch import Tensor
 
@@ -132,6 +132,16 @@ def column(rows: list[dict], name: str, critic: str, kind: str, world: str | Non
     return [row[name] for row in chosen]
 
 
+def over_laws(found: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Mean of several AUCs and its error: from their own errors or, where a single scene per law gives none, from
+    how much they differ.
+    """
+    values, errors = np.array(found).T
+    if np.isfinite(errors).all():
+        return float(values.mean()), float(np.sqrt((errors**2).sum()) / len(values))
+    return float(values.mean()), standard_error(values, range(len(values)))
+
+
 def print_auc(rows: list[dict], by: str, name: str) -> None:
     """AUC +- standard error of one column: a line per critic, a column per violation ("kind") or per law
     ("world")."""
@@ -151,9 +161,7 @@ def print_auc(rows: list[dict], by: str, name: str) -> None:
                 for kind, world in pairs
                 if column(rows, name, critic, REAL, world)
             ]
-            cells.append(
-                (np.mean([a for a, _ in found]), np.sqrt(np.nansum([e**2 for _, e in found])) / len(found))
-            )
+            cells.append(over_laws(found))
         mean = np.mean([value for value, _ in cells])
         print(f"| {critic} | " + " | ".join(f"{a:.2f} +- {e:.2f}" for a, e in cells) + f" | {mean:.2f} |")
 

@@ -96,6 +96,15 @@ def test_motion_of_one_frame_and_of_latents() -> None:
     torch.testing.assert_close(latent_motion(ramp, 4.0), torch.ones(1))
 
 
+def test_first_latent_frame_is_no_motion() -> None:
+    """A causal video VAE encodes it by itself: it differs from the others in a still clip too."""
+    still = torch.zeros(1, 4, 5, 6, 6)
+    still[:, :, 0] = 1
+    assert float(latent_motion(still, 4.0)) == 0
+    still[:, :, 3] = 1
+    assert float(latent_motion(still, 4.0)) > 0.3
+
+
 def test_gate_opens_between_still_and_moving() -> None:
     torch.testing.assert_close(
         motion_gate(torch.tensor([0.0, 0.1, 0.2, 0.3, 9.0]), 0.1, 0.3), torch.tensor([0, 0, 0.5, 1, 1])
@@ -104,7 +113,7 @@ def test_gate_opens_between_still_and_moving() -> None:
 
 def test_gate_of_a_pool_closes_for_the_one_that_hardly_moves() -> None:
     gate = gate_of_pool(torch.tensor([0.6, 0.5, 0.7, 0.08, 0.0]), "frames")
-    torch.testing.assert_close(gate, torch.tensor([1.0, 1, 1, 0.06 / 0.23, 0]))
+    torch.testing.assert_close(gate, torch.tensor([1.0, 1, 1, 0.076 / 0.246, 0]))
     assert torch.equal(gate_of_pool(torch.zeros(4), "frames"), torch.zeros(4)), "a pool of still clips"
 
 
