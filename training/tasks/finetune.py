@@ -38,7 +38,7 @@ from ..loop.optim import trainable
 from ..loop.processes import make_accelerator, pick_device
 from ..loop.task import Outcome, Run
 from ..objectives import parse
-from ..settings import Count, Number, Positive
+from ..settings import Count, NotNegative, Number
 from .denoise import DenoisingTask
 from .export import DTYPES, ExportConfig, export, read_lora
 from .preview import Samples
@@ -95,7 +95,7 @@ class FinetuneConfig:
     """Pixels, for caching."""
     frames: Count | None = None
     """Frames per clip, for caching."""
-    fps: Positive | None = None
+    fps: NotNegative | None = None
     """Frames per second at most, for caching; left out, what the family was trained at."""
 
     objectives: list[str] = field(default_factory=list)

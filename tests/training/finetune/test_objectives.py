@@ -383,7 +383,7 @@ def test_missing_videos_and_damaged_features_are_told(tmp_path):
         ({"tune": TuneConfig(mode="full"), "fp8_storage": True}, "fp8_storage is for a LoRA"),
         ({"objectives": ["soft_trd block=1 motion_head=no.safetensors"]}, "no.safetensors does not exist"),
         ({"init": Path("no.safetensors")}, "init is no.safetensors, which does not exist"),
-        ({"tune": TuneConfig(rank=0)}, "rank 0"),
+        ({"tune": TuneConfig(rank=0)}, "rank is 0"),
         ({"trainer": TrainerConfig(beta2=1.0)}, "beta2 is 1.0"),
         ({"trainer": TrainerConfig(precision="fp16")}, "fp16, which needs a CUDA GPU"),
         ({"objectives": ["drift lag=4"]}, "the shortest clip has 4 latent frames, too few for a drift at lag 4"),

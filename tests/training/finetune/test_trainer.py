@@ -234,7 +234,7 @@ def test_bad_settings_are_one_sentence(settings, message, data, tmp_path):
 def test_bad_loras_are_one_sentence():
     with pytest.raises(TrainingError, match="ends in 'to_z'; its layers are named like"):
         attach(tiny_run.backbone(), TuneConfig(targets="to_q, to_z"))
-    with pytest.raises(TrainingError, match="rank 0"):
+    with pytest.raises(TrainingError, match="rank is 0"):
         attach(tiny_run.backbone(), TuneConfig(rank=0))
 
 
