@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..console import TrainingError
 from .refuse import refuse_quantised
+from .scaled import is_scaled, unscaled
 
 Tokenise = Callable[[Sequence[str], int], tuple[Tensor, Tensor]]
 """prompts, length -> ids and mask, both `B length`; padded with 0, cut off where longer."""
@@ -87,8 +88,9 @@ def from_sentencepiece(model: bytes) -> Tokenise:
 def from_native_file(path: Path, tokenizer: str | Path | None, dtype: torch.dtype) -> T5Text:
     """Loads a T5 or umT5 encoder from one safetensors file as ComfyUI's text_encoders folder holds them.
 
-    Sizes are read off the tensors. umT5 files carry their tokenizer; T5 needs `tokenizer` (a folder or hub id).
-    Raises TrainingError where the file is scaled fp8, no T5, or lacks its tokenizer.
+    Sizes are read off the tensors. umT5 files carry their tokenizer; T5 needs `tokenizer` (a folder or hub id). fp8 files
+    with scales are read as what their weights stand for. Raises TrainingError where the file is no T5, or lacks its
+    tokenizer.
     """
     import safetensors
     import safetensors.torch
@@ -98,6 +100,8 @@ def from_native_file(path: Path, tokenizer: str | Path | None, dtype: torch.dtyp
         state = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise TrainingError(f"{path.name} is not a readable safetensors file ({error}).") from error
+    if is_scaled(state):
+        state = unscaled(state)
     refuse_quantised(state, path)
     bias = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
     if "shared.weight" not in state or bias.format(0) not in state:

@@ -8,6 +8,7 @@ from latent_physics.tests.training.backbones import tiny
 from latent_physics.training.backbones import load
 from latent_physics.training.backbones.cogvideox import CogVideoXBackbone, alphas_cumprod
 from latent_physics.training.backbones.load import load_backbone
+from latent_physics.training.backbones.scaled import unscaled
 from latent_physics.training.backbones.wan import WanBackbone
 from latent_physics.training.console import TrainingError
 from safetensors.torch import save_file
@@ -231,6 +232,48 @@ def test_native_umt5_file_with_its_tokenizer(tmp_path):
         expected = encoder(ids).last_hidden_state
     assert mask.sum() == ids.shape[1]
     torch.testing.assert_close(tokens[:, : ids.shape[1]], expected, rtol=1e-4, atol=1e-5)
+
+    save_file(scaled_fp8(state), tmp_path / "scaled.safetensors")  # as ComfyUI's own templates name them
+    scaled = load_backbone("wan", {"text": tmp_path / "scaled.safetensors"}, parts=("text",))
+    rough, _ = scaled.embed_prompts(["a red ball falls"])
+    with torch.no_grad():
+        for module in encoder.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.copy_(in_fp8(module.weight)[0].float() * in_fp8(module.weight)[1])
+        expected = encoder(ids).last_hidden_state
+    torch.testing.assert_close(rough[:, : ids.shape[1]], expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(rough, tokens, atol=1e-4)  # rounded, and read as such
+
+
+def in_fp8(weight):
+    """(weight in float8, its scale): the largest value at float8's largest."""
+    scale = weight.detach().abs().max() / 448
+    return (weight.detach() / scale).to(torch.float8_e4m3fn), scale
+
+
+def scaled_fp8(state):
+    """The state with its linear layers in float8, scales beside them."""
+    out = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
+    for key, value in state.items():
+        if value.ndim == 2 and any(name in key for name in ("SelfAttention.", "DenseReluDense.")) and "bias" not in key:
+            out[key], out[key.replace(".weight", ".scale_weight")] = in_fp8(value)
+            out[key.replace(".weight", ".scale_input")] = torch.ones(())
+        else:
+            out[key] = value
+    return out
+
+
+@pytest.mark.parametrize("name", ["scale_weight", "weight_scale"])
+def test_scales_stand_for_a_tensor_or_for_its_rows_and_need_their_weight(name):
+    weight = torch.tensor([[1.0, 2.0], [4.0, 8.0]]).to(torch.float8_e4m3fn)
+    rows = unscaled({"a.weight": weight, f"a.{name}": torch.tensor([[0.5], [2.0]]), "a.comfy_quant": torch.zeros(3)})
+    assert rows.keys() == {"a.weight"}
+    assert rows["a.weight"].tolist() == [[0.5, 1.0], [8.0, 16.0]]
+    assert unscaled({"a.weight": weight, f"a.{name}": torch.tensor(2.0)})["a.weight"].tolist() == [[2.0, 4.0], [8.0, 16.0]]
+    with pytest.raises(TrainingError, match=r"b\.weight, which the file does not hold"):
+        unscaled({"a.weight": weight, f"b.{name}": torch.tensor(2.0)})
+    with pytest.raises(TrainingError, match="3 scales for the 2 rows"):
+        unscaled({"a.weight": weight, f"a.{name}": torch.ones(3)})
 
 
 def test_toy_backbone_is_wan_with_a_text_encoder_of_its_own(tmp_path):
