@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--cfg", type=float, default=2.0)
     parser.add_argument("--active", type=float, default=0.8)
+    parser.add_argument("--share", type=float, help="bound of the step; left out, the paper's rule")
     parser.add_argument("--worlds", action="store_true", help="print every world's law score too")
     args = parser.parse_args()
     backbone = load_backbone("toy")
@@ -34,7 +35,8 @@ def main() -> None:
     names = [name for name in WORLDS for _ in range(args.clips)]
     print("| strength | law | adherence | dynamic degree | s/clip |\n|---|---|---|---|---|")
     for strength in args.strengths:
-        guidance = MotionPriorGuidance(predictor, scale=strength, lag=info.config["lag"], active=args.active)
+        rule = {"active": args.active, "bound": args.share, "window": "noise" if args.share else "steps"}
+        guidance = MotionPriorGuidance(predictor, scale=strength, lag=info.config["lag"], **rule)
         corrections = [guidance] if strength else []
         settings = {"steps": args.steps, "cfg": args.cfg, "seed": args.seed, "batch": len(prompts)}
         clips, seconds = sampled_clips(

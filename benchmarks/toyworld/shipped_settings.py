@@ -1,11 +1,11 @@
 """What LaMo Guidance does at the settings of every graph that ships with it, in the toy world.
 
-    python benchmarks/toyworld/shipped_settings.py                 every graph in workflows/api
-    python benchmarks/toyworld/shipped_settings.py --grid          4 to 50 steps, CFG 1 and above, shift 3 to 12
+    python3 dev.py bench toyworld/shipped_settings           every graph in workflows/api
+    python3 dev.py bench toyworld/shipped_settings --grid    4 to 50 steps, CFG 1 and 2, shift 3 to 12
 
-A graph's sampler, scheduler, steps, CFG, shift and guidance are read from the graph; model, prompts and size are the toy
-world's. Every row compares with the same clips unguided: same prompts, same noise. Needs a ComfyUI (dev.py puts one beside
-the pack).
+A graph's sampler, scheduler, steps, CFG, shift and guidance are read from the graph; model, prompts and size are
+the toy world's. Every row compares with the same clips unguided: same prompts, same noise. Needs a ComfyUI
+(dev.py puts one beside the pack).
 """
 
 from __future__ import annotations
@@ -68,9 +68,16 @@ class Schedule:
 
 
 def shipped(folder: Path = ROOT / "workflows" / "api") -> list[Schedule]:
-    """The schedules of the graphs that sample a MODEL with LaMo Guidance and without other corrections of ours."""
-    found = [schedule_of(path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.json"))]
-    return [schedule for schedule in found if schedule is not None]
+    """The schedules of the graphs that sample a MODEL with LaMo Guidance and without other corrections of ours; graphs
+    that sample alike are one row with all their names."""
+    rows: dict[str, Schedule] = {}
+    for path in sorted(folder.glob("*.json")):
+        found = schedule_of(path.stem, json.loads(path.read_text(encoding="utf-8")))
+        if found is not None:
+            alike = repr(replace(found, name=""))
+            known = f"{rows[alike].name}, " if alike in rows else ""
+            rows[alike] = replace(found, name=f"{known}{found.name}")
+    return list(rows.values())
 
 
 def schedule_of(name: str, graph: Mapping[str, Any]) -> Schedule | None:
@@ -85,8 +92,8 @@ def schedule_of(name: str, graph: Mapping[str, Any]) -> Schedule | None:
         guided = [above["inputs"] for above in chain if above["class_type"] == "LatentPhysicsLaMoGuidance"]
         if len(guided) != 1 or "LatentPhysicsPilaCorrection" in kinds:
             continue
-        wires = ("model", "predictor")
-        guidance = {key: value for key, value in guided[0].items() if key not in wires}
+        silent = ("model", "predictor", "full_trace")
+        guidance = {key: value for key, value in guided[0].items() if key not in silent}
         inputs = node["inputs"] | followed(graph, node["inputs"].get("sigmas"))
         last = inputs.get("end_at_step", 10_000)
         stages.append(Stage(first=inputs.get("start_at_step", 0), last=last, guidance=guidance))

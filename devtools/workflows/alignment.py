@@ -10,7 +10,6 @@ from .pieces import (
     TOY_MODEL,
     TOY_PROMPT,
     TOY_PROMPTS,
-    TOY_STRENGTH,
     TOY_VAE,
     WORLD,
     decode,
@@ -77,7 +76,7 @@ wire encoded videos instead: VAE Encode for each, joined by Latent Batch; or tra
             Column(
                 title="4  Use",
                 nodes=[
-                    guidance(TOY_MODEL, TOY_STRENGTH, predictor=Out("train", "predictor")),
+                    guidance(TOY_MODEL, predictor=Out("train", "predictor")),
                     sampler(Out("guidance", "MODEL"), seed=SEED + 1),
                     decode(Out("sampler", "LATENT"), vae=TOY_VAE),
                 ],

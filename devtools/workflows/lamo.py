@@ -9,8 +9,6 @@ from .pieces import (
     COG_PREDICTOR,
     COG_VAE,
     GUIDED,
-    PAPER_ACTIVE,
-    PAPER_STRENGTH,
     PROMPT,
     REAL_PROMPT,
     SEED,
@@ -20,7 +18,6 @@ from .pieces import (
     TOY_PREDICTOR,
     TOY_PROMPT,
     TOY_PROMPTS,
-    TOY_STRENGTH,
     TOY_VAE,
     WAN_NEGATIVE,
     WAN_PREDICTOR,
@@ -39,10 +36,6 @@ from .pieces import (
     trace,
 )
 from .wan import EXPERTS, ONE, Method, named, noise, wan
-
-ACTIVE = {"": PAPER_ACTIVE, "high": 0.6, "low": 1.0}
-"""Guided share of a stage's own steps: of all 20 steps of Wan 2.2 the last 16, 6 of the first ten and all of
-the others."""
 
 
 def toy_world_lamo() -> Graph:
@@ -68,13 +61,13 @@ through **LaMo Guidance**.
   moves. One clip says little: raise batch_size in *Video size*, and try other seeds.
 - **Guidance Trace**: the motion error in each step, before and after the nudge.
 
-Try **strength** in LaMo Guidance: 0 gives the left clip again, too much stiffens the motion.
+Try **share** in LaMo Guidance: 0 gives the left clip again, too much stiffens the motion.
 {TOY_PROMPTS}""",
         note_height=640,
         columns=[
             Column(
                 title="1  Load",
-                nodes=[WORLD, predictor(TOY_PREDICTOR), guidance(TOY_MODEL, TOY_STRENGTH, full_trace=True)],
+                nodes=[WORLD, predictor(TOY_PREDICTOR), guidance(TOY_MODEL, full_trace=True)],
                 width=360,
             ),
             Column(
@@ -169,14 +162,14 @@ Press **Run**. Needs no download and no GPU: the model comes with the pack. Eigh
 shuffled frames), *adherence* (is what the prompt asked for there) and *dynamic degree* (how much moves, 1 = as much as real
 clips). The text below it holds the same numbers as JSON.
 
-Set **strength** in LaMo Guidance to 0 for the plain model, run again with the same seed, and compare the means. Look at the
+Set **share** in LaMo Guidance to 0 for the plain model, run again with the same seed, and compare the means. Look at the
 dynamic degree too: a clip that stands still breaks no law.
 {TOY_PROMPTS}""",
         note_height=560,
         columns=[
             Column(
                 title="1  Load",
-                nodes=[WORLD, predictor(TOY_PREDICTOR), guidance(TOY_MODEL, TOY_STRENGTH)],
+                nodes=[WORLD, predictor(TOY_PREDICTOR), guidance(TOY_MODEL)],
                 width=360,
             ),
             Column(
@@ -208,9 +201,8 @@ dynamic degree too: a clip that stands still breaks no law.
 
 def guided(stage: str) -> list[Node]:
     """LaMo on one model."""
-    settings = {"active": ACTIVE[stage], "full_trace": True}
     model, key = Out(named(stage, "model"), "MODEL"), named(stage, "guidance")
-    return [guidance(model, PAPER_STRENGTH, key=key, title=noise(stage, "LaMo Guidance"), **settings)]
+    return [guidance(model, key=key, title=noise(stage, "LaMo Guidance"), full_trace=True)]
 
 
 LAMO = Method(
@@ -235,11 +227,11 @@ def wan21() -> Graph:
 ComfyUI's own Wan 2.1 graph with two nodes more: **Load Motion Predictor** and **LaMo Guidance** between the model and its shift.
 
 1. Fetch the three model files (the names in *Load* are those of ComfyUI's own template), and train a motion predictor.
-2. Press **Run**. Set **strength** to 0 and run again for the same video without LaMo.
-3. **Guidance Trace** shows the motion error per step and how large the nudge was. Where the picture breaks, lower strength or set
-   max_ratio to 0.1; where nothing changes, raise strength.
+2. Press **Run**. Set **share** to 0 and run again for the same video without LaMo.
+3. **Guidance Trace** shows the motion error per step, how large the nudge was, and where share held it back. Where motion
+   stiffens, lower share; where nothing changes, raise it.
 
-Strength {PAPER_STRENGTH:g} is the paper's value for CogVideoX and only a start here.
+The same share and start fit every length, step count, sampler, shift and cfg.
 {how_to_train(WAN_PREDICTOR, "--backbone wan")}""",
         note_height=620,
         note_width=560,
@@ -259,11 +251,11 @@ ComfyUI's own Wan 2.2 graph (the 20-step one) with **LaMo Guidance** for each of
 Wan 2.2 14B has Wan 2.1's latents.
 
 1. Fetch the four model files (the names in *Load* are those of ComfyUI's own template), and train a motion predictor.
-2. Press **Run**. Set both **strength** to 0 and run again for the same video without LaMo.
+2. Press **Run**. Set both **share** to 0 and run again for the same video without LaMo.
 3. The **Guidance Trace** of each expert shows the motion error per step and how large the nudge was.
 
-**active** counts a sampler's own steps from its last. Of all 20 steps the last 16 are guided: 0.6 of the first sampler's ten,
-all of the second's.
+**start** is a noise level, so both nodes have the same: the first expert is guided once its noise is below it, the second
+always.
 {how_to_train(WAN_PREDICTOR, "--backbone wan")}""",
         note_height=620,
         note_width=560,
@@ -292,10 +284,11 @@ trained for.
 1. Fetch text encoder and VAE (the names are those of ComfyUI's own VOID template). For the transformer there is no file made for
    ComfyUI: `{COG}` has to hold CogVideoX 1.5 5B under ComfyUI's own tensor names (`blocks.0.q.weight`); a file with
    diffusers' names (`transformer_blocks.0.attn1.to_q.weight`) does not load.
-2. Train a motion predictor. Press **Run**. Set **strength** to 0 and run again for the same video without LaMo.
+2. Train a motion predictor. Press **Run**. Set **share** to 0 and run again for the same video without LaMo.
 3. **Guidance Trace** shows the motion error per step and how large the nudge was.
 
-Strength {PAPER_STRENGTH:g} and active {PAPER_ACTIVE:g} are the paper's values. This model works on pairs of latent frames:
+For the paper's own rule set *mode* to paper: strength 25 and, with *window* at steps, active 0.8 are its values. This
+model works on pairs of latent frames:
 77 frames are 20 latent frames; lengths that give an odd number (81, 49) spoil the last ones.
 {how_to_train(COG_PREDICTOR, *COG_CACHE)}""",
         note_height=620,
@@ -313,7 +306,7 @@ Strength {PAPER_STRENGTH:g} and active {PAPER_ACTIVE:g} are the paper's values. 
             Column(
                 title="2  Guide",
                 nodes=[
-                    guidance(Out("model", "MODEL"), PAPER_STRENGTH, active=PAPER_ACTIVE, full_trace=True),
+                    guidance(Out("model", "MODEL"), full_trace=True),
                     size(1360, 768, 77),
                 ],
             ),

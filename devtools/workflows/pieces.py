@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from .format import ModelFile, Node, Out
 
-TOY_STRENGTH = 2.0
-"""LaMo's strength in the toy world."""
 TOY_PREDICTOR = "toy/toy_predictor_order1.safetensors"
 TOY_FPS = 16.0
 TOY_PROMPT = "a large red ball thrown to the right, bouncing on the floor"
 SEED = 7
-PAPER_STRENGTH, PAPER_ACTIVE = 25.0, 0.8
-"""LaMo's values for CogVideoX (arXiv 2605.23878); where real backbones start from."""
 
 HUB = "https://huggingface.co"
 WAN21 = f"{HUB}/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
@@ -79,10 +75,9 @@ def predictor(name: str) -> Node:
     return Node(key="predictor", type="LatentPhysicsLoadMotionPredictor", values={"name": name})
 
 
-def guidance(
-    model: Out, strength: float, *, key: str = "guidance", title: str = "", **values: object
-) -> Node:
-    wires = {"model": model, "predictor": Out("predictor", "predictor"), "strength": strength}
+def guidance(model: Out, *, key: str = "guidance", title: str = "", **values: object) -> Node:
+    """LaMo Guidance at its defaults, which fit every schedule, unless `values` say otherwise."""
+    wires = {"model": model, "predictor": Out("predictor", "predictor")}
     return Node(key=key, type="LatentPhysicsLaMoGuidance", title=title, values={**wires, **values})
 
 

@@ -6,8 +6,6 @@ from dataclasses import replace
 
 from .format import Column, Graph, Node, Out
 from .pieces import (
-    PAPER_ACTIVE,
-    PAPER_STRENGTH,
     PROMPT,
     REAL_PROMPT,
     SEED,
@@ -15,7 +13,6 @@ from .pieces import (
     TOY_MODEL,
     TOY_PREDICTOR,
     TOY_PROMPTS,
-    TOY_STRENGTH,
     TOY_VAE,
     WAN_NEGATIVE,
     WAN_PREDICTOR,
@@ -125,10 +122,10 @@ Try **strength** in PILA Correction: 0 gives the plain clip again.
             Column(
                 title="3  Correct",
                 nodes=[
-                    guidance(TOY_MODEL, TOY_STRENGTH, title="LaMo Guidance"),
+                    guidance(TOY_MODEL, title="LaMo Guidance"),
                     pila(TOY_MODEL, title="PILA Correction"),
                     guidance(
-                        Out("pila", "MODEL"), TOY_STRENGTH, key="stacked", title="LaMo Guidance after PILA"
+                        Out("pila", "MODEL"), key="stacked", title="LaMo Guidance after PILA"
                     ),
                 ],
             ),
@@ -236,7 +233,7 @@ def corrected(stage: str) -> list[Node]:
 def corrected_and_guided(stage: str) -> list[Node]:
     """PILA, then LaMo on what PILA left."""
     after = Out(named(stage, "pila"), "MODEL")
-    return [*corrected(stage), guidance(after, PAPER_STRENGTH, active=PAPER_ACTIVE)]
+    return [*corrected(stage), guidance(after)]
 
 
 PILA = Method(
