@@ -54,7 +54,7 @@ def cached_flow(path: Path, latent: Tensor, source: FlowSource, backbone: Any, r
             return state["flow"].float(), state["confidence"].float()
     except WeightsError:
         pass  # missing or cut off: made anew
-    flow, confidence = flow_of(latent, source, backbone, raft)
+    flow, confidence = (value.half() for value in flow_of(latent, source, backbone, raft))
     info = WeightsInfo(kind=FLOW_KIND, latent_space=backbone.latent_space, config={"source": source})
-    save_weights(path, {"flow": flow.half(), "confidence": confidence.half()}, info)
-    return flow, confidence
+    save_weights(path, {"flow": flow, "confidence": confidence}, info)
+    return flow.float(), confidence.float()  # what a resumed run reads: a run that was killed must see the same
