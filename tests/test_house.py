@@ -430,6 +430,18 @@ def test_every_workflow_has_a_thumbnail_and_an_api_twin() -> None:
     assert sorted(listed) == sorted(shown)
 
 
+def test_every_node_of_a_workflow_names_its_pack(project: dict) -> None:
+    """So that ComfyUI says which pack is missing, instead of red boxes without a name."""
+    ours = {"cnr_id": project["project"]["name"], "ver": project["project"]["version"]}
+    for path in (ROOT / "workflows").glob("*.json"):
+        for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
+            if node["type"] == "MarkdownNote":
+                continue
+            said = {key: node["properties"].get(key) for key in ours}
+            of_the_pack = node["type"].startswith("LatentPhysics")
+            assert (said == ours) if of_the_pack else said["cnr_id"] == "comfy-core", (path.name, node["type"])
+
+
 def test_links_between_documents_lead_somewhere() -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "web" / "docs").rglob("*.md")]
     broken = []

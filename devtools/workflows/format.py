@@ -4,11 +4,14 @@ people edit.
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from .. import comfyui
 from ..shell import BenchError
 
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3"}
@@ -23,6 +26,11 @@ READABLE = 0.62
 """Below this zoom the interface draws no text."""
 COLOURS = {"positive": ("#232", "#353"), "negative": ("#322", "#533")}
 """Title and body colours of the prompts, as ComfyUI's own templates have them."""
+OUR_NODES = "LatentPhysics"
+"""What every node id of the pack begins with."""
+REGISTRY_NAME = "latent-physics"
+_DOOR = (Path(__file__).resolve().parents[2] / "__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'^__version__ = "(.+)"$', _DOOR, flags=re.M)[1]
 NAMESPACE = uuid.UUID("5b0f6b1c-8f6d-4a0e-9f0a-3a5f3f1d7c11")
 
 Info = dict[str, Any]
@@ -274,7 +282,7 @@ def _node(
         "mode": 0,
         "inputs": inputs,
         "outputs": outputs,
-        "properties": {"Node name for S&R": node.type},
+        "properties": {"Node name for S&R": node.type, **origin(node.type)},
         "widgets_values": values,
     }
     if node.files:
@@ -282,6 +290,13 @@ def _node(
     if node.key in COLOURS:
         made["color"], made["bgcolor"] = COLOURS[node.key]
     return made
+
+
+def origin(kind: str) -> dict[str, str]:
+    """The registry's name and version of the pack a node type belongs to: how ComfyUI finds a missing pack."""
+    if kind.startswith(OUR_NODES):
+        return {"cnr_id": REGISTRY_NAME, "ver": VERSION}
+    return {"cnr_id": "comfy-core", "ver": comfyui.DEFAULT_VERSION}
 
 
 def _height(node: Node, info: Info) -> int:
