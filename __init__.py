@@ -1,7 +1,7 @@
 """ComfyUI-LatentPhysics: make video diffusion respect physics.
 
-ComfyUI calls `comfy_entrypoint` and serves `WEB_DIRECTORY`. ComfyUI is imported inside the function, so that the same
-tree is an ordinary Python package (`latent_physics`) for the training scripts and the tests.
+ComfyUI calls `comfy_entrypoint` and serves `WEB_DIRECTORY`. ComfyUI is imported inside the function, so that
+the same tree is an ordinary Python package (`latent_physics`) for the training scripts and the tests.
 """
 
 from __future__ import annotations

@@ -107,8 +107,12 @@ def clip_graph(
     if arm.predictor is not None:
         graph["predictor"] = node("LatentPhysicsLoadMotionPredictor", name=arm.predictor)
         graph["guidance"] = node(
-            "LatentPhysicsLaMoGuidance", model=["toy", 0], predictor=["predictor", 0], strength=arm.strength,
-            mode="paper", window="steps",
+            "LatentPhysicsLaMoGuidance",
+            model=["toy", 0],
+            predictor=["predictor", 0],
+            strength=arm.strength,
+            mode="paper",
+            window="steps",
         )
         graph["sampler"]["inputs"]["model"] = ["guidance", 0]
     return graph

@@ -1,5 +1,5 @@
-"""What the alignment methods look at, without training: where a video moves, and which places an encoder or a DiT block
-takes for the same thing."""
+"""What the alignment methods look at, without training: where a video moves, and which places an encoder or a
+DiT block takes for the same thing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ class MotionSaliencyMask(io.ComfyNode):
             node_id="LatentPhysicsMotionSaliencyMask",
             display_name="Motion Saliency Mask",
             category=CATEGORY,
-            description="Marks the patches of a video that change most from one moment to the next: the same fraction of every "
+            description="Marks the patches of a video that change most from one moment to the next: the "
+            "same fraction of every "
             "frame. It is the mask with which M-TSA is trained. Needs no network.",
             search_aliases=["motion", "mask", "saliency", "tsa"],
             is_output_node=True,
@@ -61,20 +62,23 @@ class MotionSaliencyMask(io.ComfyNode):
                     default=16,
                     min=1,
                     max=256,
-                    tooltip="Side of a patch in pixels. VideoMAE's is 16, of a clip shrunk to a third: 48 of the video's pixels.",
+                    tooltip="Side of a patch in pixels. VideoMAE's is 16, of a clip shrunk to a third: 48 "
+                    "of the video's pixels.",
                 ),
                 io.Int.Input(
                     "frames_per_patch",
                     default=2,
                     min=1,
                     max=16,
-                    tooltip="How many frames a patch lasts; they share one mask. VideoMAE and V-JEPA 2 have 2.",
+                    tooltip="How many frames a patch lasts; they share one mask. VideoMAE and V-JEPA 2 have "
+                    "2.",
                     advanced=True,
                 ),
             ],
             outputs=[
                 io.Mask.Output(
-                    display_name="mask", tooltip="One mask per frame, 1 where it moves. Pixels beyond the last whole patch are 0."
+                    display_name="mask",
+                    tooltip="One mask per frame, 1 where it moves. Pixels beyond the last whole patch are 0.",
                 ),
                 io.Image.Output(display_name="shown", tooltip="The video with everything else darkened."),
             ],
@@ -94,19 +98,26 @@ class LoadVideoEncoder(io.ComfyNode):
             node_id="LatentPhysicsLoadVideoEncoder",
             display_name="Load Video Encoder",
             category=CATEGORY,
-            description="Loads VideoMAE or V-JEPA 2: networks that learned from many videos what belongs together, and the "
+            description="Loads VideoMAE or V-JEPA 2: networks that learned from many videos what belongs "
+            "together, and the "
             "teachers that video models are aligned with. Downloads nothing.",
             search_aliases=["videomae", "v-jepa", "vjepa", "teacher", "features"],
             inputs=[
                 io.Combo.Input(
                     "name",
                     options=encoder_names(),
-                    tooltip="A file in models/video_encoders (a folder from the model hub, with its config.json, or "
-                    "VideoMAE v2 as one file), or one that this pack wrote to models/latent_physics. Names that begin with toy/ "
+                    tooltip="A file in models/video_encoders (a folder from the model hub, with its "
+                    "config.json, or "
+                    "VideoMAE v2 as one file), or one that this pack wrote to models/latent_physics. Names "
+                    "that begin with toy/ "
                     "come with the pack.",
                 ),
             ],
-            outputs=[VideoEncoderType.Output(display_name="encoder", tooltip="The network, for Correspondence Map.")],
+            outputs=[
+                VideoEncoderType.Output(
+                    display_name="encoder", tooltip="The network, for Correspondence Map."
+                )
+            ],
         )
 
     @classmethod
@@ -138,24 +149,29 @@ class TapBlock(io.ComfyNode):
             node_id="LatentPhysicsTapBlock",
             display_name="Tap Block",
             category=CATEGORY,
-            description="While the sampler runs, remembers what one block of the model says at one step, for Correspondence Map. "
+            description="While the sampler runs, remembers what one block of the model says at one step, "
+            "for Correspondence Map. "
             "The video comes out exactly as without it.",
             search_aliases=["features", "dit", "block", "correspondence"],
             inputs=[
-                io.Model.Input("model", tooltip="A video model (Wan, CogVideoX, HunyuanVideo, the toy world)."),
+                io.Model.Input(
+                    "model", tooltip="A video model (Wan, CogVideoX, HunyuanVideo, the toy world)."
+                ),
                 io.Int.Input(
                     "block",
                     default=1,
                     min=1,
                     max=200,
-                    tooltip="Number of the block, from 1. TSA aligns block 18 of CogVideoX-2B's 30; the toy world has few.",
+                    tooltip="Number of the block, from 1. TSA aligns block 18 of CogVideoX-2B's 30; the toy "
+                    "world has few.",
                 ),
                 io.Int.Input(
                     "step",
                     default=10,
                     min=1,
                     max=10000,
-                    tooltip="At which of the sampler's steps, from 1; its last where it has fewer. Early ones see mostly noise.",
+                    tooltip="At which of the sampler's steps, from 1; its last where it has fewer. Early "
+                    "ones see mostly noise.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model, for the sampler and for Correspondence Map.")],
@@ -174,44 +190,67 @@ class CorrespondenceMap(io.ComfyNode):
             node_id="LatentPhysicsCorrespondenceMap",
             display_name="Correspondence Map",
             category=CATEGORY,
-            description="Choose a point of one frame: the heat shows where a network believes that point to be in every frame. "
+            description="Choose a point of one frame: the heat shows where a network believes that point to "
+            "be in every frame. "
             "With a video encoder it is what a teacher knows; with a tapped model, what the generator knows.",
             search_aliases=["tracking", "attention", "features", "tsa"],
             is_output_node=True,
             inputs=[
-                io.Image.Input("images", tooltip="The frames of the video. With a tapped model: its decoded latent."),
-                io.Int.Input("x", default=32, min=0, max=16384, tooltip="The point's column, in pixels from the left."),
-                io.Int.Input("y", default=32, min=0, max=16384, tooltip="The point's row, in pixels from the top."),
-                io.Int.Input("frame", default=0, min=0, max=100000, tooltip="The frame the point is in, from 0."),
+                io.Image.Input(
+                    "images", tooltip="The frames of the video. With a tapped model: its decoded latent."
+                ),
+                io.Int.Input(
+                    "x", default=32, min=0, max=16384, tooltip="The point's column, in pixels from the left."
+                ),
+                io.Int.Input(
+                    "y", default=32, min=0, max=16384, tooltip="The point's row, in pixels from the top."
+                ),
+                io.Int.Input(
+                    "frame", default=0, min=0, max=100000, tooltip="The frame the point is in, from 0."
+                ),
                 io.Float.Input(
                     "temperature",
                     default=0.1,
                     min=0.001,
                     max=10.0,
                     step=0.01,
-                    tooltip="How sharp: low shows only the likeliest place, high everything alike. TSA uses 0.1.",
+                    tooltip="How sharp: low shows only the likeliest place, high everything alike. TSA uses "
+                    "0.1.",
                 ),
                 io.Float.Input(
-                    "opacity", default=0.7, min=0.0, max=1.0, step=0.05, tooltip="How much the hottest place covers the video."
+                    "opacity",
+                    default=0.7,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much the hottest place covers the video.",
                 ),
                 VideoEncoderType.Input(
-                    "encoder", optional=True, tooltip="From Load Video Encoder. Wire this, or model and latent."
+                    "encoder",
+                    optional=True,
+                    tooltip="From Load Video Encoder. Wire this, or model and latent.",
                 ),
                 io.Model.Input(
-                    "model", optional=True, tooltip="The model that Tap Block gave to the sampler. Instead of encoder."
+                    "model",
+                    optional=True,
+                    tooltip="The model that Tap Block gave to the sampler. Instead of encoder.",
                 ),
                 io.Latent.Input(
-                    "latent", optional=True, tooltip="The sampler's output, with model: it makes this node wait for the sampler."
+                    "latent",
+                    optional=True,
+                    tooltip="The sampler's output, with model: it makes this node wait for the sampler.",
                 ),
             ],
             outputs=[
                 io.Image.Output(
                     display_name="overlay",
-                    tooltip="The video under the heat, each frame's likeliest place brightest; a cross marks the point.",
+                    tooltip="The video under the heat, each frame's likeliest place brightest; a cross "
+                    "marks the point.",
                 ),
                 io.Mask.Output(
                     display_name="maps",
-                    tooltip="The probabilities P[i, f], one map per frame of the features, at their height and width; each sums "
+                    tooltip="The probabilities P[i, f], one map per frame of the features, at their height "
+                    "and width; each sums "
                     "to 1.",
                 ),
             ],
@@ -231,7 +270,9 @@ class CorrespondenceMap(io.ComfyNode):
         latent: dict[str, Any] | None = None,
     ) -> io.NodeOutput:
         if (encoder is None) == (model is None):
-            raise ValueError("Correspondence Map needs either an encoder or a model from Tap Block, and not both.")
+            raise ValueError(
+                "Correspondence Map needs either an encoder or a model from Tap Block, and not both."
+            )
         check_point(images, x, y, frame)
         if encoder is not None:
             clip, found = images, encoder_features(encoder, images)
@@ -247,13 +288,13 @@ class CorrespondenceMap(io.ComfyNode):
         return io.NodeOutput(shown, maps, ui=figures.preview_video(shown, cls))
 
 
-# --- where it moves -------------------------------------------------------------------------------------------------------------
+# --- where it moves -----------------------------------------------------------------------------------------
 
 
-# --- encoders -------------------------------------------------------------------------------------------------------------------
+# --- encoders -----------------------------------------------------------------------------------------------
 
 
-# --- features of a clip ---------------------------------------------------------------------------------------------------------
+# --- features of a clip -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,11 +308,13 @@ class ClipFeatures:
     index: list[int]
     """Of every image: the feature frame that shows it."""
     covered: tuple[int, int]
-    """Height and width, in pixels from the upper left corner, of the part of an image that the features stand for."""
+    """Height and width, in pixels from the upper left corner, of the part of an image that the features stand
+    for."""
 
 
 def encoder_features(encoder: VideoEncoder, images: Tensor) -> ClipFeatures:
-    """What an encoder makes of a clip `T H W 3`. Raises ValueError for a clip shorter than one of its tubelets."""
+    """What an encoder makes of a clip `T H W 3`. Raises ValueError for a clip shorter than one of its
+    tubelets."""
     video = images[..., :3].movedim(-1, 0)[None].float()
     with on_device(encoder.teacher):
         found = encoder.teacher.features(video)[0].cpu()
@@ -284,24 +327,35 @@ def encoder_features(encoder: VideoEncoder, images: Tensor) -> ClipFeatures:
 def tapped_features(
     model: comfy.model_patcher.ModelPatcher, latent: dict[str, Any] | None, images: Tensor
 ) -> tuple[Tensor, ClipFeatures]:
-    """(the images of the first clip, what the tapped block made of it). Raises ValueError where nothing fitting was tapped."""
+    """(the images of the first clip, what the tapped block made of it). Raises ValueError where nothing
+    fitting was tapped."""
     if latent is None:
-        raise ValueError("Correspondence Map has a model but no latent: wire the sampler's output, so that it waits for it.")
+        raise ValueError(
+            "Correspondence Map has a model but no latent: wire the sampler's output, so that it waits for "
+            "it."
+        )
     found = tap.tapped(model)
     samples = wires.video_in(latent)
     clips, frames = samples.shape[0], samples.shape[2]
     if frames != found.frames:
-        raise ValueError(f"the tapped block saw {found.frames} latent frames and this latent has {frames}: wire the sampler's.")
+        raise ValueError(
+            f"the tapped block saw {found.frames} latent frames and this latent has {frames}: wire the "
+            f"sampler's."
+        )
     if len(images) % clips:
-        raise ValueError(f"{len(images)} images do not belong to a latent of {clips} clips: wire its decoded video.")
+        raise ValueError(
+            f"{len(images)} images do not belong to a latent of {clips} clips: wire its decoded video."
+        )
     clip = images[: len(images) // clips]
     per_token = -(-frames // found.grid[0])
     index = [figures.latent_frame(number, len(clip), frames) // per_token for number in range(len(clip))]
     index = [min(one, found.grid[0] - 1) for one in index]
-    return clip, ClipFeatures(tokens=found.tokens, grid=found.grid, index=index, covered=tuple(clip.shape[1:3]))
+    return clip, ClipFeatures(
+        tokens=found.tokens, grid=found.grid, index=index, covered=tuple(clip.shape[1:3])
+    )
 
 
-# --- pictures -------------------------------------------------------------------------------------------------------------------
+# --- pictures -----------------------------------------------------------------------------------------------
 
 
 NODES = [LoadVideoEncoder, TapBlock, CorrespondenceMap, MotionSaliencyMask]

@@ -31,7 +31,8 @@ CATEGORY = "latent physics/lamo"
 SHARE, START = 0.5, 0.9
 """Defaults of LaMo Guidance: share of the stable step, and noise level below which steps are guided."""
 SKIP = 2
-"""First maps that the heatmaps leave out: those of the pairs (0, 2) and (1, 3) hold most of a causal VAE's start."""
+"""First maps that the heatmaps leave out: those of the pairs (0, 2) and (1, 3) hold most of a causal VAE's
+start."""
 AS_WIRED = "as wired"
 MotionPredictorType = io.Custom("MOTION_PREDICTOR")
 
@@ -63,23 +64,27 @@ class LoadMotionPredictor(io.ComfyNode):
             node_id="LatentPhysicsLoadMotionPredictor",
             display_name="Load Motion Predictor",
             category=CATEGORY,
-            description="Loads a network that was trained to say how a latent video frame changes next. LaMo Guidance and "
+            description="Loads a network that was trained to say how a latent video frame changes next. "
+            "LaMo Guidance and "
             "Motion Field Heatmap use it. It fits one latent space (Wan 2.1, CogVideoX, ...) only.",
             search_aliases=["lamo", "physics", "motion prior", "motion field"],
             inputs=[
                 io.Combo.Input(
                     "name",
                     options=files.list_files(KIND),
-                    tooltip="A file in models/latent_physics, written by `latent-physics predictor`. Names that begin with "
+                    tooltip="A file in models/latent_physics, written by `latent-physics predictor`. Names "
+                    "that begin with "
                     "toy/ come with the pack and fit the toy world.",
                 ),
             ],
             outputs=[
                 MotionPredictorType.Output(
-                    display_name="predictor", tooltip="The network, for LaMo Guidance and Motion Field Heatmap."
+                    display_name="predictor",
+                    tooltip="The network, for LaMo Guidance and Motion Field Heatmap.",
                 ),
                 io.String.Output(
-                    display_name="info", tooltip="What the file says: latent space, sizes, lag, how it was trained."
+                    display_name="info",
+                    tooltip="What the file says: latent space, sizes, lag, how it was trained.",
                 ),
             ],
         )
@@ -98,7 +103,9 @@ class LoadMotionPredictor(io.ComfyNode):
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
-        with torch.inference_mode(False):  # weights made in inference mode could not be differentiated through
+        with torch.inference_mode(
+            False
+        ):  # weights made in inference mode could not be differentiated through
             network, info = load_predictor(files.find_file(name), operations=comfy.ops.manual_cast)
         predictor = MotionPredictor(name=name, patcher=patching.manage(network), info=info)
         return io.NodeOutput(predictor, _describe(name, info))
@@ -111,8 +118,10 @@ class LaMoGuidance(io.ComfyNode):
             node_id="LatentPhysicsLaMoGuidance",
             display_name="LaMo Guidance",
             category=CATEGORY,
-            description="While the sampler runs, nudges the video towards motion that the predictor expects (Motion Prior "
-            "Guidance). Put it between the model loader and the sampler. The prompt is read from the sampler's positive "
+            description="While the sampler runs, nudges the video towards motion that the predictor expects "
+            "(Motion Prior "
+            "Guidance). Put it between the model loader and the sampler. The prompt is read from the "
+            "sampler's positive "
             "conditioning.",
             search_aliases=["lamo", "physics", "motion prior guidance", "motion"],
             inputs=[
@@ -124,8 +133,10 @@ class LaMoGuidance(io.ComfyNode):
                     min=0.0,
                     max=10000.0,
                     step=0.5,
-                    tooltip="The paper's lambda; 25 is its value for CogVideoX, 0 leaves the model exactly as it was. In mode "
-                    "bounded it only lets the nudge fade out in the last steps, and share says how hard to push.",
+                    tooltip="The paper's lambda; 25 is its value for CogVideoX, 0 leaves the model exactly "
+                    "as it was. In mode "
+                    "bounded it only lets the nudge fade out in the last steps, and share says how hard to "
+                    "push.",
                     advanced=True,
                 ),
                 io.Float.Input(
@@ -134,7 +145,8 @@ class LaMoGuidance(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Fraction of the schedule that is guided, from its clean end, where window is percent or steps. "
+                    tooltip="Fraction of the schedule that is guided, from its clean end, where window is "
+                    "percent or steps. "
                     "0.8 is the paper's value.",
                     advanced=True,
                 ),
@@ -143,7 +155,8 @@ class LaMoGuidance(io.ComfyNode):
                     default=0,
                     min=0,
                     max=16,
-                    tooltip="Latent frames between the two frames that are compared. 0 uses the lag the predictor was trained "
+                    tooltip="Latent frames between the two frames that are compared. 0 uses the lag the "
+                    "predictor was trained "
                     "with, which is what it predicts best.",
                     advanced=True,
                 ),
@@ -153,13 +166,15 @@ class LaMoGuidance(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.01,
-                    tooltip="Limit on the nudge as a fraction of the noise that the step removes. 0 sets no limit.",
+                    tooltip="Limit on the nudge as a fraction of the noise that the step removes. 0 sets no "
+                    "limit.",
                     advanced=True,
                 ),
                 io.Boolean.Input(
                     "full_trace",
                     default=False,
-                    tooltip="Also measure the motion error after each nudge and in the steps that are not guided, for "
+                    tooltip="Also measure the motion error after each nudge and in the steps that are not "
+                    "guided, for "
                     "Guidance Trace. Runs the predictor once more per step.",
                     advanced=True,
                 ),
@@ -170,7 +185,8 @@ class LaMoGuidance(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     optional=True,
-                    tooltip="How hard to push, as a share of the largest nudge that cannot overshoot: the same number for "
+                    tooltip="How hard to push, as a share of the largest nudge that cannot overshoot: the "
+                    "same number for "
                     "every length, step count, sampler and CFG. 0 leaves the model exactly as it was.",
                 ),
                 io.Float.Input(
@@ -180,7 +196,8 @@ class LaMoGuidance(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     optional=True,
-                    tooltip="Noise level below which the steps are guided, 1 = pure noise. The picture is still noise above "
+                    tooltip="Noise level below which the steps are guided, 1 = pure noise. The picture is "
+                    "still noise above "
                     "it. The same number fits every shift, both samplers of Wan 2.2, and denoise below 1.",
                 ),
                 io.Combo.Input(
@@ -188,8 +205,10 @@ class LaMoGuidance(io.ComfyNode):
                     options=list(WINDOWS),
                     default="noise",
                     optional=True,
-                    tooltip="Which steps are guided. noise: those below the noise level start. percent: the last active of "
-                    "the model's own schedule. steps: the last active of this sampler's steps, as in the paper.",
+                    tooltip="Which steps are guided. noise: those below the noise level start. percent: the "
+                    "last active of "
+                    "the model's own schedule. steps: the last active of this sampler's steps, as in the "
+                    "paper.",
                     advanced=True,
                 ),
                 io.Combo.Input(
@@ -197,12 +216,17 @@ class LaMoGuidance(io.ComfyNode):
                     options=["bounded", "paper"],
                     default="bounded",
                     optional=True,
-                    tooltip="bounded: no nudge is longer than share allows. paper: strength alone decides, which breaks the "
+                    tooltip="bounded: no nudge is longer than share allows. paper: strength alone decides, "
+                    "which breaks the "
                     "picture where it is high and the noise is.",
                     advanced=True,
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="The model with guidance, for any sampler. More guidance nodes can follow.")],
+            outputs=[
+                io.Model.Output(
+                    tooltip="The model with guidance, for any sampler. More guidance nodes can follow."
+                )
+            ],
         )
 
     @classmethod
@@ -233,7 +257,9 @@ class LaMoGuidance(io.ComfyNode):
             max_ratio=max_ratio or None,
             trace=GuidanceTrace(measure_after=full_trace),
         )
-        return io.NodeOutput(patching.add_correction(model, guidance, networks=[predictor.patcher], key="latent_physics.lamo"))
+        return io.NodeOutput(
+            patching.add_correction(model, guidance, networks=[predictor.patcher], key="latent_physics.lamo")
+        )
 
 
 class MotionDriftHeatmap(io.ComfyNode):
@@ -243,7 +269,8 @@ class MotionDriftHeatmap(io.ComfyNode):
             node_id="LatentPhysicsMotionDriftHeatmap",
             display_name="Motion Drift Heatmap",
             category=CATEGORY,
-            description="Shows where a video moves: how strongly each place changes in the direction in which the whole frame "
+            description="Shows where a video moves: how strongly each place changes in the direction in "
+            "which the whole frame "
             "changes. Needs no trained network.",
             search_aliases=["lamo", "motion", "heatmap"],
             is_output_node=True,
@@ -258,8 +285,10 @@ class MotionDriftHeatmap(io.ComfyNode):
                     options=[AS_WIRED, *patching.LATENT_SPACES.values()],
                     default=AS_WIRED,
                     optional=True,
-                    tooltip="Compare in the latents as the model samples them. Channels of the VAE's own latents have scales "
-                    f"that differ by up to 8 times (Wan), so the largest rule the heat. {AS_WIRED}: the VAE's.",
+                    tooltip="Compare in the latents as the model samples them. Channels of the VAE's own "
+                    "latents have scales "
+                    f"that differ by up to 8 times (Wan), so the largest rule the heat. {AS_WIRED}: the "
+                    f"VAE's.",
                     advanced=True,
                 ),
             ],
@@ -290,13 +319,16 @@ class MotionFieldHeatmap(io.ComfyNode):
             node_id="LatentPhysicsMotionFieldHeatmap",
             display_name="Motion Field Heatmap",
             category=CATEGORY,
-            description="Shows where a motion predictor expects motion: what it says of each frame, less what it says of the "
+            description="Shows where a motion predictor expects motion: what it says of each frame, less "
+            "what it says of the "
             "same scene standing still.",
             search_aliases=["lamo", "motion", "heatmap"],
             is_output_node=True,
             inputs=[
                 _latent_input(),
-                MotionPredictorType.Input("predictor", tooltip="From Load Motion Predictor; trained on this latent's space."),
+                MotionPredictorType.Input(
+                    "predictor", tooltip="From Load Motion Predictor; trained on this latent's space."
+                ),
                 _images_input(),
                 io.Conditioning.Input(
                     "positive",
@@ -326,9 +358,13 @@ class MotionFieldHeatmap(io.ComfyNode):
         network, patcher = predictor.network, predictor.patcher
         guidance = MotionPriorGuidance(network, lag=predictor.lag(lag))
         guidance.check(tuple(video.shape))
-        comfy.model_management.load_models_gpu([patcher], memory_required=guidance.memory_required(tuple(video.shape)))
+        comfy.model_management.load_models_gpu(
+            [patcher], memory_required=guidance.memory_required(tuple(video.shape))
+        )
         form = patching.latent_format(predictor.info.latent_space)
-        inside = video if form is None else form.process_in(video)  # wires carry the VAE's latents, predictors read the sampler's
+        inside = (
+            video if form is None else form.process_in(video)
+        )  # wires carry the VAE's latents, predictors read the sampler's
         device = patcher.load_device
         conds = [{"cross_attn": tokens, **options} for tokens, options in positive or []]
         cond = patching.pooled_condition(conds, 0.0, video.shape, device)
@@ -343,18 +379,23 @@ class GuidanceTraceNode(io.ComfyNode):
             node_id="LatentPhysicsGuidanceTrace",
             display_name="Guidance Trace",
             category=CATEGORY,
-            description="Plots what LaMo Guidance did in the last run: the motion error per step, before and after, and how "
+            description="Plots what LaMo Guidance did in the last run: the motion error per step, before "
+            "and after, and how "
             "large the nudge was.",
             search_aliases=["lamo", "guidance", "plot", "debug"],
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="The model that LaMo Guidance gave to the sampler."),
                 io.Latent.Input(
-                    "latent", tooltip="The sampler's output. It is not looked at; it makes this node wait for the sampler."
+                    "latent",
+                    tooltip="The sampler's output. It is not looked at; it makes this node wait for the "
+                    "sampler.",
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="plot", tooltip="Motion error L_guide per step, and |edit| / |x0|."),
+                io.Image.Output(
+                    display_name="plot", tooltip="Motion error L_guide per step, and |edit| / |x0|."
+                ),
                 io.String.Output(display_name="table", tooltip="The same numbers as comma-separated text."),
             ],
         )
@@ -369,10 +410,14 @@ class GuidanceTraceNode(io.ComfyNode):
         }
         if not found:
             raise ValueError(
-                "Guidance Trace was given a MODEL without LaMo Guidance: wire the MODEL that LaMo Guidance puts out."
+                "Guidance Trace was given a MODEL without LaMo Guidance: wire the MODEL that LaMo Guidance "
+                "puts out."
             )
         if not any(trace.rows for trace in found.values()):
-            raise ValueError("Guidance Trace found nothing: no sampler ran with this MODEL, or none of its steps was guided.")
+            raise ValueError(
+                "Guidance Trace found nothing: no sampler ran with this MODEL, or none of its steps was "
+                "guided."
+            )
         image = figures.plot(traces.panels(found))
         return io.NodeOutput(image, traces.table(found), ui=figures.preview_image(image, cls))
 
@@ -391,7 +436,8 @@ def _images_input() -> io.Image.Input:
     return io.Image.Input(
         "images",
         optional=True,
-        tooltip="The decoded video of the same latent, to lay the heat over. Without it the heat is shown alone.",
+        tooltip="The decoded video of the same latent, to lay the heat over. Without it the heat is shown "
+        "alone.",
     )
 
 
@@ -409,7 +455,8 @@ def _skip_input() -> io.Int.Input:
         min=0,
         max=16,
         optional=True,
-        tooltip="Latent frames at the start that are not shown. Most video VAEs make the first latent frame of a single video "
+        tooltip="Latent frames at the start that are not shown. Most video VAEs make the first latent frame "
+        "of a single video "
         "frame and the others of several, which changes more than anything that moves. 0 shows all.",
         advanced=True,
     )
@@ -418,12 +465,18 @@ def _skip_input() -> io.Int.Input:
 def _view_inputs() -> list[io.Input]:
     return [
         io.Float.Input(
-            "opacity", default=0.7, min=0.0, max=1.0, step=0.05, tooltip="How much the hottest place covers the video."
+            "opacity",
+            default=0.7,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            tooltip="How much the hottest place covers the video.",
         ),
         io.Boolean.Input(
             "scale_mask",
             default=False,
-            tooltip="Scale the mask so that the clip's hottest place is 1, for use as a mask. Off, it holds the raw values.",
+            tooltip="Scale the mask so that the clip's hottest place is 1, for use as a mask. Off, it holds "
+            "the raw values.",
         ),
     ]
 
@@ -431,23 +484,33 @@ def _view_inputs() -> list[io.Input]:
 def _heatmap_outputs() -> list[io.Output]:
     return [
         io.Image.Output(
-            display_name="overlay", tooltip="The video under its heat; the hottest place of a clip is the brightest."
+            display_name="overlay",
+            tooltip="The video under its heat; the hottest place of a clip is the brightest.",
         ),
         io.Mask.Output(
-            display_name="maps", tooltip="One map per latent frame that has a successor, at the latent's height and width."
+            display_name="maps",
+            tooltip="One map per latent frame that has a successor, at the latent's height and width.",
         ),
         io.Int.Output(
             display_name="peak_frame",
-            tooltip="The frame with the strongest common motion, of the first clip: its number among the images, or among the "
+            tooltip="The frame with the strongest common motion, of the first clip: its number among the "
+            "images, or among the "
             "latent frames where no images are wired.",
         ),
     ]
 
 
 def _show(
-    maps: Tensor, peak: Tensor, latents: int, images: Tensor | None, opacity: float, scale_mask: bool, cls: type[io.ComfyNode]
+    maps: Tensor,
+    peak: Tensor,
+    latents: int,
+    images: Tensor | None,
+    opacity: float,
+    scale_mask: bool,
+    cls: type[io.ComfyNode],
 ) -> io.NodeOutput:
-    """Maps `(B, T', H, W)` as overlay, mask and peak frame. Clips of a batch follow one another, as VAE Decode puts them."""
+    """Maps `(B, T', H, W)` as overlay, mask and peak frame. Clips of a batch follow one another, as VAE
+    Decode puts them."""
     maps = maps.cpu()
     scaled = figures.unit_range(maps)
     if images is None:
@@ -456,10 +519,13 @@ def _show(
     else:
         if len(images) % len(maps) or len(images) < len(maps):
             raise ValueError(
-                f"{len(images)} images do not belong to a latent of {len(maps)} clips: wire the decoded video of this latent."
+                f"{len(images)} images do not belong to a latent of {len(maps)} clips: wire the decoded "
+                f"video of this latent."
             )
         clips = images.reshape(len(maps), -1, *images.shape[1:])
-        shown = torch.cat([figures.overlay(clip, scaled[b], latents, opacity) for b, clip in enumerate(clips)])
+        shown = torch.cat(
+            [figures.overlay(clip, scaled[b], latents, opacity) for b, clip in enumerate(clips)]
+        )
         frame = figures.decoded_frame(int(peak[0]), clips.shape[1], latents)
     mask = (scaled if scale_mask else maps).flatten(0, 1).float()
     return io.NodeOutput(shown, mask, frame, ui=figures.preview_video(shown, cls))

@@ -55,7 +55,8 @@ class LoadedAdapter:
 
 
 def check_fits(info: WeightsInfo, space: str | None, name: str) -> None:
-    """Raises WeightsError where a file is no adapter, or was trained on another latent space than the MODEL's."""
+    """Raises WeightsError where a file is no adapter, or was trained on another latent space than the
+    MODEL's."""
     if info.kind != KIND:
         raise WeightsError(f"{name} holds a {info.kind}, not a PILA adapter.")
     if space is not None and space != info.latent_space:
@@ -66,22 +67,28 @@ def check_fits(info: WeightsInfo, space: str | None, name: str) -> None:
 
 
 def check_flow(model: comfy.model_patcher.ModelPatcher) -> None:
-    """Raises ValueError where the MODEL does not predict a flow's velocity, which is what an adapter corrects."""
+    """Raises ValueError where the MODEL does not predict a flow's velocity, which is what an adapter
+    corrects."""
     sampling = model.get_model_object("model_sampling")
     sigma = torch.tensor([0.25, 0.75])
     gain = patching.gain(sampling, sigma)
     if not torch.allclose(gain, sigma, atol=1e-4):
-        raise ValueError("PILA corrects the velocity of flow models; this MODEL predicts something else (noise, or v).")
+        raise ValueError(
+            "PILA corrects the velocity of flow models; this MODEL predicts something else (noise, or v)."
+        )
 
 
 def describe(name: str, info: WeightsInfo) -> str:
     """A file's metadata for a person."""
     lines = [f"{name}: PILA adapter for {info.latent_space} latents"]
-    return "\n".join(lines + [f"{key}: {value}" for part in (info.config, info.recipe) for key, value in part.items()])
+    return "\n".join(
+        lines + [f"{key}: {value}" for part in (info.config, info.recipe) for key, value in part.items()]
+    )
 
 
 def build(architecture: str, config: PilaConfig, operations: Any) -> PilaAdapter:
-    """An adapter of any architecture; the ablations are only imported for a file that holds one. Raises ValueError."""
+    """An adapter of any architecture; the ablations are only imported for a file that holds one. Raises
+    ValueError."""
     if architecture == PilaAdapter.architecture:
         return build_method(architecture, config, operations)
     from ..training.study import ablations
@@ -90,7 +97,8 @@ def build(architecture: str, config: PilaConfig, operations: Any) -> PilaAdapter
 
 
 def boundary_of(model: comfy.model_patcher.ModelPatcher) -> float:
-    """The noise level at which Wan 2.2 14B changes models: 0.9 for image to video, 0.875 for text to video."""
+    """The noise level at which Wan 2.2 14B changes models: 0.9 for image to video, 0.875 for text to
+    video."""
     return WAN22_I2V_BOUNDARY if getattr(model.model, "image_to_video", False) else WAN22_BOUNDARY
 
 
@@ -101,20 +109,27 @@ class LoadPilaAdapter(io.ComfyNode):
             node_id="LatentPhysicsLoadPilaAdapter",
             display_name="Load PILA Adapter",
             category=CATEGORY,
-            description="Loads an adapter that was trained to correct a video model's velocity towards physics. It fits one "
+            description="Loads an adapter that was trained to correct a video model's velocity towards "
+            "physics. It fits one "
             "latent space; one trained on Wan 2.1 also fits Wan 2.2 14B, which has the same latents.",
             search_aliases=["pila", "physics", "adapter"],
             inputs=[
                 io.Combo.Input(
                     "name",
                     options=files.list_files(KIND),
-                    tooltip="A file in models/latent_physics, written by `latent-physics pila`. Names that begin with toy/ come "
+                    tooltip="A file in models/latent_physics, written by `latent-physics pila`. Names that "
+                    "begin with toy/ come "
                     "with the pack and fit the toy world.",
                 ),
             ],
             outputs=[
-                PilaAdapterType.Output(display_name="adapter", tooltip="The network, for PILA Correction and the PILA views."),
-                io.String.Output(display_name="info", tooltip="What the file says: latent space, sizes, how it was trained."),
+                PilaAdapterType.Output(
+                    display_name="adapter", tooltip="The network, for PILA Correction and the PILA views."
+                ),
+                io.String.Output(
+                    display_name="info",
+                    tooltip="What the file says: latent space, sizes, how it was trained.",
+                ),
             ],
         )
 
@@ -134,7 +149,9 @@ class LoadPilaAdapter(io.ComfyNode):
     def execute(cls, name: str) -> io.NodeOutput:
         with torch.inference_mode(False):
             network, info = load_adapter(files.find_file(name), comfy.ops.manual_cast, build)
-        return io.NodeOutput(LoadedAdapter(name=name, patcher=patching.manage(network), info=info), describe(name, info))
+        return io.NodeOutput(
+            LoadedAdapter(name=name, patcher=patching.manage(network), info=info), describe(name, info)
+        )
 
 
 class PilaCorrectionNode(io.ComfyNode):
@@ -144,8 +161,10 @@ class PilaCorrectionNode(io.ComfyNode):
             node_id="LatentPhysicsPilaCorrection",
             display_name="PILA Correction",
             category=CATEGORY,
-            description="While the sampler runs, corrects the model's velocity with a PILA adapter. Labels say which physical "
-            "experts to prefer. Put it between the model loader and the sampler; other corrections can follow.",
+            description="While the sampler runs, corrects the model's velocity with a PILA adapter. Labels "
+            "say which physical "
+            "experts to prefer. Put it between the model loader and the sampler; other corrections can "
+            "follow.",
             search_aliases=["pila", "physics", "adapter", "correction"],
             inputs=[
                 io.Model.Input("model", tooltip="A flow model whose latents the adapter was trained on."),
@@ -153,7 +172,8 @@ class PilaCorrectionNode(io.ComfyNode):
                 PhysicsLabelsType.Input(
                     "labels",
                     optional=True,
-                    tooltip="From Physics Prompt Parser or Physics Labels. Without labels the router decides alone.",
+                    tooltip="From Physics Prompt Parser or Physics Labels. Without labels the router "
+                    "decides alone.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -161,7 +181,8 @@ class PilaCorrectionNode(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="Share of the correction that is applied. 1 is the correction the adapter was trained for, 0 "
+                    tooltip="Share of the correction that is applied. 1 is the correction the adapter was "
+                    "trained for, 0 "
                     "leaves the model exactly as it was.",
                 ),
                 io.Int.Input(
@@ -169,7 +190,8 @@ class PilaCorrectionNode(io.ComfyNode):
                     default=DEFAULT_TOP_K,
                     min=DEFAULT_TOP_K,
                     max=len(CATEGORIES),
-                    tooltip="How many experts work on each video. -1 takes the file's number (the paper's is 4); 0 runs none, "
+                    tooltip="How many experts work on each video. -1 takes the file's number (the paper's "
+                    "is 4); 0 runs none, "
                     "and only what the adapter sees without them is used.",
                 ),
                 io.Float.Input(
@@ -178,7 +200,8 @@ class PilaCorrectionNode(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Share of this sampler's steps that are left alone at the start. The paper corrects all steps.",
+                    tooltip="Share of this sampler's steps that are left alone at the start. The paper "
+                    "corrects all steps.",
                 ),
                 io.Float.Input(
                     "end",
@@ -194,7 +217,8 @@ class PilaCorrectionNode(io.ComfyNode):
                     min=-1.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of the correction applied at pure noise; rises to 1 as noise falls. -1 takes the file's (the "
+                    tooltip="Share of the correction applied at pure noise; rises to 1 as noise falls. -1 "
+                    "takes the file's (the "
                     "paper's is 0.05).",
                     advanced=True,
                 ),
@@ -202,8 +226,10 @@ class PilaCorrectionNode(io.ComfyNode):
                     "stage",
                     options=list(STAGES),
                     default=STAGES[0],
-                    tooltip="For models split by noise, such as Wan 2.2 14B: correct everywhere, only above the boundary (high "
-                    "noise), or only below it (low noise). One node on each of the two models with 'any' corrects both.",
+                    tooltip="For models split by noise, such as Wan 2.2 14B: correct everywhere, only above "
+                    "the boundary (high "
+                    "noise), or only below it (low noise). One node on each of the two models with 'any' "
+                    "corrects both.",
                     advanced=True,
                 ),
                 io.Float.Input(
@@ -212,7 +238,8 @@ class PilaCorrectionNode(io.ComfyNode):
                     min=OWN_BOUNDARY,
                     max=1.0,
                     step=0.005,
-                    tooltip="The noise level that divides the stages. -1 takes the MODEL's: Wan 2.2 changes models at 0.875 "
+                    tooltip="The noise level that divides the stages. -1 takes the MODEL's: Wan 2.2 changes "
+                    "models at 0.875 "
                     "for text to video and at 0.9 for image to video.",
                     advanced=True,
                 ),
@@ -226,8 +253,10 @@ class PilaCorrectionNode(io.ComfyNode):
                     "branch",
                     options=list(BRANCHES),
                     default=BRANCHES[0],
-                    tooltip="Which prediction is corrected. conditional: the prompt's, before CFG, as the adapter was trained; "
-                    "strength then means the same at every CFG. both: also the negative prompt's, at twice the cost. guided: "
+                    tooltip="Which prediction is corrected. conditional: the prompt's, before CFG, as the "
+                    "adapter was trained; "
+                    "strength then means the same at every CFG. both: also the negative prompt's, at twice "
+                    "the cost. guided: "
                     "the result of CFG.",
                     advanced=True,
                 ),
@@ -272,23 +301,34 @@ class PilaCorrectionNode(io.ComfyNode):
                 trace=PilaTrace(keep_snapshots=keep_for_maps),
             )
         correction = PilaCorrection(adapter.network, settings)
-        return io.NodeOutput(patching.add_correction(model, correction, networks=[adapter.patcher], key="latent_physics.pila"))
+        return io.NodeOutput(
+            patching.add_correction(model, correction, networks=[adapter.patcher], key="latent_physics.pila")
+        )
 
 
 def pila_of(model: comfy.model_patcher.ModelPatcher, node: str) -> PilaCorrection:
-    """The last PILA correction of a MODEL. Raises ValueError where there is none, or where none of its steps has run."""
-    found = [correction for _, correction in patching.corrections(model) if isinstance(correction, PilaCorrection)]
+    """The last PILA correction of a MODEL. Raises ValueError where there is none, or where none of its steps
+    has run."""
+    found = [
+        correction for _, correction in patching.corrections(model) if isinstance(correction, PilaCorrection)
+    ]
     if not found:
-        raise ValueError(f"{node} was given a MODEL without PILA Correction: wire the MODEL that PILA Correction puts out.")
+        raise ValueError(
+            f"{node} was given a MODEL without PILA Correction: wire the MODEL that PILA Correction puts out."
+        )
     if not found[-1].settings.trace.index:
-        raise ValueError(f"{node} found nothing: no sampler ran with this MODEL, or none of its steps was corrected.")
+        raise ValueError(
+            f"{node} found nothing: no sampler ran with this MODEL, or none of its steps was corrected."
+        )
     return found[-1]
 
 
 def _traced_inputs() -> list[io.Input]:
     return [
         io.Model.Input("model", tooltip="The model that PILA Correction gave to the sampler."),
-        io.Latent.Input("latent", tooltip="The sampler's output. Only used to run this node after the sampler."),
+        io.Latent.Input(
+            "latent", tooltip="The sampler's output. Only used to run this node after the sampler."
+        ),
     ]
 
 
@@ -299,13 +339,17 @@ class RouterPlot(io.ComfyNode):
             node_id="LatentPhysicsRouterPlot",
             display_name="Router Plot",
             category=CATEGORY,
-            description="Plots which experts PILA Correction used at each step of the last run, and how large the correction "
+            description="Plots which experts PILA Correction used at each step of the last run, and how "
+            "large the correction "
             "was.",
             search_aliases=["pila", "router", "experts", "plot"],
             is_output_node=True,
             inputs=_traced_inputs(),
             outputs=[
-                io.Image.Output(display_name="plot", tooltip="Routing weight of each expert, and |correction| / |velocity|."),
+                io.Image.Output(
+                    display_name="plot",
+                    tooltip="Routing weight of each expert, and |correction| / |velocity|.",
+                ),
                 io.String.Output(display_name="table", tooltip="The same numbers as comma-separated text."),
             ],
         )
@@ -324,17 +368,23 @@ class ExpertMaps(io.ComfyNode):
             node_id="LatentPhysicsExpertMaps",
             display_name="Expert Maps",
             category=CATEGORY,
-            description="Shows where an expert of PILA Correction acts: how much the correction changes because of it alone. "
+            description="Shows where an expert of PILA Correction acts: how much the correction changes "
+            "because of it alone. "
             "Needs keep_for_maps on in PILA Correction.",
             search_aliases=["pila", "experts", "heatmap"],
             is_output_node=True,
             inputs=[
                 *_traced_inputs(),
-                io.Image.Input("images", optional=True, tooltip="The decoded video of the same run, to lay the maps over."),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="The decoded video of the same run, to lay the maps over.",
+                ),
                 io.Combo.Input(
                     "expert",
                     options=["strongest", *CATEGORIES],
-                    tooltip="Which expert to show. strongest: the one with the largest routing weight at that step.",
+                    tooltip="Which expert to show. strongest: the one with the largest routing weight at "
+                    "that step.",
                 ),
                 io.Float.Input(
                     "position",
@@ -345,13 +395,25 @@ class ExpertMaps(io.ComfyNode):
                     tooltip="Which of the kept steps to look at: 0 is the noisiest, 1 the last.",
                 ),
                 io.Float.Input(
-                    "opacity", default=0.7, min=0.0, max=1.0, step=0.05, tooltip="How much the strongest place covers the video."
+                    "opacity",
+                    default=0.7,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much the strongest place covers the video.",
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="overlay", tooltip="The video under the map; the strongest place is the brightest."),
-                io.Mask.Output(display_name="maps", tooltip="One map per latent frame; the clip's largest value is 1."),
-                io.String.Output(display_name="report", tooltip="Which experts ran at that step, and their weights."),
+                io.Image.Output(
+                    display_name="overlay",
+                    tooltip="The video under the map; the strongest place is the brightest.",
+                ),
+                io.Mask.Output(
+                    display_name="maps", tooltip="One map per latent frame; the clip's largest value is 1."
+                ),
+                io.String.Output(
+                    display_name="report", tooltip="Which experts ran at that step, and their weights."
+                ),
             ],
         )
 
@@ -382,7 +444,9 @@ class ExpertMaps(io.ComfyNode):
         return io.NodeOutput(shown, scaled.flatten(0, 1), text, ui=figures.preview_video(shown, cls))
 
 
-def _patcher_of(model: comfy.model_patcher.ModelPatcher, correction: PilaCorrection) -> comfy.model_patcher.ModelPatcher:
+def _patcher_of(
+    model: comfy.model_patcher.ModelPatcher, correction: PilaCorrection
+) -> comfy.model_patcher.ModelPatcher:
     for patchers in model.additional_models.values():
         for patcher in patchers:
             if patcher.model is correction.adapter:
@@ -390,9 +454,13 @@ def _patcher_of(model: comfy.model_patcher.ModelPatcher, correction: PilaCorrect
     raise ValueError("the MODEL lost its PILA adapter; run PILA Correction again.")
 
 
-def _on_device(patcher: comfy.model_patcher.ModelPatcher, correction: PilaCorrection, latent: Tensor, work: Any) -> Any:
+def _on_device(
+    patcher: comfy.model_patcher.ModelPatcher, correction: PilaCorrection, latent: Tensor, work: Any
+) -> Any:
     """Runs `work` with the adapter's weights on the device."""
-    comfy.model_management.load_models_gpu([patcher], memory_required=correction.memory_required(tuple(latent.shape)))
+    comfy.model_management.load_models_gpu(
+        [patcher], memory_required=correction.memory_required(tuple(latent.shape))
+    )
     with torch.inference_mode(False), patching.resident([patcher], patcher.load_device):
         return work()
 
@@ -404,14 +472,22 @@ class AttributeBankView(io.ComfyNode):
             node_id="LatentPhysicsAttributeBankView",
             display_name="Attribute Bank View",
             category=CATEGORY,
-            description="Shows what a PILA adapter reads out of a video: velocity as colours, pressure, density, temperature and "
-            "the other fields as maps. They are proxies without units, learned from motion and laws, not measurements.",
+            description="Shows what a PILA adapter reads out of a video: velocity as colours, pressure, "
+            "density, temperature and "
+            "the other fields as maps. They are proxies without units, learned from motion and laws, not "
+            "measurements.",
             search_aliases=["pila", "fields", "flow", "pressure", "density"],
             is_output_node=True,
             inputs=[
                 io.Latent.Input("latent", tooltip="A video latent: a sampler's output, or an encoded video."),
-                PilaAdapterType.Input("adapter", tooltip="From Load PILA Adapter; trained on this latent's space."),
-                io.Image.Input("images", optional=True, tooltip="The decoded video of the same latent, shown dimmed underneath."),
+                PilaAdapterType.Input(
+                    "adapter", tooltip="From Load PILA Adapter; trained on this latent's space."
+                ),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="The decoded video of the same latent, shown dimmed underneath.",
+                ),
                 io.Combo.Input("field", options=list(FIELD_MENU), tooltip="Which slot of the bank to show."),
                 io.Float.Input(
                     "noise_level",
@@ -423,12 +499,22 @@ class AttributeBankView(io.ComfyNode):
                     advanced=True,
                 ),
                 io.Float.Input(
-                    "opacity", default=0.8, min=0.0, max=1.0, step=0.05, tooltip="How much the field covers the video."
+                    "opacity",
+                    default=0.8,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much the field covers the video.",
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="view", tooltip="The field: a picture per latent frame, or per image."),
-                io.Mask.Output(display_name="field", tooltip="The field's size, a map per latent frame, 0..1 over the clip."),
+                io.Image.Output(
+                    display_name="view", tooltip="The field: a picture per latent frame, or per image."
+                ),
+                io.Mask.Output(
+                    display_name="field",
+                    tooltip="The field's size, a map per latent frame, 0..1 over the clip.",
+                ),
             ],
         )
 
@@ -451,7 +537,9 @@ class AttributeBankView(io.ComfyNode):
 
         def work() -> dict[str, Tensor]:
             with torch.no_grad():
-                return network.estimate(inside.clone().to(device), torch.full((len(inside),), noise_level, device=device))
+                return network.estimate(
+                    inside.clone().to(device), torch.full((len(inside),), noise_level, device=device)
+                )
 
         values = _on_device(adapter.patcher, correction, inside, work)[FIELD_MENU[field]].float().cpu()
         colours, size = paint(values)

@@ -1,4 +1,5 @@
-"""Prompt nodes: physical categories from a language model in the graph, from an endpoint, by rules, or by hand."""
+"""Prompt nodes: physical categories from a language model in the graph, from an endpoint, by rules, or by
+hand."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def parse(
     seed: int = 0,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> PromptLabels:
-    """Labels of a prompt, and its rewrite, by one of the three ways. Never raises for what a language model does."""
+    """Labels of a prompt, and its rewrite, by one of the three ways. Never raises for what a language model
+    does."""
     if method == OFFLINE:
         return parse_by_rules(prompt)
     if method == GRAPH:
@@ -58,39 +60,50 @@ class PhysicsPromptParser(io.ComfyNode):
             node_id="LatentPhysicsPromptParser",
             display_name="Physics Prompt Parser",
             category=CATEGORY,
-            description="Reads which kinds of physics a prompt is about, and can rewrite it so that they are spelled out. "
+            description="Reads which kinds of physics a prompt is about, and can rewrite it so that they "
+            "are spelled out. "
             "Wire the "
-            "labels into PILA Correction and the prompt into CLIP Text Encode. The offline rules need no language model and know "
-            "English; whatever goes wrong with a language model, they answer instead, and the report says so.",
+            "labels into PILA Correction and the prompt into CLIP Text Encode. The offline rules need no "
+            "language model and know "
+            "English; whatever goes wrong with a language model, they answer instead, and the report says "
+            "so.",
             search_aliases=["pila", "physics", "llm", "ollama", "openai", "prompt", "labels"],
             inputs=[
-                io.String.Input("prompt", multiline=True, dynamic_prompts=True, tooltip="The prompt of the video."),
+                io.String.Input(
+                    "prompt", multiline=True, dynamic_prompts=True, tooltip="The prompt of the video."
+                ),
                 io.Combo.Input(
                     "method",
                     options=[OFFLINE, GRAPH, ENDPOINT],
                     default=OFFLINE,
-                    tooltip="Who reads the prompt. offline rules: at once, nothing leaves the machine. LLM in the graph: a "
+                    tooltip="Who reads the prompt. offline rules: at once, nothing leaves the machine. LLM "
+                    "in the graph: a "
                     "Qwen or "
-                    "Gemma text encoder wired as clip. LLM endpoint: a server such as Ollama, llama.cpp, LM Studio, vLLM or "
+                    "Gemma text encoder wired as clip. LLM endpoint: a server such as Ollama, llama.cpp, LM "
+                    "Studio, vLLM or "
                     "OpenAI; your prompt is sent to it.",
                 ),
                 io.Boolean.Input(
                     "rewrite",
                     default=True,
-                    tooltip="Let the language model rewrite the prompt so that materials, motion and contacts are explicit. The "
+                    tooltip="Let the language model rewrite the prompt so that materials, motion and "
+                    "contacts are explicit. The "
                     "offline rules never change the prompt.",
                 ),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="For LLM in the graph: a text encoder that can write (Qwen, Gemma). umT5 and CLIP-L cannot.",
+                    tooltip="For LLM in the graph: a text encoder that can write (Qwen, Gemma). umT5 and "
+                    "CLIP-L cannot.",
                 ),
                 io.String.Input(
                     "base_url",
                     default=LOCAL_URL,
                     optional=True,
-                    tooltip="For LLM endpoint: its address, ending in /v1. The default is Ollama on this machine. Servers on "
-                    "other machines have to be allowed once, and keys are never typed here: see the help page.",
+                    tooltip="For LLM endpoint: its address, ending in /v1. The default is Ollama on this "
+                    "machine. Servers on "
+                    "other machines have to be allowed once, and keys are never typed here: see the help "
+                    "page.",
                     advanced=True,
                 ),
                 io.String.Input(
@@ -107,7 +120,8 @@ class PhysicsPromptParser(io.ComfyNode):
                     max=600.0,
                     step=1.0,
                     optional=True,
-                    tooltip="For LLM endpoint: seconds for all questions together, retries included, before the offline rules "
+                    tooltip="For LLM endpoint: seconds for all questions together, retries included, before "
+                    "the offline rules "
                     "take over.",
                     advanced=True,
                 ),
@@ -126,16 +140,22 @@ class PhysicsPromptParser(io.ComfyNode):
                     min=0,
                     max=2**31 - 1,
                     optional=True,
-                    tooltip="Another number may give another rewrite; answers are kept, so the same number costs nothing again.",
+                    tooltip="Another number may give another rewrite; answers are kept, so the same number "
+                    "costs nothing again.",
                     advanced=True,
                 ),
             ],
             outputs=[
-                io.String.Output(display_name="prompt", tooltip="The prompt, rewritten where a language model did so."),
-                PhysicsLabelsType.Output(
-                    display_name="labels", tooltip="Categories with weight 1, for PILA Correction. Empty where nothing fits."
+                io.String.Output(
+                    display_name="prompt", tooltip="The prompt, rewritten where a language model did so."
                 ),
-                io.String.Output(display_name="report", tooltip="Who answered, the labels, and what went wrong."),
+                PhysicsLabelsType.Output(
+                    display_name="labels",
+                    tooltip="Categories with weight 1, for PILA Correction. Empty where nothing fits.",
+                ),
+                io.String.Output(
+                    display_name="report", tooltip="Who answered, the labels, and what went wrong."
+                ),
             ],
         )
 
@@ -160,8 +180,11 @@ class PhysicsPromptParser(io.ComfyNode):
         else:
             parsed = read()
         text = report(parsed)
-        # A label is there or not, as in training; how sure the parser was is for the person who reads the report.
-        return io.NodeOutput(parsed.description, dict.fromkeys(parsed.labels, 1.0), text, ui=ui.PreviewText(text))
+        # A label is there or not, as in training; how sure the parser was is for the person who reads the
+        # report.
+        return io.NodeOutput(
+            parsed.description, dict.fromkeys(parsed.labels, 1.0), text, ui=ui.PreviewText(text)
+        )
 
 
 def widget_name(category: str) -> str:
@@ -179,7 +202,8 @@ class PhysicsLabels(io.ComfyNode):
                 min=0.0,
                 max=1.0,
                 step=0.05,
-                tooltip=f"{entry.name}: {entry.criterion} ({entry.cues}). 0 leaves it to the router, 1 asks for it fully.",
+                tooltip=f"{entry.name}: {entry.criterion} ({entry.cues}). 0 leaves it to the router, 1 asks "
+                f"for it fully.",
             )
             for entry in TAXONOMY
         ]
@@ -187,17 +211,23 @@ class PhysicsLabels(io.ComfyNode):
             node_id="LatentPhysicsLabels",
             display_name="Physics Labels",
             category=CATEGORY,
-            description="Says by hand which kinds of physics a video shows, for PILA Correction. One to three are usual.",
+            description="Says by hand which kinds of physics a video shows, for PILA Correction. One to "
+            "three are usual.",
             search_aliases=["pila", "physics", "labels", "categories"],
             inputs=[
                 *sliders,
                 PhysicsLabelsType.Input(
                     "labels",
                     optional=True,
-                    tooltip="Labels to start from, for example the Prompt Parser's. A slider above 0 replaces its category.",
+                    tooltip="Labels to start from, for example the Prompt Parser's. A slider above 0 "
+                    "replaces its category.",
                 ),
             ],
-            outputs=[PhysicsLabelsType.Output(display_name="labels", tooltip="Categories and weights, for PILA Correction.")],
+            outputs=[
+                PhysicsLabelsType.Output(
+                    display_name="labels", tooltip="Categories and weights, for PILA Correction."
+                )
+            ],
         )
 
     @classmethod

@@ -1,4 +1,5 @@
-"""Toy world nodes: tiny models that sample on a laptop's CPU, and a score of how well a clip keeps its world's law."""
+"""Toy world nodes: tiny models that sample on a laptop's CPU, and a score of how well a clip keeps its
+world's law."""
 
 from __future__ import annotations
 
@@ -33,14 +34,18 @@ class LoadToyWorld(io.ComfyNode):
             node_id="LatentPhysicsLoadToyWorld",
             display_name="Load Toy World",
             category=CATEGORY,
-            description="Loads the tiny video model that comes with the pack: Wan's architecture, 64 x 64 pixels, 33 frames, "
-            "a few seconds per clip on a CPU. It draws eight small physical worlds, and gets their physics wrong often enough "
+            description="Loads the tiny video model that comes with the pack: Wan's architecture, 64 x 64 "
+            "pixels, 33 frames, "
+            "a few seconds per clip on a CPU. It draws eight small physical worlds, and gets their physics "
+            "wrong often enough "
             "to be helped.",
             search_aliases=["toy", "demo", "physics", "tiny model"],
             inputs=[],
             outputs=[
                 io.Model.Output(tooltip="The video model, for KSampler. 64 x 64 pixels, 33 frames."),
-                io.Clip.Output(tooltip="The text encoder, for CLIP Text Encode. It knows the toy worlds' few words."),
+                io.Clip.Output(
+                    tooltip="The text encoder, for CLIP Text Encode. It knows the toy worlds' few words."
+                ),
                 io.Vae.Output(tooltip="The VAE, for VAE Decode."),
             ],
         )
@@ -59,7 +64,9 @@ class LoadToyWorld(io.ComfyNode):
         from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 
         model = comfy.sd.load_diffusion_model(str(SHIPPED_FOLDER / "toy_dit.safetensors"))
-        vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(SHIPPED_FOLDER / "toy_vae.safetensors"), safe_load=True))
+        vae = comfy.sd.VAE(
+            sd=comfy.utils.load_torch_file(str(SHIPPED_FOLDER / "toy_vae.safetensors"), safe_load=True)
+        )
         clip = comfy.sd.CLIP(comfy.supported_models_base.ClipTarget(ToyTokenizer, ToyTextModel))
         return io.NodeOutput(ModelSamplingSD3().patch(model, SHIFT)[0], clip, vae)
 
@@ -67,10 +74,14 @@ class LoadToyWorld(io.ComfyNode):
 class ToyTokenizer:
     """What a CLIP asks of a tokenizer. Weights in the prompt are ignored."""
 
-    def __init__(self, embedding_directory: str | None = None, tokenizer_data: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, embedding_directory: str | None = None, tokenizer_data: dict[str, Any] | None = None
+    ) -> None:
         self.encoder = ToyTextEncoder.load(SHIPPED_FOLDER / "toy_text.safetensors")
 
-    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **options: Any) -> dict[str, list[list[tuple]]]:
+    def tokenize_with_weights(
+        self, text: str, return_word_ids: bool = False, **options: Any
+    ) -> dict[str, list[list[tuple]]]:
         ids = self.encoder.tokenise([text])[0].tolist()
         tail = (0,) if return_word_ids else ()
         return {"toy": [[(number, 1.0, *tail) for number in ids]]}
@@ -89,11 +100,15 @@ class ToyTextModel(nn.Module):
     disable_offload = True
     dtypes = (torch.float32,)
 
-    def __init__(self, dtype: torch.dtype | None = None, device: torch.device | None = None, model_options: Any = None) -> None:
+    def __init__(
+        self, dtype: torch.dtype | None = None, device: torch.device | None = None, model_options: Any = None
+    ) -> None:
         super().__init__()
         self.encoder = ToyTextEncoder.load(SHIPPED_FOLDER / "toy_text.safetensors").to(device)
 
-    def encode_token_weights(self, tokens: dict[str, list[list[tuple]]]) -> tuple[Tensor, None, dict[str, Any]]:
+    def encode_token_weights(
+        self, tokens: dict[str, list[list[tuple]]]
+    ) -> tuple[Tensor, None, dict[str, Any]]:
         device = self.encoder.position.device
         ids = torch.tensor([[pair[0] for pair in row] for row in tokens["toy"]], device=device)
         found, mask = self.encoder.encode(ids)
@@ -116,30 +131,44 @@ class LawScore(io.ComfyNode):
             node_id="LatentPhysicsLawScore",
             display_name="Law Score",
             category=CATEGORY,
-            description="Measures from pixels alone how well toy-world clips keep their law, whether what the prompt asked "
+            description="Measures from pixels alone how well toy-world clips keep their law, whether what "
+            "the prompt asked "
             "for is there, and how much moves.",
             search_aliases=["toy", "physics", "metric", "evaluate"],
             is_output_node=True,
             inputs=[
-                io.Image.Input("images", tooltip="Decoded toy-world clips, 64 x 64 pixels, one after another."),
+                io.Image.Input(
+                    "images", tooltip="Decoded toy-world clips, 64 x 64 pixels, one after another."
+                ),
                 io.Combo.Input(
                     "world",
                     options=[FROM_PROMPT, *WORLDS],
                     tooltip="Which law to hold the clips to; by default the one whose words the prompt uses.",
                 ),
-                io.String.Input("prompt", default="", multiline=True, tooltip="The prompt the clips were made from."),
+                io.String.Input(
+                    "prompt", default="", multiline=True, tooltip="The prompt the clips were made from."
+                ),
                 io.Int.Input(
-                    "frames", default=33, min=12, max=4096, tooltip="Frames per clip, where several clips follow one another."
+                    "frames",
+                    default=33,
+                    min=12,
+                    max=4096,
+                    tooltip="Frames per clip, where several clips follow one another.",
                 ),
             ],
             outputs=[
                 io.Float.Output(
-                    display_name="law", tooltip="Mean law score: 1 like real clips of the world, 0 like shuffled frames."
+                    display_name="law",
+                    tooltip="Mean law score: 1 like real clips of the world, 0 like shuffled frames.",
                 ),
                 io.Float.Output(
-                    display_name="adherence", tooltip="Mean adherence: 1 where scenery, colours and sizes are as asked."
+                    display_name="adherence",
+                    tooltip="Mean adherence: 1 where scenery, colours and sizes are as asked.",
                 ),
-                io.Float.Output(display_name="dynamic_degree", tooltip="Mean motion over that of real clips; 0 is a still."),
+                io.Float.Output(
+                    display_name="dynamic_degree",
+                    tooltip="Mean motion over that of real clips; 0 is a still.",
+                ),
                 io.Image.Output(display_name="plot", tooltip="The three scores of every clip."),
                 io.String.Output(display_name="table", tooltip="The scores of every clip as JSON."),
             ],
@@ -150,7 +179,8 @@ class LawScore(io.ComfyNode):
         name = _world(world, prompt)
         if len(images) % frames:
             raise ValueError(
-                f"{len(images)} images are no whole number of clips of {frames} frames; set frames to a clip's length."
+                f"{len(images)} images are no whole number of clips of {frames} frames; set frames to a "
+                f"clip's length."
             )
         clips = images[..., :3].reshape(-1, frames, *images.shape[1:3], 3).movedim(-1, 1)
         scores = evaluate(clips, name, [prompt] * len(clips))
@@ -166,7 +196,8 @@ def _world(world: str, prompt: str) -> str:
     found = understand(prompt).world
     if found is None:
         raise ValueError(
-            f"the prompt {prompt!r} uses no toy world's words: choose the world, or use words such as ball, spring, dye."
+            f"the prompt {prompt!r} uses no toy world's words: choose the world, or use words such as ball, "
+            f"spring, dye."
         )
     return found
 
@@ -178,13 +209,20 @@ def _panels(scores: Scores) -> list[figures.Panel]:
         figures.Curve(label=f"{label} (mean {values.mean():.2f})", x=list(range(count)), y=values.tolist())
         for label, values in curves.items()
     ]
-    return [figures.Panel(title="scores (1 = like real clips)", x_label="clip", x_range=(-0.5, count - 0.5), curves=lines)]
+    return [
+        figures.Panel(
+            title="scores (1 = like real clips)", x_label="clip", x_range=(-0.5, count - 0.5), curves=lines
+        )
+    ]
 
 
 def _table(name: str, scores: Scores) -> str:
     columns = {"law": scores.law, "adherence": scores.adherence, "dynamic_degree": scores.dynamic_degree}
     return json.dumps(
-        {"world": name, **{label: [round(value, 4) for value in values.tolist()] for label, values in columns.items()}}
+        {
+            "world": name,
+            **{label: [round(value, 4) for value in values.tolist()] for label, values in columns.items()},
+        }
     )
 
 

@@ -1,5 +1,5 @@
-"""Train Motion Predictor: latents on a wire, or a folder of videos, become a predictor on a wire, and a file that Load Motion
-Predictor lists."""
+"""Train Motion Predictor: latents on a wire, or a folder of videos, become a predictor on a wire, and a file
+that Load Motion Predictor lists."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 SPACES = ["toy", *patching.LATENT_SPACES.values()]
 
 UNWIRED: Any = object()
-"""An input that no wire comes to, where ComfyUI checks a graph: it hands None over for one whose wire is still to be computed."""
+"""An input that no wire comes to, where ComfyUI checks a graph: it hands None over for one whose wire is
+still to be computed."""
 
 
 class TrainMotionPredictor(io.ComfyNode):
@@ -43,7 +44,8 @@ class TrainMotionPredictor(io.ComfyNode):
             node_id="LatentPhysicsTrainMotionPredictor",
             display_name="Train Motion Predictor",
             category=CATEGORY,
-            description="Trains the network that LaMo Guidance steers with, on the clips of a LATENT or of a folder of "
+            description="Trains the network that LaMo Guidance steers with, on the clips of a LATENT or of "
+            "a folder of "
             "videos, and saves it where Load Motion Predictor finds it. The same training as the command "
             "`latent-physics predictor`.",
             search_aliases=["lamo", "physics", "training", "motion prior", "motion field"],
@@ -52,29 +54,35 @@ class TrainMotionPredictor(io.ComfyNode):
                 io.Latent.Input(
                     "latent",
                     optional=True,
-                    tooltip="Video clips to learn from, as one batch: encoded videos, joined with Latent Batch, or a sampler's "
-                    "output. All of one size. With one clip only, none can be held out for measuring. Instead of it, choose a "
+                    tooltip="Video clips to learn from, as one batch: encoded videos, joined with Latent "
+                    "Batch, or a sampler's "
+                    "output. All of one size. With one clip only, none can be held out for measuring. "
+                    "Instead of it, choose a "
                     "folder.",
                 ),
                 io.Combo.Input(
                     "latent_space",
                     options=SPACES,
                     default="toy",
-                    tooltip="Which VAE the latent comes from. A LATENT does not say it, and a predictor fits one space only. "
+                    tooltip="Which VAE the latent comes from. A LATENT does not say it, and a predictor "
+                    "fits one space only. "
                     "wan2.1 is that of Wan 2.1 and Wan 2.2 14B.",
                 ),
                 io.String.Input(
                     "name",
                     default="my_predictor",
-                    tooltip="File name in models/latent_physics, without a folder. An existing file is never replaced: a number "
+                    tooltip="File name in models/latent_physics, without a folder. An existing file is "
+                    "never replaced: a number "
                     "is added. Empty: nothing is saved, the predictor is only put out.",
                 ),
                 io.Combo.Input(
                     "recipe",
                     options=["toy", "full", "quick"],
                     default="toy",
-                    tooltip="toy: 0.5M parameters, for small latents on a CPU. full: 10.8M parameters, the paper's size, for a "
-                    "real model's latents on a GPU. quick: 2.2M parameters, minutes on a GPU and at most 2.4 GiB at 832 x 480: "
+                    tooltip="toy: 0.5M parameters, for small latents on a CPU. full: 10.8M parameters, the "
+                    "paper's size, for a "
+                    "real model's latents on a GPU. quick: 2.2M parameters, minutes on a GPU and at most "
+                    "2.4 GiB at 832 x 480: "
                     "a first predictor to try with.",
                 ),
                 io.Int.Input(
@@ -82,11 +90,16 @@ class TrainMotionPredictor(io.ComfyNode):
                     default=1,
                     min=1,
                     max=2,
-                    tooltip="1: predicts from one frame, as in the paper. 2: from one frame and the last change, which says "
+                    tooltip="1: predicts from one frame, as in the paper. 2: from one frame and the last "
+                    "change, which says "
                     "which way things go.",
                 ),
                 io.Int.Input(
-                    "lag", default=2, min=1, max=16, tooltip="How many latent frames ahead it predicts. 2 is the paper's value."
+                    "lag",
+                    default=2,
+                    min=1,
+                    max=16,
+                    tooltip="How many latent frames ahead it predicts. 2 is the paper's value.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -115,24 +128,28 @@ class TrainMotionPredictor(io.ComfyNode):
                     default=0,
                     min=0,
                     max=4096,
-                    tooltip="Frame pairs per step. 0 uses the recipe's: 32 for toy, 16 for others. Lower it if memory is short.",
+                    tooltip="Frame pairs per step. 0 uses the recipe's: 32 for toy, 16 for others. Lower it "
+                    "if memory is short.",
                     advanced=True,
                 ),
                 io.Conditioning.Input(
                     "positive",
                     optional=True,
-                    tooltip="The clips' prompts: one for all, or as many as clips, joined with Conditioning (Combine). Without "
+                    tooltip="The clips' prompts: one for all, or as many as clips, joined with Conditioning "
+                    "(Combine). Without "
                     "it the predictor does not look at prompts. With a folder: one for all of its videos.",
                 ),
                 io.Vae.Input(
                     "vae",
                     optional=True,
-                    tooltip="Encodes the folder's videos; it has to be that of latent_space. Not needed for a LATENT.",
+                    tooltip="Encodes the folder's videos; it has to be that of latent_space. Not needed for "
+                    "a LATENT.",
                 ),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="Reads the folder's captions: a .txt of the video's name beside it, else its file name. Without it, "
+                    tooltip="Reads the folder's captions: a .txt of the video's name beside it, else its "
+                    "file name. Without it, "
                     "and without positive, the predictor does not look at prompts.",
                 ),
                 io.Combo.Input(
@@ -140,8 +157,10 @@ class TrainMotionPredictor(io.ComfyNode):
                     options=video_folder.list_folders(),
                     default=video_folder.NONE,
                     optional=True,
-                    tooltip="Instead of a LATENT: a folder inside ComfyUI's input folder, with videos, animations, or folders of "
-                    "frames at any depth. Needs a VAE. Press R after adding one. Clips that are broken or too short are "
+                    tooltip="Instead of a LATENT: a folder inside ComfyUI's input folder, with videos, "
+                    "animations, or folders of "
+                    "frames at any depth. Needs a VAE. Press R after adding one. Clips that are broken or "
+                    "too short are "
                     "skipped, and named in info.",
                 ),
                 io.Int.Input(
@@ -151,7 +170,8 @@ class TrainMotionPredictor(io.ComfyNode):
                     max=4096,
                     step=16,
                     optional=True,
-                    tooltip="Pixels to which the folder's videos are cropped and resized. 0 uses what is usual: 64 for toy, 720 "
+                    tooltip="Pixels to which the folder's videos are cropped and resized. 0 uses what is "
+                    "usual: 64 for toy, 720 "
                     "for CogVideoX, 832 for Wan and others.",
                     advanced=True,
                 ),
@@ -171,7 +191,8 @@ class TrainMotionPredictor(io.ComfyNode):
                     min=0,
                     max=4097,
                     optional=True,
-                    tooltip="Frames taken of each video of the folder, from its start: a multiple of 4 plus 1. 0 uses what is "
+                    tooltip="Frames taken of each video of the folder, from its start: a multiple of 4 plus "
+                    "1. 0 uses what is "
                     "usual: 33 for toy, 49 for CogVideoX, 81 for Wan and others. Shorter videos are skipped.",
                     advanced=True,
                 ),
@@ -182,26 +203,36 @@ class TrainMotionPredictor(io.ComfyNode):
                     max=1000.0,
                     step=1.0,
                     optional=True,
-                    tooltip="Frames of faster videos are dropped down to this many per second; none are doubled. 0 uses the "
-                    "model's own rate: 8 for CogVideoX, 16 for Wan 2.1, 24 to 30 for others, all frames for toy. 1000 keeps all.",
+                    tooltip="Frames of faster videos are dropped down to this many per second; none are "
+                    "doubled. 0 uses the "
+                    "model's own rate: 8 for CogVideoX, 16 for Wan 2.1, 24 to 30 for others, all frames for "
+                    "toy. 1000 keeps all.",
                     advanced=True,
                 ),
             ],
             outputs=[
                 MotionPredictorType.Output(
-                    display_name="predictor", tooltip="The trained network, for LaMo Guidance and Motion Field Heatmap."
+                    display_name="predictor",
+                    tooltip="The trained network, for LaMo Guidance and Motion Field Heatmap.",
                 ),
                 io.Image.Output(
                     display_name="plot",
-                    tooltip="The loss per step, and how much of the change in the held-out clips stays unexplained.",
+                    tooltip="The loss per step, and how much of the change in the held-out clips stays "
+                    "unexplained.",
                 ),
-                io.String.Output(display_name="info", tooltip="Where it was saved, how long it took, how good it is."),
+                io.String.Output(
+                    display_name="info", tooltip="Where it was saved, how long it took, how good it is."
+                ),
             ],
         )
 
     @classmethod
     def validate_inputs(
-        cls, name: str | None = None, folder: str | None = video_folder.NONE, latent: Any = UNWIRED, vae: Any = UNWIRED
+        cls,
+        name: str | None = None,
+        folder: str | None = video_folder.NONE,
+        latent: Any = UNWIRED,
+        vae: Any = UNWIRED,
     ) -> bool | str:
         try:
             check_name(name or "")
@@ -242,12 +273,16 @@ class TrainMotionPredictor(io.ComfyNode):
         check_name(name)
         check_source(latent is not None, folder, vae is not None)
         check_place(name)
-        with tempfile.TemporaryDirectory(prefix="latent_physics_", dir=temp_directory(), ignore_cleanup_errors=True) as scratch:
+        with tempfile.TemporaryDirectory(
+            prefix="latent_physics_", dir=temp_directory(), ignore_cleanup_errors=True
+        ) as scratch:
             if latent is not None:
                 clips, skipped = clips_of_latent(latent, latent_space, positive), []
             else:
                 cut = video_folder.Cut(width=width, height=height, frames=frames, fps=fps)
-                clips, skipped = clips_of_folder(folder, latent_space, vae, clip, positive, cut, Path(scratch))
+                clips, skipped = clips_of_folder(
+                    folder, latent_space, vae, clip, positive, cut, Path(scratch)
+                )
             prompted = bool(positive) or (latent is None and clip is not None)
             device = comfy.model_management.get_torch_device()
             config = dataclasses.replace(
@@ -272,20 +307,29 @@ class TrainMotionPredictor(io.ComfyNode):
         times = {"fps": rate, "seconds_per_latent_frame": seconds_per_latent_frame(latent_space, rate)}
         predictor, kept = keep(name, network, latent_space, lag, {**training.recipe(), **times})
         image = figures.plot(curves(training), title=f"{latent_space}, {training.step} steps")
-        return io.NodeOutput(predictor, image, summary(training, kept, skipped), ui=figures.preview_image(image, cls))
+        return io.NodeOutput(
+            predictor, image, summary(training, kept, skipped), ui=figures.preview_image(image, cls)
+        )
 
 
 def check_source(latent: bool, folder: str, vae: bool) -> None:
-    """Raises ValueError unless there is exactly one thing to learn from, a LATENT or a folder that may be read and a VAE."""
+    """Raises ValueError unless there is exactly one thing to learn from, a LATENT or a folder that may be
+    read and a VAE."""
     chosen = video_folder.is_chosen(folder)
     if latent and chosen:
-        raise ValueError(f"there are two things to learn from: unwire the latent, or set folder to {video_folder.NONE}.")
+        raise ValueError(
+            f"there are two things to learn from: unwire the latent, or set folder to {video_folder.NONE}."
+        )
     if not latent and not chosen:
-        raise ValueError("there is nothing to learn from: wire a latent, or choose a folder of videos and wire a vae.")
+        raise ValueError(
+            "there is nothing to learn from: wire a latent, or choose a folder of videos and wire a vae."
+        )
     if chosen:
         video_folder.find_folder(folder)
         if not vae:
-            raise ValueError(f"the videos in {folder!r} have to be encoded: wire the vae of the chosen latent space.")
+            raise ValueError(
+                f"the videos in {folder!r} have to be encoded: wire the vae of the chosen latent space."
+            )
 
 
 def temp_directory() -> str:
@@ -306,14 +350,19 @@ def train(training: PredictorTraining) -> None:
 
 
 def forget_prompts(network: MotionFieldPredictor) -> None:
-    """Makes a predictor that never saw a prompt ignore prompts; otherwise they would act through untrained weights."""
+    """Makes a predictor that never saw a prompt ignore prompts; otherwise they would act through untrained
+    weights."""
     network.prompted = False
 
 
-def keep(name: str, network: MotionFieldPredictor, space: str, lag: int, recipe: dict[str, Any]) -> tuple[MotionPredictor, str]:
-    """(what travels on the wire, a line about the file). It is what Load Motion Predictor would make of the file.
+def keep(
+    name: str, network: MotionFieldPredictor, space: str, lag: int, recipe: dict[str, Any]
+) -> tuple[MotionPredictor, str]:
+    """(what travels on the wire, a line about the file). It is what Load Motion Predictor would make of the
+    file.
 
-    Where the file cannot be written after all, the line says so, and the predictor is on the wire nevertheless.
+    Where the file cannot be written after all, the line says so, and the predictor is on the wire
+    nevertheless.
     """
     state = {key: value.detach().float().cpu() for key, value in network.state_dict().items()}
     info = predictor_info(network, space, lag, recipe)

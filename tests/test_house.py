@@ -1,4 +1,5 @@
-"""The order of the house: who may import whom, what is declared where, and that the tree works without being installed."""
+"""The order of the house: who may import whom, what is declared where, and that the tree works without being
+installed."""
 
 from __future__ import annotations
 
@@ -32,9 +33,11 @@ MAY_IMPORT = {
     "training": {"training", "evaluation", "encoders", "toyworld", "methods", "kernels"},
     "nodes": {"nodes", "encoders", "toyworld", "methods", "kernels"},
 }
-# Inside a function only: a node that trains, or looks through a teacher's eyes, calls the code that the commands call.
+# Inside a function only: a node that trains, or looks through a teacher's eyes, calls the code that the
+# commands call.
 MAY_IMPORT_WHEN_CALLED = {"nodes": {"training"}}
-# Top-level modules that only exist inside ComfyUI. `nodes` and `utils` are among them, which is why ours are imported relatively.
+# Top-level modules that only exist inside ComfyUI. `nodes` and `utils` are among them, which is why ours are
+# imported relatively.
 OF_COMFYUI = {
     "app",
     "comfy",
@@ -50,7 +53,18 @@ OF_COMFYUI = {
     "server",
     "utils",
 }
-HEAVY = {"accelerate", "av", "diffusers", "imageio", "matplotlib", "openai", "peft", "pydantic", "tensorboard", "transformers"}
+HEAVY = {
+    "accelerate",
+    "av",
+    "diffusers",
+    "imageio",
+    "matplotlib",
+    "openai",
+    "peft",
+    "pydantic",
+    "tensorboard",
+    "transformers",
+}
 TOY_LIMIT, ENCODER_LIMIT = 16_000_000, 8_000_000
 
 
@@ -110,7 +124,9 @@ def direct_children(node: ast.stmt) -> list[ast.stmt]:
 def test_imports_go_one_way(room: str) -> None:
     wrong = []
     for path in modules(room):
-        with_the_module = {node.lineno for node in at_import(parse(path)) if isinstance(node, ast.Import | ast.ImportFrom)}
+        with_the_module = {
+            node.lineno for node in at_import(parse(path)) if isinstance(node, ast.Import | ast.ImportFrom)
+        }
         for node, name in imports(path):
             parts = name.split(".")
             if parts[0] == "<pack>":
@@ -125,10 +141,12 @@ def test_imports_go_one_way(room: str) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-# -- inside the rooms ------------------------------------------------------------------------------------------------
+# -- inside the rooms ----------------------------------------------------------------------------------------
+
 
 def test_no_files_import_one_another_in_a_circle() -> None:
-    """Neither openly nor hidden in a function: a circle has no part that can be read, tested or changed by itself."""
+    """Neither openly nor hidden in a function: a circle has no part that can be read, tested or changed by
+    itself."""
     files = [*modules(*MAY_IMPORT, "devtools", "benchmarks"), ROOT / "dev.py", ROOT / "__init__.py"]
     graph = {path: files_used(ROOT, path) for path in files}
     assert sum(len(used) for used in graph.values()) > 500, "the search for imports finds too few"
@@ -146,8 +164,10 @@ def test_the_search_for_imports_finds_modules_packages_and_handed_on_names(tmp_p
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / f"{name}.py").touch()
     (tmp_path / "a" / "b.py").write_text(
-        "from typing import TYPE_CHECKING\nfrom . import c\nfrom .c.d import x\nfrom .c import y\nfrom .. import f\n"
-        "import latent_physics.e\nif TYPE_CHECKING:\n    from .. import g\ndef late():\n    from .. import e\n"
+        "from typing import TYPE_CHECKING\nfrom . import c\nfrom .c.d import x\nfrom .c import y\nfrom .. "
+        "import f\n"
+        "import latent_physics.e\nif TYPE_CHECKING:\n    from .. import g\ndef late():\n    from .. import "
+        "e\n"
     )
     found = {path.relative_to(tmp_path).as_posix() for path in files_used(tmp_path, tmp_path / "a" / "b.py")}
     assert found == {"a/c/__init__.py", "a/c/d.py", "f.py", "e.py"}
@@ -156,11 +176,14 @@ def test_the_search_for_imports_finds_modules_packages_and_handed_on_names(tmp_p
 def test_the_picture_of_the_house_is_drawn_from_its_imports() -> None:
     drawn = architecture.draw(architecture.reduced(architecture.arrows()))
     assert architecture.PICTURE.read_text(encoding="utf-8") == drawn, "run `python -m devtools.architecture`"
-    assert f"({architecture.PICTURE.relative_to(ROOT / 'docs').as_posix()})" in (ROOT / "docs" / "architecture.md").read_text()
+    assert (
+        f"({architecture.PICTURE.relative_to(ROOT / 'docs').as_posix()})"
+        in (ROOT / "docs" / "architecture.md").read_text()
+    )
 
 
-# From the ground up, the floors of a room: a file imports from its own floor or from those below. "x/" is a folder,
-# "" the rest of the room.
+# From the ground up, the floors of a room: a file imports from its own floor or from those below. "x/" is a
+# folder, "" the rest of the room.
 FLOORS = {
     "kernels": [
         ["autograd.py", "matmul.py", "drift.py", "relational/features.py", "relational/tiles.py"],
@@ -194,7 +217,12 @@ FLOORS = {
         ["plan.py", "graph.py", "comfy.py"],
         ["arms.py", "scoring.py"],
         ["benchmarks/base.py", "scorers.py"],
-        ["benchmarks/videophy.py", "benchmarks/vbench.py", "benchmarks/physics_iq.py", "benchmarks/phygenbench.py"],
+        [
+            "benchmarks/videophy.py",
+            "benchmarks/vbench.py",
+            "benchmarks/physics_iq.py",
+            "benchmarks/phygenbench.py",
+        ],
         ["benchmarks/videophy2.py", "benchmarks/vbench2.py", "benchmarks/own.py"],
         ["benchmarks/__init__.py"],
         ["views.py", "sources.py", "measures.py", "table.py", "doctor.py"],
@@ -262,7 +290,11 @@ def test_nothing_heavy_is_imported_with_the_pack(room: str) -> None:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:
                 names = [node.module]
-            wrong += [f"{name_of(path)}:{node.lineno} imports {name}" for name in names if name.split(".")[0] in HEAVY]
+            wrong += [
+                f"{name_of(path)}:{node.lineno} imports {name}"
+                for name in names
+                if name.split(".")[0] in HEAVY
+            ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -283,7 +315,17 @@ def test_no_file_edits_the_path_to_find_another() -> None:
     assert found == MAY_EDIT_THE_PATH
 
 
-FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "os.system", "yaml.load", "numpy.load", "np.load"}
+FORBIDDEN_CALLS = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "torch.load",
+    "os.system",
+    "yaml.load",
+    "numpy.load",
+    "np.load",
+}
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "marshal", "shelve", "joblib"}
 
 
@@ -299,7 +341,11 @@ def unsafe(tree: ast.Module) -> Iterator[tuple[int, str]]:
                 ):
                     yield node.lineno, keyword.arg
         elif isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names if alias.name.split(".")[0] in FORBIDDEN_MODULES)
+            yield from (
+                (node.lineno, alias.name)
+                for alias in node.names
+                if alias.name.split(".")[0] in FORBIDDEN_MODULES
+            )
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FORBIDDEN_MODULES:
             yield node.lineno, node.module
 
@@ -311,7 +357,14 @@ def test_no_data_is_run_as_code() -> None:
 
 
 def test_the_search_for_unsafe_code_finds_it() -> None:
-    lines = ["import pickle", "eval(a)", "torch.load(a)", "net.eval()", "f(shell=False)", "f(shell=True, trust_remote_code=a)"]
+    lines = [
+        "import pickle",
+        "eval(a)",
+        "torch.load(a)",
+        "net.eval()",
+        "f(shell=False)",
+        "f(shell=True, trust_remote_code=a)",
+    ]
     found = sorted(unsafe(ast.parse("\n".join(lines))))
     assert found == [(1, "pickle"), (2, "eval"), (3, "torch.load"), (6, "shell"), (6, "trust_remote_code")]
 
@@ -353,16 +406,29 @@ def test_every_package_is_listed(project: dict) -> None:
 
 
 def test_a_wheel_holds_what_the_pack_needs_and_its_commands_run(tmp_path: Path) -> None:
-    """`pip install .`: weights, recipes, help, texts and workflows come along, and `latent-physics --help` answers."""
+    """`pip install .`: weights, recipes, help, texts and workflows come along, and `latent-physics --help`
+    answers."""
     left_out = shutil.ignore_patterns(".*", "build", "*.egg-info", "output", "runs", "tests", "__pycache__")
     source, folder = tmp_path / "source", tmp_path / "installed"
     shutil.copytree(ROOT, source, ignore=left_out)
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(source)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        str(source),
+    ]
     made = subprocess.run(command, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        (metadata,) = [archive.read(name).decode() for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        (metadata,) = [
+            archive.read(name).decode() for name in archive.namelist() if name.endswith(".dist-info/METADATA")
+        ]
         held = {name.removeprefix("latent_physics/") for name in archive.namelist()}
         archive.extractall(folder)
     assert {"License-Expression: Apache-2.0", "License-File: LICENSE"} <= set(metadata.splitlines())
@@ -391,18 +457,26 @@ def test_constraints_pin_what_the_pack_asks_for(project: dict) -> None:
 
 
 def test_shipped_weights_are_small_and_safetensors() -> None:
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True).stdout.split("\0")
-    files = [ROOT / name for name in tracked if name] or [path for room in MAY_IMPORT for path in (ROOT / room).rglob("*")]
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split("\0")
+    files = [ROOT / name for name in tracked if name] or [
+        path for room in MAY_IMPORT for path in (ROOT / room).rglob("*")
+    ]
     weights = [path for path in files if path.suffix == ".safetensors" and path.is_file()]
     encoders = [path for path in weights if path.stem in ("toy_videomae", "toy_vjepa2")]
     assert sum(path.stat().st_size for path in encoders) <= ENCODER_LIMIT
     assert sum(path.stat().st_size for path in weights if path not in encoders) <= TOY_LIMIT
-    assert not [path for path in files if path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".npy", ".npz")]
+    assert not [
+        path for path in files if path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".npy", ".npz")
+    ]
 
 
 def node_ids() -> set[str]:
     """The ids of all nodes, read from the source: no ComfyUI is needed."""
-    calls = (node for path in modules("nodes") for node in ast.walk(parse(path)) if isinstance(node, ast.Call))
+    calls = (
+        node for path in modules("nodes") for node in ast.walk(parse(path)) if isinstance(node, ast.Call)
+    )
     values = (keyword.value for call in calls for keyword in call.keywords if keyword.arg == "node_id")
     return {value.value for value in values if isinstance(value, ast.Constant)}
 
@@ -415,7 +489,9 @@ def test_every_node_has_help_and_texts() -> None:
     for locale in (ROOT / "locales").iterdir():
         texts = json.loads((locale / "nodeDefs.json").read_text(encoding="utf-8"))
         assert set(texts) == nodes, locale.name
-        assert all(text.get("display_name") and text.get("description") for text in texts.values()), locale.name
+        assert all(text.get("display_name") and text.get("description") for text in texts.values()), (
+            locale.name
+        )
     english = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert not [text["display_name"] for text in english.values() if text["display_name"] not in readme]
@@ -426,7 +502,9 @@ def test_every_workflow_has_a_thumbnail_and_an_api_twin() -> None:
     assert shown
     assert {path.stem for path in (ROOT / "workflows").glob("*.jpg")} == shown
     assert {path.stem for path in (ROOT / "workflows" / "api").glob("*.json")} == shown
-    listed = re.findall(r"^\| \[(\w[\w.]*)\]", (ROOT / "docs" / "workflows.md").read_text(encoding="utf-8"), flags=re.M)
+    listed = re.findall(
+        r"^\| \[(\w[\w.]*)\]", (ROOT / "docs" / "workflows.md").read_text(encoding="utf-8"), flags=re.M
+    )
     assert sorted(listed) == sorted(shown)
 
 
@@ -439,7 +517,10 @@ def test_every_node_of_a_workflow_names_its_pack(project: dict) -> None:
                 continue
             said = {key: node["properties"].get(key) for key in ours}
             of_the_pack = node["type"].startswith("LatentPhysics")
-            assert (said == ours) if of_the_pack else said["cnr_id"] == "comfy-core", (path.name, node["type"])
+            assert (said == ours) if of_the_pack else said["cnr_id"] == "comfy-core", (
+                path.name,
+                node["type"],
+            )
 
 
 def test_links_between_documents_lead_somewhere() -> None:
@@ -453,7 +534,8 @@ def test_links_between_documents_lead_somewhere() -> None:
 
 
 def run_bare(source: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs Python with the installed packages but without what an editable install put there: `-S` reads no .pth file."""
+    """Runs Python with the installed packages but without what an editable install put there: `-S` reads no
+    .pth file."""
     start = f"import sys; sys.path.append({sysconfig.get_paths()['purelib']!r}); "
     command = [sys.executable, "-E", "-s", "-S", "-c", start + source, *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
@@ -473,7 +555,10 @@ spec.loader.exec_module(module)
 
 def test_pack_is_importable_under_any_name_without_comfyui(tmp_path: Path) -> None:
     """As ComfyUI does it: under the folder's absolute path, and not from sys.path."""
-    source = IMPORT_UNDER_ANOTHER_NAME + "print(module.WEB_DIRECTORY, module.comfy_entrypoint.__name__, len(sys.modules))"
+    source = (
+        IMPORT_UNDER_ANOTHER_NAME
+        + "print(module.WEB_DIRECTORY, module.comfy_entrypoint.__name__, len(sys.modules))"
+    )
     result = run_bare(source, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split()[:2] == ["./web", "comfy_entrypoint"]
@@ -487,7 +572,8 @@ def test_every_room_but_nodes_imports_without_comfyui_and_installation(tmp_path:
         "    for path in sorted((root / room).rglob('*.py')):\n"
         "        parts = path.relative_to(root).with_suffix('').parts\n"
         "        if parts[-1] != '__main__':\n"
-        "            importlib.import_module('.'.join([name, *(part for part in parts if part != '__init__')]))\n"
+        "            importlib.import_module('.'.join([name, *(part for part in parts if part != "
+        "'__init__')]))\n"
         f"heavy = {sorted(HEAVY | {'comfy', 'latent_physics'})!r}\n"
         "print([module for module in heavy if module in sys.modules])\n"
     )
@@ -504,7 +590,9 @@ def run_training(*arguments: str, cwd: Path, before: str = "") -> subprocess.Com
 def test_a_missing_package_is_one_sentence(tmp_path: Path) -> None:
     result = run_training("cache", "--help", cwd=tmp_path, before="sys.modules['torch'] = None; ")
     assert result.returncode == 1
-    expected = "error: latent-physics cache needs torch, which is not installed: install it for your hardware first."
+    expected = (
+        "error: latent-physics cache needs torch, which is not installed: install it for your hardware first."
+    )
     assert result.stderr.strip() == expected
 
 

@@ -1,4 +1,5 @@
-"""What the ComfyUI registry asks of a pack: its own checks pass, its zip is small, and no console chokes on a source file."""
+"""What the ComfyUI registry asks of a pack: its own checks pass, its zip is small, and no console chokes on a
+source file."""
 
 from __future__ import annotations
 
@@ -39,7 +40,12 @@ def run_tool(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProce
     assert tool.exists(), f"{tool} is missing: python3 dev.py test installs it"
     quiet = {"DO_NOT_TRACK": "1", "HOME": str(cwd / "home"), "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
     return subprocess.run(
-        [str(tool), *arguments], cwd=cwd, env={**os.environ, **quiet}, capture_output=True, text=True, timeout=300
+        [str(tool), *arguments],
+        cwd=cwd,
+        env={**os.environ, **quiet},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -66,7 +72,9 @@ def test_sources_are_readable_on_every_console() -> None:
                 try:
                     line.encode("cp1252")
                 except UnicodeEncodeError as error:
-                    wrong.append(f"{name}:{number} {line[error.start]!r} is not in cp1252: write it as an escape")
+                    wrong.append(
+                        f"{name}:{number} {line[error.start]!r} is not in cp1252: write it as an escape"
+                    )
     assert not wrong, "\n".join(wrong)
 
 
@@ -76,14 +84,17 @@ def test_the_registrys_validation_passes(clone: Path) -> None:
 
 
 def test_comfy_tests_lint_finds_nothing_where_comfyui_is_known(clone: Path) -> None:
-    """It asks for ComfyUI's own layers and devices. The other rooms are plain torch and must not know ComfyUI at all."""
+    """It asks for ComfyUI's own layers and devices. The other rooms are plain torch and must not know ComfyUI
+    at all."""
     found = json.loads(run_tool("comfy-test", "lint", "--json", ".", cwd=clone).stdout)
     assert found["results"]["javascript"]["passed"]
     syntax = found["results"]["syntax"]
     assert syntax["passed"] or syntax["error"].startswith("Forbidden patterns"), syntax
     places = re.findall(r"^(\S+\.py):$", syntax.get("details") or "", flags=re.M)
     assert not [place for place in places if place.split("/")[0] not in PLAIN_TORCH], places
-    assert "get_torch_device" not in (syntax.get("details") or ""), "a device is named where ComfyUI chooses it"
+    assert "get_torch_device" not in (syntax.get("details") or ""), (
+        "a device is named where ComfyUI chooses it"
+    )
 
 
 def test_the_registrys_zip_holds_the_pack_and_not_its_proof(clone: Path) -> None:

@@ -43,15 +43,17 @@ def things(clip: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def places(clip: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """(opacity `T K H W` of every palette colour, centroid `T K 2` as x and y in pixels, nan where the colour is absent)."""
+    """(opacity `T K H W` of every palette colour, centroid `T K 2` as x and y in pixels, nan where the colour
+    is absent)."""
     opacity = world_of(clip).unmix(clip.movedim(1, 0).float().cpu().numpy())
     mass, x, y = moments(opacity)
     return opacity, np.stack([np.where(mass > LEAST, x, np.nan), np.where(mass > LEAST, y, np.nan)], axis=-1)
 
 
 def thing_flow(clip: Tensor, step: int, size: tuple[int, int]) -> Tensor:
-    """The things' own motion as optical flow, `2 n h w` in pixels of `size`: from frame `step * i` to frame `step * (i + 1)` each
-    place moves as the thing does that covers it (by its opacity), and the background stands still.
+    """The things' own motion as optical flow, `2 n h w` in pixels of `size`: from frame `step * i` to frame
+    `step * (i + 1)` each place moves as the thing does that covers it (by its opacity), and the background
+    stands still.
 
     clip: `3 T H W` in [0, 1]. Exact where things keep their shape, without a network that guesses.
     """
@@ -59,7 +61,9 @@ def thing_flow(clip: Tensor, step: int, size: tuple[int, int]) -> Tensor:
     moved = torch.from_numpy(np.nan_to_num(place[1:] - place[:-1])).float()
     flow = torch.einsum("nkhw,nkc->nchw", torch.from_numpy(opacity[:-1]), moved)
     scale = flow.new_tensor([size[1] / flow.shape[3], size[0] / flow.shape[2]])[:, None, None]
-    flow = functional.interpolate(flow, size=size, mode="bilinear", antialias=True, align_corners=False) * scale
+    flow = (
+        functional.interpolate(flow, size=size, mode="bilinear", antialias=True, align_corners=False) * scale
+    )
     return flow.movedim(1, 0)
 
 

@@ -29,7 +29,9 @@ def import_package() -> None:
     """Makes `latent_physics` importable from the clone this file lies in, where it is not installed."""
     if importlib.util.find_spec("latent_physics") is not None:
         return
-    spec = importlib.util.spec_from_file_location("latent_physics", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    spec = importlib.util.spec_from_file_location(
+        "latent_physics", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules["latent_physics"] = module
     spec.loader.exec_module(module)
@@ -56,7 +58,10 @@ def main(argv: list[str] | None = None) -> int:
         if error.name is None or error.name.startswith("latent_physics"):
             raise
         how = "install it for your hardware first" if error.name == "torch" else "pip install -e '.[train]'"
-        print(f"error: latent-physics {args.command} needs {error.name}, which is not installed: {how}.", file=sys.stderr)
+        print(
+            f"error: latent-physics {args.command} needs {error.name}, which is not installed: {how}.",
+            file=sys.stderr,
+        )
         return 1
     return module.main(args.rest) or 0
 

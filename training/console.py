@@ -1,4 +1,5 @@
-"""What every training run keeps in its folder and shows on the screen: log, curves, checkpoints, progress, a clean stop."""
+"""What every training run keeps in its folder and shows on the screen: log, curves, checkpoints, progress, a
+clean stop."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ class TrainingError(ValueError):
 class StopRequest:
     """Turns Ctrl-C and SIGTERM into a flag the loop looks at between steps; a second Ctrl-C stops at once.
 
-    Use as a context manager. Outside the main thread, where Python delivers no signals, it does nothing but hold the flag.
+    Use as a context manager. Outside the main thread, where Python delivers no signals, it does nothing but
+    hold the flag.
     """
 
     def __init__(self) -> None:
@@ -46,7 +48,8 @@ class StopRequest:
 
 
 class ProgressLine:
-    """One line that says how far a run is: redrawn in place on a terminal, printed every `every` seconds elsewhere."""
+    """One line that says how far a run is: redrawn in place on a terminal, printed every `every` seconds
+    elsewhere."""
 
     def __init__(self, label: str, stream: TextIO | None = None, every: float = 10.0) -> None:
         self.label = label
@@ -57,7 +60,8 @@ class ProgressLine:
         self.width = 0
 
     def show(self, fraction: float, text: str, left: float | None = None) -> None:
-        """`fraction` of the work done, in [0, 1]; `left`: seconds to go, where the caller knows better than the pace so far."""
+        """`fraction` of the work done, in [0, 1]; `left`: seconds to go, where the caller knows better than
+        the pace so far."""
         now = time.monotonic()
         if fraction < 1 and now - self.shown < (0.2 if self.tty else self.every):
             return
@@ -107,7 +111,8 @@ def saving(what: str, kept: str) -> Iterator[None]:
 
 
 def remove_leftovers(folder: str | os.PathLike[str], age: float = 60) -> None:
-    """Deletes the temporary files of a process that was killed while it wrote; younger than `age` seconds they may be in use."""
+    """Deletes the temporary files of a process that was killed while it wrote; younger than `age` seconds
+    they may be in use."""
     for path in Path(folder).glob(".*.tmp"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime >= age:

@@ -1,7 +1,8 @@
-"""One way for settings: limits stand in a field's annotation, and pydantic reads recipes, objectives' words and command lines.
+"""One way for settings: limits stand in a field's annotation, and pydantic reads recipes, objectives' words
+and command lines.
 
-    steps: Annotated[int, Ge(1)] = 2000
-    \"\"\"Optimiser steps.\"\"\"
+steps: Annotated[int, Ge(1)] = 2000
+\"\"\"Optimiser steps.\"\"\"
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", 
 
 
 def check(config: Any, name: Callable[[str], str] = str) -> None:
-    """Raises TrainingError for the first setting of a dataclass, nested ones too, that its annotation does not allow.
+    """Raises TrainingError for the first setting of a dataclass, nested ones too, that its annotation does
+    not allow.
 
     name: words for a setting, by its field's name.
     """
@@ -67,7 +69,8 @@ def read(values: Mapping[str, Any], config: type[Config], where: str) -> Config:
 
 
 def from_words(words: Mapping[str, str], config: type[Config], name: Callable[[str], str]) -> Config:
-    """Words as the dataclass `config`; "none" is None. Raises TrainingError as `check`, and for a word of the wrong type."""
+    """Words as the dataclass `config`; "none" is None. Raises TrainingError as `check`, and for a word of the
+    wrong type."""
     return _read(config, {key: None if word == "none" else word for key, word in words.items()}, name)
 
 
@@ -81,7 +84,11 @@ def _read(
     _know_every_key(config, values, where)
     adapter = TypeAdapter(config)
     try:
-        return adapter.validate_json(json.dumps(values), strict=True) if strict else adapter.validate_python(values)
+        return (
+            adapter.validate_json(json.dumps(values), strict=True)
+            if strict
+            else adapter.validate_python(values)
+        )
     except ValidationError as error:
         raise TrainingError(sentence(error, name)) from None
 
@@ -91,7 +98,9 @@ def _know_every_key(config: type, values: Mapping[str, Any], where: str) -> None
     known = {field.name: field for field in dataclasses.fields(config)}
     for key, value in values.items():
         if key not in known:
-            raise TrainingError(f"{where} has the key {key!r}, which is unknown; keys there are {', '.join(sorted(known))}.")
+            raise TrainingError(
+                f"{where} has the key {key!r}, which is unknown; keys there are {', '.join(sorted(known))}."
+            )
         made = known[key].default_factory
         if isinstance(value, Mapping) and dataclasses.is_dataclass(made):
             _know_every_key(made, value, f"{where}: {key}")

@@ -151,7 +151,12 @@ def arms_of(files: Sequence[Path], labels: Tensor, args: argparse.Namespace) -> 
     if args.predictor:
         predictor, info = load_predictor(args.predictor)
         guidance = MotionPriorGuidance(
-            predictor, scale=args.lamo_strength, lag=info.config["lag"], active=0.8, bound=None, window="steps"
+            predictor,
+            scale=args.lamo_strength,
+            lag=info.config["lag"],
+            active=0.8,
+            bound=None,
+            window="steps",
         )
         both = f"{names[0]} + LaMo"
         groups["LaMo"] = [Arm(title="LaMo", corrections=lambda rows: [guidance])]

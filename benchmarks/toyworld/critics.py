@@ -133,8 +133,8 @@ def column(rows: list[dict], name: str, critic: str, kind: str, world: str | Non
 
 
 def over_laws(found: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Mean of several AUCs and its error: from their own errors or, where a single scene per law gives none, from
-    how much they differ.
+    """Mean of several AUCs and its error: from their own errors or, where a single scene per law gives none,
+    from how much they differ.
     """
     values, errors = np.array(found).T
     if np.isfinite(errors).all():

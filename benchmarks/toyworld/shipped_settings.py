@@ -3,9 +3,9 @@
     python3 dev.py bench toyworld/shipped_settings           every graph in workflows/api
     python3 dev.py bench toyworld/shipped_settings --grid    4 to 50 steps, CFG 1 and 2, shift 3 to 12
 
-A graph's sampler, scheduler, steps, CFG, shift and guidance are read from the graph; model, prompts and size are
-the toy world's. Every row compares with the same clips unguided: same prompts, same noise. Needs a ComfyUI
-(dev.py puts one beside the pack).
+A graph's sampler, scheduler, steps, CFG, shift and guidance are read from the graph; model, prompts and size
+are the toy world's. Every row compares with the same clips unguided: same prompts, same noise. Needs a
+ComfyUI (dev.py puts one beside the pack).
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ class Schedule:
         return replace(self, stages=tuple(replace(stage, guidance=guidance) for stage in self.stages))
 
 
-# -- what the graphs say -----------------------------------------------------------------------------------------------------
+# -- what the graphs say -------------------------------------------------------------------------------------
 
 
 def shipped(folder: Path = ROOT / "workflows" / "api") -> list[Schedule]:
-    """The schedules of the graphs that sample a MODEL with LaMo Guidance and without other corrections of ours; graphs
-    that sample alike are one row with all their names."""
+    """The schedules of the graphs that sample a MODEL with LaMo Guidance and without other corrections of
+    ours; graphs that sample alike are one row with all their names."""
     rows: dict[str, Schedule] = {}
     for path in sorted(folder.glob("*.json")):
         found = schedule_of(path.stem, json.loads(path.read_text(encoding="utf-8")))
@@ -123,7 +123,7 @@ def followed(graph: Mapping[str, Any], wire: Any) -> Mapping[str, Any]:
     return graph[wire[0]]["inputs"] if isinstance(wire, list) else {}
 
 
-# -- sampling ----------------------------------------------------------------------------------------------------------------
+# -- sampling ------------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -131,7 +131,9 @@ def toy() -> tuple[Any, Any, Any]:
     """MODEL, CLIP and VAE of Load Toy World, on the CPU."""
     found = comfyui.find(ROOT)
     if found is None:
-        raise SystemExit("there is no ComfyUI beside the pack: run `python dev.py` once, or set COMFYUI_PATH.")
+        raise SystemExit(
+            "there is no ComfyUI beside the pack: run `python dev.py` once, or set COMFYUI_PATH."
+        )
     sys.path.append(str(found.path))
     import comfy.cli_args
 
@@ -203,16 +205,14 @@ def scores_of(schedule: Schedule, sets: Sequence[int], per_world: int, order: in
     return found
 
 
-# -- tables ------------------------------------------------------------------------------------------------------------------
+# -- tables --------------------------------------------------------------------------------------------------
 
 
 def row(schedule: Schedule, plain: Mapping[str, list[float]], guided: Mapping[str, list[float]]) -> str:
     """One line of the table: means unguided, and the paired differences with their 95 % intervals."""
     mean = " | ".join(f"{sum(plain[name]) / len(plain[name]):.3f}" for name in SCORES)
     less = " | ".join(str(paired_difference(guided[name], plain[name], plain["prompts"])) for name in SCORES)
-    return (
-        f"| {schedule.name} | {schedule.sampler}, {schedule.steps} | {schedule.cfg:g} | {schedule.shift:g} | {mean} | {less} |"
-    )
+    return f"| {schedule.name} | {schedule.sampler}, {schedule.steps} | {schedule.cfg:g} | {schedule.shift:g} | {mean} | {less} |"
 
 
 HEAD = (
@@ -224,27 +224,45 @@ HEAD = (
 def grid(share: float, start: float) -> list[Schedule]:
     """4 to 50 steps, CFG 1 and 2, shift 3 to 12, with samplers of ComfyUI's templates."""
     samplers = {4: "euler", 6: "uni_pc", 8: "res_multistep", 20: "euler", 30: "uni_pc", 50: "dpmpp_2m"}
-    cells = [(steps, cfg, shift) for steps in samplers for cfg in (1.0, 2.0) for shift in (3.0, 5.0, 8.0, 12.0)]
+    cells = [
+        (steps, cfg, shift) for steps in samplers for cfg in (1.0, 2.0) for shift in (3.0, 5.0, 8.0, 12.0)
+    ]
     guidance = {"strength": 25.0, "active": 0.8, "share": share, "start": start}
     return [
         Schedule(
-            name="grid", sampler=samplers[steps], steps=steps, cfg=cfg, shift=shift, stages=(Stage(guidance=guidance),)
+            name="grid",
+            sampler=samplers[steps],
+            steps=steps,
+            cfg=cfg,
+            shift=shift,
+            stages=(Stage(guidance=guidance),),
         )
         for steps, cfg, shift in cells
     ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--grid", action="store_true", help="the grid of schedules instead of the shipped graphs")
-    parser.add_argument("--orders", type=int, nargs="+", default=[1, 2], choices=[1, 2], help="orders of the predictor")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--grid", action="store_true", help="the grid of schedules instead of the shipped graphs"
+    )
+    parser.add_argument(
+        "--orders", type=int, nargs="+", default=[1, 2], choices=[1, 2], help="orders of the predictor"
+    )
     parser.add_argument("--sets", type=int, nargs="+", default=list(SETS), help="seed sets")
     parser.add_argument("--clips", type=int, default=2, help="clips per world and seed set")
     parser.add_argument("--share", type=float, default=0.5, help="share of the stable step, for the grid")
-    parser.add_argument("--start", type=float, default=0.9, help="noise level below which steps are guided, for the grid")
+    parser.add_argument(
+        "--start", type=float, default=0.9, help="noise level below which steps are guided, for the grid"
+    )
     args = parser.parse_args()
     for order in args.orders:
-        print(f"\npredictor of order {order}, {len(args.sets)} seed sets of {args.clips * len(WORLDS)} clips\n\n{HEAD}")
+        print(
+            f"\npredictor of order {order}, {len(args.sets)} seed sets of {args.clips * len(WORLDS)} "
+            f"clips\n\n{HEAD}"
+        )
         for schedule in grid(args.share, args.start) if args.grid else shipped():
             plain = scores_of(schedule.unguided(), args.sets, args.clips, order)
             print(row(schedule, plain, scores_of(schedule, args.sets, args.clips, order)), flush=True)

@@ -293,7 +293,8 @@ def _node(
 
 
 def origin(kind: str) -> dict[str, str]:
-    """The registry's name and version of the pack a node type belongs to: how ComfyUI finds a missing pack."""
+    """The registry's name and version of the pack a node type belongs to: how ComfyUI finds a missing
+    pack."""
     if kind.startswith(OUR_NODES):
         return {"cnr_id": REGISTRY_NAME, "ver": VERSION}
     return {"cnr_id": "comfy-core", "ver": comfyui.DEFAULT_VERSION}

@@ -124,9 +124,7 @@ Try **strength** in PILA Correction: 0 gives the plain clip again.
                 nodes=[
                     guidance(TOY_MODEL, title="LaMo Guidance"),
                     pila(TOY_MODEL, title="PILA Correction"),
-                    guidance(
-                        Out("pila", "MODEL"), key="stacked", title="LaMo Guidance after PILA"
-                    ),
+                    guidance(Out("pila", "MODEL"), key="stacked", title="LaMo Guidance after PILA"),
                 ],
             ),
             Column(

@@ -14,8 +14,8 @@ BUSIEST = 0.05
 """Share of the places of a frame, the busiest ones, whose change counts: a small thing that moves is
 motion too."""
 PIXELS_STILL, PIXELS_MOVING = 0.004, 0.01
-"""Change of pixels in [0, 1] at and below which a clip counts as still (a grey level), and from which it counts
-as moving: slow real motion, such as spreading heat, must not count as none."""
+"""Change of pixels in [0, 1] at and below which a clip counts as still (a grey level), and from which it
+counts as moving: slow real motion, such as spreading heat, must not count as none."""
 LATENT_STILL, LATENT_MOVING = 0.1, 0.3
 """The same for latents, whose values have a deviation of about 1."""
 POOL_SHARE = 0.5
@@ -34,8 +34,8 @@ def pixel_motion(clip: Tensor, fps: float) -> Tensor:
 def latent_motion(latent: Tensor, fps: float) -> Tensor:
     """The same of a latent `B C T H W`: a place's change is the root mean square over channels.
 
-    fps: latent frames a second. Causal video VAEs encode the first frame by itself, which differs from the rest
-    of a still clip too: it is left out where 3 or more latent frames are there.
+    fps: latent frames a second. Causal video VAEs encode the first frame by itself, which differs from the
+    rest of a still clip too: it is left out where 3 or more latent frames are there.
     """
     latent = latent[:, :, 1:] if latent.shape[2] > 2 else latent
     return _busiest(latent, fps, lambda change: change.square().mean(dim=1).sqrt())

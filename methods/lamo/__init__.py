@@ -1,4 +1,5 @@
-"""LaMo: latent motion priors (arXiv 2605.23878). The motion field predictor, the guidance that samples with it, the heatmaps."""
+"""LaMo: latent motion priors (arXiv 2605.23878). The motion field predictor, the guidance that samples with
+it, the heatmaps."""
 
 from .bound import largest_eigenvalue, stable_step
 from .guidance import WINDOWS, MotionPriorGuidance, guidance_loss

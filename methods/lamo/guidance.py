@@ -1,4 +1,5 @@
-"""Motion Prior Guidance: pulls the denoised estimate towards the changes that the motion field predictor expects."""
+"""Motion Prior Guidance: pulls the denoised estimate towards the changes that the motion field predictor
+expects."""
 
 from __future__ import annotations
 
@@ -16,14 +17,18 @@ CHUNK_POSITIONS = 16384
 """Latent positions (frames x height x width) that pass through f at once: bounds memory, keeps a GPU busy."""
 
 SAVED_BYTES_PER_POSITION = 48
-"""Bytes per position, unit of width and block that f keeps for its backward pass in float32 (measured, rounded up)."""
+"""Bytes per position, unit of width and block that f keeps for its backward pass in float32 (measured,
+rounded up)."""
 
 
-def guidance_loss(x0: Tensor, predictor: MotionFieldPredictor, cond: Tensor | None = None, lag: int = 2) -> Tensor:
-    """L_guide per sample, `(B,)`: mean over pairs of |x0[i] + f(x0[i], c) - x0[i+lag]|^2, summed over C, H, W (LaMo, eq 8).
+def guidance_loss(
+    x0: Tensor, predictor: MotionFieldPredictor, cond: Tensor | None = None, lag: int = 2
+) -> Tensor:
+    """L_guide per sample, `(B,)`: mean over pairs of |x0[i] + f(x0[i], c) - x0[i+lag]|^2, summed over C, H, W
+    (LaMo, eq 8).
 
-    x0: `B C T H W`. cond: `B D` or None. Differentiable. An order-2 predictor starts at the second frame, and the mean is over
-    the pairs that are left. Raises ValueError where the clip is too short.
+    x0: `B C T H W`. cond: `B D` or None. Differentiable. An order-2 predictor starts at the second frame, and
+    the mean is over the pairs that are left. Raises ValueError where the clip is too short.
     """
     pairs = pair_count(x0.shape[2], lag, predictor.order)
     found = pair_residuals(x0, predictor, cond, lag, CHUNK_POSITIONS)
@@ -36,8 +41,9 @@ def guidance_gradient(
 ) -> tuple[Tensor, Tensor]:
     """(dL_guide/dx0 `B C T H W`, L_guide `(B,)`), f differentiated once, frame chunk by frame chunk.
 
-    The residual r_i is linear in the two frames of its pair, so only f needs autograd: each chunk contributes r_i to frame i,
-    -r_i to frame i+lag and the vector-Jacobian product of f with r_i to what f read. Peak memory is that of one chunk.
+    The residual r_i is linear in the two frames of its pair, so only f needs autograd: each chunk contributes
+    r_i to frame i, -r_i to frame i+lag and the vector-Jacobian product of f with r_i to what f read. Peak
+    memory is that of one chunk.
     """
     batch, channels, frames, height, width = x0.shape
     first, pairs = predictor.order - 1, pair_count(frames, lag, predictor.order)
@@ -66,7 +72,8 @@ def pair_residuals(
 ) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
     """Yields (r, [what f read], f) for chunks of the pairs (sample-major), each `(n, C, H, W)`.
 
-    f runs in its weights' dtype, everything else in x0's. With `leaf` the inputs of f are leaves to differentiate against.
+    f runs in its weights' dtype, everything else in x0's. With `leaf` the inputs of f are leaves to
+    differentiate against.
     """
     first, pairs = predictor.order - 1, pair_count(x0.shape[2], lag, predictor.order)
     frames = x0.movedim(2, 1)
@@ -91,18 +98,20 @@ def pair_residuals(
 
 
 WINDOWS = ("noise", "percent", "steps")
-"""How the guided steps are chosen: by noise level, by share of the model's schedule, or by counting the sampler's steps."""
+"""How the guided steps are chosen: by noise level, by share of the model's schedule, or by counting the
+sampler's steps."""
 
 
 class MotionPriorGuidance:
     """The correction x0' = x0 - eta dL_guide/dx0 in the guided window (LaMo, eqs 8 and 9), eta = scale g^2.
 
-    Eq 9 edits the network output; x0 is affine in it, x0 = a z_t - g out, so the edit of x0 carries g twice. The backbone
-    is never differentiated. Guidance is per sample: a clip's edit does not depend on its batch.
+    Eq 9 edits the network output; x0 is affine in it, x0 = a z_t - g out, so the edit of x0 carries g twice.
+    The backbone is never differentiated. Guidance is per sample: a clip's edit does not depend on its batch.
 
-    Beyond the paper, eta is at most `bound` times the largest step that cannot overshoot (`bound.stable_step`). At the
-    paper's scale of 25 the unbounded step is 10 to 50 times that one at the noise levels where guidance begins: it
-    multiplies fast motion by numbers like -23, which a sampler with memory (uni_pc, dpmpp_2m, res_multistep) extrapolates.
+    Beyond the paper, eta is at most `bound` times the largest step that cannot overshoot
+    (`bound.stable_step`). At the paper's scale of 25 the unbounded step is 10 to 50 times that one at the
+    noise levels where guidance begins: it multiplies fast motion by numbers like -23, which a sampler with
+    memory (uni_pc, dpmpp_2m, res_multistep) extrapolates.
     """
 
     def __init__(
@@ -122,12 +131,16 @@ class MotionPriorGuidance:
     ) -> None:
         """scale: lambda of eq 9. bound: largest share of the stable step, above 0; None is the paper's rule.
 
-        window: "noise" guides once the noise level (SamplingStep.level) is `start` or less; "percent" and "steps" guide
-        the fraction `active` (rho of eq 9), from the clean end, of the model's own schedule or of the sampler's steps.
+        window: "noise" guides once the noise level (SamplingStep.level) is `start` or less; "percent" and
+        "steps" guide
+        the fraction `active` (rho of eq 9), from the clean end, of the model's own schedule or of the
+        sampler's steps.
         Where a step does not say its level or schedule, steps are counted.
         max_ratio: bounds |x0' - x0| per sample to this fraction of |x0 - z_t|. None is unbounded.
-        edit: "output" is eq 9. "noisy" is the paper's ablation (appendix C): z_t -= scale dL_guide/dx0 in place in
-        `step.noisy`, without the schedule's factor and unbounded, and x0 is left alone; it must come out worse.
+        edit: "output" is eq 9. "noisy" is the paper's ablation (appendix C): z_t -= scale dL_guide/dx0 in
+        place in
+        `step.noisy`, without the schedule's factor and unbounded, and x0 is left alone; it must come out
+        worse.
         chunk: latent positions per pass through f. trace: collects what happened, see GuidanceTrace.
         Raises ValueError for values outside their range.
         """
@@ -152,12 +165,14 @@ class MotionPriorGuidance:
 
     @property
     def edits_noisy(self) -> bool:
-        """True where `correct` writes into `step.noisy`, so that a caller that passes a copy writes it back."""
+        """True where `correct` writes into `step.noisy`, so that a caller that passes a copy writes it
+        back."""
         return self.edit == "noisy"
 
     @property
     def context_frames(self) -> int:
-        """How many frames before a block of a video give it pairs, where blocks are made one after the other."""
+        """How many frames before a block of a video give it pairs, where blocks are made one after the
+        other."""
         return self.lag + self.predictor.order - 1
 
     def reset(self) -> None:
@@ -169,11 +184,13 @@ class MotionPriorGuidance:
         """Raises ValueError where a latent of `shape` (B C T H W) cannot be guided."""
         if len(shape) != 5:
             raise ValueError(
-                f"motion guidance needs a video latent (B, C, T, H, W), but this one, {tuple(shape)}, is an image."
+                f"motion guidance needs a video latent (B, C, T, H, W), but this one, {tuple(shape)}, is an "
+                f"image."
             )
         if shape[1] != self.predictor.channels:
             raise ValueError(
-                f"the latent has {shape[1]} channels, but the motion predictor reads {self.predictor.channels}."
+                f"the latent has {shape[1]} channels, but the motion predictor reads "
+                f"{self.predictor.channels}."
             )
         pair_count(shape[2], self.lag, self.predictor.order)
 
@@ -181,8 +198,10 @@ class MotionPriorGuidance:
         """Raises ValueError where prompt embeddings of `size` numbers do not fit the predictor."""
         if self.predictor.prompted and size != self.predictor.cond_dim:
             raise ValueError(
-                f"this model's prompts have {size} numbers per token, and those that the motion predictor was trained with "
-                f"had {self.predictor.cond_dim}: they come from another text encoder; use a predictor trained with this "
+                f"this model's prompts have {size} numbers per token, and those that the motion predictor "
+                f"was trained with "
+                f"had {self.predictor.cond_dim}: they come from another text encoder; use a predictor "
+                f"trained with this "
                 "model's prompts, or one trained without prompts, which fits every model of its latent space."
             )
 
@@ -193,7 +212,8 @@ class MotionPriorGuidance:
         return positions * self.predictor.width * (len(self.predictor.blocks) + 1) * SAVED_BYTES_PER_POSITION
 
     def correct(self, x0: Tensor, step: SamplingStep) -> Tensor:
-        """x0 after guidance, `B C T H W`, in x0's dtype. Outside the guided window, and at scale 0, x0 itself.
+        """x0 after guidance, `B C T H W`, in x0's dtype. Outside the guided window, and at scale 0, x0
+        itself.
 
         Raises ValueError for a latent that cannot be guided and for NaN or infinite values.
         """
@@ -202,7 +222,9 @@ class MotionPriorGuidance:
         measure = self.trace is not None and self.trace.measure_after
         if not active and not measure:
             return x0
-        with torch.inference_mode(False):  # ComfyUI samples in inference mode, where enable_grad alone is not enough
+        with torch.inference_mode(
+            False
+        ):  # ComfyUI samples in inference mode, where enable_grad alone is not enough
             work = x0.detach().clone().to(torch.promote_types(x0.dtype, torch.float32))
             cond = None if step.cond is None else step.cond.detach().clone()
             if not active:
@@ -220,8 +242,8 @@ class MotionPriorGuidance:
         return guided
 
     def is_active(self, step: SamplingStep) -> bool:
-        """Whether the step is guided: by noise level, or the indicator of eq 9, s >= (1 - rho) S, on the model's schedule
-        or the sampler's steps, with a margin for 1 - 0.7 not being 0.3 in binary."""
+        """Whether the step is guided: by noise level, or the indicator of eq 9, s >= (1 - rho) S, on the
+        model's schedule or the sampler's steps, with a margin for 1 - 0.7 not being 0.3 in binary."""
         if self.window == "noise" and step.level is not None:
             return bool(step.level.max() <= self.start + 1e-6)
         if self.window == "percent" and step.percent_to_sigma is not None:
@@ -229,7 +251,8 @@ class MotionPriorGuidance:
         return step.index >= (1 - self.active) * step.count - 1e-6
 
     def step_size(self, step: SamplingStep, frames: int) -> Tensor:
-        """eta of x0' = x0 - eta dL_guide/dx0 per sample, `B`: scale g^2, at most `bound` of the stable step."""
+        """eta of x0' = x0 - eta dL_guide/dx0 per sample, `B`: scale g^2, at most `bound` of the stable
+        step."""
         eta = self.scale * step.gain.square()
         if self.bound is None:
             return eta
@@ -250,13 +273,22 @@ class MotionPriorGuidance:
             return guidance_loss(x0, self.predictor, cond, self.lag)
 
     def _record(
-        self, step: SamplingStep, x0: Tensor, before: Tensor, edit: Tensor | None = None, after: Tensor | None = None
+        self,
+        step: SamplingStep,
+        x0: Tensor,
+        before: Tensor,
+        edit: Tensor | None = None,
+        after: Tensor | None = None,
     ) -> None:
         if self.trace is None:
             return
         nothing = x0.new_zeros(len(x0))
         eta = nothing if edit is None else self.step_size(step, x0.shape[2])
-        size = nothing if edit is None else edit.flatten(1).norm(dim=1) / x0.flatten(1).norm(dim=1).clamp(min=1e-12)
+        size = (
+            nothing
+            if edit is None
+            else edit.flatten(1).norm(dim=1) / x0.flatten(1).norm(dim=1).clamp(min=1e-12)
+        )
         self.trace.rows.append(
             TraceRow(
                 index=step.index,
@@ -277,6 +309,10 @@ class MotionPriorGuidance:
         where = f"at step {step.index + 1} of {step.count}"
         if not torch.isfinite(x0).all():
             raise ValueError(
-                f"the denoised latent holds NaN or infinite values {where}, before guidance acted: check the model and inputs."
+                f"the denoised latent holds NaN or infinite values {where}, before guidance acted: check "
+                f"the model and inputs."
             )
-        raise ValueError(f"motion guidance overflowed {where} at strength {self.scale:g}: lower the strength or set max_ratio.")
+        raise ValueError(
+            f"motion guidance overflowed {where} at strength {self.scale:g}: lower the strength or set "
+            f"max_ratio."
+        )

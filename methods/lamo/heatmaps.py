@@ -12,12 +12,14 @@ from .predictor import MotionFieldPredictor
 
 
 def drift_heatmap(latent: Tensor, lag: int = 2, eps: float = 1e-6, skip: int = 0) -> tuple[Tensor, Tensor]:
-    """(maps `(B, T-lag, H, W)`, peak `(B,)`): how strongly each position's change follows the frame's mean change.
+    """(maps `(B, T-lag, H, W)`, peak `(B,)`): how strongly each position's change follows the frame's mean
+    change.
 
-    R[t] = |<D_t(h,w), b_t>| / (|b_t| + eps) in latent units, b_t the spatial mean of D_t = z[t+lag] - z[t] (eqs 10 and 12), for
-    every t; peak is t* = argmax |b_t| (eq 11). latent: `B C T H W`. skip: the first so many maps are zero and no peak (at
-    least one map is left): a causal VAE makes its first latent frame of one video frame and the others of four, which in
-    the mean changes more than anything that moves. Raises ValueError where T <= lag or skip is negative.
+    R[t] = |<D_t(h,w), b_t>| / (|b_t| + eps) in latent units, b_t the spatial mean of D_t = z[t+lag] - z[t]
+    (eqs 10 and 12), for every t; peak is t* = argmax |b_t| (eq 11). latent: `B C T H W`. skip: the first so
+    many maps are zero and no peak (at least one map is left): a causal VAE makes its first latent frame of
+    one video frame and the others of four, which in the mean changes more than anything that moves. Raises
+    ValueError where T <= lag or skip is negative.
     """
     _check(latent, lag)
     latent = latent.to(torch.promote_types(latent.dtype, torch.float32))
@@ -36,8 +38,10 @@ def field_heatmap(
     """(maps `(B, T-lag, H, W)`, peak `(B,)`): where the predictor answers to motion.
 
     R[t] = |f(z[t], c) - f(z_static, c)| per position, z_static the temporal mean of the latent, which cancels what f answers to a
-    still scene (eqs 13 and 14), for every t; peak is that of `drift_heatmap`, so that both show the same event. An order-2
-    predictor reads the true last change at t >= 1, and no change at t = 0 and for the static frame. skip: as in
+    still scene (eqs 13 and 14), for every t; peak is that of `drift_heatmap`, so that both show the same
+    event. An order-2
+    predictor reads the true last change at t >= 1, and no change at t = 0 and for the static frame. skip: as
+    in
     `drift_heatmap`. Raises ValueError where T <= lag or skip is negative.
     """
     _, peak = drift_heatmap(latent, lag, skip=skip)
@@ -55,7 +59,9 @@ def field_heatmap(
         count = part.shape[1]
         conds = None if cond is None else cond.expand(batch, -1).repeat_interleave(count, dim=0)
         answer = _field(predictor, part.flatten(0, 1), conds, last[:, start : start + size].flatten(0, 1))
-        maps[:, start : start + count] = (answer.unflatten(0, (batch, count)) - reference[:, None]).norm(dim=2)
+        maps[:, start : start + count] = (answer.unflatten(0, (batch, count)) - reference[:, None]).norm(
+            dim=2
+        )
     return maps * _seen(pairs, skip, maps.device)[:, None, None], peak
 
 
@@ -69,10 +75,15 @@ def _seen(maps: int, skip: int, device: torch.device) -> Tensor:
 def _field(predictor: MotionFieldPredictor, frames: Tensor, cond: Tensor | None, last: Tensor) -> Tensor:
     dtype = predictor.null_prompt.dtype
     with torch.no_grad():
-        return predictor(frames.to(dtype), cond, last.to(dtype) if predictor.order == 2 else None).to(frames.dtype)
+        return predictor(frames.to(dtype), cond, last.to(dtype) if predictor.order == 2 else None).to(
+            frames.dtype
+        )
 
 
 def _check(latent: Tensor, lag: int) -> None:
     if latent.ndim != 5:
-        raise ValueError(f"a motion heatmap needs a video latent (B, C, T, H, W); this one, {tuple(latent.shape)}, is an image.")
+        raise ValueError(
+            f"a motion heatmap needs a video latent (B, C, T, H, W); this one, {tuple(latent.shape)}, is an "
+            f"image."
+        )
     pair_count(latent.shape[2], lag)

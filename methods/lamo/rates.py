@@ -14,8 +14,8 @@ RATES: dict[str, tuple[float, int]] = {
     "mochi": (30.0, 6),
     "cosmos1": (24.0, 8),
 }
-"""Latent space -> frames per second that its models were made for, and frames per latent frame. Wan 2.1's serve Wan 2.2 14B too;
-"wan2.2" is its 5B model."""
+"""Latent space -> frames per second that its models were made for, and frames per latent frame. Wan 2.1's
+serve Wan 2.2 14B too; "wan2.2" is its 5B model."""
 
 
 def native_fps(latent_space: str) -> float | None:
@@ -25,6 +25,7 @@ def native_fps(latent_space: str) -> float | None:
 
 
 def seconds_per_latent_frame(latent_space: str, fps: float | None) -> float | None:
-    """Time from one latent frame to the next in clips of `fps` frames per second; None where either is not known."""
+    """Time from one latent frame to the next in clips of `fps` frames per second; None where either is not
+    known."""
     rate = RATES.get(latent_space)
     return None if rate is None or not fps else rate[1] / fps

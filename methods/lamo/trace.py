@@ -26,17 +26,20 @@ class TraceRow:
     edit_ratio: Tensor
     """|edit| / |x0|, Euclidean norms over a sample."""
     share: Tensor
-    """The step as a share of the largest one that cannot overshoot (`bound.stable_step`); above 1 it may overshoot."""
+    """The step as a share of the largest one that cannot overshoot (`bound.stable_step`); above 1 it may
+    overshoot."""
     bounded: Tensor
     """Whether the bound shortened the paper's step, bool."""
 
 
 @dataclass(kw_only=True)
 class GuidanceTrace:
-    """Collects a TraceRow per evaluation of the last run. Costs nothing but the norm unless `measure_after`."""
+    """Collects a TraceRow per evaluation of the last run. Costs nothing but the norm unless
+    `measure_after`."""
 
     measure_after: bool = False
-    """Evaluate f a second time per step for L_guide after the edit, and in the steps outside the guided window."""
+    """Evaluate f a second time per step for L_guide after the edit, and in the steps outside the guided
+    window."""
     rows: list[TraceRow] = field(default_factory=list)
     """The rows of the last run, in the order of evaluation."""
     runs: int = 0

@@ -19,12 +19,18 @@ KIND = "motion_predictor"
 def predictor_info(
     predictor: MotionFieldPredictor, latent_space: str, lag: int = 2, recipe: Mapping[str, Any] | None = None
 ) -> WeightsInfo:
-    """What the predictor's file says: constructor arguments and lag as config, the latent space it fits, how it was trained.
+    """What the predictor's file says: constructor arguments and lag as config, the latent space it fits, how
+    it was trained.
 
-    A recipe that knows them says `fps`, of the clips, and `seconds_per_latent_frame`: the lag is a time, and a model of
-    another rate moves another way in it.
+    A recipe that knows them says `fps`, of the clips, and `seconds_per_latent_frame`: the lag is a time, and
+    a model of another rate moves another way in it.
     """
-    return WeightsInfo(kind=KIND, latent_space=latent_space, config={**predictor.config, "lag": lag}, recipe=dict(recipe or {}))
+    return WeightsInfo(
+        kind=KIND,
+        latent_space=latent_space,
+        config={**predictor.config, "lag": lag},
+        recipe=dict(recipe or {}),
+    )
 
 
 def save_predictor(
@@ -43,39 +49,50 @@ def load_predictor(
 ) -> tuple[MotionFieldPredictor, WeightsInfo]:
     """The predictor (on the CPU, float32, frozen, in evaluation mode) and its metadata.
 
-    Raises WeightsError where the file is missing, no safetensors file, of another kind, damaged, or, where `latent_space` is
-    given, trained on another one. Draws nothing from the random generators.
+    Raises WeightsError where the file is missing, no safetensors file, of another kind, damaged, or, where
+    `latent_space` is given, trained on another one. Draws nothing from the random generators.
     """
     name = Path(path).name
     check_fits(read_info(path), latent_space, name)
     state, info = load_weights(path, KIND)
     lag = info.config.get("lag")
     if not isinstance(lag, int) or lag < 1:
-        raise WeightsError(f"{name} says that its lag is {lag!r}; it must be a whole number of latent frames, at least 1.")
+        raise WeightsError(
+            f"{name} says that its lag is {lag!r}; it must be a whole number of latent frames, at least 1."
+        )
     arguments = {key: info.config.get(key) for key in ("channels", "cond_dim", "width", "blocks", "order")}
     arguments["prompted"] = info.config.get("prompted", True)  # files of before say nothing: they were
     try:
-        if isinstance(arguments["blocks"], int) and arguments["blocks"] > len(state):  # before so many blocks are built
+        if isinstance(arguments["blocks"], int) and arguments["blocks"] > len(
+            state
+        ):  # before so many blocks are built
             raise ValueError(f"blocks is {arguments['blocks']}, but the file holds {len(state)} tensors")
         with torch.device("meta"):
-            expected = {key: tuple(value.shape) for key, value in MotionFieldPredictor(**arguments).state_dict().items()}
+            expected = {
+                key: tuple(value.shape)
+                for key, value in MotionFieldPredictor(**arguments).state_dict().items()
+            }
         _compare(expected, {key: tuple(value.shape) for key, value in state.items()})
         with torch.device("meta"):
             predictor = MotionFieldPredictor(**arguments, operations=operations)
         predictor.to_empty(device="cpu")
         predictor.load_state_dict({key: value.float() for key, value in state.items()})
     except (TypeError, ValueError, RuntimeError) as error:
-        raise WeightsError(f"{name} does not hold the motion predictor that its metadata describes ({error}).") from error
+        raise WeightsError(
+            f"{name} does not hold the motion predictor that its metadata describes ({error})."
+        ) from error
     return predictor.requires_grad_(False).eval(), info
 
 
 def check_fits(info: WeightsInfo, latent_space: str | None, name: str) -> None:
-    """Raises WeightsError where `info` is no motion predictor or was trained on another latent space than `latent_space`."""
+    """Raises WeightsError where `info` is no motion predictor or was trained on another latent space than
+    `latent_space`."""
     if info.kind != KIND:
         raise WeightsError(f"{name} holds a {info.kind}, not a {KIND}.")
     if latent_space is not None and info.latent_space != latent_space:
         raise WeightsError(
-            f"{name} was trained on {info.latent_space!r} latents, but this model's latents are {latent_space!r}: "
+            f"{name} was trained on {info.latent_space!r} latents, but this model's latents are "
+            f"{latent_space!r}: "
             f"choose a motion predictor trained on {latent_space!r}."
         )
 
@@ -83,4 +100,6 @@ def check_fits(info: WeightsInfo, latent_space: str | None, name: str) -> None:
 def _compare(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
     for key in sorted(expected.keys() | found.keys()):
         if expected.get(key) != found.get(key):
-            raise ValueError(f"{key} should be {expected.get(key, 'absent')} and is {found.get(key, 'absent')}")
+            raise ValueError(
+                f"{key} should be {expected.get(key, 'absent')} and is {found.get(key, 'absent')}"
+            )

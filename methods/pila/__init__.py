@@ -1,8 +1,8 @@
 """PILA (arXiv 2606.04737): a physics adapter for frozen flow-matching video models.
 
-    adapter = PilaAdapter(PilaConfig())          # or load_adapter("pila.safetensors")[0]
-    adapter.correct(x0, step)                     # a correction of the denoised estimate
-    residual_terms(bank, "Fluid")                 # how far fields are from a category's laws
+adapter = PilaAdapter(PilaConfig())          # or load_adapter("pila.safetensors")[0]
+adapter.correct(x0, step)                     # a correction of the denoised estimate
+residual_terms(bank, "Fluid")                 # how far fields are from a category's laws
 """
 
 from ..labels.taxonomy import CATEGORIES, TAXONOMY, Category, label_batch, label_vector

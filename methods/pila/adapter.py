@@ -24,7 +24,8 @@ SMALLEST_SIGMA = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class PilaOutput:
-    """What one pass of an adapter produced; an adapter without a bank leaves everything but delta and cond empty."""
+    """What one pass of an adapter produced; an adapter without a bank leaves everything but delta and cond
+    empty."""
 
     delta: Tensor
     """The velocity correction, `B C T H W` float32, before the sigma gate."""
@@ -67,9 +68,9 @@ class Corrected:
 class PilaAdapter(nn.Module):
     """Encoder, field estimation, router, experts and decoder. Also a correction: `adapter.correct(x0, step)`.
 
-    `operations` is the namespace the layers come from: torch.nn, or an inference framework's casting layers. The
-    convolutions run in the dtype of the weights; fields and differences are always float32, for which layers that cast are
-    needed where the weights are not.
+    `operations` is the namespace the layers come from: torch.nn, or an inference framework's casting layers.
+    The convolutions run in the dtype of the weights; fields and differences are always float32, for which
+    layers that cast are needed where the weights are not.
     """
 
     architecture = "PilaAdapter"
@@ -101,10 +102,12 @@ class PilaAdapter(nn.Module):
         top_k: int | None = None,
         ramp: float | Tensor = 1.0,
     ) -> PilaOutput:
-        """The paper's figure, Eq 2-9. `x0`, `velocity` `B C T H W`; `sigma` `B`; `cond` `B cond_dim`; `labels` `B 8` in [0, 1].
+        """The paper's figure, Eq 2-9. `x0`, `velocity` `B C T H W`; `sigma` `B`; `cond` `B cond_dim`;
+        `labels` `B 8` in [0, 1].
 
-        `ramp` fades the prompt in. The velocity and the estimate are constants here: no gradient reaches the backbone. Raises
-        ValueError for a latent of another channel count or below 3x3, and for a top-k outside 0..8.
+        `ramp` fades the prompt in. The velocity and the estimate are constants here: no gradient reaches the
+        backbone. Raises ValueError for a latent of another channel count or below 3x3, and for a top-k
+        outside 0..8.
         """
         x0, velocity = self.constants(x0, velocity)
         level = self.level(sigma)
@@ -118,11 +121,19 @@ class PilaAdapter(nn.Module):
         read = h if self.config.decoder_sees_feature else None
         delta = self.decoder(refined, c, velocity, read)  # Eq 9
         return PilaOutput(
-            delta=delta, cond=c, bank=bank, refined=refined, fields=fields, routing=routing, feature=read, updates=updates
+            delta=delta,
+            cond=c,
+            bank=bank,
+            refined=refined,
+            fields=fields,
+            routing=routing,
+            feature=read,
+            updates=updates,
         )
 
     def estimate(self, x0: Tensor, sigma: Tensor, phase: str = "psi") -> dict[str, Tensor]:
-        """The fields alone, in physical units (Eq 2-3), for views and the recovery stage. Raises ValueError as `forward`."""
+        """The fields alone, in physical units (Eq 2-3), for views and the recovery stage. Raises ValueError
+        as `forward`."""
         x0, _ = self.constants(x0, x0)
         return self.afe(self.encoder(x0, self.level(sigma)), phase)[0]
 
@@ -135,15 +146,20 @@ class PilaAdapter(nn.Module):
         return banks.read(bank, slots, self.read_velocity)
 
     def gate(self, sigma: Tensor, floor: float | None = None) -> Tensor:
-        """g(sigma), `B`; `floor` overrides the file's. For a file of version 1 its training's shrinkage is undone."""
+        """g(sigma), `B`; `floor` overrides the file's. For a file of version 1 its training's shrinkage is
+        undone."""
         config = self.config
         gate = sigma_gate(sigma, config.gate, config.gate_floor if floor is None else floor)
         return unshrunk(gate, config.ungated_penalty) if config.ungated_penalty else gate
 
     def constants(self, x0: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
-        """Both in float32 and without gradient. Raises ValueError for a latent of another rank or channel count."""
+        """Both in float32 and without gradient. Raises ValueError for a latent of another rank or channel
+        count."""
         if x0.ndim != 5 or x0.shape[1] != self.config.channels:
-            raise ValueError(f"the latent has shape {tuple(x0.shape)}; this adapter needs (B, {self.config.channels}, T, H, W).")
+            raise ValueError(
+                f"the latent has shape {tuple(x0.shape)}; this adapter needs (B, {self.config.channels}, T, "
+                f"H, W)."
+            )
         return x0.detach().float(), velocity.detach().float()
 
     @torch.no_grad()
@@ -173,7 +189,8 @@ class PilaAdapter(nn.Module):
         return Corrected(x0=corrected, push=push, velocity=velocity, out=out)
 
     def correct(self, x0: Tensor, step: SamplingStep) -> Tensor:
-        """The corrected estimate, with the file's own settings and no labels; see `PilaCorrection` for more."""
+        """The corrected estimate, with the file's own settings and no labels; see `PilaCorrection` for
+        more."""
         return x0 if float(step.sigma.max()) < SMALLEST_SIGMA else self.apply_to(x0, step).x0
 
 

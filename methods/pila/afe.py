@@ -1,9 +1,10 @@
 """Anchored field estimation: features -> physical fields, with an observable velocity as the anchor.
 
-Source: PILA Eq 13-20, Table 5 and section A.1. The velocity is the only quantity taken from the learned scaffold; every
-other slot is constructed from it by differences, integration or a small head. Fields that are hard to observe join one
-after the other (`PHASES`); until then their slot is exactly zero and neither their head nor its graph is run.
-All constructors run in float32: rounding a field before a difference costs more than the rest of the method gains.
+Source: PILA Eq 13-20, Table 5 and section A.1. The velocity is the only quantity taken from the learned
+scaffold; every other slot is constructed from it by differences, integration or a small head. Fields that are
+hard to observe join one after the other (`PHASES`); until then their slot is exactly zero and neither their
+head nor its graph is run. All constructors run in float32: rounding a field before a difference costs more
+than the rest of the method gains.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def speed(velocity: Tensor) -> Tensor:
 
 
 def integrate_displacement(velocity: Tensor) -> Tensor:
-    """Displacement at a fixed pixel by the midpoint rule, zero at the middle frame (Eq 19). `B 2 T H W` -> same shape."""
+    """Displacement at a fixed pixel by the midpoint rule, zero at the middle frame (Eq 19). `B 2 T H W` ->
+    same shape."""
     steps = stencils.step_mean(velocity)
     path = F.pad(steps.cumsum(dim=2), (0, 0, 0, 0, 1, 0))
     anchor = velocity.shape[2] // 2
@@ -83,10 +85,13 @@ class AnchoredFieldEstimation(nn.Module):
         contexts = {name: sum(CONTEXT_WIDTHS[slot] for slot in slots) for name, slots in CONTEXTS.items()}
         self.heads = nn.ModuleDict()
         for name, extra in contexts.items():
-            self.heads[name] = head(hidden + extra, head_width, head_width, COMPACT[name], operations=operations)
+            self.heads[name] = head(
+                hidden + extra, head_width, head_width, COMPACT[name], operations=operations
+            )
 
     def read_velocity(self, scaffold: Tensor) -> Tensor:
-        """The kinematic anchor: velocity `B 2 T H W` in latent pixels per latent frame from the u slot (Eq 14)."""
+        """The kinematic anchor: velocity `B 2 T H W` in latent pixels per latent frame from the u slot (Eq
+        14)."""
         return self.u_head(scaffold)
 
     def forward(self, feature: Tensor, phase: str = "psi") -> tuple[dict[str, Tensor], Tensor]:
@@ -107,7 +112,8 @@ class AnchoredFieldEstimation(nn.Module):
         return fields, slot_of(scaffold, "u")
 
     def construct(self, feature: Tensor, velocity: Tensor, _: Tensor) -> dict[str, Tensor]:
-        """Pressure, density, displacement, strain and stress from the velocity (Eq 15-20); the scaffold is not read."""
+        """Pressure, density, displacement, strain and stress from the velocity (Eq 15-20); the scaffold is
+        not read."""
         descriptors = [velocity, speed(velocity), stencils.divergence(velocity), stencils.curl(velocity)]
         pressure, raw_density = self.p_rho_head(torch.cat([feature, *descriptors], dim=1)).split(1, dim=1)
         strain = stencils.symmetric_gradient(velocity)
@@ -121,7 +127,7 @@ class AnchoredFieldEstimation(nn.Module):
         }
 
     def _recover(self, name: str, feature: Tensor, fields: dict[str, Tensor]) -> Tensor:
-        """One weakly observed slot from its context; the order of phases makes sure that the context is there."""
+        """One weakly observed slot from its context; the order of phases makes sure that the context is
+        there."""
         values = self.heads[name](torch.cat([feature, *(fields[slot] for slot in CONTEXTS[name])], dim=1))
         return torch.sigmoid(values) if name == "alpha" else values
-

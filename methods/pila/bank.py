@@ -1,11 +1,12 @@
-"""The 32-channel attribute bank: which channels hold which field, how fields are packed, how they are read back.
+"""The 32-channel attribute bank: which channels hold which field, how fields are packed, how they are read
+back.
 
-Source: PILA Eq 12 and Table 5. A bank is one tensor `B 32 T H W` with ten fixed slots. The code works with *fields*: a
-dict from slot name to its independent channels (`COMPACT`), in physical units. `pack` repeats scalars to the width of
-their slot, `read` averages the copies.
+Source: PILA Eq 12 and Table 5. A bank is one tensor `B 32 T H W` with ten fixed slots. The code works with
+*fields*: a dict from slot name to its independent channels (`COMPACT`), in physical units. `pack` repeats
+scalars to the width of their slot, `read` averages the copies.
 
-Two choices of ours keep large numbers usable. Displacements reach tens of pixels, so the bank stores d/8. Every other slot is
-limited softly: unchanged up to 5, then approaching 10.
+Two choices of ours keep large numbers usable. Displacements reach tens of pixels, so the bank stores d/8.
+Every other slot is limited softly: unchanged up to 5, then approaching 10.
 """
 
 from __future__ import annotations
@@ -30,7 +31,18 @@ WIDTHS: dict[str, int] = {
     "psi": 4,  # wave
 }
 """Channels of each slot, in the bank's order."""
-COMPACT: dict[str, int] = {"d": 2, "u": 4, "p": 1, "rho": 1, "T": 1, "alpha": 1, "eps": 4, "sigma": 4, "j": 2, "psi": 1}
+COMPACT: dict[str, int] = {
+    "d": 2,
+    "u": 4,
+    "p": 1,
+    "rho": 1,
+    "T": 1,
+    "alpha": 1,
+    "eps": 4,
+    "sigma": 4,
+    "j": 2,
+    "psi": 1,
+}
 """Independent channels of each slot; the rest are copies."""
 SLOTS: tuple[str, ...] = tuple(WIDTHS)
 OFFSETS: dict[str, int] = {name: sum(list(WIDTHS.values())[:i]) for i, name in enumerate(SLOTS)}
@@ -42,7 +54,8 @@ SOFT_KNEE, SOFT_LIMIT = 5.0, 10.0
 
 
 def soft_limit(values: Tensor) -> Tensor:
-    """Identity up to 5 in magnitude, then 5 + 5 tanh((|x| - 5) / 5): continuous, with a continuous slope, below 10."""
+    """Identity up to 5 in magnitude, then 5 + 5 tanh((|x| - 5) / 5): continuous, with a continuous slope,
+    below 10."""
     room = SOFT_LIMIT - SOFT_KNEE
     over = (values.abs() - SOFT_KNEE).clamp(min=0)
     return values.clamp(-SOFT_KNEE, SOFT_KNEE) + torch.sign(values) * room * torch.tanh(over / room)
@@ -67,16 +80,20 @@ def gather(name: str, slot: Tensor) -> Tensor:
 def pack(compact: Fields) -> Tensor:
     """One bank `B 32 T H W` from compact slots; slots that are missing stay exactly zero.
 
-    `compact["u"]` is the four-channel velocity scaffold, `compact["d"]` is in pixels. Raises ValueError for an unknown
-    slot, a wrong width and an empty mapping.
+    `compact["u"]` is the four-channel velocity scaffold, `compact["d"]` is in pixels. Raises ValueError for
+    an unknown slot, a wrong width and an empty mapping.
     """
     if not compact:
         raise ValueError("the attribute bank needs at least one field to know its size.")
     for name, values in compact.items():
         if name not in WIDTHS:
-            raise ValueError(f"field {name!r} is not a slot of the attribute bank; the slots are {', '.join(SLOTS)}.")
+            raise ValueError(
+                f"field {name!r} is not a slot of the attribute bank; the slots are {', '.join(SLOTS)}."
+            )
         if values.ndim != 5 or values.shape[1] != COMPACT[name]:
-            raise ValueError(f"field {name!r} has shape {tuple(values.shape)}; it must be (B, {COMPACT[name]}, T, H, W).")
+            raise ValueError(
+                f"field {name!r} has shape {tuple(values.shape)}; it must be (B, {COMPACT[name]}, T, H, W)."
+            )
     sample = next(iter(compact.values()))
     parts = []
     for name in SLOTS:
@@ -94,15 +111,19 @@ def pair_mean(scaffold: Tensor) -> Tensor:
     return scaffold.unflatten(1, (2, 2)).mean(dim=1)
 
 
-def read(bank: Tensor, slots: Iterable[str] = SLOTS, velocity: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
+def read(
+    bank: Tensor, slots: Iterable[str] = SLOTS, velocity: Callable[[Tensor], Tensor] | None = None
+) -> dict[str, Tensor]:
     """The readout G: fields in physical units from a packed bank.
 
-    `velocity` reads the four-channel scaffold as a velocity `B 2 T H W`: the adapter passes its own head (Eq 14); without one
-    the scaffold is taken as (x, y, x, y). The phase slot is clipped to [0, 1] with a straight-through gradient.
-    Raises ValueError for a tensor of another channel count.
+    `velocity` reads the four-channel scaffold as a velocity `B 2 T H W`: the adapter passes its own head (Eq
+    14); without one the scaffold is taken as (x, y, x, y). The phase slot is clipped to [0, 1] with a
+    straight-through gradient. Raises ValueError for a tensor of another channel count.
     """
     if bank.ndim != 5 or bank.shape[1] != BANK_CHANNELS:
-        raise ValueError(f"the attribute bank has shape {tuple(bank.shape)}; it must be (B, {BANK_CHANNELS}, T, H, W).")
+        raise ValueError(
+            f"the attribute bank has shape {tuple(bank.shape)}; it must be (B, {BANK_CHANNELS}, T, H, W)."
+        )
     fields = {}
     for name in slots:
         values = gather(name, slot_of(bank, name))

@@ -8,7 +8,8 @@ from ..labels.taxonomy import CATEGORIES
 from .encoder import GROUPS
 
 GATE_FLOORS = {"quadratic": 0.05, "linear": 0.30}
-"""Shapes of the gate, and the floor that goes with each: the paper's, and that of the authors' Wan scripts."""
+"""Shapes of the gate, and the floor that goes with each: the paper's, and that of the authors' Wan
+scripts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +43,11 @@ class PilaConfig:
     normalise_prompt: bool = True
     """Bring the pooled prompt embedding to mean 0 and deviation 1. Off in files of version 1."""
     bound_logits: bool = True
-    """Keep the router's learned logits so small that a label selects its expert. Off in files of version 1."""
+    """Keep the router's learned logits so small that a label selects its expert. Off in files of version
+    1."""
     ungated_penalty: float = 0.0
-    """Weight of the penalty on the ungated correction that files of version 1 were trained with; the gate makes up for it."""
+    """Weight of the penalty on the ungated correction that files of version 1 were trained with; the gate
+    makes up for it."""
 
     def __post_init__(self) -> None:
         if self.hidden < GROUPS or self.hidden % GROUPS:
@@ -71,6 +74,13 @@ def check_top_k(top_k: int) -> None:
 
 
 TOY = PilaConfig(
-    hidden=32, blocks=3, head_width=16, gate="linear", gate_floor=0.30, decoder_blocks=2, decoder_sees_feature=True
+    hidden=32,
+    blocks=3,
+    head_width=16,
+    gate="linear",
+    gate_floor=0.30,
+    decoder_blocks=2,
+    decoder_sees_feature=True,
 )
-"""A small adapter for the toy world: trains on two cores. Gate and decoder are those that learn fastest there."""
+"""A small adapter for the toy world: trains on two cores. Gate and decoder are those that learn fastest
+there."""

@@ -17,8 +17,11 @@ LARGEST_CORRECTION = 10.0
 class FlowDecoder(nn.Module):
     """D of Eq 9: [bank, condition, frozen velocity] -> velocity correction. Its last layer starts at zero."""
 
-    def __init__(self, inputs: int, hidden: int, channels: int, blocks: Sequence[int], operations: Any = nn) -> None:
-        """`inputs`: channels of the bank and of what else it reads; `blocks`: the inner width of each residual block."""
+    def __init__(
+        self, inputs: int, hidden: int, channels: int, blocks: Sequence[int], operations: Any = nn
+    ) -> None:
+        """`inputs`: channels of the bank and of what else it reads; `blocks`: the inner width of each
+        residual block."""
         super().__init__()
         self.net = nn.Sequential(
             operations.Conv3d(inputs + hidden + channels, hidden, 1),
@@ -31,7 +34,8 @@ class FlowDecoder(nn.Module):
     def forward(self, bank: Tensor, cond: Tensor, velocity: Tensor, feature: Tensor | None = None) -> Tensor:
         """dv `B C T H W` float32, because bf16 would round a small correction.
 
-        `bank` `B 32 T H W`, `cond` is c `B hidden`, `velocity` is v, `feature` is h where the decoder was built to read it.
+        `bank` `B 32 T H W`, `cond` is c `B hidden`, `velocity` is v, `feature` is h where the decoder was
+        built to read it.
         """
         bank = bank.to(weight_dtype(self))
         read = [bank] if feature is None else [bank, feature.to(bank.dtype)]
@@ -55,7 +59,7 @@ def sigma_gate(sigma: Tensor, shape: str = "quadratic", floor: float = 0.05) -> 
 def unshrunk(gate: Tensor, penalty: float) -> Tensor:
     """The gate that undoes a penalty w |dv|^2 on the ungated correction: (g^2 + w) / g.
 
-    |g dv - r|^2 + w |dv|^2 is smallest at g dv = r g^2 / (g^2 + w), which is the share of the wanted correction r that such an
-    adapter learned; no penalty leaves g.
+    |g dv - r|^2 + w |dv|^2 is smallest at g dv = r g^2 / (g^2 + w), which is the share of the wanted
+    correction r that such an adapter learned; no penalty leaves g.
     """
     return gate + penalty / gate

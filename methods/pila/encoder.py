@@ -1,4 +1,5 @@
-"""Building blocks: the physical encoder (PILA Eq 2), small heads, and the embeddings of sigma and of the prompt."""
+"""Building blocks: the physical encoder (PILA Eq 2), small heads, and the embeddings of sigma and of the
+prompt."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ GROUPS = 8
 
 
 class ResidualBlock(nn.Module):
-    """(conv 3x3x3, group norm, SiLU) twice, plus a 1x1x1 shortcut where the widths differ, SiLU after the sum.
+    """(conv 3x3x3, group norm, SiLU) twice, plus a 1x1x1 shortcut where the widths differ, SiLU after the
+    sum.
 
     Padding in time is symmetric: the adapter looks ahead, which suits text-to-video and not streaming.
     """
@@ -77,10 +79,12 @@ class NoiseLevel(nn.Sequential):
 
 
 class ConditionEncoder(nn.Module):
-    """The condition vector c `B hidden` from the pooled prompt embedding `B cond_dim` and the embedded noise level.
+    """The condition vector c `B hidden` from the pooled prompt embedding `B cond_dim` and the embedded noise
+    level.
 
-    `ramp` in [0, 1] fades the prompt in (1000 steps of training); without a prompt c is the noise level alone. The embedding is
-    normalised first: umT5's pooled values of about 1e-3 would leave the layer to its biases, whatever the prompt says.
+    `ramp` in [0, 1] fades the prompt in (1000 steps of training); without a prompt c is the noise level
+    alone. The embedding is normalised first: umT5's pooled values of about 1e-3 would leave the layer to its
+    biases, whatever the prompt says.
     """
 
     def __init__(self, cond_dim: int, hidden: int, normalise: bool = True, operations: Any = nn) -> None:
@@ -97,7 +101,8 @@ class ConditionEncoder(nn.Module):
             return level
         if cond.ndim != 2 or cond.shape[1] != self.cond_dim or cond.shape[0] != level.shape[0]:
             raise ValueError(
-                f"the prompt embedding has shape {tuple(cond.shape)}; this adapter needs ({level.shape[0]}, {self.cond_dim})."
+                f"the prompt embedding has shape {tuple(cond.shape)}; this adapter needs ({level.shape[0]}, "
+                f"{self.cond_dim})."
             )
         with torch.autocast(level.device.type, enabled=False):
             cond = cond.to(level.dtype)
@@ -105,7 +110,8 @@ class ConditionEncoder(nn.Module):
 
 
 def normalised(cond: Tensor) -> Tensor:
-    """Each embedding `B D` at mean 0 and deviation 1 (layer norm without weights); a zero embedding stays zero."""
+    """Each embedding `B D` at mean 0 and deviation 1 (layer norm without weights); a zero embedding stays
+    zero."""
     centred = cond - cond.mean(dim=1, keepdim=True)
     return centred / centred.square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-8)
 

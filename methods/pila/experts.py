@@ -34,10 +34,11 @@ def recipe_mask(category: str) -> Tensor:
 
 
 class OperatorExpert(nn.Module):
-    """O_k: reads the bank and the condition vector, emits an update of its recipe's slots and exact zeros elsewhere.
+    """O_k: reads the bank and the condition vector, emits an update of its recipe's slots and exact zeros
+    elsewhere.
 
-    The last layer starts at zero, so that a new expert changes nothing. It emits a slot's independent channels and the copies
-    follow; otherwise duplicates could drift apart where no readout looks.
+    The last layer starts at zero, so that a new expert changes nothing. It emits a slot's independent
+    channels and the copies follow; otherwise duplicates could drift apart where no readout looks.
     """
 
     def __init__(self, category: str, hidden: int, operations: Any = nn) -> None:
@@ -53,11 +54,14 @@ class OperatorExpert(nn.Module):
         zero_last(self.net)
 
     def forward(self, bank: Tensor, cond: Tensor) -> Tensor:
-        """m_k * O_k(F, c), `B 32 T H W` float32. `bank` is in the dtype to compute in, `cond` is c `B hidden`."""
+        """m_k * O_k(F, c), `B 32 T H W` float32. `bank` is in the dtype to compute in, `cond` is c `B
+        hidden`."""
         parts = self.net(torch.cat([bank, broadcast(cond, bank)], dim=1)).float().split(self.widths, dim=1)
         update = {name: spread(name, values) for name, values in zip(self.slots, parts)}
         rest = parts[0].new_zeros(1, 1, 1, 1, 1).expand(bank.shape[0], 1, *bank.shape[2:])
-        return torch.cat([update.get(name, rest.expand(-1, width, -1, -1, -1)) for name, width in WIDTHS.items()], dim=1)
+        return torch.cat(
+            [update.get(name, rest.expand(-1, width, -1, -1, -1)) for name, width in WIDTHS.items()], dim=1
+        )
 
 
 Updates = Mapping[int, tuple[Tensor, Tensor]]

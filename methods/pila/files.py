@@ -16,8 +16,8 @@ from .config import PilaConfig
 
 KIND = "pila_adapter"
 VERSION = 2
-"""Version of the configuration. From 2 on the prompt embedding is normalised, learned logits are bounded, and no penalty shrank
-the correction."""
+"""Version of the configuration. From 2 on the prompt embedding is normalised, learned logits are bounded, and
+no penalty shrank the correction."""
 
 Build = Callable[[str, PilaConfig, Any], PilaAdapter]
 """Makes an adapter from the name of its architecture, its sizes, and the namespace of its layers."""
@@ -30,7 +30,8 @@ SWITCHES = {
     "routing": (False, "UniformRouter"),
     "kinematic_anchor": (False, "ScaffoldFields"),
 }
-"""Of version 1's ablation switches, those that change the architecture: the value that does, and the architecture's name now."""
+"""Of version 1's ablation switches, those that change the architecture: the value that does, and the
+architecture's name now."""
 FIXED = {
     "tie_duplicates": True, "expert_sees_feature": False, "correction_limit": 10.0
 }  # fmt: skip
@@ -55,9 +56,9 @@ def load_adapter(
 ) -> tuple[PilaAdapter, WeightsInfo]:
     """An adapter on the CPU, float32, in evaluation mode, without gradients, and the file's metadata.
 
-    `build` makes the adapter; without it only the method itself is known, no ablation. Raises WeightsError where the file is
-    missing, damaged, of another kind or a later version, or its tensors do not fit its own configuration. Draws nothing from
-    the random generators.
+    `build` makes the adapter; without it only the method itself is known, no ablation. Raises WeightsError
+    where the file is missing, damaged, of another kind or a later version, or its tensors do not fit its own
+    configuration. Draws nothing from the random generators.
     """
     state, info = load_weights(path, KIND)
     name = os.path.basename(path)
@@ -72,20 +73,24 @@ def load_adapter(
         adapter.to_empty(device="cpu").load_state_dict({key: value.float() for key, value in state.items()})
     except RuntimeError as error:
         detail = str(error).splitlines()[-1].strip()
-        raise WeightsError(f"{name} does not hold the tensors its configuration promises ({detail}).") from error
+        raise WeightsError(
+            f"{name} does not hold the tensors its configuration promises ({detail})."
+        ) from error
     return adapter.eval().requires_grad_(False), info
 
 
 def build_method(architecture: str, config: PilaConfig, operations: Any = nn) -> PilaAdapter:
     """The method itself. Raises ValueError for the name of an ablation."""
     if architecture != PilaAdapter.architecture:
-        raise ValueError(f"its architecture is {architecture!r}, an ablation; it must be {PilaAdapter.architecture!r}")
+        raise ValueError(
+            f"its architecture is {architecture!r}, an ablation; it must be {PilaAdapter.architecture!r}"
+        )
     return PilaAdapter(config, operations)
 
 
 def current_config(info: WeightsInfo) -> dict[str, Any]:
-    """A file's configuration as this version's `PilaConfig` takes it, and "architecture". Raises ValueError for a later version,
-    and for options of version 1 that are no more."""
+    """A file's configuration as this version's `PilaConfig` takes it, and "architecture". Raises ValueError
+    for a later version, and for options of version 1 that are no more."""
     config = dict(info.config)
     version = config.pop("version", 1)
     if version not in (1, VERSION):
@@ -99,9 +104,13 @@ def _from_version_1(config: dict[str, Any], recipe: Mapping[str, Any]) -> dict[s
         if found != value:
             raise ValueError(f"{name} is {found!r}; this pack reads adapters with {value!r}")
     switches = config.pop("ablation", {})
-    architectures = [name for switch, (value, name) in SWITCHES.items() if switches.get(switch, not value) == value]
+    architectures = [
+        name for switch, (value, name) in SWITCHES.items() if switches.get(switch, not value) == value
+    ]
     if len(architectures) > 1:
-        raise ValueError(f"it combines the ablations {', '.join(architectures)}; this pack reads adapters with one")
+        raise ValueError(
+            f"it combines the ablations {', '.join(architectures)}; this pack reads adapters with one"
+        )
     return {
         **config,
         "architecture": (architectures or [PilaAdapter.architecture])[0],

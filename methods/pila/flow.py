@@ -1,7 +1,7 @@
 """Optical flow without a network: the target for the velocity slot where no RAFT weights are at hand.
 
-Iterative Lucas-Kanade over a pyramid, on any number of channels, so that it also runs on latents. The target of the
-velocity slot is motion in latent pixels per latent frame, seen at a fixed pixel.
+Iterative Lucas-Kanade over a pyramid, on any number of channels, so that it also runs on latents. The target
+of the velocity slot is motion in latent pixels per latent frame, seen at a fixed pixel.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def _window_mean(field: Tensor) -> Tensor:
 
 
 def _refine(before: Tensor, after: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-    """One Lucas-Kanade update, and how well the window determines it (smaller eigenvalue relative to image activity)."""
+    """One Lucas-Kanade update, and how well the window determines it (smaller eigenvalue relative to image
+    activity)."""
     warped = warp(after, flow)
     middle = 0.5 * (before + warped)
     dx, dy, dt = st.ddx(middle), st.ddy(middle), warped - before
@@ -45,7 +46,8 @@ def _refine(before: Tensor, after: Tensor, flow: Tensor) -> tuple[Tensor, Tensor
     determinant = a * c - xy * xy
     step = torch.cat([(xy * yt - c * xt) / determinant, (xy * xt - a * yt) / determinant], dim=1)
     smaller = 0.5 * (xx + yy - ((xx - yy).square() + 4 * xy * xy).sqrt())
-    # Neighbouring windows must agree: left alone, updates of single pixels roughen the flow until iterating diverges.
+    # Neighbouring windows must agree: left alone, updates of single pixels roughen the flow until iterating
+    # diverges.
     return _window_mean(flow + step.clamp(-1.0, 1.0)), (smaller / (smaller + ridge)).clamp(0.0, 1.0)
 
 
@@ -57,7 +59,8 @@ def _pyramid(image: Tensor) -> list[Tensor]:
 
 
 def lucas_kanade(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
-    """Flow `N 2 H W` in pixels (x, y) from `before` to `after`, `N C H W`, and how well each place determines it, `N 1 H W`.
+    """Flow `N 2 H W` in pixels (x, y) from `before` to `after`, `N C H W`, and how well each place determines
+    it, `N 1 H W`.
 
     Raises ValueError for pictures below 5x5.
     """
@@ -76,7 +79,8 @@ def lucas_kanade(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def checked_flow(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
-    """Flow and a confidence in [0, 1] that falls where forward and backward flow disagree (`N 2 H W`, `N 1 H W`)."""
+    """Flow and a confidence in [0, 1] that falls where forward and backward flow disagree (`N 2 H W`, `N 1 H
+    W`)."""
     forward, certainty = lucas_kanade(before, after)
     backward, _ = lucas_kanade(after, before)
     disagreement = (forward + warp(backward, forward)).square().sum(dim=1, keepdim=True)
@@ -85,7 +89,8 @@ def checked_flow(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def latent_flow(latent: Tensor) -> tuple[Tensor, Tensor]:
-    """Flow targets from a latent itself, `C T H W`: flow `2 T-1 H W` (latent pixels per latent frame), confidence `1 T-1 H W`."""
+    """Flow targets from a latent itself, `C T H W`: flow `2 T-1 H W` (latent pixels per latent frame),
+    confidence `1 T-1 H W`."""
     frames = latent.transpose(0, 1)
     flow, confidence = checked_flow(frames[:-1], frames[1:])
     return flow.transpose(0, 1), confidence.transpose(0, 1)
@@ -93,10 +98,12 @@ def latent_flow(latent: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def video_flow(video: Tensor, frames: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Flow targets from decoded frames, `3 N H W` with N = 1 + stride * (frames - 1): shapes as in `latent_flow`.
+    """Flow targets from decoded frames, `3 N H W` with N = 1 + stride * (frames - 1): shapes as in
+    `latent_flow`.
 
-    Motion between neighbouring frames is added up over a latent frame at a fixed pixel, as the displacement of Eq 19 is,
-    and averaged over each latent pixel by confidence. Raises ValueError where N does not fit `frames`.
+    Motion between neighbouring frames is added up over a latent frame at a fixed pixel, as the displacement
+    of Eq 19 is, and averaged over each latent pixel by confidence. Raises ValueError where N does not fit
+    `frames`.
     """
     count = video.shape[1] - 1
     if frames < 2 or count % (frames - 1):

@@ -1,11 +1,11 @@
 """Category-specific residual constraints: how far a set of fields is from the laws of a category.
 
-Source: PILA Table 1, 6 and 7 and section A.3 give names, roles and families. The formulas lost their symbols in every copy
-we know, so they are restored from the prose and from physics; docs/pila.md lists where we had to choose. Every term is
-scale-free and bounded: 0 means the law holds, about 1 means its terms are unrelated.
+Source: PILA Table 1, 6 and 7 and section A.3 give names, roles and families. The formulas lost their symbols
+in every copy we know, so they are restored from the prose and from physics; docs/pila.md lists where we had
+to choose. Every term is scale-free and bounded: 0 means the law holds, about 1 means its terms are unrelated.
 
-Units: one latent pixel, one latent frame. Means run over a validity mask that leaves out two border pixels and the first
-and last frame, times the optional motion mask.
+Units: one latent pixel, one latent frame. Means run over a validity mask that leaves out two border pixels
+and the first and last frame, times the optional motion mask.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ class ResidualSettings:
     diffusivity: float = 1e-3
     """kappa of heat and phase diffusion; see `viscosity`."""
     smooth: bool = True
-    """Apply a 1-2-1 filter before derivatives: learned fields carry white noise that differences amplify. The regularity terms
-    always read the unfiltered fields, because that noise is what they are there to charge."""
+    """Apply a 1-2-1 filter before derivatives: learned fields carry white noise that differences amplify. The
+    regularity terms always read the unfiltered fields, because that noise is what they are there to
+    charge."""
 
 
 class Averager:
@@ -57,14 +58,17 @@ class Averager:
         self.intervals = steps if mask is None else steps * st.step_mean(mask.detach().to(sample.dtype))
 
     def __call__(self, field: Tensor) -> Tensor:
-        """Mean over space and time of the channel sum, `B`; picks the interval mask where `field` has one frame fewer."""
+        """Mean over space and time of the channel sum, `B`; picks the interval mask where `field` has one
+        frame fewer."""
         weight = self.points if field.shape[2] == self.points.shape[2] else self.intervals
         total = weight.expand(field.shape[0], -1, -1, -1, -1).sum(dim=(1, 2, 3, 4)).clamp(min=TINY)
         return (field * weight).sum(dim=(1, 2, 3, 4)) / total
 
     def channel_mean(self, field: Tensor) -> Tensor:
         """Masked mean of each channel, `B C 1 1 1`."""
-        return torch.stack([self(field[:, i : i + 1]) for i in range(field.shape[1])], dim=1)[:, :, None, None, None]
+        return torch.stack([self(field[:, i : i + 1]) for i in range(field.shape[1])], dim=1)[
+            :, :, None, None, None
+        ]
 
     def variance(self, field: Tensor) -> Tensor:
         """Masked variance summed over channels, `B`, detached: it only sets scales."""
@@ -75,15 +79,16 @@ class Averager:
 def balance(mean: Averager, terms: Sequence[Tensor], floor: Tensor | float) -> Tensor:
     """N1: <(sum of terms)^2> / sum of <term^2>. 0 where the terms cancel, 1 where they are unrelated.
 
-    `floor` is the activity below which nothing is charged. The denominator is live: detached it would reward a field for
-    shrinking.
+    `floor` is the activity below which nothing is charged. The denominator is live: detached it would reward
+    a field for shrinking.
     """
     whole = mean(sum(terms).square())
     return whole / (sum(mean(term.square()) for term in terms) + floor + TINY)
 
 
 def closure(mean: Averager, y: Tensor, x: Tensor, *, centred: bool, sign: int = 0) -> Tensor:
-    """N2: the share of y that no multiple of x explains, 1 - corr^2. `sign` +1 allows only positive multiples, 0 both."""
+    """N2: the share of y that no multiple of x explains, 1 - corr^2. `sign` +1 allows only positive
+    multiples, 0 both."""
     if centred:
         x, y = x - mean.channel_mean(x), y - mean.channel_mean(y)
     xx, yy, xy = mean(x.square()), mean(y.square()), mean(x * y)
@@ -97,7 +102,8 @@ FREE_SLOPE2 = 1 / 16
 
 
 def roughness(mean: Averager, field: Tensor, bound: Tensor | float | None = None) -> Tensor:
-    """N3: the share of gradient energy above `bound`; by default any structure of 6 pixels or more is free."""
+    """N3: the share of gradient energy above `bound`; by default any structure of 6 pixels or more is
+    free."""
     energy = st.forward_energy(field)
     if bound is None:
         bound = 2.0 * (2.0 * math.pi / FREE_WAVELENGTH) ** 2 * mean.variance(field)
@@ -113,7 +119,8 @@ DEFORMATION_LENGTH = 16.0
 def interior_weight(velocity: Tensor) -> Tensor:
     """Where a region moves and so do its neighbours, `B 1 T H W` in [0, 1], detached.
 
-    A rigid body on a still background shears at its outline; eroding by 7x7 (3x3 on small latents) leaves its inside.
+    A rigid body on a still background shears at its outline; eroding by 7x7 (3x3 on small latents) leaves its
+    inside.
     """
     speed2 = velocity.detach().square().sum(dim=1, keepdim=True)
     moving = speed2 / (speed2 + MOVING_SPEED**2)
@@ -181,7 +188,8 @@ def rigid_motion(c: Context) -> Tensor:
 
 
 def deviatoric(tensor: Tensor) -> Tensor:
-    """A 2x2 tensor (xx, xy, yx, yy) without its trace; this cancels pressure, which some recipes do not contain."""
+    """A 2x2 tensor (xx, xy, yx, yy) without its trace; this cancels pressure, which some recipes do not
+    contain."""
     half = 0.5 * (tensor[:, :1] + tensor[:, 3:])
     zero = torch.zeros_like(half)
     return tensor - torch.cat([half, zero, zero, half], dim=1)
@@ -209,7 +217,8 @@ def velocity_wave(c: Context) -> Tensor:
 
 
 def compatibility(c: Context) -> Tensor:
-    """Strain accumulates into deformation. The slot eps is a rate (Eq 16), so it is compared with the change of sym grad d."""
+    """Strain accumulates into deformation. The slot eps is a rate (Eq 16), so it is compared with the change
+    of sym grad d."""
     change = st.symmetric_gradient(st.step_difference(c["d"]))
     return balance(c.mean, [change, -st.step_mean(c["eps"])], FLOOR_KINEMATIC)
 
@@ -238,15 +247,19 @@ DENSITY_COLLAPSE = 0.02
 
 
 def density_stability(c: Context) -> Tensor:
-    """Smooth density that does not collapse to nothing; the guard is bounded, because a refined density may be negative."""
+    """Smooth density that does not collapse to nothing; the guard is bounded, because a refined density may
+    be negative."""
     missing = (DENSITY_COLLAPSE - c["rho"]).clamp(min=0) / DENSITY_COLLAPSE
     return roughness(c.mean, c.raw["rho"]) + c.mean(missing / (1.0 + missing))
 
 
 def compression(c: Context) -> Tensor:
-    """Acoustics: (div u)_t + laplacian(p) / mean density = 0, the divergence of the linearised momentum law."""
+    """Acoustics: (div u)_t + laplacian(p) / mean density = 0, the divergence of the linearised momentum
+    law."""
     mean_density = c.mean(c.density()).detach()[:, None, None, None, None]
-    return balance(c.mean, [st.ddt(st.divergence(c["u"])), st.laplacian(c["p"]) / mean_density], FLOOR_ACOUSTIC)
+    return balance(
+        c.mean, [st.ddt(st.divergence(c["u"])), st.laplacian(c["p"]) / mean_density], FLOOR_ACOUSTIC
+    )
 
 
 def pressure_density(c: Context) -> Tensor:
@@ -265,7 +278,8 @@ def material_rate(c: Context) -> Tensor:
 
 
 def phase_transport(c: Context) -> Tensor:
-    """The phase is carried along and diffuses, apart from a source on the interface of one constant strength per clip.
+    """The phase is carried along and diffuses, apart from a source on the interface of one constant strength
+    per clip.
 
     The source is what real melting is. A strength per frame would make shuffled frames look lawful.
     """
@@ -287,9 +301,11 @@ def heat_terms(c: Context) -> list[Tensor]:
 
 
 def thermal_phase(c: Context) -> Tensor:
-    """Heat is conserved where melting takes some: T_t + div(T u) - kappa laplacian(T) + D(alpha) = 0, in units of latent heat.
+    """Heat is conserved where melting takes some: T_t + div(T u) - kappa laplacian(T) + D(alpha) = 0, in
+    units of latent heat.
 
-    alpha is the share of the phase with more enthalpy. An ice cube that merely moves does not melt: D is the material rate.
+    alpha is the share of the phase with more enthalpy. An ice cube that merely moves does not melt: D is the
+    material rate.
     """
     terms = [*heat_terms(c), material_rate(c)]
     return balance(c.mean, terms, SHARE_SCALAR * c.mean.variance(c["T"]))
@@ -311,7 +327,8 @@ def impulse_response(c: Context) -> Tensor:
 
 
 def contact_compression(c: Context) -> Tensor:
-    """Impulses push apart only where something is compressed. One-sided, and independent of where displacement is zero."""
+    """Impulses push apart only where something is compressed. One-sided, and independent of where
+    displacement is zero."""
     squeeze = -st.divergence(c["d"])
     squeeze = squeeze - squeeze.amin(dim=2, keepdim=True)
     squeeze = F.max_pool3d(squeeze, (1, 3, 3), stride=1, padding=(0, 1, 1))
@@ -407,13 +424,19 @@ TERMS: dict[str, dict[str, Term]] = {
 
 
 def prepare(
-    bank: Tensor | Fields, mask: Tensor | None, settings: ResidualSettings, velocity: Callable[[Tensor], Tensor] | None = None
+    bank: Tensor | Fields,
+    mask: Tensor | None,
+    settings: ResidualSettings,
+    velocity: Callable[[Tensor], Tensor] | None = None,
 ) -> Context:
-    """Reads, checks and smooths the fields once for several terms. Raises ValueError for latents below 4 frames or 5x5."""
+    """Reads, checks and smooths the fields once for several terms. Raises ValueError for latents below 4
+    frames or 5x5."""
     fields = banks.read(bank, velocity=velocity) if isinstance(bank, Tensor) else dict(bank)
     if not fields:
         raise ValueError("the residuals need at least one field.")
-    fields = {name: field if field.dtype == torch.float64 else field.float() for name, field in fields.items()}
+    fields = {
+        name: field if field.dtype == torch.float64 else field.float() for name, field in fields.items()
+    }
     sample = next(iter(fields.values()))
     st.require_size(sample, MINIMUM_FRAMES, MINIMUM_SIDE, "a physical residual")
     filtered = {name: st.smooth(field) for name, field in fields.items()} if settings.smooth else fields
@@ -431,9 +454,10 @@ def residual_terms(
 ) -> dict[str, Tensor]:
     """Every residual of one category, each `B`: 0 where the law holds, about 1 where its terms are unrelated.
 
-    `bank` is a packed bank `B 32 T H W` or a mapping from slot to fields in physical units (u `B 2 T H W`, d and j likewise,
-    eps and sigma `B 4`, the rest `B 1`). `mask` `B 1 T H W` weighs where to look. `velocity` reads the packed velocity scaffold
-    (`bank.read`). Raises ValueError for an unknown category or family, a missing field, and latents too small for the stencils.
+    `bank` is a packed bank `B 32 T H W` or a mapping from slot to fields in physical units (u `B 2 T H W`, d
+    and j likewise, eps and sigma `B 4`, the rest `B 1`). `mask` `B 1 T H W` weighs where to look. `velocity`
+    reads the packed velocity scaffold (`bank.read`). Raises ValueError for an unknown category or family, a
+    missing field, and latents too small for the stencils.
     """
     for family in drop_families:
         if family not in FAMILIES:
@@ -441,4 +465,8 @@ def residual_terms(
     name = CATEGORIES[category_index(category)]
     context = prepare(bank, mask, settings or ResidualSettings(), velocity)
     with torch.autocast(device_type=next(iter(context.fields.values())).device.type, enabled=False):
-        return {key: term.formula(context) for key, term in TERMS[name].items() if term.family not in drop_families}
+        return {
+            key: term.formula(context)
+            for key, term in TERMS[name].items()
+            if term.family not in drop_families
+        }

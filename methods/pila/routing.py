@@ -14,7 +14,8 @@ from .encoder import mlp
 
 EXPERTS = len(CATEGORIES)
 LEARNED_SHARE = 0.45
-"""Largest size of a learned logit, as a share of a label's. Below a half: a labelled expert ranks above any unlabelled one."""
+"""Largest size of a learned logit, as a share of a label's. Below a half: a labelled expert ranks above any
+unlabelled one."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Routing:
 
 
 def select(logits: Tensor, top_k: int, temperature: float) -> Routing:
-    """Top-k by logit, softmax of logit / temperature over the selected (Eq 23). Equal logits are taken in the order of ids."""
+    """Top-k by logit, softmax of logit / temperature over the selected (Eq 23). Equal logits are taken in the
+    order of ids."""
     check_top_k(top_k)
     order = logits.sort(dim=1, descending=True, stable=True).indices[:, :top_k]
     selected = torch.zeros_like(logits, dtype=torch.bool).scatter(1, order, True)
@@ -41,13 +43,15 @@ def select(logits: Tensor, top_k: int, temperature: float) -> Routing:
 
 
 def label_recall(routing: Routing, labels: Tensor) -> Tensor:
-    """Share of the batch's labels whose expert was selected (recall@k), a scalar; 1 where there is no label."""
+    """Share of the batch's labels whose expert was selected (recall@k), a scalar; 1 where there is no
+    label."""
     labelled = labels > 0
     return (routing.selected & labelled).sum() / labelled.sum() if labelled.any() else labels.new_tensor(1.0)
 
 
 def coactivation(routing: Routing) -> Tensor:
-    """Share of the batch in which two experts ran together, `8 8`; the diagonal is each expert's own share."""
+    """Share of the batch in which two experts ran together, `8 8`; the diagonal is each expert's own
+    share."""
     chosen = routing.selected.float()
     return chosen.T @ chosen / len(chosen)
 
@@ -56,7 +60,13 @@ class Router(nn.Module):
     """Learned logits from the condition vector plus an additive prior for the labels."""
 
     def __init__(
-        self, hidden: int, top_k: int, label_bias: float, temperature: float, bounded: bool = True, operations: Any = nn
+        self,
+        hidden: int,
+        top_k: int,
+        label_bias: float,
+        temperature: float,
+        bounded: bool = True,
+        operations: Any = nn,
     ) -> None:
         super().__init__()
         self.top_k, self.label_bias, self.temperature = top_k, label_bias, temperature
@@ -73,7 +83,8 @@ class Router(nn.Module):
         return logits if self.bound is None else self.bound * torch.tanh(logits / self.bound)
 
     def forward(self, cond: Tensor, labels: Tensor | None, top_k: int | None = None) -> Routing:
-        """`cond` is c `B hidden`; `labels` `8` or `B 8` in [0, 1], or None; `top_k` overrides the file's (Eq 21-23)."""
+        """`cond` is c `B hidden`; `labels` `8` or `B 8` in [0, 1], or None; `top_k` overrides the file's (Eq
+        21-23)."""
         logits = self.learned(cond)
         if labels is not None:
             logits = logits + self.label_bias * labels.to(logits).reshape(-1, EXPERTS)

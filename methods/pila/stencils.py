@@ -1,8 +1,8 @@
 """Finite differences on fields `B C T H W`, in lattice units: one latent pixel, one latent frame.
 
-Derivatives are central and second order, with one-sided second-order stencils at the ends, so that all terms of one
-equation sit at the same point. Forward differences appear only inside gradient energies: a central difference cannot see
-the checkerboard mode. Differences amplify rounding, so callers pass float32 or wider.
+Derivatives are central and second order, with one-sided second-order stencils at the ends, so that all terms
+of one equation sit at the same point. Forward differences appear only inside gradient energies: a central
+difference cannot see the checkerboard mode. Differences amplify rounding, so callers pass float32 or wider.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ def require_size(field: Tensor, frames: int, side: int, what: str) -> None:
     if found_frames < frames:
         raise ValueError(f"{what} needs at least {frames} latent frames; the latent has {found_frames}.")
     if min(height, width) < side:
-        raise ValueError(f"{what} needs latents of at least {side}x{side}; this one is {width}x{height} (width x height).")
+        raise ValueError(
+            f"{what} needs latents of at least {side}x{side}; this one is {width}x{height} (width x height)."
+        )
 
 
 def first_derivative(field: Tensor, dim: int) -> Tensor:
@@ -98,16 +100,20 @@ def step_mean(field: Tensor) -> Tensor:
 
 
 def forward_energy(field: Tensor) -> Tensor:
-    """|forward gradient|^2 summed over channels, `B 1 T H W`; the far edges count the difference that exists."""
+    """|forward gradient|^2 summed over channels, `B 1 T H W`; the far edges count the difference that
+    exists."""
     dx = F.pad(field[..., 1:] - field[..., :-1], (0, 1))
     dy = F.pad(field[..., 1:, :] - field[..., :-1, :], (0, 0, 0, 1))
     return (dx.square() + dy.square()).sum(dim=1, keepdim=True)
 
 
 def smooth(field: Tensor) -> Tensor:
-    """Separable 1-2-1 filter along time, height and width; the outermost values stay, so that linear fields pass unchanged."""
+    """Separable 1-2-1 filter along time, height and width; the outermost values stay, so that linear fields
+    pass unchanged."""
     for dim in (TIME, Y, X):
         n = field.shape[dim]
-        inner = 0.5 * field.narrow(dim, 1, n - 2) + 0.25 * (field.narrow(dim, 0, n - 2) + field.narrow(dim, 2, n - 2))
+        inner = 0.5 * field.narrow(dim, 1, n - 2) + 0.25 * (
+            field.narrow(dim, 0, n - 2) + field.narrow(dim, 2, n - 2)
+        )
         field = torch.cat([field.narrow(dim, 0, 1), inner, field.narrow(dim, n - 1, 1)], dim=dim)
     return field

@@ -43,7 +43,8 @@ class PilaTrace:
             values.clear()
 
     def record(self, step: SamplingStep, x0: Tensor, corrected: Corrected) -> None:
-        """Adds one corrected evaluation; `x0` is the estimate before it. Starts over where a new run begins."""
+        """Adds one corrected evaluation; `x0` is the estimate before it. Starts over where a new run
+        begins."""
         if self.index and (step.index < self.index[-1] or float(step.sigma.max()) > self.sigma[-1] + 1e-6):
             self.clear()
         self.index.append(step.index)
@@ -62,12 +63,17 @@ class PilaTrace:
         if not self.keep_snapshots:
             return False
         spacing = max(1, step.count // 4)
-        return (step.count - 1 - step.index) % spacing == 0 and all(kept.index != step.index for kept in self.snapshots)
+        return (step.count - 1 - step.index) % spacing == 0 and all(
+            kept.index != step.index for kept in self.snapshots
+        )
 
 
 @torch.no_grad()
-def expert_maps(adapter: PilaAdapter, snapshot: PilaSnapshot, labels: Tensor | None = None, top_k: int | None = None) -> Tensor:
-    """Where each expert acts: channel mean of |D(F + weight * update) - D(F)|, `B 8 T H W`, zero for experts that did not run.
+def expert_maps(
+    adapter: PilaAdapter, snapshot: PilaSnapshot, labels: Tensor | None = None, top_k: int | None = None
+) -> Tensor:
+    """Where each expert acts: channel mean of |D(F + weight * update) - D(F)|, `B 8 T H W`, zero for experts
+    that did not run.
 
     Raises ValueError for an adapter without experts.
     """

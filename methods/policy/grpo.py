@@ -1,4 +1,5 @@
-"""GRPO on diffusion (arXiv 2402.03300, eq 3; Flow-GRPO, arXiv 2505.05470, eq 5-7): rewards to advantages to a loss."""
+"""GRPO on diffusion (arXiv 2402.03300, eq 3; Flow-GRPO, arXiv 2505.05470, eq 5-7): rewards to advantages to a
+loss."""
 
 from __future__ import annotations
 
@@ -29,15 +30,21 @@ class PolicyLoss:
 
 
 def advantages(rewards: Tensor, *, clamp: float = 5.0, global_std: bool = False) -> Tensor:
-    """Rewards `G K` of G prompts with K clips each -> advantages `G K`: centred in the group, over a deviation.
+    """Rewards `G K` of G prompts with K clips each -> advantages `G K`: centred in the group, over a
+    deviation.
 
-    clamp: largest magnitude (adv_clip_range); global_std: divide by the deviation of all rewards instead of the group's. Clips
-    of a group without spread get 0. Raises ValueError for one clip a group, or rewards that are not finite.
+    clamp: largest magnitude (adv_clip_range); global_std: divide by the deviation of all rewards instead of
+    the group's. Clips of a group without spread get 0. Raises ValueError for one clip a group, or rewards
+    that are not finite.
     """
     if rewards.ndim != 2 or rewards.shape[1] < 2:
-        raise ValueError(f"rewards are {tuple(rewards.shape)}; groups of at least 2 clips are needed, as G x K.")
+        raise ValueError(
+            f"rewards are {tuple(rewards.shape)}; groups of at least 2 clips are needed, as G x K."
+        )
     if not torch.isfinite(rewards).all():
-        raise ValueError(f"{int((~torch.isfinite(rewards)).sum())} rewards are not finite; see which critic gave them.")
+        raise ValueError(
+            f"{int((~torch.isfinite(rewards)).sum())} rewards are not finite; see which critic gave them."
+        )
     rewards = rewards.double()
     centred = rewards - rewards.mean(1, keepdim=True)
     deviation = rewards.std(1, keepdim=True, correction=0)
@@ -48,25 +55,34 @@ def advantages(rewards: Tensor, *, clamp: float = 5.0, global_std: bool = False)
 
 
 def combine_rewards(
-    rewards: Mapping[str, Tensor], weights: Mapping[str, float], aggregation: str = "sum", **settings: float | bool
+    rewards: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+    aggregation: str = "sum",
+    **settings: float | bool,
 ) -> Tensor:
     """Advantages `G K` from several rewards `G K` by name.
 
-    aggregation: "sum" adds the weighted rewards and normalises once; "gdpo" normalises each by itself and then adds (GDPO,
-    arXiv 2601.05242), so that a reward with a wide range cannot hide one with a narrow range. settings: as `advantages`. Raises
-    ValueError for another aggregation.
+    aggregation: "sum" adds the weighted rewards and normalises once; "gdpo" normalises each by itself and
+    then adds (GDPO, arXiv 2601.05242), so that a reward with a wide range cannot hide one with a narrow
+    range. settings: as `advantages`. Raises ValueError for another aggregation.
     """
     if aggregation == "sum":
-        return advantages(torch.stack([weights[name] * value.double() for name, value in rewards.items()]).sum(0), **settings)
+        return advantages(
+            torch.stack([weights[name] * value.double() for name, value in rewards.items()]).sum(0),
+            **settings,
+        )
     if aggregation == "gdpo":
-        return torch.stack([weights[name] * advantages(value, **settings) for name, value in rewards.items()]).sum(0)
+        return torch.stack(
+            [weights[name] * advantages(value, **settings) for name, value in rewards.items()]
+        ).sum(0)
     raise ValueError(f"advantage_aggregation is {aggregation!r}; it must be sum or gdpo.")
 
 
 def policy_loss(new: Tensor, old: Tensor, advantage: Tensor, clip_range: float) -> PolicyLoss:
     """mean over samples of max(-A rho, -A clip(rho, 1 - c, 1 + c)), rho = exp(new - old) (Flow-GRPO, eq 6).
 
-    new, old: log-probabilities `B` of the same transition under the policy in training and the one that sampled; advantage:
+    new, old: log-probabilities `B` of the same transition under the policy in training and the one that
+    sampled; advantage:
     `B`; clip_range: c.
     """
     change = new - old.detach()
@@ -78,10 +94,12 @@ def policy_loss(new: Tensor, old: Tensor, advantage: Tensor, clip_range: float) 
 
 
 def x_kl(step: Step, reference: Step) -> Tensor:
-    """KL per number of two steps of equal deviation, scalar: (mean - mean_ref)^2 / (2 std^2), averaged (Flow-GRPO, eq 7)."""
+    """KL per number of two steps of equal deviation, scalar: (mean - mean_ref)^2 / (2 std^2), averaged
+    (Flow-GRPO, eq 7)."""
     return ((step.mean - reference.mean).square() / (2 * step.std**2)).mean()
 
 
 def velocity_kl(velocity: Tensor, reference: Tensor) -> Tensor:
-    """The same drift from the reference on the network's output, scalar: mean (v - v_ref)^2 / 2, free of the step's size."""
+    """The same drift from the reference on the network's output, scalar: mean (v - v_ref)^2 / 2, free of the
+    step's size."""
     return 0.5 * (velocity.float() - reference.float()).square().mean()

@@ -1,4 +1,5 @@
-"""Bounds of a conversation with a server that may be slow, endless or something else: a deadline, a cancel button, a size."""
+"""Bounds of a conversation with a server that may be slow, endless or something else: a deadline, a cancel
+button, a size."""
 
 from __future__ import annotations
 
@@ -21,12 +22,14 @@ class EndpointError(RuntimeError):
 
 
 def finish_by(
-    deadline: float, start: Callable[[], Coroutine[Any, Any, Result]], cancelled: Callable[[], bool] = lambda: False
+    deadline: float,
+    start: Callable[[], Coroutine[Any, Any, Result]],
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> Result:
     """Runs a coroutine in an event loop of its own until `deadline` (of time.monotonic) at the latest.
 
-    Raises EndpointError where it does not finish, or `cancelled` says so; sockets are closed then, and a name that is still
-    being looked up is not waited for. Call it from a thread without a running event loop.
+    Raises EndpointError where it does not finish, or `cancelled` says so; sockets are closed then, and a name
+    that is still being looked up is not waited for. Call it from a thread without a running event loop.
     """
     loop = asyncio.new_event_loop()  # asyncio.run would wait for the threads that look up names
     try:
@@ -36,7 +39,9 @@ def finish_by(
         loop.close()
 
 
-async def _watched(work: Coroutine[Any, Any, Result], deadline: float, cancelled: Callable[[], bool]) -> Result:
+async def _watched(
+    work: Coroutine[Any, Any, Result], deadline: float, cancelled: Callable[[], bool]
+) -> Result:
     task = asyncio.ensure_future(work)
     while True:
         left = deadline - time.monotonic()
@@ -57,7 +62,8 @@ class Reply:
         self.size = 0
 
     async def watch(self, response: Any) -> None:
-        """Bounds the body of a response. Raises EndpointError where it is compressed: a small one could unfold to gigabytes."""
+        """Bounds the body of a response. Raises EndpointError where it is compressed: a small one could
+        unfold to gigabytes."""
         if response.headers.get("content-encoding", "identity").lower() != "identity":
             raise EndpointError("the answer was compressed, though that was not asked for")
         self.start, self.size = b"", 0
@@ -85,5 +91,8 @@ class Reply:
     @property
     def is_html(self) -> bool:
         """Whether the body is a web page: a login, or an address that is not the API's."""
-        return self.start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html", b"<head", b"<body"))
-
+        return (
+            self.start.lstrip(b"\xef\xbb\xbf \t\r\n")
+            .lower()
+            .startswith((b"<!doctype html", b"<html", b"<head", b"<body"))
+        )

@@ -39,7 +39,8 @@ def encoder_names() -> list[str]:
 
 
 def find_encoder(name: str) -> tuple[str, Path]:
-    """(what it is, its file): "videomae" or "vjepa2" in this pack's own format, "folder" or "videomae v2" of others.
+    """(what it is, its file): "videomae" or "vjepa2" in this pack's own format, "folder" or "videomae v2" of
+    others.
 
     Raises ValueError, in one sentence, where it is missing or no video encoder.
     """
@@ -52,14 +53,17 @@ def find_encoder(name: str) -> tuple[str, Path]:
     inner = name.removeprefix(f"{FOLDER}/")
     found = folder_paths.get_full_path(FOLDER, inner) if Path(inner).suffix in files.EXTENSIONS else None
     if found is None:
-        raise WeightsError(f"{inner} is not in models/{FOLDER}: put the encoder there, or choose another one.")
+        raise WeightsError(
+            f"{inner} is not in models/{FOLDER}: put the encoder there, or choose another one."
+        )
     if not Path(found).with_name("config.json").is_file():
         return "videomae v2", Path(found)
     return "folder", Path(found)
 
 
 def load_encoder(name: str) -> Teacher:
-    """The encoder of a name in the menu, on the CPU. Raises ValueError, in one sentence, where it cannot be loaded."""
+    """The encoder of a name in the menu, on the CPU. Raises ValueError, in one sentence, where it cannot be
+    loaded."""
     from ...encoders import TeacherError, VideoMAETeacher, VJEPATeacher
     from ...encoders.videomae import hub_config, is_v2
 
@@ -73,7 +77,9 @@ def load_encoder(name: str) -> Teacher:
         config = hub_config(str(path.parent))
         model_type = "videomae" if is_v2(config) else config.get("model_type")
         if model_type not in classes:
-            raise TeacherError(f"{name} is a {model_type} model; Load Video Encoder loads {' and '.join(classes)}.")
+            raise TeacherError(
+                f"{name} is a {model_type} model; Load Video Encoder loads {' and '.join(classes)}."
+            )
         return classes[model_type].from_source(str(path.parent))
     except (OSError, RuntimeError, AttributeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -82,7 +88,8 @@ def load_encoder(name: str) -> Teacher:
 
 @contextmanager
 def on_device(teacher: Teacher) -> Iterator[None]:
-    """Inside, the teacher is on ComfyUI's device; room is made for it first. Afterwards it is back on the CPU."""
+    """Inside, the teacher is on ComfyUI's device; room is made for it first. Afterwards it is back on the
+    CPU."""
     device = comfy.model_management.get_torch_device()
     size = comfy.model_management.module_size(teacher.model)
     comfy.model_management.free_memory(2 * size, device)

@@ -30,7 +30,8 @@ CACHED_ANSWERS = 256
 
 
 def origin(url: str) -> str:
-    """scheme://host:port of an address, in lower case. Raises EndpointError for anything but http and https."""
+    """scheme://host:port of an address, in lower case. Raises EndpointError for anything but http and
+    https."""
     try:
         parts = urlsplit(url.strip())
         port = f":{parts.port}" if parts.port else ""
@@ -53,9 +54,10 @@ def is_at(url: str, here: str) -> bool:
 def find_key(base_url: str) -> str | None:
     """The API key for an address, None where there is none.
 
-    A key is tied to the server it is for, because a workflow from elsewhere may bring any address: OPENAI_API_KEY goes to
-    api.openai.com alone, LATENT_PHYSICS_LLM_API_KEY to the server that LATENT_PHYSICS_LLM_BASE_URL names, and keys in the system
-    user directory (llm_keys.json, never served by ComfyUI) to the servers they are listed under.
+    A key is tied to the server it is for, because a workflow from elsewhere may bring any address:
+    OPENAI_API_KEY goes to api.openai.com alone, LATENT_PHYSICS_LLM_API_KEY to the server that
+    LATENT_PHYSICS_LLM_BASE_URL names, and keys in the system user directory (llm_keys.json, never served by
+    ComfyUI) to the servers they are listed under.
     """
     here = origin(base_url)
     if here == OPENAI_ORIGIN and os.environ.get("OPENAI_API_KEY"):
@@ -67,21 +69,24 @@ def find_key(base_url: str) -> str | None:
 
 
 def listed_keys() -> dict[str, str]:
-    """Address -> key of llm_keys.json in the system user directory; empty where there is no such file or it cannot be read."""
+    """Address -> key of llm_keys.json in the system user directory; empty where there is no such file or it
+    cannot be read."""
     path = Path(folder_paths.get_system_user_directory(SYSTEM_USER)) / KEY_FILE
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return {url: key for url, key in listed.items() if isinstance(key, str)} if isinstance(listed, dict) else {}
+    return (
+        {url: key for url, key in listed.items() if isinstance(key, str)} if isinstance(listed, dict) else {}
+    )
 
 
 def require_known(base_url: str) -> None:
-    """Raises EndpointError unless prompts may go to an address: this machine, OpenAI, and the servers that the user has named
-    in LATENT_PHYSICS_LLM_BASE_URL or llm_keys.json.
+    """Raises EndpointError unless prompts may go to an address: this machine, OpenAI, and the servers that
+    the user has named in LATENT_PHYSICS_LLM_BASE_URL or llm_keys.json.
 
-    A workflow from elsewhere may bring any address. Without this, running it would send the prompt to a stranger, or a request
-    into the local network.
+    A workflow from elsewhere may bring any address. Without this, running it would send the prompt to a
+    stranger, or a request into the local network.
     """
     here, host = origin(base_url), urlsplit(base_url.strip()).hostname
     if host == "localhost" or here == OPENAI_ORIGIN:
@@ -91,18 +96,29 @@ def require_known(base_url: str) -> None:
             return
     if not any(is_at(url, here) for url in [os.environ.get(URL_VARIABLE, ""), *listed_keys()]):
         raise EndpointError(
-            f"{here} is not on this machine and you have not allowed it: name it in the environment as {URL_VARIABLE}, "
+            f"{here} is not on this machine and you have not allowed it: name it in the environment as "
+            f"{URL_VARIABLE}, "
             f"or in {KEY_FILE} (see the node's help)"
         )
 
 
-SENT = {"accept", "accept-encoding", "authorization", "connection", "content-length", "content-type", "host", "user-agent"}
+SENT = {
+    "accept",
+    "accept-encoding",
+    "authorization",
+    "connection",
+    "content-length",
+    "content-type",
+    "host",
+    "user-agent",
+}
 """Headers that any server may see."""
 
 
 def stripped(base_url: str, key: str) -> Callable[[Any], Awaitable[None]]:
-    """A hook of the HTTP client that keeps to SENT and to `key`. The openai package adds what the environment says of the user's
-    account (organisation, project, headers of his own, which may hold another key); that is OpenAI's business alone."""
+    """A hook of the HTTP client that keeps to SENT and to `key`. The openai package adds what the environment
+    says of the user's account (organisation, project, headers of his own, which may hold another key); that
+    is OpenAI's business alone."""
 
     async def strip(request: Any) -> None:
         request.headers["accept-encoding"] = "identity"
@@ -145,22 +161,29 @@ class Endpoint:
     ) -> None:
         """`timeout`: seconds from now on for all questions together, however often they are asked again.
 
-        Raises EndpointError for an address that cannot be one or is not the user's (see require_known), and a missing model
-        name.
+        Raises EndpointError for an address that cannot be one or is not the user's (see require_known), and a
+        missing model name.
         """
         require_known(base_url)
         try:
-            import openai  # noqa: F401  (before the clock starts: it takes seconds)
+            import openai
         except ImportError as error:
             raise EndpointError("the openai package is not installed: pip install openai") from error
         if not model.strip():
             raise EndpointError("no model name was given")
-        self.base_url, self.model, self.timeout, self.retries, self.seed = base_url.strip(), model.strip(), timeout, retries, seed
+        self.base_url, self.model, self.timeout, self.retries, self.seed = (
+            base_url.strip(),
+            model.strip(),
+            timeout,
+            retries,
+            seed,
+        )
         self.key = find_key(base_url)
         self.deadline, self.cancelled = time.monotonic() + timeout, cancelled
 
     def ask(self, system: str, user: str, temperature: float, schema: str) -> str:
-        """One answer, from the cache where the same was asked before. Raises EndpointError, whose text holds no key.
+        """One answer, from the cache where the same was asked before. Raises EndpointError, whose text holds
+        no key.
 
         Call it from a thread without a running event loop.
         """
@@ -181,20 +204,29 @@ class Endpoint:
     def _request(self, system: str, user: str, temperature: float, schema: str) -> str:
         reply = Reply()
         try:
-            return finish_by(self.deadline, lambda: self._converse(reply, system, user, temperature, schema), self.cancelled)
+            return finish_by(
+                self.deadline,
+                lambda: self._converse(reply, system, user, temperature, schema),
+                self.cancelled,
+            )
         except EndpointError as error:
             raise EndpointError(clean(without(self.key, str(error)))) from None
         except Exception as error:
             own = next((cause for cause in causes(error) if isinstance(cause, EndpointError)), None)
             if reply.is_html:
-                own = EndpointError(f"the answer was an HTML page, not JSON; the address must look like {LOCAL_URL}")
+                own = EndpointError(
+                    f"the answer was an HTML page, not JSON; the address must look like {LOCAL_URL}"
+                )
             detail = clean(without(self.key, str(error)))[:200]
-            raise own or EndpointError(f"the endpoint gave no answer ({type(error).__name__}: {detail})") from None
+            raise own or EndpointError(
+                f"the endpoint gave no answer ({type(error).__name__}: {detail})"
+            ) from None
 
     async def _converse(self, reply: Reply, system: str, user: str, temperature: float, schema: str) -> str:
         import openai
 
-        # A redirect could carry prompt and key elsewhere; a proxy could read what is not encrypted, and knows no local server.
+        # A redirect could carry prompt and key elsewhere; a proxy could read what is not encrypted, and knows
+        # no local server.
         http = openai.DefaultAsyncHttpxClient(
             follow_redirects=False,
             trust_env=self.base_url.lower().startswith("https:"),
@@ -202,9 +234,16 @@ class Endpoint:
             event_hooks={"request": [stripped(self.base_url, self.key or NO_KEY)], "response": [reply.watch]},
         )
         async with openai.AsyncOpenAI(
-            base_url=self.base_url, api_key=self.key or NO_KEY, timeout=self.timeout, max_retries=self.retries, http_client=http
+            base_url=self.base_url,
+            api_key=self.key or NO_KEY,
+            timeout=self.timeout,
+            max_retries=self.retries,
+            http_client=http,
         ) as client:
-            structured = {"type": "json_schema", "json_schema": {"name": schema, "strict": True, "schema": SCHEMAS[schema]}}
+            structured = {
+                "type": "json_schema",
+                "json_schema": {"name": schema, "strict": True, "schema": SCHEMAS[schema]},
+            }
             arguments = {
                 "model": self.model,
                 "messages": [{"role": "system", "content": system}, {"role": "user", "content": user}],
@@ -213,7 +252,10 @@ class Endpoint:
             }
             try:
                 completion = await client.chat.completions.create(response_format=structured, **arguments)
-            except (openai.BadRequestError, openai.UnprocessableEntityError):  # a server without structured output
+            except (
+                openai.BadRequestError,
+                openai.UnprocessableEntityError,
+            ):  # a server without structured output
                 completion = await client.chat.completions.create(**arguments)
             answer = completion.choices[0].message.content if completion.choices else None
         if not isinstance(answer, str):
@@ -251,7 +293,8 @@ def graph_ask(clip: Any, seed: int, max_length: int = 512) -> Ask:
     """Asks a language model that was loaded as CLIP (Qwen, Gemma, ...)."""
 
     def ask(system: str, user: str, temperature: float, schema: str) -> str:
-        # Without its chat template Gemma continues the text instead of answering it; Qwen has its own by default.
+        # Without its chat template Gemma continues the text instead of answering it; Qwen has its own by
+        # default.
         tokens = clip.tokenize(f"{system}\n\n{user}", min_length=1, thinking=False, skip_template=False)
         sampled = temperature > 0
         ids = clip.generate(

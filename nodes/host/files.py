@@ -1,4 +1,5 @@
-"""Where nodes find weights: the model folder `models/latent_physics`, and the toy files that come with the pack."""
+"""Where nodes find weights: the model folder `models/latent_physics`, and the toy files that come with the
+pack."""
 
 from __future__ import annotations
 
@@ -21,19 +22,26 @@ SHIPPED_FOLDER = Path(__file__).resolve().parents[2] / "toyworld" / "weights"
 
 
 def register_folder() -> None:
-    """Makes `models/latent_physics` a model folder. May be called again; keeps what extra_model_paths.yaml added."""
+    """Makes `models/latent_physics` a model folder. May be called again; keeps what extra_model_paths.yaml
+    added."""
     folder = Path(folder_paths.models_dir) / FOLDER
-    with suppress(OSError):  # a read-only installation can still use the shipped files and extra_model_paths.yaml
+    with suppress(
+        OSError
+    ):  # a read-only installation can still use the shipped files and extra_model_paths.yaml
         folder.mkdir(parents=True, exist_ok=True)
     folder_paths.add_model_folder_path(FOLDER, str(folder))
     paths, extensions = folder_paths.folder_names_and_paths[FOLDER]
-    folder_paths.folder_names_and_paths[FOLDER] = (paths, set(extensions) | EXTENSIONS)  # else every file is listed
+    folder_paths.folder_names_and_paths[FOLDER] = (
+        paths,
+        set(extensions) | EXTENSIONS,
+    )  # else every file is listed
 
 
 def list_files(kind: str) -> list[str]:
     """Names for a loader's menu: files of `kind` in the model folder, then the shipped ones as "toy/...".
 
-    Files of another kind are left out; files that cannot be read stay in, so that choosing one says what is wrong with it.
+    Files of another kind are left out; files that cannot be read stay in, so that choosing one says what is
+    wrong with it.
     """
     register_folder()
     own = [name for name in folder_paths.get_filename_list(FOLDER) if _kind(_own_path(name)) in (kind, None)]
@@ -42,16 +50,20 @@ def list_files(kind: str) -> list[str]:
 
 
 def find_file(name: str) -> Path:
-    """The path of a name from `list_files`. Raises WeightsError where it does not exist or lies outside the folders."""
+    """The path of a name from `list_files`. Raises WeightsError where it does not exist or lies outside the
+    folders."""
     register_folder()
     path = _own_path(name) or _shipped().get(name)
     if path is None:
-        raise WeightsError(f"{name} is not in models/{FOLDER}: put the .safetensors file there, or choose another one.")
+        raise WeightsError(
+            f"{name} is not in models/{FOLDER}: put the .safetensors file there, or choose another one."
+        )
     return path
 
 
 def file_info(name: str) -> WeightsInfo:
-    """The metadata of a name from `list_files`, read anew. Raises WeightsError where the file is missing or cannot be read."""
+    """The metadata of a name from `list_files`, read anew. Raises WeightsError where the file is missing or
+    cannot be read."""
     return read_info(find_file(name))
 
 
@@ -98,10 +110,12 @@ ROOM = 64 * 1024**2
 
 
 def check_name(name: str) -> None:
-    """Raises ValueError for a file name that could lead out of the folder, or that a system would not take."""
+    """Raises ValueError for a file name that could lead out of the folder, or that a system would not
+    take."""
     if name and not NAME.fullmatch(name):
         raise ValueError(
-            f"{name!r} cannot be the predictor's file name: use letters, digits, spaces, dots, dashes and underscores, "
+            f"{name!r} cannot be the predictor's file name: use letters, digits, spaces, dots, dashes and "
+            f"underscores, "
             "and no folder."
         )
 
@@ -116,9 +130,14 @@ def check_place(name: str) -> None:
         tempfile.TemporaryFile(dir=folder).close()
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise ValueError(f"{folder} cannot be written to ({error.strerror}): allow it, or leave the name empty.") from error
+        raise ValueError(
+            f"{folder} cannot be written to ({error.strerror}): allow it, or leave the name empty."
+        ) from error
     if free < ROOM:
-        raise ValueError(f"{folder} has {free / 1e6:.0f} MB free and needs {ROOM / 1e6:.0f}: make room, or leave the name empty.")
+        raise ValueError(
+            f"{folder} has {free / 1e6:.0f} MB free and needs {ROOM / 1e6:.0f}: make room, or leave the "
+            f"name empty."
+        )
 
 
 def free_path(name: str) -> Path:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 PROMPT_WIDTH = {"cosmos1": 1024, "hunyuan_video1.5": 3584}
 """Numbers per token of a space's text encoder, for a training without prompts; the others have 4096."""
 BYTES_PER_ACTIVATION = 34.0
-"""Memory of a training step per pair, position, channel and block: the full recipe measures 0.4 GiB at 60 x 104."""
+"""Memory of a training step per pair, position, channel and block: the full recipe measures 0.4 GiB at 60 x
+104."""
 
 
 def clips_of_latent(latent: dict[str, Any], space: str, positive: list[Any] | None) -> Clips:
@@ -27,15 +28,26 @@ def clips_of_latent(latent: dict[str, Any], space: str, positive: list[Any] | No
     from ...training.data.clips import Clips
 
     video = sampled_latents(latent, space)
-    return Clips.from_tensors(list(video), pooled_prompts(positive, len(video)), space, cond_dim=prompt_width(space))
+    return Clips.from_tensors(
+        list(video), pooled_prompts(positive, len(video)), space, cond_dim=prompt_width(space)
+    )
 
 
 def clips_of_folder(
-    folder: str, space: str, vae: Any, clip: Any | None, positive: list[Any] | None, cut: video_folder.Cut, scratch: Path
+    folder: str,
+    space: str,
+    vae: Any,
+    clip: Any | None,
+    positive: list[Any] | None,
+    cut: video_folder.Cut,
+    scratch: Path,
 ) -> tuple[Clips, list[str]]:
-    """(the clips of a folder, a sentence for each that could not be used). Raises ValueError where none can be."""
+    """(the clips of a folder, a sentence for each that could not be used). Raises ValueError where none can
+    be."""
     if clip is not None and positive:
-        raise ValueError("there are two sources of prompts: wire clip, for the captions, or positive, one prompt for all.")
+        raise ValueError(
+            "there are two sources of prompts: wire clip, for the captions, or positive, one prompt for all."
+        )
     fixed = pooled_prompts(positive, 1)
     fixed = torch.zeros(prompt_width(space)) if fixed is None else fixed[0]
 
@@ -56,17 +68,23 @@ def prompt_width(space: str) -> int:
 def sampled_latents(latent: dict[str, Any], space: str) -> Tensor:
     """The clips of a LATENT as a model of `space` samples them, `B C T H W` float32 on the CPU.
 
-    Wires carry the VAE's latents; predictors read what samplers see. Raises ValueError where the latent is not of that space.
+    Wires carry the VAE's latents; predictors read what samplers see. Raises ValueError where the latent is
+    not of that space.
     """
     video = wires.video_in(latent)
     if video.ndim != 5:
-        raise ValueError(f"Train Motion Predictor needs a video latent, B C T H W, but this one is {tuple(video.shape)}.")
+        raise ValueError(
+            f"Train Motion Predictor needs a video latent, B C T H W, but this one is {tuple(video.shape)}."
+        )
     form = patching.latent_format(space)
     if form is None:
-        raise ValueError(f"this ComfyUI does not know the latent space {space!r}; choose another one, or update ComfyUI.")
+        raise ValueError(
+            f"this ComfyUI does not know the latent space {space!r}; choose another one, or update ComfyUI."
+        )
     if form.latent_channels != video.shape[1]:
         raise ValueError(
-            f"this latent has {video.shape[1]} channels, but {space} latents have {form.latent_channels}: choose the latent "
+            f"this latent has {video.shape[1]} channels, but {space} latents have {form.latent_channels}: "
+            f"choose the latent "
             "space of the VAE that made it."
         )
     return form.process_in(video.float().cpu())
@@ -87,7 +105,9 @@ def pooled_prompts(positive: list[Any] | None, clips: int) -> Tensor | None:
     if not rows:
         return None
     if len(rows) not in (1, clips):
-        raise ValueError(f"there are {len(rows)} prompts for {clips} clips; wire one prompt for all, or one for each.")
+        raise ValueError(
+            f"there are {len(rows)} prompts for {clips} clips; wire one prompt for all, or one for each."
+        )
     return torch.stack(rows * (clips // len(rows)))
 
 

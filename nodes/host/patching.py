@@ -1,4 +1,5 @@
-"""The only place that knows how a MODEL is patched: a correction (methods/step.py) becomes part of ComfyUI's sampling.
+"""The only place that knows how a MODEL is patched: a correction (methods/step.py) becomes part of ComfyUI's
+sampling.
 
 A correction is an object with `correct(x0, step) -> x0`. What else it has is used where it is there:
     reset()                         called when a sampler starts
@@ -7,9 +8,11 @@ A correction is an object with `correct(x0, step) -> x0`. What else it has is us
     memory_required(shape) -> int   bytes of activations in float32, beyond the weights
     context_frames                  how many finished frames before a block of a video it can use, where blocks are made one
                                     after the other
-    branch                          "guided" (the default): it corrects the result of CFG; "conditional": the prompt's estimate
+    branch                          "guided" (the default): it corrects the result of CFG; "conditional": the
+    prompt's estimate
                                     before CFG; "both": both estimates
-    edits_noisy                     True where `correct` writes into `step.noisy`, an ablation; the sampler's latent changes too
+    edits_noisy                     True where `correct` writes into `step.noisy`, an ablation; the sampler's
+    latent changes too
 """
 
 from __future__ import annotations
@@ -46,14 +49,17 @@ LATENT_SPACES = {
     "Mochi": "mochi",
     "Cosmos1CV8x8x8": "cosmos1",
 }
-"""ComfyUI's latent format -> the name that weights files carry. Wan 2.2 14B has Wan 2.1's latents; only its 5B has its own."""
+"""ComfyUI's latent format -> the name that weights files carry. Wan 2.2 14B has Wan 2.1's latents; only its
+5B has its own."""
 
 TOY_WIDTH = 256
-"""A Wan DiT no wider than this is the toy world's: real ones are 1536 and more, and the toy VAE was trained apart."""
+"""A Wan DiT no wider than this is the toy world's: real ones are 1536 and more, and the toy VAE was trained
+apart."""
 
 
 def latent_space(model: comfy.model_patcher.ModelPatcher) -> str:
-    """The name of the latent space a MODEL samples in, as weights files carry it: "wan2.1", "cogvideox", "toy", ...
+    """The name of the latent space a MODEL samples in, as weights files carry it: "wan2.1", "cogvideox",
+    "toy", ...
 
     A format that is not in LATENT_SPACES gets its ComfyUI class name in lower case.
     """
@@ -65,7 +71,8 @@ def latent_space(model: comfy.model_patcher.ModelPatcher) -> str:
 
 
 def latent_format(space: str) -> comfy.latent_formats.LatentFormat | None:
-    """The format whose `process_in` turns a LATENT on a wire into what a MODEL of this space samples; None where unknown."""
+    """The format whose `process_in` turns a LATENT on a wire into what a MODEL of this space samples; None
+    where unknown."""
     names = {known: name for name, known in LATENT_SPACES.items()} | {"toy": "Wan21"}
     found = getattr(comfy.latent_formats, names.get(space, ""), None)
     return None if found is None else found()
@@ -74,12 +81,14 @@ def latent_format(space: str) -> comfy.latent_formats.LatentFormat | None:
 def require_video_model(model: comfy.model_patcher.ModelPatcher, node: str) -> None:
     """Raises ValueError where the MODEL makes images or sound."""
     if model.get_model_object("latent_format").latent_dimensions != 3:
-        raise ValueError(f"{node} needs a video model, but {type(model.model).__name__} does not make videos.")
+        raise ValueError(
+            f"{node} needs a video model, but {type(model.model).__name__} does not make videos."
+        )
 
 
 def manage(network: nn.Module) -> comfy.model_patcher.ModelPatcher:
-    """Puts a network under ComfyUI's memory management: it loads it for sampling and takes it off the device when room is
-    short."""
+    """Puts a network under ComfyUI's memory management: it loads it for sampling and takes it off the device
+    when room is short."""
     return comfy.model_patcher.CoreModelPatcher(
         network,
         load_device=comfy.model_management.get_torch_device(),
@@ -94,12 +103,13 @@ def add_correction(
     networks: Sequence[comfy.model_patcher.ModelPatcher] = (),
     key: str = KEY,
 ) -> comfy.model_patcher.ModelPatcher:
-    """A clone of MODEL whose denoised estimate passes through `correction`; the MODEL given is left as it was.
+    """A clone of MODEL whose denoised estimate passes through `correction`; the MODEL given is left as it
+    was.
 
-    Corrections stack: they act in the order in which they were added, those before CFG (see `branch`) first. networks: what
-    the correction computes with, from `manage`; they are loaded with the MODEL. During `correct` their weights are on the
-    sampling device as ordinary tensors that autograd may save, in bfloat16 where the device is good at it. key: names the
-    correction in the MODEL (made unique by a number).
+    Corrections stack: they act in the order in which they were added, those before CFG (see `branch`) first.
+    networks: what the correction computes with, from `manage`; they are loaded with the MODEL. During
+    `correct` their weights are on the sampling device as ordinary tensors that autograd may save, in bfloat16
+    where the device is good at it. key: names the correction in the MODEL (made unique by a number).
     """
     patched = model.clone()
     key = _unused(key, patched.attachments)
@@ -113,13 +123,17 @@ def add_correction(
         patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.CALC_COND_BATCH, key, hook.in_window)
     patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, key, hook.start)
     patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, key, hook.begin)
-    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, key, hook.reserve_memory)
+    patched.add_wrapper_with_key(
+        comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, key, hook.reserve_memory
+    )
     return patched
 
 
 def corrections(model: comfy.model_patcher.ModelPatcher) -> list[tuple[str, Correction]]:
     """(key, correction) of every correction in a MODEL, in the order in which they act."""
-    return [(key, hook.correction) for key, hook in model.attachments.items() if isinstance(hook, _CorrectionHook)]
+    return [
+        (key, hook.correction) for key, hook in model.attachments.items() if isinstance(hook, _CorrectionHook)
+    ]
 
 
 class _CorrectionHook:
@@ -155,7 +169,8 @@ class _CorrectionHook:
     def _corrected(self, args: dict[str, Any], x0: Tensor, noisy: Tensor) -> Tensor | None:
         """What the correction makes of x0; None where it leaves it as it is.
 
-        The prompt runs under inference mode, where autograd saves nothing: leave it, and copy what was made inside it.
+        The prompt runs under inference mode, where autograd saves nothing: leave it, and copy what was made
+        inside it.
         """
         with torch.inference_mode(False), resident(self.networks, x0.device):
             x0 = x0.clone()
@@ -163,10 +178,11 @@ class _CorrectionHook:
         return None if corrected is x0 else corrected
 
     def _correct_block(self, args: dict[str, Any], start: int) -> Tensor:
-        """A block of a video that is made block by block: corrected behind the frames made before it, which stay.
+        """A block of a video that is made block by block: corrected behind the frames made before it, which
+        stay.
 
-        The sampler calls the model at sigma 0 to tell it of finished frames; those are kept. A block too short for the
-        correction even with what came before it is left alone.
+        The sampler calls the model at sigma 0 to tell it of finished frames; those are kept. A block too
+        short for the correction even with what came before it is left alone.
         """
         denoised, noisy = args["denoised"], args["input"]
         if float(args["sigma"].max()) == 0:
@@ -175,7 +191,10 @@ class _CorrectionHook:
         before = self.blocks.before(start, getattr(self.correction, "context_frames", 0))
         known = 0 if before is None else before.shape[2]
         with torch.inference_mode(False):
-            parts = [[part.clone() for part in (before, tensor) if part is not None] for tensor in (denoised, noisy)]
+            parts = [
+                [part.clone() for part in (before, tensor) if part is not None]
+                for tensor in (denoised, noisy)
+            ]
             x0, noisy = (torch.cat(both, dim=2) for both in parts)
         if not self._fits(x0.shape):
             return denoised
@@ -192,7 +211,8 @@ class _CorrectionHook:
     def before_cfg(self, args: dict[str, Any]) -> list[Tensor]:
         """The pre-CFG function: both branches' estimates in, with the prompt's (or both) corrected out.
 
-        ComfyUI calls it when the context windows are merged; they were corrected one by one then, by `in_window`.
+        ComfyUI calls it when the context windows are merged; they were corrected one by one then, by
+        `in_window`.
         """
         estimates = list(args["conds_out"])
         if _in_windows(args["model_options"]):
@@ -204,21 +224,38 @@ class _CorrectionHook:
         return estimates
 
     def in_window(
-        self, executor: Callable[..., Any], model: Any, conds: list[Any], x: Tensor, sigma: Tensor, options: dict[str, Any]
+        self,
+        executor: Callable[..., Any],
+        model: Any,
+        conds: list[Any],
+        x: Tensor,
+        sigma: Tensor,
+        options: dict[str, Any],
     ) -> Any:
-        """Around the model's calls: inside a context window its own estimates are corrected, before windows are merged.
+        """Around the model's calls: inside a context window its own estimates are corrected, before windows
+        are merged.
 
         What a mask protects is known of the whole clip only, so a window is corrected as the model sees it.
         """
         estimates = executor(model, conds, x, sigma, options)
         if not _in_windows(options) or len(conds) < 2:
             return estimates
-        apart = {key: value for key, value in options["transformer_options"].items() if key != "context_window"}
-        args = {"model": model, "conds": conds, "conds_out": estimates, "input": x, "sigma": sigma, "in_window": True}
+        apart = {
+            key: value for key, value in options["transformer_options"].items() if key != "context_window"
+        }
+        args = {
+            "model": model,
+            "conds": conds,
+            "conds_out": estimates,
+            "input": x,
+            "sigma": sigma,
+            "in_window": True,
+        }
         return self.before_cfg({**args, "model_options": {**options, "transformer_options": apart}})
 
     def start(self, executor: Callable[..., Any], noise: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Around a whole sampler run: refuse what cannot be corrected before anything is loaded, forget the last run."""
+        """Around a whole sampler run: refuse what cannot be corrected before anything is loaded, forget the
+        last run."""
         shapes = kwargs.get("latent_shapes") or [noise.shape]
         conds = executor.class_obj.conds.get("positive")
         if hasattr(self.correction, "check"):
@@ -237,8 +274,8 @@ class _CorrectionHook:
         self, executor: Callable[..., Any], guider: Any, sigmas: Tensor, extra: Any, callback: Any, noise: Tensor,
         latent_image: Tensor | None = None, denoise_mask: Tensor | None = None, *args: Any, **kwargs: Any,
     ) -> Any:  # fmt: skip
-        """Around the sampler itself, which gets the mask and the latent in the model's own scaling. Other samplers than
-        ComfyUI's KSAMPLER (VOIDSampler) do not look at the mask."""
+        """Around the sampler itself, which gets the mask and the latent in the model's own scaling. Other
+        samplers than ComfyUI's KSAMPLER (VOIDSampler) do not look at the mask."""
         masked = denoise_mask is not None and latent_image is not None
         if masked and isinstance(executor.class_obj, comfy.samplers.KSAMPLER):
             self.protected = frames.Protected(latent_image, denoise_mask, sigmas)
@@ -247,8 +284,9 @@ class _CorrectionHook:
     def reserve_memory(
         self, executor: Callable[..., Any], model: Any, noise_shape: Sequence[int], *args: Any, **kwargs: Any
     ) -> Any:
-        """Around ComfyUI's memory estimate. The correction runs when the backbone's activations are gone, so the larger
-        counts; the estimate is proportional to the latent's size, so a larger need is told as a larger latent."""
+        """Around ComfyUI's memory estimate. The correction runs when the backbone's activations are gone, so
+        the larger counts; the estimate is proportional to the latent's size, so a larger need is told as a
+        larger latent."""
         shape = list(noise_shape)
         if hasattr(self.correction, "memory_required"):
             size = comfy.model_management.dtype_size(_compute_dtype(model.load_device) or torch.float32)
@@ -261,14 +299,19 @@ class _CorrectionHook:
 
 def _in_windows(options: dict[str, Any]) -> bool:
     """Whether the model is called on context windows in this step."""
-    return options.get("context_handler") is not None and "context_window" in options.get("transformer_options", {})
+    return options.get("context_handler") is not None and "context_window" in options.get(
+        "transformer_options", {}
+    )
 
 
 def sampling_step(args: dict[str, Any], noisy: Tensor) -> SamplingStep:
-    """What ComfyUI tells a post-CFG function, in a correction's words. `noisy` is the latent it concerns, `B C T H W`."""
+    """What ComfyUI tells a post-CFG function, in a correction's words. `noisy` is the latent it concerns, `B
+    C T H W`."""
     sigma = args["sigma"].detach().clone().float()
     batch, sampling = noisy.shape[0], args["model"].model_sampling
-    index, count = step_index(float(sigma.max()), args["model_options"].get("transformer_options", {}).get("sample_sigmas"))
+    index, count = step_index(
+        float(sigma.max()), args["model_options"].get("transformer_options", {}).get("sample_sigmas")
+    )
     return SamplingStep(
         noisy=noisy,
         sigma=sigma.expand(batch),
@@ -282,22 +325,24 @@ def sampling_step(args: dict[str, Any], noisy: Tensor) -> SamplingStep:
 
 
 def gain(model_sampling: Any, sigma: Tensor) -> Tensor:
-    """g of x0 = a z_t - g out for any affine parameterisation, `B`: what a unit of network output takes away from x0."""
+    """g of x0 = a z_t - g out for any affine parameterisation, `B`: what a unit of network output takes away
+    from x0."""
     zero = torch.zeros(len(sigma), 1, device=sigma.device)
     without = model_sampling.calculate_denoised(sigma, zero, zero)
     return (without - model_sampling.calculate_denoised(sigma, zero + 1, zero)).reshape(-1)
 
 
 def level(model_sampling: Any, sigma: Tensor) -> Tensor:
-    """Noise level of z_t = a x0 + b noise as b / (a + b), `B`: what the model's own scaling makes of a clean and of a
-    noisy one, so no table of model types is needed."""
+    """Noise level of z_t = a x0 + b noise as b / (a + b), `B`: what the model's own scaling makes of a clean
+    and of a noisy one, so no table of model types is needed."""
     zero = torch.zeros(len(sigma), 1, device=sigma.device)
     signal = model_sampling.noise_scaling(sigma, zero, zero + 1)
     return flow_level(signal, model_sampling.noise_scaling(sigma, zero + 1, zero)).reshape(-1)
 
 
 def step_index(sigma: float, sample_sigmas: Tensor | None) -> tuple[int, int]:
-    """(index, count) of the step that `sigma` falls in; a sampler's extra evaluations belong to the step they fall in."""
+    """(index, count) of the step that `sigma` falls in; a sampler's extra evaluations belong to the step they
+    fall in."""
     if sample_sigmas is None or len(sample_sigmas) < 2:
         return 0, 1
     count = len(sample_sigmas) - 1
@@ -308,13 +353,18 @@ def step_index(sigma: float, sample_sigmas: Tensor | None) -> tuple[int, int]:
 def pooled_condition(
     conds: list[dict[str, Any]] | None, sigma: float, shape: Sequence[int], device: torch.device
 ) -> Tensor | None:
-    """The pooled prompt embedding `B D` of the positive conditioning for a latent of `shape`, None where it has no tokens.
+    """The pooled prompt embedding `B D` of the positive conditioning for a latent of `shape`, None where it
+    has no tokens.
 
-    The mean over the tokens (see pool_tokens). Several prompts that act at this sigma are averaged as ComfyUI mixes their
-    estimates: by strength and by the share of the latent that their mask or area covers.
+    The mean over the tokens (see pool_tokens). Several prompts that act at this sigma are averaged as ComfyUI
+    mixes their estimates: by strength and by the share of the latent that their mask or area covers.
     """
     pooled, weights = [], []
-    acting = [cond for cond in conds or [] if cond.get("timestep_end", sigma) <= sigma <= cond.get("timestep_start", sigma)]
+    acting = [
+        cond
+        for cond in conds or []
+        if cond.get("timestep_end", sigma) <= sigma <= cond.get("timestep_start", sigma)
+    ]
     for cond in acting:
         tokens, mask = cond.get("cross_attn"), cond.get("attention_mask")
         weight = cond_weight(cond, shape)
@@ -330,7 +380,8 @@ def pooled_condition(
 
 
 def cond_weight(cond: dict[str, Any], shape: Sequence[int]) -> float:
-    """How much a conditioning entry counts for a latent of `shape`: strength x the share its mask and area cover."""
+    """How much a conditioning entry counts for a latent of `shape`: strength x the share its mask and area
+    cover."""
     weight = float(cond.get("strength", 1.0))
     if cond.get("mask") is not None:
         weight *= float(cond.get("mask_strength", 1.0)) * float(cond["mask"].float().mean())
@@ -349,23 +400,31 @@ def _prompts(conds: list[dict[str, Any]] | None) -> list[Tensor]:
 
 @contextmanager
 def resident(networks: Sequence[comfy.model_patcher.ModelPatcher], device: torch.device) -> Iterator[None]:
-    """Inside, every weight of `networks` is an ordinary tensor on `device`, in bfloat16 where the device is good at it.
+    """Inside, every weight of `networks` is an ordinary tensor on `device`, in bfloat16 where the device is
+    good at it.
 
-    ComfyUI may have left weights on another device to save memory and cast them layer by layer through a shared buffer, or have
-    moved them under inference mode. Both are fine for a forward pass, and both break autograd, the first without a word.
-    Copies are made of such weights only, and dropped at the end.
+    ComfyUI may have left weights on another device to save memory and cast them layer by layer through a
+    shared buffer, or have moved them under inference mode. Both are fine for a forward pass, and both break
+    autograd, the first without a word. Copies are made of such weights only, and dropped at the end.
     """
     dtype = _compute_dtype(device)
     replaced: list[tuple[dict[str, Any], str, Tensor]] = []
     try:
         for module in [module for patcher in networks for module in patcher.model.modules()]:
-            for tensors, wrap in [(module._parameters, nn.Parameter), (module._buffers, lambda tensor, **_: tensor)]:
+            for tensors, wrap in [
+                (module._parameters, nn.Parameter),
+                (module._buffers, lambda tensor, **_: tensor),
+            ]:
                 for name, tensor in tensors.items():
                     wanted = None if tensor is None else _wanted_dtype(tensor, dtype)
-                    if tensor is None or (tensor.device == device and tensor.dtype == wanted and not tensor.is_inference()):
+                    if tensor is None or (
+                        tensor.device == device and tensor.dtype == wanted and not tensor.is_inference()
+                    ):
                         continue
                     replaced.append((tensors, name, tensor))
-                    tensors[name] = wrap(tensor.detach().to(device=device, dtype=wanted, copy=True), requires_grad=False)
+                    tensors[name] = wrap(
+                        tensor.detach().to(device=device, dtype=wanted, copy=True), requires_grad=False
+                    )
         yield
     finally:
         for tensors, name, tensor in replaced:

@@ -1,4 +1,5 @@
-"""Listening to one block of a model while ComfyUI samples: what Tap Block adds to a MODEL, and what it heard."""
+"""Listening to one block of a model while ComfyUI samples: what Tap Block adds to a MODEL, and what it
+heard."""
 
 from __future__ import annotations
 
@@ -32,8 +33,11 @@ class Tapped:
     """Latent frames that the model saw."""
 
 
-def add_tap(model: comfy.model_patcher.ModelPatcher, block: int, step: int) -> comfy.model_patcher.ModelPatcher:
-    """A clone of MODEL that remembers the output of `block` at `step`, both counted from 1. A second tap replaces the first.
+def add_tap(
+    model: comfy.model_patcher.ModelPatcher, block: int, step: int
+) -> comfy.model_patcher.ModelPatcher:
+    """A clone of MODEL that remembers the output of `block` at `step`, both counted from 1. A second tap
+    replaces the first.
 
     Raises ValueError where the model has no such block.
     """
@@ -53,10 +57,13 @@ def add_tap(model: comfy.model_patcher.ModelPatcher, block: int, step: int) -> c
 
 
 def tapped(model: comfy.model_patcher.ModelPatcher) -> Tapped:
-    """What the MODEL's tap heard in the last run. Raises ValueError, in one sentence, where it heard nothing."""
+    """What the MODEL's tap heard in the last run. Raises ValueError, in one sentence, where it heard
+    nothing."""
     listener = model.attachments.get(KEY)
     if listener is None:
-        raise ValueError("Correspondence Map was given a MODEL without Tap Block: wire the MODEL that Tap Block puts out.")
+        raise ValueError(
+            "Correspondence Map was given a MODEL without Tap Block: wire the MODEL that Tap Block puts out."
+        )
     if listener.heard is None:
         reason = listener.problem or "no sampler ran with this MODEL, or it ended before that step"
         raise ValueError(f"Tap Block heard nothing at step {listener.step}: {reason}.")
@@ -86,8 +93,12 @@ class Listener:
         return executor(*args, **kwargs)
 
     def listen(self, executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Around one forward pass of the network. A hook is on the block only while it is the pass asked for."""
-        options = next((value for value in (*args, *kwargs.values()) if isinstance(value, dict) and "sigmas" in value), {})
+        """Around one forward pass of the network. A hook is on the block only while it is the pass asked
+        for."""
+        options = next(
+            (value for value in (*args, *kwargs.values()) if isinstance(value, dict) and "sigmas" in value),
+            {},
+        )
         row = positive_row(args[0], options)
         if self.heard is not None or row is None or not self._is_step(options):
             return executor(*args, **kwargs)
@@ -117,7 +128,8 @@ class Listener:
 
 
 def positive_row(latent: Any, options: dict[str, Any]) -> int | None:
-    """The row of a network's batch that holds the first clip under the positive prompt; None where it is not in it."""
+    """The row of a network's batch that holds the first clip under the positive prompt; None where it is not
+    in it."""
     parts = options.get("cond_or_uncond", [])
     if not isinstance(latent, Tensor) or latent.ndim != 5 or 0 not in parts:
         return None
@@ -125,7 +137,8 @@ def positive_row(latent: Any, options: dict[str, Any]) -> int | None:
 
 
 def token_grid(network: nn.Module, latent: Tensor) -> tuple[int, int, int]:
-    """(F, H, W) in tokens of a latent `B C T H W`; sizes that are no multiple of the patch are filled up, as the models do."""
+    """(F, H, W) in tokens of a latent `B C T H W`; sizes that are no multiple of the patch are filled up, as
+    the models do."""
     patch = getattr(network, "patch_size", 1)
     if isinstance(patch, int):
         patch = (getattr(network, "patch_size_t", None) or 1, patch, patch)

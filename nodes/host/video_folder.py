@@ -1,7 +1,8 @@
-"""A folder of videos in ComfyUI's input folder -> latents to train on, encoded by the VAE and CLIP on the wires.
+"""A folder of videos in ComfyUI's input folder -> latents to train on, encoded by the VAE and CLIP on the
+wires.
 
-It is the work of `latent-physics cache`, with ComfyUI's encoders. Which folder it is may come from a stranger's workflow: nothing
-outside the input folder is read.
+It is the work of `latent-physics cache`, with ComfyUI's encoders. Which folder it is may come from a
+stranger's workflow: nothing outside the input folder is read.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ LISTED = 1000
 DEPTH = 6
 """Folders deeper than this are not listed."""
 FAMILIES = {"toy": "toy", "cogvideox": "cogvideox", "cogvideox1.5": "cogvideox"}
-"""Latent space -> the family whose usual size, length and frame rate its clips are cut to; others have Wan's."""
+"""Latent space -> the family whose usual size, length and frame rate its clips are cut to; others have
+Wan's."""
 USUAL_FRAMES = {"mochi": 85}
 """Where the usual number of frames does not fit the VAE's stride in time (Mochi's is 6)."""
 
@@ -50,13 +52,15 @@ class Cut:
 
 
 def list_folders() -> list[str]:
-    """Names for the menu: sub-folders of ComfyUI's input folder that hold clips, themselves or further down. Links are not
-    followed."""
+    """Names for the menu: sub-folders of ComfyUI's input folder that hold clips, themselves or further down.
+    Links are not followed."""
     root = Path(folder_paths.get_input_directory())
     found: set[str] = set()
     for place, folders, names in os.walk(root):
         here = Path(place).relative_to(root)
-        folders[:] = sorted(name for name in folders if not name.startswith(".")) if len(here.parts) < DEPTH else []
+        folders[:] = (
+            sorted(name for name in folders if not name.startswith(".")) if len(here.parts) < DEPTH else []
+        )
         if here.parts and _holds_clip(names):
             found |= {part.as_posix() for part in [here, *here.parents] if part.parts}
         if len(found) >= LISTED:
@@ -69,7 +73,9 @@ def _holds_clip(names: Sequence[str]) -> bool:
 
     endings = [os.path.splitext(name)[1].lower() for name in names if not name.startswith(".")]
     films = FILM_SUFFIXES | ANIMATION_SUFFIXES
-    return any(ending in films for ending in endings) or sum(ending in FRAME_SUFFIXES for ending in endings) >= 2
+    return (
+        any(ending in films for ending in endings) or sum(ending in FRAME_SUFFIXES for ending in endings) >= 2
+    )
 
 
 def is_chosen(name: str | None) -> bool:
@@ -80,20 +86,27 @@ def is_chosen(name: str | None) -> bool:
 def find_folder(name: str) -> Path:
     """The sub-folder `name` of ComfyUI's input folder, named with forward slashes.
 
-    Raises ValueError, in one sentence, for a name that is absolute, could lead elsewhere on any system, or leads elsewhere by a
-    link, and for a folder that is not there.
+    Raises ValueError, in one sentence, for a name that is absolute, could lead elsewhere on any system, or
+    leads elsewhere by a link, and for a folder that is not there.
     """
     from ...training.data.videos import is_inside
 
     fault = _fault(name)
     if fault:
-        raise ValueError(f"{name!r} cannot be the video folder ({fault}): give the name of a folder in ComfyUI's input folder.")
+        raise ValueError(
+            f"{name!r} cannot be the video folder ({fault}): give the name of a folder in ComfyUI's input "
+            f"folder."
+        )
     root = Path(folder_paths.get_input_directory())
     folder = root / name
     if not is_inside(folder, root):
-        raise ValueError(f"{name!r} leads out of ComfyUI's input folder by a link: put the videos themselves there.")
+        raise ValueError(
+            f"{name!r} leads out of ComfyUI's input folder by a link: put the videos themselves there."
+        )
     if not folder.is_dir():
-        raise ValueError(f"ComfyUI's input folder has no folder {name!r}: put it there, press R, and choose it.")
+        raise ValueError(
+            f"ComfyUI's input folder has no folder {name!r}: put it there, press R, and choose it."
+        )
     return folder
 
 
@@ -106,13 +119,16 @@ def _fault(name: str) -> str | None:
     parts = name.split("/")
     if "" in parts or any(part in (".", "..") for part in parts):
         return "it has an empty part, '.' or '..'"
-    if any(part.startswith(".") or part.endswith((".", " ")) for part in parts):  # Windows drops what ends a name
+    if any(
+        part.startswith(".") or part.endswith((".", " ")) for part in parts
+    ):  # Windows drops what ends a name
         return "a part of it starts with a dot, or ends with a dot or a space"
     return None
 
 
 def clips_in(folder: Path) -> tuple[list[Path], list[str]]:
-    """(clips in a folder, a sentence for each thing that is left out: what cannot be read, and links out of the input folder).
+    """(clips in a folder, a sentence for each thing that is left out: what cannot be read, and links out of
+    the input folder).
 
     Raises VideoError where there is no clip at all.
     """
@@ -146,7 +162,9 @@ def fingerprint(name: str | None) -> str:
         for clip in clips_in(find_folder(name))[0]:
             for file in [*(frame_files(clip) if clip.is_dir() else [clip]), caption_file(clip)]:
                 status = file.stat() if file.exists() else None
-                digest.update(os.fsencode(file) + f"\n{status and (status.st_mtime_ns, status.st_size)}\n".encode())
+                digest.update(
+                    os.fsencode(file) + f"\n{status and (status.st_mtime_ns, status.st_size)}\n".encode()
+                )
     except (OSError, ValueError):
         return "unreadable"
     return digest.hexdigest()
@@ -164,8 +182,10 @@ def encode_folder(
 ) -> tuple[Clips, list[str]]:
     """(every clip of `folder` that can be read, encoded; a sentence for each clip that cannot).
 
-    Latents go to files in `scratch`, which must be there while they are used. `embed` turns a caption into a pooled prompt `D`,
-    `to_sampled` a LATENT of the VAE into what a model of `space` samples, `B C T H W`. ComfyUI's cancel button ends it.
+    Latents go to files in `scratch`, which must be there while they are used. `embed` turns a caption into a
+    pooled prompt `D`,
+    `to_sampled` a LATENT of the VAE into what a model of `space` samples, `B C T H W`. ComfyUI's cancel
+    button ends it.
     Raises ValueError, in one sentence, where nothing can be used or a number does not fit.
     """
     from ...training.data.cache import cache_clips
@@ -179,7 +199,9 @@ def encode_folder(
         report = cache_clips(clips, config, lambda: text, lambda: video, stop=_stop(), progress=_progress())
         comfy.model_management.throw_exception_if_processing_interrupted()
         skipped += [reason for _, reason in report.skipped]
-        skipped += [printable(f"{copy.name} has the same content as {taken.name}.") for copy, taken in report.same]
+        skipped += [
+            printable(f"{copy.name} has the same content as {taken.name}.") for copy, taken in report.same
+        ]
     if not clips or not report.written:
         raise ValueError(f"no clip in {folder.name} can be used; the first: {skipped[0]}")
     return Clips.from_folder(config.out), skipped
@@ -203,7 +225,8 @@ def cache_config(space: str, cut: Cut, out: Path) -> CacheConfig:
 
 
 class ComfyText:
-    """A pooled prompt as the cache command's text encoder gives it: of a single token, which pooling leaves as it is."""
+    """A pooled prompt as the cache command's text encoder gives it: of a single token, which pooling leaves
+    as it is."""
 
     def __init__(self, embed: Callable[[str], Tensor]) -> None:
         self.embed = embed
@@ -251,7 +274,8 @@ def _progress() -> Any:
 
 
 def _stop() -> Any:
-    """The cache command's stop request, asked by ComfyUI's cancel button; clips that are being read end soon, too."""
+    """The cache command's stop request, asked by ComfyUI's cancel button; clips that are being read end soon,
+    too."""
     from ...training.console import StopRequest
 
     class Cancelled(StopRequest):

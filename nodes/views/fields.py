@@ -10,12 +10,15 @@ from . import figures
 
 
 def over_frames(maps: Tensor, images: Tensor | None, opacity: float) -> Tensor:
-    """Maps `(B, T, h, w)` in [0, 1] over decoded clips, or alone. Raises ValueError where the pictures are not of that many
-    clips."""
+    """Maps `(B, T, h, w)` in [0, 1] over decoded clips, or alone. Raises ValueError where the pictures are
+    not of that many clips."""
     if images is None:
         return figures.heat_frames(maps.flatten(0, 1))
     if len(images) % len(maps) or len(images) < len(maps):
-        raise ValueError(f"{len(images)} images do not belong to a latent of {len(maps)} clips: wire this run's decoded video.")
+        raise ValueError(
+            f"{len(images)} images do not belong to a latent of {len(maps)} clips: wire this run's decoded "
+            f"video."
+        )
     clips = images.reshape(len(maps), -1, *images.shape[1:])
     return torch.cat([figures.overlay(clip, maps[b], maps.shape[1], opacity) for b, clip in enumerate(clips)])
 
@@ -32,14 +35,16 @@ FIELD_NAMES = {
     "j": "impulse",
     "psi": "wave",
 }
-FIELD_MENU = {f"{slot}: {FIELD_NAMES[slot]}": slot for slot in ("u", *(name for name in SLOTS if name != "u"))}
+FIELD_MENU = {
+    f"{slot}: {FIELD_NAMES[slot]}": slot for slot in ("u", *(name for name in SLOTS if name != "u"))
+}
 
 
 def paint(field: Tensor) -> tuple[Tensor, Tensor]:
     """Colours `(B, T, h, w, 3)` and size `(B, T, h, w)` in [0, 1] of a field `(B, C, T, h, w)`.
 
-    Two channels are a direction: hue says where to, brightness how much. One channel runs from its clip's smallest to its largest
-    value. Four channels (a tensor) are shown by their size.
+    Two channels are a direction: hue says where to, brightness how much. One channel runs from its clip's
+    smallest to its largest value. Four channels (a tensor) are shown by their size.
     """
     if field.shape[1] == 2:
         size = field.norm(dim=1)
@@ -68,12 +73,18 @@ def under_frames(colours: Tensor, images: Tensor | None, opacity: float) -> Tens
         return torch.nn.functional.interpolate(flat, scale_factor=8, mode="nearest").movedim(1, -1)
     clips, frames = colours.shape[:2]
     if len(images) % clips or len(images) < clips:
-        raise ValueError(f"{len(images)} images do not belong to a latent of {clips} clips: wire its decoded video.")
+        raise ValueError(
+            f"{len(images)} images do not belong to a latent of {clips} clips: wire its decoded video."
+        )
     count = len(images) // clips
     pictures = images[..., :3].float().cpu()
     size = pictures.shape[1:3]
     index = [
-        clip * frames + min(frames - 1, figures.latent_frame(n, count, frames)) for clip in range(clips) for n in range(count)
+        clip * frames + min(frames - 1, figures.latent_frame(n, count, frames))
+        for clip in range(clips)
+        for n in range(count)
     ]
-    cover = torch.nn.functional.interpolate(flat, size=size, mode="bilinear", align_corners=False).movedim(1, -1)
+    cover = torch.nn.functional.interpolate(flat, size=size, mode="bilinear", align_corners=False).movedim(
+        1, -1
+    )
     return pictures * (1.0 - opacity) + cover[index] * opacity

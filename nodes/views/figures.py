@@ -1,4 +1,5 @@
-"""Pictures that nodes show: heat over frames, plots, and which decoded frame belongs to which latent frame."""
+"""Pictures that nodes show: heat over frames, plots, and which decoded frame belongs to which latent
+frame."""
 
 from __future__ import annotations
 
@@ -43,10 +44,11 @@ def unit_range(maps: Tensor) -> Tensor:
 
 
 def decoded_frame(latent_frame: int, images: int, latents: int) -> int:
-    """The decoded frame that shows latent frame `latent_frame` of a clip of `images` frames and `latents` latent frames.
+    """The decoded frame that shows latent frame `latent_frame` of a clip of `images` frames and `latents`
+    latent frames.
 
-    Frame 0 is latent frame 0; every further latent frame stands for (images-1)/(latents-1) frames (4 for Wan and CogVideoX, 8 for
-    LTXV), of which this is the last. The rate is read off the two counts.
+    Frame 0 is latent frame 0; every further latent frame stands for (images-1)/(latents-1) frames (4 for Wan
+    and CogVideoX, 8 for LTXV), of which this is the last. The rate is read off the two counts.
     """
     if latents < 2:
         return 0
@@ -54,7 +56,8 @@ def decoded_frame(latent_frame: int, images: int, latents: int) -> int:
 
 
 def latent_frame(decoded: int, images: int, latents: int) -> int:
-    """The latent frame that decoded frame `decoded` belongs to: the inverse of `decoded_frame`, rounded up."""
+    """The latent frame that decoded frame `decoded` belongs to: the inverse of `decoded_frame`, rounded
+    up."""
     if images < 2:
         return 0
     return -(-decoded * (latents - 1) // (images - 1))
@@ -67,10 +70,11 @@ def heat_frames(maps: Tensor, scale: int = 8) -> Tensor:
 
 
 def overlay(images: Tensor, maps: Tensor, latents: int, opacity: float) -> Tensor:
-    """Heat over a decoded clip: images `(N, H, W, 3)`, maps `(T', h, w)` in [0, 1] for the first T' of `latents` latent frames.
+    """Heat over a decoded clip: images `(N, H, W, 3)`, maps `(T', h, w)` in [0, 1] for the first T' of
+    `latents` latent frames.
 
-    A pixel is covered by its heat times `opacity`, so that still regions stay visible. Frames of latent frames without
-    a map (the last `lag`) stay as they are.
+    A pixel is covered by its heat times `opacity`, so that still regions stay visible. Frames of latent
+    frames without a map (the last `lag`) stay as they are.
     """
     images = images[..., :3].float().cpu()
     shown = images.clone()
@@ -78,9 +82,9 @@ def overlay(images: Tensor, maps: Tensor, latents: int, opacity: float) -> Tenso
     for frame, t in enumerate(index):
         if t >= len(maps):
             continue
-        heat = F.interpolate(maps[None, None, t].float().cpu(), size=images.shape[1:3], mode="bilinear", align_corners=False)[
-            0, 0
-        ]
+        heat = F.interpolate(
+            maps[None, None, t].float().cpu(), size=images.shape[1:3], mode="bilinear", align_corners=False
+        )[0, 0]
         cover = (heat * opacity)[..., None]
         shown[frame] = images[frame] * (1 - cover) + heat_colours(heat) * cover
     return shown
@@ -136,7 +140,14 @@ def _draw(axes: Any, panel: Panel) -> None:
     if panel.shaded is not None:
         axes.axvspan(*panel.shaded, color="0.92", zorder=0)
     for curve in panel.curves:
-        axes.plot(curve.x, curve.y, marker="o", markersize=3, linestyle="--" if curve.dashed else "-", label=curve.label)
+        axes.plot(
+            curve.x,
+            curve.y,
+            marker="o",
+            markersize=3,
+            linestyle="--" if curve.dashed else "-",
+            label=curve.label,
+        )
     axes.xaxis.get_major_locator().set_params(integer=True)
     if panel.x_range is not None:
         axes.set_xlim(panel.x_range)

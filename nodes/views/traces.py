@@ -19,15 +19,18 @@ if TYPE_CHECKING:
 
 HINT = "switch on full_trace in LaMo Guidance to see the error after the nudge"
 
-_SHOWN: weakref.WeakKeyDictionary[MotionPriorGuidance, tuple[int, weakref.ref[Tensor]]] = weakref.WeakKeyDictionary()
+_SHOWN: weakref.WeakKeyDictionary[MotionPriorGuidance, tuple[int, weakref.ref[Tensor]]] = (
+    weakref.WeakKeyDictionary()
+)
 """What was shown last of each guidance: the number of its run, and the latent that the run gave."""
 
 
 def of_this_run(guidance: MotionPriorGuidance, latent: Tensor) -> GuidanceTrace:
     """The trace of the run that gave `latent`; an empty one where that run took no step.
 
-    ComfyUI tells a MODEL nothing of a sampler without steps (denoise 0), so the trace still holds the run before. It is
-    known by this: another latent, and no run that began since the last time the trace was shown.
+    ComfyUI tells a MODEL nothing of a sampler without steps (denoise 0), so the trace still holds the run
+    before. It is known by this: another latent, and no run that began since the last time the trace was
+    shown.
     """
     trace = guidance.trace or GuidanceTrace()
     run, shown = _SHOWN.get(guidance, (0, None))
@@ -38,8 +41,8 @@ def of_this_run(guidance: MotionPriorGuidance, latent: Tensor) -> GuidanceTrace:
 
 
 def panels(traces: dict[str, GuidanceTrace]) -> list[figures.Panel]:
-    """Motion error, size of the nudge and its share of the stable step over the sampler's steps: means over the batch, one
-    set of curves per correction."""
+    """Motion error, size of the nudge and its share of the stable step over the sampler's steps: means over
+    the batch, one set of curves per correction."""
     losses, ratios, shares = [], [], []
     for name, trace in traces.items():
         prefix = f"{name}: " if len(traces) > 1 else ""
@@ -47,7 +50,12 @@ def panels(traces: dict[str, GuidanceTrace]) -> list[figures.Panel]:
         losses.append(_curve(f"{prefix}after", trace, lambda row: row.loss_after, dashed=True))
         ratios.append(_curve(f"{prefix}nudge", trace, lambda row: row.edit_ratio if row.active else None))
         shares.append(_curve(f"{prefix}share", trace, lambda row: row.share if row.active else None))
-        held = _curve(f"{prefix}held by the bound", trace, lambda row: row.share if row.bounded.any() else None, dashed=True)
+        held = _curve(
+            f"{prefix}held by the bound",
+            trace,
+            lambda row: row.share if row.bounded.any() else None,
+            dashed=True,
+        )
         shares.append(held)
     rows = [row for trace in traces.values() for row in trace.rows]
     count = max(row.count for row in rows)
@@ -59,10 +67,20 @@ def panels(traces: dict[str, GuidanceTrace]) -> list[figures.Panel]:
     }
     hint = "" if any(trace.measure_after for trace in traces.values()) else HINT
     return [
-        figures.Panel(title="motion error L_guide", curves=[curve for curve in losses if curve.x], log=True, note=hint, **frame),
-        figures.Panel(title="size of the nudge, |edit| / |x0|", curves=[curve for curve in ratios if curve.x], **frame),
         figures.Panel(
-            title="step as a share of the largest that cannot overshoot", curves=[curve for curve in shares if curve.x], **frame
+            title="motion error L_guide",
+            curves=[curve for curve in losses if curve.x],
+            log=True,
+            note=hint,
+            **frame,
+        ),
+        figures.Panel(
+            title="size of the nudge, |edit| / |x0|", curves=[curve for curve in ratios if curve.x], **frame
+        ),
+        figures.Panel(
+            title="step as a share of the largest that cannot overshoot",
+            curves=[curve for curve in shares if curve.x],
+            **frame,
         ),
     ]
 
@@ -74,18 +92,23 @@ def table(traces: dict[str, GuidanceTrace]) -> str:
         for row in trace.rows:
             numbers = [row.loss_before, row.loss_after, row.edit_ratio, row.share, row.bounded.float()]
             values = ",".join("" if value is None else f"{float(value.mean()):.6g}" for value in numbers)
-            lines.append(f"{name},{row.index},{row.count},{float(row.sigma.mean()):.6g},{int(row.active)},{values}")
+            lines.append(
+                f"{name},{row.index},{row.count},{float(row.sigma.mean()):.6g},{int(row.active)},{values}"
+            )
     return "\n".join(lines)
 
 
-def _curve(label: str, trace: GuidanceTrace, value: Callable[[TraceRow], Tensor | None], dashed: bool = False) -> figures.Curve:
+def _curve(
+    label: str, trace: GuidanceTrace, value: Callable[[TraceRow], Tensor | None], dashed: bool = False
+) -> figures.Curve:
     points = [(x, value(row)) for x, row in zip(_places(trace), trace.rows)]
     known = [(x, float(y.mean())) for x, y in points if y is not None]
     return figures.Curve(label=label, x=[x for x, _ in known], y=[y for _, y in known], dashed=dashed)
 
 
 def _places(trace: GuidanceTrace) -> list[float]:
-    """Where each row lies on the step axis: samplers that evaluate a step several times share its width among the evaluations."""
+    """Where each row lies on the step axis: samplers that evaluate a step several times share its width among
+    the evaluations."""
     indices = [row.index for row in trace.rows]
     return [index + indices[:n].count(index) / indices.count(index) for n, index in enumerate(indices)]
 
@@ -133,10 +156,16 @@ def curves(training: PredictorTraining) -> list[figures.Panel]:
         if not rows:
             return None
         table = [torch.tensor(part).mean(dim=0) for part in chunks(rows, math.ceil(len(rows) / POINTS))]
-        return figures.Curve(label=label, x=[float(x) for x, _ in table], y=[float(y) for _, y in table], dashed=dashed)
+        return figures.Curve(
+            label=label, x=[float(x) for x, _ in table], y=[float(y) for _, y in table], dashed=dashed
+        )
 
     loss = [curve("loss", "training"), curve("val_loss", "held-out clips", dashed=True)]
-    panels = [figures.Panel(title="loss (LaMo, eq 7)", x_label="step", curves=[one for one in loss if one], log=True)]
+    panels = [
+        figures.Panel(
+            title="loss (LaMo, eq 7)", x_label="step", curves=[one for one in loss if one], log=True
+        )
+    ]
     unexplained = curve("unexplained", "held-out clips")
     if unexplained:
         title = "share of the change that is not explained (1: knows nothing, 0: perfect)"
@@ -161,9 +190,15 @@ def summary(training: PredictorTraining, kept_as: str, skipped: list[str]) -> st
         [
             kept_as,
             f"{len(task.clips)} clips of {task.latent_space} latents, {len(task.pairs)} frame pairs",
-            f"{training.step} steps in {training.loop.seconds:.0f} s, last loss {rows[-1]:.4f}" if rows else "no step was made",
+            f"{training.step} steps in {training.loop.seconds:.0f} s, last loss {rows[-1]:.4f}"
+            if rows
+            else "no step was made",
             held,
             *said(kept),
-            *([f"{len(skipped)} clips were skipped:", *[f"  {reason}" for reason in skipped[:SKIPPED]]] if skipped else []),
+            *(
+                [f"{len(skipped)} clips were skipped:", *[f"  {reason}" for reason in skipped[:SKIPPED]]]
+                if skipped
+                else []
+            ),
         ]
     )

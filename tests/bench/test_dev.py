@@ -1,4 +1,5 @@
-"""dev.py as a newcomer runs it: by an interpreter without installed packages, and with every failure as one sentence."""
+"""dev.py as a newcomer runs it: by an interpreter without installed packages, and with every failure as one
+sentence."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ sys.exit(dev.main(sys.argv[3:]))
 """
 
 
-def run_prepared(root: Path, folder: Path, *words: str, python: str | Path = sys.executable) -> subprocess.CompletedProcess[str]:
+def run_prepared(
+    root: Path, folder: Path, *words: str, python: str | Path = sys.executable
+) -> subprocess.CompletedProcess[str]:
     command = [*BARE, "-c", PREPARED, str(folder), str(python), *words]
     return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
 
@@ -39,7 +42,9 @@ def stand_in(folder: Path, source: str) -> None:
 
 
 def test_help_lists_the_commands_without_any_package(root: Path) -> None:
-    result = subprocess.run([*BARE, str(root / "dev.py"), "--help"], capture_output=True, text=True, timeout=60)
+    result = subprocess.run(
+        [*BARE, str(root / "dev.py"), "--help"], capture_output=True, text=True, timeout=60
+    )
     assert result.returncode == 0
     for name in ("demo", "test", "ui", "bench", "--comfyui", "COMFYUI_PATH"):
         assert name in result.stdout
@@ -77,7 +82,9 @@ sys.exit(dev.main(sys.argv[2:]))
         (("test", "--comfyui", "/"), "/ is not a ComfyUI installation"),
     ],
 )
-def test_what_cannot_work_is_said_before_anything_is_installed(root: Path, tmp_path: Path, words: tuple, said: str) -> None:
+def test_what_cannot_work_is_said_before_anything_is_installed(
+    root: Path, tmp_path: Path, words: tuple, said: str
+) -> None:
     command = [*BARE, "-c", UNPREPARED, str(tmp_path), *words]
     result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
     assert result.returncode == 1
@@ -90,7 +97,9 @@ def test_dead_server_ends_ui_with_its_last_words_and_its_log(root: Path, tmp_pat
     result = run_prepared(root, tmp_path, "ui", "--port", "0")
     assert result.returncode == 1
     log = tmp_path / ".bench" / "logs" / "ui.log"
-    assert result.stderr == f"dev.py: the ComfyUI server died (exit status 3): ImportError: no av. Log: {log}\n"
+    assert (
+        result.stderr == f"dev.py: the ComfyUI server died (exit status 3): ImportError: no av. Log: {log}\n"
+    )
     assert log.read_text() == "ImportError: no av\n"
 
 
@@ -101,8 +110,12 @@ def test_argument_that_ui_does_not_know_is_named(root: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the stand-ins for ruff and pytest are shell scripts")
-@pytest.mark.parametrize(("lint", "expected"), [(0, "ruff check\npytest"), (1, "ruff check\n")], ids=["clean", "not clean"])
-def test_test_lints_first_and_hands_its_arguments_to_pytest(root: Path, tmp_path: Path, lint: int, expected: str) -> None:
+@pytest.mark.parametrize(
+    ("lint", "expected"), [(0, "ruff check\npytest"), (1, "ruff check\n")], ids=["clean", "not clean"]
+)
+def test_test_lints_first_and_hands_its_arguments_to_pytest(
+    root: Path, tmp_path: Path, lint: int, expected: str
+) -> None:
     for name, status in (("ruff", lint), ("pytest", 5)):
         (tmp_path / name).write_text(f"#!/bin/sh\necho {name} $* >> {tmp_path}/calls\nexit {status}\n")
         (tmp_path / name).chmod(0o755)
@@ -124,7 +137,9 @@ def test_test_lints_first_and_hands_its_arguments_to_pytest(root: Path, tmp_path
         ((), "-m latent_physics.benchmarks.run\n", ""),
     ],
 )
-def test_bench_runs_a_benchmark_by_its_name(root: Path, tmp_path: Path, words: tuple, started: str, said: str) -> None:
+def test_bench_runs_a_benchmark_by_its_name(
+    root: Path, tmp_path: Path, words: tuple, started: str, said: str
+) -> None:
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\necho $* > {tmp_path}/started\n")
     python.chmod(0o755)
@@ -162,7 +177,9 @@ def test_stopped_demo_may_end_what_it_started(
     root: Path, tmp_path: Path, sent: list[int], to_all: bool, stubborn: bool, status: int
 ) -> None:
     (tmp_path / "devtools").mkdir()
-    (tmp_path / "devtools" / "demo.py").write_text(DEMO.replace("STUBBORN", "signal.SIG_IGN" if stubborn else "end"))
+    (tmp_path / "devtools" / "demo.py").write_text(
+        DEMO.replace("STUBBORN", "signal.SIG_IGN" if stubborn else "end")
+    )
     stand_in(tmp_path, "")
     command = [*BARE, "-c", PREPARED, str(tmp_path), sys.executable, "demo"]
     process = subprocess.Popen(command, cwd=root, start_new_session=True, stderr=subprocess.PIPE, text=True)

@@ -37,7 +37,9 @@ def test_our_pins_win_over_a_release_and_the_users_installation_wins_over_ours(c
     assert pins.splitlines() == ["# pins", "SciPy==1.17.1"]
 
 
-def test_second_run_installs_nothing_until_something_changes(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_run_installs_nothing_until_something_changes(
+    clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
     monkeypatch.setattr(environment, "run_logged", lambda command, **_: calls.append(command))
     environment.install(clone, Path("python"), installation(clone))
@@ -66,16 +68,24 @@ def test_failed_installation_is_repeated(clone: Path, monkeypatch: pytest.Monkey
     assert len(calls) == 2
 
 
-def test_environment_that_does_not_start_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_that_does_not_start_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
-    monkeypatch.setattr(environment, "run_logged", lambda command, **_: calls.append([str(part) for part in command]))
+    monkeypatch.setattr(
+        environment, "run_logged", lambda command, **_: calls.append([str(part) for part in command])
+    )
     python = environment.make(tmp_path)
     assert calls == [[sys.executable, "-m", "venv", "--clear", str(tmp_path / ".venv")]]
     assert python.is_relative_to(tmp_path / ".venv")
 
 
-def test_too_small_a_disk_is_found_before_the_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shell.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1.5 * shell.GIGABYTE))
+def test_too_small_a_disk_is_found_before_the_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        shell.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1.5 * shell.GIGABYTE)
+    )
     with pytest.raises(BenchError, match=r"needs about \d\.0 GB, and .* has 1\.5 GB free"):
         environment.make(tmp_path)
     assert not (tmp_path / ".venv").exists()
@@ -83,10 +93,12 @@ def test_too_small_a_disk_is_found_before_the_download(tmp_path: Path, monkeypat
 
 PIP_SAYS = {
     "OSError: [Errno 28] No space left on device": "the disk is full",
-    "WARNING: Retrying ... Failed to establish a new connection: [Errno -3] Temporary failure in name resolution\n"
+    "WARNING: Retrying ... Failed to establish a new connection: [Errno -3] Temporary failure in name "
+    "resolution\n"
     "ERROR: No matching distribution found for torch==2.11.0": "the package index cannot be reached",
     "ERROR: No matching distribution found for torch==2.11.0": "no version that fits this Python",
-    "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.": "does not have the pinned hash",
+    "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS "
+    "FILE.": "does not have the pinned hash",
     "something\nERROR: never seen before\n": "ERROR: never seen before",
 }
 
@@ -95,7 +107,11 @@ PIP_SAYS = {
 def test_failed_command_is_one_sentence_with_its_cause_and_log(tmp_path: Path, output: str) -> None:
     log = tmp_path / "logs" / "pip.log"
     with pytest.raises(BenchError) as caught:
-        shell.run_logged([sys.executable, "-c", f"print({output!r}); raise SystemExit(1)"], what="installing packages", log=log)
+        shell.run_logged(
+            [sys.executable, "-c", f"print({output!r}); raise SystemExit(1)"],
+            what="installing packages",
+            log=log,
+        )
     sentence = rf"installing packages failed: .*{re.escape(PIP_SAYS[output])}.*\. Log: {re.escape(str(log))}"
     assert re.fullmatch(sentence, str(caught.value))
     assert output.strip() in log.read_text()

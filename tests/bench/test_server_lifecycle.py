@@ -8,7 +8,14 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from latent_physics.devtools.server import ComfyServer, PromptRejected, claim_port, output_files, raise_failure, was_interrupted
+from latent_physics.devtools.server import (
+    ComfyServer,
+    PromptRejected,
+    claim_port,
+    output_files,
+    raise_failure,
+    was_interrupted,
+)
 from latent_physics.devtools.shell import BenchError
 
 ANSWERS = """
@@ -39,12 +46,17 @@ def stand_in(folder: Path, source: str, port: int = 0) -> ComfyServer:
     (folder / "comfyui").mkdir()
     (folder / "comfyui" / "main.py").write_text(textwrap.dedent(source))
     log = folder / "logs" / "server.log"
-    return ComfyServer(python=Path(sys.executable), comfyui=folder / "comfyui", base=folder / "base", log=log, port=port)
+    return ComfyServer(
+        python=Path(sys.executable), comfyui=folder / "comfyui", base=folder / "base", log=log, port=port
+    )
 
 
 def test_server_that_dies_at_start_says_why_and_where_its_log_is(tmp_path: Path) -> None:
     server = stand_in(tmp_path, "print('ModuleNotFoundError: No module named av'); raise SystemExit(3)")
-    with pytest.raises(BenchError, match=r"died \(exit status 3\): ModuleNotFoundError: No module named av\. Log: .*server\.log"):
+    with pytest.raises(
+        BenchError,
+        match=r"died \(exit status 3\): ModuleNotFoundError: No module named av\. Log: .*server\.log",
+    ):
         server.start()
 
 
@@ -66,7 +78,10 @@ def test_server_that_dies_later_is_named_by_the_next_request(tmp_path: Path) -> 
 
 
 def test_refused_graph_names_node_and_value(tmp_path: Path) -> None:
-    with stand_in(tmp_path, ANSWERS) as server, pytest.raises(PromptRejected, match=r"node 3 \(VAELoader\): .*'a\.safetensors'"):
+    with (
+        stand_in(tmp_path, ANSWERS) as server,
+        pytest.raises(PromptRejected, match=r"node 3 \(VAELoader\): .*'a\.safetensors'"),
+    ):
         server.queue({})
 
 
@@ -103,9 +118,19 @@ def test_requests_do_not_go_through_a_proxy(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_history_entries_are_read() -> None:
-    failed = {"node_type": "LaMoGuidance", "node_id": "4", "exception_type": "ValueError", "exception_message": "lag is 40.\n"}
-    with pytest.raises(BenchError, match=r"LaMoGuidance \(node 4\) failed: ValueError: lag is 40\. Log: server\.log"):
-        raise_failure({"status": {"messages": [["execution_start", {}], ["execution_error", failed]]}}, Path("server.log"))
+    failed = {
+        "node_type": "LaMoGuidance",
+        "node_id": "4",
+        "exception_type": "ValueError",
+        "exception_message": "lag is 40.\n",
+    }
+    with pytest.raises(
+        BenchError, match=r"LaMoGuidance \(node 4\) failed: ValueError: lag is 40\. Log: server\.log"
+    ):
+        raise_failure(
+            {"status": {"messages": [["execution_start", {}], ["execution_error", failed]]}},
+            Path("server.log"),
+        )
     assert was_interrupted({"status": {"messages": [["execution_interrupted", {}]]}})
     assert not was_interrupted({"status": {"messages": [["execution_success", {}]]}})
     image = {"filename": "a.webp", "subfolder": "", "type": "output"}

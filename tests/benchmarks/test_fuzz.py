@@ -11,13 +11,21 @@ from latent_physics.training.data import captions, finding
 
 
 def wrong(results: dict) -> dict[str, int]:
-    return {word: sum(counts[word] for counts in results.values()) for word in ("tracebacks", "lost", "another's caption")}
+    return {
+        word: sum(counts[word] for counts in results.values())
+        for word in ("tracebacks", "lost", "another's caption")
+    }
 
 
 def test_a_few_cases_find_nothing_and_are_counted():
     results = fuzz.fuzz(cases=60, seed=1, seconds=300)
     assert wrong(results) == {"tracebacks": 0, "lost": 0, "another's caption": 0}
-    assert {kind: counts["cases"] for kind, counts in results.items()} == {"films": 24, "lists": 18, "captions": 6, "answers": 12}
+    assert {kind: counts["cases"] for kind, counts in results.items()} == {
+        "films": 24,
+        "lists": 18,
+        "captions": 6,
+        "answers": 12,
+    }
     assert all(counts["read"] + counts["refused"] == counts["cases"] for counts in results.values())
     assert "            60" in fuzz.table(results).splitlines()[-1]
 

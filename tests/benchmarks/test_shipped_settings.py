@@ -38,7 +38,8 @@ def test_the_grid_spans_few_and_many_steps_and_every_shift() -> None:
 @pytest.mark.comfy
 @pytest.mark.skipif(comfyui.find(benchmark.ROOT) is None, reason="needs ComfyUI: run dev.py once")
 def test_wan_2_1_s_settings_help_where_the_paper_s_rule_destroys_the_picture() -> None:
-    """One seed, a clip a world: loose. The paper's rule at the same settings is the variant known to be bad."""
+    """One seed, a clip a world: loose. The paper's rule at the same settings is the variant known to be
+    bad."""
     schedule = benchmark.Schedule(name="wan", sampler="uni_pc", steps=12, cfg=6.0, shift=8.0)
     arms = {
         "plain": schedule.unguided(),

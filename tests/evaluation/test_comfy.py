@@ -35,7 +35,8 @@ GRAPH = {
 
 
 class Fake(ThreadingHTTPServer):
-    """Answers like ComfyUI: every queued graph is done at once, with one film, unless a mode says otherwise."""
+    """Answers like ComfyUI: every queued graph is done at once, with one film, unless a mode says
+    otherwise."""
 
     daemon_threads = True
 

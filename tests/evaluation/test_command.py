@@ -207,7 +207,8 @@ def test_doctor_says_what_is_usable_and_what_is_missing(tmp_path: Path, capsys) 
     (tmp_path / "weights").mkdir()
     toml = tmp_path / "scorers.toml"
     toml.write_text(
-        f'[videophy2]\npython = "{sys.executable}"\nroot = "{tmp_path}/clone"\ncheckpoint = "{tmp_path}/weights"\n'
+        f'[videophy2]\npython = "{sys.executable}"\nroot = "{tmp_path}/clone"\ncheckpoint = '
+        f'"{tmp_path}/weights"\n'
         f'[videophy]\npython = "{sys.executable}"\nroot = "{tmp_path}/clone"\ndevice = "cpu"\n'
         '[vbench]\npython = "/no/python"\n'
         f'[phygenbench]\npython = "{sys.executable}"\n'

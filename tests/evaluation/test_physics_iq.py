@@ -1,4 +1,5 @@
-"""Physics-IQ Verified: four runs of exact length, the scorer's CSV read back by its own formula, stale masks."""
+"""Physics-IQ Verified: four runs of exact length, the scorer's CSV read back by its own formula, stale
+masks."""
 
 from __future__ import annotations
 
@@ -142,7 +143,8 @@ def metrics(ratio: float) -> dict[str, str]:
 
 
 def write_results(folder: Path, arm: str, run: int, ratio: float) -> None:
-    """What the scorer computes for a run: the first scenario at `ratio`, the second at 1.5, which is cut to 1."""
+    """What the scorer computes for a run: the first scenario at `ratio`, the second at 1.5, which is cut to
+    1."""
     rows = []
     for scenario, value in (("trimmed-ball.mp4", ratio), ("trimmed-ramp.mp4", 1.5)):
         row = {"scenario": scenario}

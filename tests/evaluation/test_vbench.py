@@ -1,4 +1,5 @@
-"""VBench and VBench-2.0: names, totals from dimension files by hand, the driver, resuming dimension by dimension."""
+"""VBench and VBench-2.0: names, totals from dimension files by hand, the driver, resuming dimension by
+dimension."""
 
 from __future__ import annotations
 
@@ -104,7 +105,8 @@ def test_total_from_dimension_values_by_hand() -> None:
 
 
 def test_a_published_row_has_the_total_of_its_dimensions() -> None:
-    """TSA's Table 3 lists all sixteen dimensions of CogVideoX-2B* and their totals, in percent with one decimal."""
+    """TSA's Table 3 lists all sixteen dimensions of CogVideoX-2B* and their totals, in percent with one
+    decimal."""
     from latent_physics.evaluation.published import published
 
     rows = [row for row in published("vbench") if set(row.values) >= {*QUALITY, *SEMANTIC}]

@@ -1,4 +1,5 @@
-"""VideoPhy and VideoPhy-2: layout, the scorers' own file formats, resuming after a crash, both ways to average."""
+"""VideoPhy and VideoPhy-2: layout, the scorers' own file formats, resuming after a crash, both ways to
+average."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Views: links under the scorers' names, nothing else in their folders, and sentences for what does not fit."""
+"""Views: links under the scorers' names, nothing else in their folders, and sentences for what does not
+fit."""
 
 from __future__ import annotations
 

@@ -18,12 +18,16 @@ from latent_physics.methods.step import SamplingStep, flow_level, gain_of
 from torch import Tensor
 
 
-def make_predictor(channels: int = 3, order: int = 1, dtype: torch.dtype = torch.float64) -> MotionFieldPredictor:
+def make_predictor(
+    channels: int = 3, order: int = 1, dtype: torch.dtype = torch.float64
+) -> MotionFieldPredictor:
     predictor = MotionFieldPredictor(channels, 5, width=8, blocks=2, order=order).to(dtype)
     generator = torch.Generator().manual_seed(order)
     with torch.no_grad():
         for parameter in predictor.parameters():
-            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5)
+            parameter.copy_(
+                0.5 * torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5
+            )
     return predictor
 
 
@@ -52,7 +56,8 @@ def paper(predictor: MotionFieldPredictor, scale: float = 25.0, **more) -> Motio
 
 
 def denoise(prediction: str, noisy: Tensor, out: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-    """(x0, gain) of the parameterisation, by its textbook formula; `level` is sigma for flow, alpha_bar otherwise."""
+    """(x0, gain) of the parameterisation, by its textbook formula; `level` is sigma for flow, alpha_bar
+    otherwise."""
     wide = level.view(-1, 1, 1, 1, 1)
     if prediction == "flow":
         return noisy - wide * out, gain_of("flow", level)
@@ -129,13 +134,16 @@ def test_a_small_step_lowers_the_loss():
 
 
 @pytest.mark.parametrize(
-    ("active", "count", "guided"), [(0.8, 10, 8), (0.7, 10, 7), (1.0, 4, 4), (0.0, 10, 0), (0.5, 5, 2), (0.8, 20, 16)]
+    ("active", "count", "guided"),
+    [(0.8, 10, 8), (0.7, 10, 7), (1.0, 4, 4), (0.0, 10, 0), (0.5, 5, 2), (0.8, 20, 16)],
 )
 def test_active_window(active, count, guided):
     predictor = make_predictor()
     x0 = torch.randn(1, 3, 4, 2, 2, dtype=torch.float64)
     guide = MotionPriorGuidance(predictor, active=active)
-    changed = [not torch.equal(guide.correct(x0, make_step(x0, torch.ones(1), s, count)), x0) for s in range(count)]
+    changed = [
+        not torch.equal(guide.correct(x0, make_step(x0, torch.ones(1), s, count)), x0) for s in range(count)
+    ]
     assert changed == [s >= count - guided for s in range(count)]
 
 
@@ -152,7 +160,10 @@ def test_the_window_ends_at_one_noise_level_whatever_the_schedule(shift, count):
     steps = [make_step(x0, one[None], index, count, level=one[None]) for index, one in enumerate(sigmas)]
     guide = MotionPriorGuidance(make_predictor(), start=0.9)
     assert guided_steps(guide, steps) == [float(one) <= 0.9 for one in sigmas]
-    late = [make_step(x0, one[None], index, count // 2, level=one[None]) for index, one in enumerate(sigmas[count // 2 :])]
+    late = [
+        make_step(x0, one[None], index, count // 2, level=one[None])
+        for index, one in enumerate(sigmas[count // 2 :])
+    ]
     assert guided_steps(guide, late) == [float(one) <= 0.9 for one in sigmas[count // 2 :]]
 
 
@@ -175,7 +186,12 @@ def test_the_window_by_percent_asks_the_models_own_schedule():
 def test_a_window_in_steps_does_not_look_at_the_noise():
     x0 = torch.randn(1, 3, 4, 2, 2, dtype=torch.float64)
     steps = [make_step(x0, torch.ones(1), index, 4, level=torch.ones(1)) for index in range(4)]
-    assert guided_steps(MotionPriorGuidance(make_predictor(), active=0.5, window="steps"), steps) == [False, False, True, True]
+    assert guided_steps(MotionPriorGuidance(make_predictor(), active=0.5, window="steps"), steps) == [
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
 def test_noise_levels_of_equal_signal_to_noise_are_equal():
@@ -211,7 +227,8 @@ def test_the_largest_eigenvalue_is_that_of_a_power_iteration(frames, lag, order)
 
 
 def test_the_paper_s_step_at_the_lengths_of_real_clips():
-    """2/P times the largest eigenvalue, by which eq 9 multiplies lambda g^2, at 33, 49 and 81 frames of Wan."""
+    """2/P times the largest eigenvalue, by which eq 9 multiplies lambda g^2, at 33, 49 and 81 frames of
+    Wan."""
     factors = [2 / (frames - 2) * largest_eigenvalue(frames, 2) for frames in (9, 13, 21)]
     assert factors == pytest.approx([1.03, 0.69, 0.41], abs=0.006)
 
@@ -232,7 +249,10 @@ def test_below_the_bound_the_step_is_the_paper_s():
     predictor = make_predictor()
     x0 = torch.randn(2, 3, 9, 4, 4, dtype=torch.float64)
     step = make_step(x0, torch.tensor([0.02, 0.9], dtype=torch.float64))
-    free, bounded = paper(predictor).correct(x0, step) - x0, MotionPriorGuidance(predictor).correct(x0, step) - x0
+    free, bounded = (
+        paper(predictor).correct(x0, step) - x0,
+        MotionPriorGuidance(predictor).correct(x0, step) - x0,
+    )
     assert torch.equal(free[0], bounded[0])
     assert torch.allclose(bounded[1] / bounded[1].norm(), free[1] / free[1].norm())
     assert bounded[1].norm() < 0.1 * free[1].norm()
@@ -240,7 +260,12 @@ def test_below_the_bound_the_step_is_the_paper_s():
 
 def test_scale_zero_returns_the_very_tensor():
     x0 = torch.randn(1, 3, 4, 2, 2)
-    assert MotionPriorGuidance(make_predictor(dtype=torch.float32), scale=0.0).correct(x0, make_step(x0, torch.ones(1))) is x0
+    assert (
+        MotionPriorGuidance(make_predictor(dtype=torch.float32), scale=0.0).correct(
+            x0, make_step(x0, torch.ones(1))
+        )
+        is x0
+    )
 
 
 def test_a_still_clip_of_an_untrained_predictor_is_left_alone():
@@ -250,14 +275,17 @@ def test_a_still_clip_of_an_untrained_predictor_is_left_alone():
 
 
 def test_overshoot_begins_at_a_quarter_of_the_pairs():
-    """With f = 0 the edit multiplies the fastest motion by 1 - 8 scale g^2 / pairs: it grows above pairs / (4 g^2)."""
+    """With f = 0 the edit multiplies the fastest motion by 1 - 8 scale g^2 / pairs: it grows above pairs / (4
+    g^2)."""
     frames, gain = 40, 0.5
     predictor = MotionFieldPredictor(2, 5, width=8, blocks=1).double()
     flicker = torch.ones(1, 2, frames, 3, 3, dtype=torch.float64)
     flicker[:, :, ::2] = -1
     limit = (frames - 1) / (4 * gain**2)
     for scale, grows in [(0.9 * limit, False), (1.1 * limit, True)]:
-        guided = paper(predictor, scale=scale, lag=1).correct(flicker, make_step(flicker, torch.tensor([gain])))
+        guided = paper(predictor, scale=scale, lag=1).correct(
+            flicker, make_step(flicker, torch.tensor([gain]))
+        )
         before, after = guidance_loss(flicker, predictor, lag=1), guidance_loss(guided, predictor, lag=1)
         assert (after > before).item() is grows
 
@@ -295,7 +323,9 @@ def test_dtype_and_inference_mode(dtype):
     outside = MotionPriorGuidance(predictor, scale=0.1).correct(x0, make_step(x0, torch.ones(1), cond=cond))
     with torch.inference_mode():
         held, held_cond = x0.clone(), cond.clone()
-        inside = MotionPriorGuidance(predictor, scale=0.1).correct(held, make_step(held, torch.ones(1), cond=held_cond))
+        inside = MotionPriorGuidance(predictor, scale=0.1).correct(
+            held, make_step(held, torch.ones(1), cond=held_cond)
+        )
     assert outside.dtype == inside.dtype == dtype
     assert torch.equal(outside, inside)
     assert not outside.requires_grad
@@ -388,8 +418,17 @@ def test_what_half_precision_cannot_hold_is_refused():
 @pytest.mark.parametrize(
     "bad",
     [
-        {"scale": -1.0}, {"scale": float("nan")}, {"active": 1.5}, {"lag": 0}, {"max_ratio": -0.5}, {"edit": "eps"},
-        {"bound": 0.0}, {"bound": -1.0}, {"bound": float("nan")}, {"start": 1.1}, {"window": "sigma"},
+        {"scale": -1.0},
+        {"scale": float("nan")},
+        {"active": 1.5},
+        {"lag": 0},
+        {"max_ratio": -0.5},
+        {"edit": "eps"},
+        {"bound": 0.0},
+        {"bound": -1.0},
+        {"bound": float("nan")},
+        {"start": 1.1},
+        {"window": "sigma"},
     ],
 )
 def test_bad_settings(bad):

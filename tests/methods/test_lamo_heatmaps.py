@@ -62,7 +62,9 @@ def test_field_heatmap_is_eq_14(order, with_cond):
         nothing = torch.zeros_like(still) if order == 2 else None
         for t in range(3):
             now = latent[b : b + 1, :, t]
-            change = None if order == 1 else (now - latent[b : b + 1, :, t - 1] if t else torch.zeros_like(now))
+            change = (
+                None if order == 1 else (now - latent[b : b + 1, :, t - 1] if t else torch.zeros_like(now))
+            )
             expected = (predictor(now, c, change) - predictor(still, c, nothing)).norm(dim=1)[0]
             assert torch.allclose(maps[b, t], expected)
 

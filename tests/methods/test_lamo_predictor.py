@@ -1,4 +1,5 @@
-"""The motion field predictor: sizes, starting point, loss (LaMo, section 3.3 and eq 7), condition pooling, file."""
+"""The motion field predictor: sizes, starting point, loss (LaMo, section 3.3 and eq 7), condition pooling,
+file."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ def randomised(predictor: MotionFieldPredictor, seed: int = 0) -> MotionFieldPre
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in predictor.parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5)
+            parameter.copy_(
+                0.3 * torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5
+            )
     return predictor
 
 
@@ -85,13 +88,17 @@ def test_the_condition_and_the_last_change_matter():
     assert not torch.allclose(base, predictor(frames, -cond, change))
     assert not torch.allclose(base, predictor(frames, None, change))
     assert not torch.allclose(base, predictor(frames, cond, -change))
-    assert torch.allclose(base, predictor(frames, 1000 * cond, change), atol=1e-4)  # text encoders differ in scale
+    assert torch.allclose(
+        base, predictor(frames, 1000 * cond, change), atol=1e-4
+    )  # text encoders differ in scale
 
 
 def test_null_prompt_is_a_prompt():
     predictor = randomised(MotionFieldPredictor(4, 6, width=8, blocks=1))
     frames = torch.randn(2, 4, 5, 5)
-    assert torch.allclose(predictor(frames), predictor(frames, predictor.null_prompt.expand(2, -1)), atol=1e-6)
+    assert torch.allclose(
+        predictor(frames), predictor(frames, predictor.null_prompt.expand(2, -1)), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -110,7 +117,9 @@ def test_misfits_are_refused(arguments, said):
     assert said in str(caught.value)
 
 
-@pytest.mark.parametrize("bad", [{"channels": 0}, {"width": 7}, {"width": 8.5}, {"order": 3}, {"blocks": "8"}, {"prompted": 1}])
+@pytest.mark.parametrize(
+    "bad", [{"channels": 0}, {"width": 7}, {"width": 8.5}, {"order": 3}, {"blocks": "8"}, {"prompted": 1}]
+)
 def test_bad_sizes_are_refused(bad):
     with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
         MotionFieldPredictor(**{"channels": 4, "cond_dim": 6, "width": 8, "blocks": 1, **bad})
@@ -122,10 +131,19 @@ def test_order_two_needs_the_last_change():
 
 
 @settings(deadline=None, max_examples=15)
-@given(n=st.integers(1, 3), channels=st.integers(1, 6), height=st.integers(1, 5), width=st.integers(1, 5), alpha=st.floats(0, 2))
+@given(
+    n=st.integers(1, 3),
+    channels=st.integers(1, 6),
+    height=st.integers(1, 5),
+    width=st.integers(1, 5),
+    alpha=st.floats(0, 2),
+)
 def test_loss_is_eq_7(n, channels, height, width, alpha):
     pred, target = torch.randn(2, n, channels, height, width, dtype=torch.float64)
-    pred, target = pred + 0.02 * pred.sign(), target + 0.02 * target.sign()  # eq 7 divides by norms: keep them off zero
+    pred, target = (
+        pred + 0.02 * pred.sign(),
+        target + 0.02 * target.sign(),
+    )  # eq 7 divides by norms: keep them off zero
     cosine = ((pred * target).sum(1) / (pred.norm(dim=1) * target.norm(dim=1))).mean()
     expected = (pred - target).square().mean() + alpha * (1 - cosine)
     assert predictor_loss(pred, target, alpha).item() == pytest.approx(expected.item(), rel=1e-9)
@@ -134,7 +152,9 @@ def test_loss_is_eq_7(n, channels, height, width, alpha):
 def test_loss_limits():
     target = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     assert predictor_loss(target, target).item() == pytest.approx(0, abs=1e-5)
-    assert predictor_loss(-target, target, alpha=1.0).item() == pytest.approx(4 * target.square().mean().item() + 2, rel=1e-4)
+    assert predictor_loss(-target, target, alpha=1.0).item() == pytest.approx(
+        4 * target.square().mean().item() + 2, rel=1e-4
+    )
     start = torch.zeros_like(target, requires_grad=True)
     predictor_loss(start, target).backward()
     assert start.grad.abs().max() < 100
@@ -159,7 +179,15 @@ def test_file_round_trip(tmp_path, order):
     loaded, info = load_predictor(path, latent_space="toy")
     assert torch.equal(state, torch.random.get_rng_state())
     assert info == predictor_info(predictor, "toy", 3, {"steps": 10})
-    assert info.config == {"channels": 4, "cond_dim": 6, "width": 8, "blocks": 2, "order": order, "prompted": True, "lag": 3}
+    assert info.config == {
+        "channels": 4,
+        "cond_dim": 6,
+        "width": 8,
+        "blocks": 2,
+        "order": order,
+        "prompted": True,
+        "lag": 3,
+    }
     frames = torch.randn(2, 4, 5, 5)
     change = frames if order == 2 else None
     assert torch.equal(loaded(frames, None, change), predictor(frames, None, change))
@@ -186,10 +214,17 @@ def test_broken_files_are_refused(tmp_path):
         "foreign": safetensors.torch.save({"a": torch.zeros(2)}),
     }
     info = predictor_info(MotionFieldPredictor(4, 6, width=8, blocks=1), "toy")
-    odd = {"other sizes": {"width": 16}, "huge": {"width": 10**7}, "no number": {"blocks": "many"}, "no lag": {"lag": 0}}
+    odd = {
+        "other sizes": {"width": 16},
+        "huge": {"width": 10**7},
+        "no number": {"blocks": "many"},
+        "no lag": {"lag": 0},
+    }
     odd["more blocks than could ever be built"] = {"blocks": 10**12}
     for name, config in odd.items():
-        weights.save_weights(tmp_path / "made", state, dataclasses.replace(info, config={**info.config, **config}))
+        weights.save_weights(
+            tmp_path / "made", state, dataclasses.replace(info, config={**info.config, **config})
+        )
         cases[name] = (tmp_path / "made").read_bytes()
     weights.save_weights(tmp_path / "made", state, dataclasses.replace(info, kind="pila_adapter"))
     cases["other kind"] = (tmp_path / "made").read_bytes()
@@ -227,7 +262,10 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
         save_predictor(path, MotionFieldPredictor(4, 6, width=8, blocks=1), "wan2.1")
     assert path.read_bytes() == before
     assert [item.name for item in tmp_path.iterdir()] == [path.name]
-    assert json.loads(weights.safetensors.safe_open(path, "pt").metadata()["latent_physics"])["latent_space"] == "toy"
+    assert (
+        json.loads(weights.safetensors.safe_open(path, "pt").metadata()["latent_physics"])["latent_space"]
+        == "toy"
+    )
 
 
 def test_a_predictor_trained_without_prompts_answers_alike_to_every_text_encoder(tmp_path):
@@ -247,14 +285,22 @@ def test_a_file_that_does_not_say_so_was_trained_with_prompts(tmp_path):
     predictor = randomised(MotionFieldPredictor(4, 6, width=8, blocks=1))
     info = predictor_info(predictor, "toy")
     old = {key: value for key, value in info.config.items() if key != "prompted"}
-    weights.save_weights(tmp_path / "old.safetensors", predictor.state_dict(), dataclasses.replace(info, config=old))
+    weights.save_weights(
+        tmp_path / "old.safetensors", predictor.state_dict(), dataclasses.replace(info, config=old)
+    )
     loaded, _ = load_predictor(tmp_path / "old.safetensors")
     assert loaded.prompted is True
 
 
 @pytest.mark.parametrize(
     ("space", "fps", "seconds"),
-    [("wan2.1", 16.0, 0.25), ("ltxv", 25.0, 0.32), ("mochi", 30.0, 0.2), ("toy", 16.0, None), ("wan2.2", None, None)],
+    [
+        ("wan2.1", 16.0, 0.25),
+        ("ltxv", 25.0, 0.32),
+        ("mochi", 30.0, 0.2),
+        ("toy", 16.0, None),
+        ("wan2.2", None, None),
+    ],
 )
 def test_a_latent_frame_lasts_as_long_as_its_video_frames(space, fps, seconds):
     assert rates.seconds_per_latent_frame(space, fps) == (None if seconds is None else pytest.approx(seconds))

@@ -1,4 +1,5 @@
-"""Stochastic samplers keep the ODE's marginals; GRPO's and DiffusionNFT's gradients are those of their definitions."""
+"""Stochastic samplers keep the ODE's marginals; GRPO's and DiffusionNFT's gradients are those of their
+definitions."""
 
 from __future__ import annotations
 
@@ -55,19 +56,23 @@ def run_flow(kind, noise_level, steps=200, count=20_000):
 
 @pytest.mark.parametrize(("kind", "level"), [("Flow-SDE", 0.7), ("Dance-SDE", 0.3), ("ODE", 0.0)])
 def test_stochastic_samplers_end_in_the_data(kind, level):
-    """Kolmogorov-Smirnov on 20,000 samples. A sampler whose noise is not paid back is caught by the same test below."""
+    """Kolmogorov-Smirnov on 20,000 samples. A sampler whose noise is not paid back is caught by the same test
+    below."""
     found = kstest(run_flow(kind, level).flatten().numpy(), "norm", args=(MEAN, SCALE))
     assert found.statistic < 0.015
 
 
 def test_cps_keeps_the_noise_level_and_narrows_the_data():
-    """Its coefficients are kept, not its marginals: what is drawn anew has forgotten which point of the data it came from."""
+    """Its coefficients are kept, not its marginals: what is drawn anew has forgotten which point of the data
+    it came from."""
     generator = torch.Generator().manual_seed(0)
     point, sigma, following = 0.3, 0.8, 0.5
     noise = torch.randn(20_000, 1, generator=generator)
     x = (1 - sigma) * point + sigma * noise
     drawn = flow_step("CPS", x, noise - point, sigma, following, 0.8).draw(generator)
-    assert kstest(drawn.flatten().numpy(), "norm", args=((1 - following) * point, following)).statistic < 0.015
+    assert (
+        kstest(drawn.flatten().numpy(), "norm", args=((1 - following) * point, following)).statistic < 0.015
+    )
     for steps in (10, 200):
         assert run_flow("CPS", 0.8, steps).std() < 0.9 * run_flow("ODE", 0.0, steps).std()
 
@@ -200,7 +205,8 @@ def test_a_ratio_beyond_the_clip_range_pulls_only_back():
 
 
 def test_the_gradient_is_that_of_a_brute_force_policy_gradient_on_two_steps():
-    """E[A sum log p] differentiated through torch's distributions, for a policy of one number that shifts the velocity."""
+    """E[A sum log p] differentiated through torch's distributions, for a policy of one number that shifts the
+    velocity."""
     generator = torch.Generator().manual_seed(0)
     start, reward_of = torch.randn(64, 1, generator=generator), (lambda x: -(x - 1).square().flatten())
     theta = torch.tensor(0.2, requires_grad=True)
@@ -213,14 +219,20 @@ def test_the_gradient_is_that_of_a_brute_force_policy_gradient_on_two_steps():
         final = step(middle, 0.5, 0.1).draw(generator)
     advantage = advantages(reward_of(final).view(8, 8)).flatten()
     moves = [(start, middle, 0.9, 0.5), (middle, final, 0.5, 0.1)]
-    ours = sum(policy_loss(new := log_probability(step(x, a, b), y), new.detach(), advantage, 0.1).loss for x, y, a, b in moves)
+    ours = sum(
+        policy_loss(new := log_probability(step(x, a, b), y), new.detach(), advantage, 0.1).loss
+        for x, y, a, b in moves
+    )
     (found,) = torch.autograd.grad(ours, theta)
     score = torch.zeros(())
     for x, y, sigma, after in moves:
         s, dt = 0.7 * math.sqrt(sigma / (1 - sigma)), after - sigma
         velocity = exact_velocity(x, sigma) + theta
         mean = x + (velocity + s**2 / (2 * sigma) * (x + (1 - sigma) * velocity)) * dt
-        score = score - (advantage * torch.distributions.Normal(mean, s * math.sqrt(-dt)).log_prob(y).flatten()).mean()
+        score = (
+            score
+            - (advantage * torch.distributions.Normal(mean, s * math.sqrt(-dt)).log_prob(y).flatten()).mean()
+        )
     (expected,) = torch.autograd.grad(score, theta)
     torch.testing.assert_close(found, expected)
 
@@ -250,5 +262,7 @@ def test_nft_moves_towards_good_clips_and_away_from_bad_ones():
 def test_nft_at_certainty_is_flow_matching():
     """r = 1 and strength 1: v+ is the policy itself, and the loss that of fine-tuning on the clips."""
     velocity, old, target = torch.randn(3, 2, 2, 2, 2, 2).unbind(0)
-    torch.testing.assert_close(nft_loss(velocity, old, target, torch.ones(2)), (velocity - target).square().mean())
+    torch.testing.assert_close(
+        nft_loss(velocity, old, target, torch.ones(2)), (velocity - target).square().mean()
+    )
     assert optimality(torch.tensor([-9.0, 0.0, 5.0])).tolist() == [0, 0.5, 1]

@@ -1,4 +1,5 @@
-"""Relational alignment, MoAlign's modules and LDO's predictive dynamics alignment, against naive computations in float64."""
+"""Relational alignment, MoAlign's modules and LDO's predictive dynamics alignment, against naive computations
+in float64."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ def features(width: int, seed: int, grid=GRID, batch: int = 2) -> torch.Tensor:
 def naive_relations(tokens: torch.Tensor) -> torch.Tensor:
     """Cosines of all pairs, one dot product at a time."""
     unit = tokens / tokens.norm(dim=-1, keepdim=True)
-    return torch.stack([torch.stack([torch.stack([row @ other for other in sample]) for row in sample]) for sample in unit])
+    return torch.stack(
+        [torch.stack([torch.stack([row @ other for other in sample]) for row in sample]) for sample in unit]
+    )
 
 
 def frame_of(index: int, grid) -> int:
@@ -41,7 +44,10 @@ def naive_tsa(student, teacher, grid, temperature, mask=None):
                 continue
             for f in range(grid[0]):
                 keys = slice(f * per_frame, (f + 1) * per_frame)
-                p_s, p_t = torch.softmax(r_s[b, i, keys] / temperature, 0), torch.softmax(r_t[b, i, keys] / temperature, 0)
+                p_s, p_t = (
+                    torch.softmax(r_s[b, i, keys] / temperature, 0),
+                    torch.softmax(r_t[b, i, keys] / temperature, 0),
+                )
                 sample.append((p_t * (p_t / p_s).log()).sum())
         total.append(torch.stack(sample).mean())
     return torch.stack(total).mean()
@@ -56,7 +62,9 @@ def naive_l1(student, teacher, grid, weight_of_gap, margin=0.0):
     for i in range(count):
         for j in range(count):
             gap = abs(frame_of(i, grid) - frame_of(j, grid))
-            (spatial if gap == 0 else temporal).append(distance[:, i, j] * (1 if gap == 0 else weight_of_gap(gap)))
+            (spatial if gap == 0 else temporal).append(
+                distance[:, i, j] * (1 if gap == 0 else weight_of_gap(gap))
+            )
     return torch.stack(spatial).mean(), torch.stack(temporal).sum(0).mean() / count**2
 
 
@@ -74,15 +82,21 @@ def assert_same(loss_of, naive_of, student):
 def test_losses_equal_their_definitions():
     student, teacher = features(5, 0), features(7, 1)
     mask = relational.top_share(torch.rand(2, *GRID), 0.4)
-    assert_same(lambda s: relational.tsa(s, teacher, GRID), lambda s: naive_tsa(s, teacher, GRID, 0.1), student)
-    assert_same(lambda s: relational.mtsa(s, teacher, GRID, mask), lambda s: naive_tsa(s, teacher, GRID, 0.1, mask), student)
-    decayed = lambda s: sum(naive_l1(s, teacher, GRID, lambda gap: math.exp(-gap / 10)))  # noqa: E731
+    assert_same(
+        lambda s: relational.tsa(s, teacher, GRID), lambda s: naive_tsa(s, teacher, GRID, 0.1), student
+    )
+    assert_same(
+        lambda s: relational.mtsa(s, teacher, GRID, mask),
+        lambda s: naive_tsa(s, teacher, GRID, 0.1, mask),
+        student,
+    )
+    decayed = lambda s: sum(naive_l1(s, teacher, GRID, lambda gap: math.exp(-gap / 10)))
     assert_same(lambda s: relational.soft_trd(s, teacher, GRID), decayed, student)
 
 
 def test_trd_is_videorepas_single_mean():
     student, teacher = features(5, 2), features(7, 3)
-    naive = lambda s: torch.relu((naive_relations(s) - naive_relations(teacher)).abs() - 0.1).mean()  # noqa: E731
+    naive = lambda s: torch.relu((naive_relations(s) - naive_relations(teacher)).abs() - 0.1).mean()
     assert_same(lambda s: relational.trd(s, teacher, GRID), naive, student)
 
 
@@ -99,14 +113,18 @@ def test_repa_is_one_minus_the_mean_cosine():
 
 
 def test_limits():
-    """Infinite decay makes soft-TRD TRD, a mask of everything M-TSA TSA; a student like its teacher has nothing to learn."""
+    """Infinite decay makes soft-TRD TRD, a mask of everything M-TSA TSA; a student like its teacher has
+    nothing to learn."""
     student, teacher = features(5, 6), features(7, 7)
     torch.testing.assert_close(
-        relational.soft_trd(student, teacher, GRID, math.inf), relational.trd(student, teacher, GRID, margin=0, pooled=False)
+        relational.soft_trd(student, teacher, GRID, math.inf),
+        relational.trd(student, teacher, GRID, margin=0, pooled=False),
     )
     everything = relational.top_share(torch.rand(2, *GRID), 1.0)
     assert everything.all()
-    torch.testing.assert_close(relational.mtsa(student, teacher, GRID, everything), relational.tsa(student, teacher, GRID))
+    torch.testing.assert_close(
+        relational.mtsa(student, teacher, GRID, everything), relational.tsa(student, teacher, GRID)
+    )
     for loss in (relational.tsa, relational.trd, relational.soft_trd):
         assert loss(3 * teacher, teacher, GRID).item() == pytest.approx(0, abs=1e-12)
     assert relational.repa(3 * teacher, teacher).item() == pytest.approx(0, abs=1e-12)
@@ -134,9 +152,14 @@ def test_motion_mask_equals_a_loop(frames, rows, columns, patch, keep):
             for y in range(rows):
                 for x in range(columns):
                     place = (slice(y * patch[1], (y + 1) * patch[1]), slice(x * patch[2], (x + 1) * patch[2]))
-                    cut = [video[(b, slice(None), slice(t * patch[0], (t + 1) * patch[0]), *place)] for t in (now, before)]
+                    cut = [
+                        video[(b, slice(None), slice(t * patch[0], (t + 1) * patch[0]), *place)]
+                        for t in (now, before)
+                    ]
                     change[f, y, x] = (cut[0] - cut[1]).abs().sum()
-            ranked = sorted(range(rows * columns), key=lambda i: (-round(change[f].flatten()[i].item(), 3), i))
+            ranked = sorted(
+                range(rows * columns), key=lambda i: (-round(change[f].flatten()[i].item(), 3), i)
+            )
             assert set(mask[b, f].flatten().nonzero().flatten().tolist()) == set(ranked[:want])
 
 
@@ -154,7 +177,8 @@ def test_motion_mask_ties_and_bad_input():
 
 @pytest.mark.parametrize("kind", [relational.TokenProjector, moalign.MotionProjector])
 @pytest.mark.parametrize(
-    ("grid", "target", "stride"), [((12, 30, 45), (24, 10, 15), 3), ((8, 4, 4), (16, 8, 8), 1), ((2, 7, 5), (3, 2, 2), 3)]
+    ("grid", "target", "stride"),
+    [((12, 30, 45), (24, 10, 15), 3), ((8, 4, 4), (16, 8, 8), 1), ((2, 7, 5), (3, 2, 2), 3)],
 )
 def test_projectors_bring_tokens_to_the_teachers_grid(kind, grid, target, stride):
     projector = kind(6, 5, 8, stride=stride)
@@ -171,15 +195,37 @@ def test_projectors_bring_tokens_to_the_teachers_grid(kind, grid, target, stride
 @pytest.mark.parametrize(
     ("grid", "target", "stride", "cell", "seen"),
     [
-        ((2, 30, 45), (2, 10, 15), 3, (9, 14), (range(27, 30), range(42, 45))),  # CogVideoX at 480 x 720, VideoMAE
+        (
+            (2, 30, 45),
+            (2, 10, 15),
+            3,
+            (9, 14),
+            (range(27, 30), range(42, 45)),
+        ),  # CogVideoX at 480 x 720, VideoMAE
         ((2, 30, 52), (2, 10, 17), 3, (0, 16), (range(3), range(48, 51))),  # Wan at 480 x 832, VideoMAE
-        ((2, 30, 52), (2, 16, 16), 1, (8, 4), (range(15, 17), range(13, 17))),  # Wan, V-JEPA 2: 15 rows are 8 cells, 13 columns 4
-        ((2, 4, 4), (2, 4, 4), 1, (2, 3), (range(2, 3), range(3, 4))),  # the toy world, teacher on the student's grid
+        (
+            (2, 30, 52),
+            (2, 16, 16),
+            1,
+            (8, 4),
+            (range(15, 17), range(13, 17)),
+        ),  # Wan, V-JEPA 2: 15 rows are 8 cells, 13 columns 4
+        (
+            (2, 4, 4),
+            (2, 4, 4),
+            1,
+            (2, 3),
+            (range(2, 3), range(3, 4)),
+        ),  # the toy world, teacher on the student's grid
     ],
 )
-def test_a_teachers_cell_sees_its_own_patch_of_tokens_and_nothing_else(kind, grid, target, stride, cell, seen):
+def test_a_teachers_cell_sees_its_own_patch_of_tokens_and_nothing_else(
+    kind, grid, target, stride, cell, seen
+):
     """The receptive field, by gradient: VideoREPA's convolution has no padding."""
-    sizes = {"motion": 4, "hidden": 4} if kind is moalign.MotionProjector else {"out_channels": 4, "hidden": 4}
+    sizes = (
+        {"motion": 4, "hidden": 4} if kind is moalign.MotionProjector else {"out_channels": 4, "hidden": 4}
+    )
     torch.manual_seed(0)
     projector = kind(5, stride=stride, **sizes).double()
     tokens = torch.randn(1, math.prod(grid), 5, dtype=torch.float64, requires_grad=True)
@@ -192,7 +238,9 @@ def test_a_teachers_cell_sees_its_own_patch_of_tokens_and_nothing_else(kind, gri
 
 
 def test_a_grid_smaller_than_one_patch_is_refused():
-    with pytest.raises(ValueError, match="a grid of 2x2 tokens holds no patch of 3x3; choose a stride of at most 2"):
+    with pytest.raises(
+        ValueError, match="a grid of 2x2 tokens holds no patch of 3x3; choose a stride of at most 2"
+    ):
         relational.TokenProjector(4, 4, 4)(torch.zeros(1, 8, 4), (2, 2, 2), (2, 1, 1))
 
 
@@ -234,7 +282,10 @@ def test_motion_head_has_the_papers_shapes():
         flow = head.decoder(motion)
     assert motion.shape == (1, 64, 24, 10, 15)
     assert flow.shape == (1, 2, 23, 128, 192)
-    assert [tuple(layer.kernel_size) for layer in (head.compressor.temporal, head.compressor.pointwise)] == [(3, 1, 1), (1, 1, 1)]
+    assert [tuple(layer.kernel_size) for layer in (head.compressor.temporal, head.compressor.pointwise)] == [
+        (3, 1, 1),
+        (1, 1, 1),
+    ]
     assert tuple(head.decoder.between.kernel_size) == (2, 3, 3)
     assert moalign.flow_loss(flow, torch.zeros_like(flow)).item() == pytest.approx(flow.abs().mean().item())
     with pytest.raises(ValueError, match="same shape"):
@@ -262,7 +313,8 @@ def naive_pda(moved, expected, grid, decay):
 
 @pytest.mark.parametrize("tile", [5, 1024])
 def test_pda_weighs_the_relations_of_increments_by_the_teachers_motion(tile, monkeypatch):
-    """Equal to the naive sum, in tiles and whole; the student's background, which does not change, plays no part."""
+    """Equal to the naive sum, in tiles and whole; the student's background, which does not change, plays no
+    part."""
     monkeypatch.setattr(ldo, "TILE", tile)
     student, expected, grid = features(5, 8), features(7, 9, (3, 2, 3)), (3, 2, 3)
     student[:, :, 0] += 3
@@ -290,8 +342,13 @@ def test_pda_with_equal_weights_is_moaligns_comparison():
 
 
 def test_pda_asks_nothing_where_nothing_is_expected_to_move():
-    """All of it still: 0. Half of it still: what the student does there costs nothing and gets no gradient."""
-    moved, expected, grid = features(5, 8, (3, 2, 3)).requires_grad_(True), features(7, 9, (3, 2, 3)), (3, 2, 3)
+    """All of it still: 0. Half of it still: what the student does there costs nothing and gets no
+    gradient."""
+    moved, expected, grid = (
+        features(5, 8, (3, 2, 3)).requires_grad_(True),
+        features(7, 9, (3, 2, 3)),
+        (3, 2, 3),
+    )
     assert ldo.pda_loss(moved, torch.zeros_like(expected), grid) == 0
     expected[:, ::2] = 0
     gradient = torch.autograd.grad(ldo.pda_loss(moved, expected, grid), moved)[0].norm(dim=-1)

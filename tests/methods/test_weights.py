@@ -29,7 +29,13 @@ def test_every_number_format_is_read_back_bit_for_bit_by_safetensors(tmp_path):
     for key, value in state.items():
         assert found[key].dtype == value.dtype
         assert found[key].shape == value.shape
-        assert found[key].contiguous().view(-1).view(torch.uint8).equal(value.contiguous().view(-1).view(torch.uint8)), key
+        assert (
+            found[key]
+            .contiguous()
+            .view(-1)
+            .view(torch.uint8)
+            .equal(value.contiguous().view(-1).view(torch.uint8))
+        ), key
     assert load_weights(path, "test")[1] == INFO
 
 
@@ -43,7 +49,9 @@ def test_tensors_are_brought_to_the_cpu_one_after_another(tmp_path):
         copies.append(weakref.ref(copy))
         return copy
 
-    write_tensors(tmp_path / "file", {name: torch.full((2,), float(i)) for i, name in enumerate("abcd")}, INFO, whole)
+    write_tensors(
+        tmp_path / "file", {name: torch.full((2,), float(i)) for i, name in enumerate("abcd")}, INFO, whole
+    )
     assert len(copies) == 4
     assert load_file(tmp_path / "file")["d"].tolist() == [3.0, 3.0]
 

@@ -66,7 +66,12 @@ def cogvideox_config(heads: int = 1) -> Any:
         "num_layers": 2,
     }
     return CogVideoX_T2V(
-        {"image_model": "cogvideox", "use_rotary_positional_embeddings": True, "max_text_seq_length": 6, **sizes}
+        {
+            "image_model": "cogvideox",
+            "use_rotary_positional_embeddings": True,
+            "max_text_seq_length": 6,
+            **sizes,
+        }
     )
 
 
@@ -134,7 +139,8 @@ def make_model() -> Callable[[str], Any]:
 
 @pytest.fixture(scope="session")
 def conditioning() -> Callable[..., list[Any]]:
-    """Seed -> CONDITIONING of six tokens, of which the last two are padding (zeros), as umT5 gives them to Wan."""
+    """Seed -> CONDITIONING of six tokens, of which the last two are padding (zeros), as umT5 gives them to
+    Wan."""
 
     def make(seed: int, batch: int = 1, **options: Any) -> list[Any]:
         tokens = torch.randn(batch, 6, TEXT, generator=torch.Generator().manual_seed(seed))
@@ -151,14 +157,20 @@ def make_predictor() -> Callable[..., Any]:
     from latent_physics.nodes import lamo
     from latent_physics.nodes.host import patching
 
-    def make(channels: int = 16, space: str = "toy", order: int = 1, zero: bool = False, lag: int = 2) -> lamo.MotionPredictor:
+    def make(
+        channels: int = 16, space: str = "toy", order: int = 1, zero: bool = False, lag: int = 2
+    ) -> lamo.MotionPredictor:
         import comfy.ops
 
-        network = MotionFieldPredictor(channels, TEXT, width=16, blocks=1, order=order, operations=comfy.ops.manual_cast)
+        network = MotionFieldPredictor(
+            channels, TEXT, width=16, blocks=1, order=order, operations=comfy.ops.manual_cast
+        )
         generator = torch.Generator().manual_seed(2)
         with torch.no_grad():
             for parameter in network.parameters():
-                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5)
+                parameter.copy_(
+                    0.3 * torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5
+                )
             if zero:
                 network.output.weight.zero_()
                 network.output.bias.zero_()

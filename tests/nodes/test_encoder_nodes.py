@@ -20,7 +20,13 @@ from latent_physics.nodes.host import files, tap
 
 pytestmark = pytest.mark.comfy
 
-SIZES = {"patch_size": 8, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "tubelet_size": 2}
+SIZES = {
+    "patch_size": 8,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "tubelet_size": 2,
+}
 
 
 @pytest.fixture
@@ -46,7 +52,9 @@ def videomae(head=False):
     from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEModel
 
     decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
-    config = VideoMAEConfig(image_size=32, num_frames=4, intermediate_size=32, use_mean_pooling=head, **decoder, **SIZES)
+    config = VideoMAEConfig(
+        image_size=32, num_frames=4, intermediate_size=32, use_mean_pooling=head, **decoder, **SIZES
+    )
     return (VideoMAEForPreTraining if head else VideoMAEModel)(config)
 
 
@@ -69,7 +77,7 @@ def clip(frames=8, size=32):
     return images
 
 
-# -- saliency ------------------------------------------------------------------------------------------------------------
+# -- saliency ------------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=15)
@@ -107,14 +115,16 @@ def test_saliency_needs_time():
         saliency_mask(torch.rand(3, 32, 32, 3), 0.2, 8, 2)
 
 
-# -- correspondence ------------------------------------------------------------------------------------------------------
+# -- correspondence ------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=15)
 @given(grid=st.tuples(*[st.integers(1, 4)] * 3), temperature=st.floats(0.05, 2), data=st.data())
 def test_correspondence_is_a_softmax_of_cosines(grid, temperature, data):
     query = tuple(data.draw(st.integers(0, size - 1)) for size in grid)
-    features = torch.randn(math.prod(grid), 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    features = torch.randn(
+        math.prod(grid), 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     found = correspondence(features, grid, query, temperature)
     volume = features.view(*grid, 5)
     for frame in range(grid[0]):
@@ -138,12 +148,13 @@ def test_correspondence_refuses_what_does_not_fit():
         correspondence(features, (2, 2, 2), (0, 0, 0), 0)
 
 
-# -- encoders ------------------------------------------------------------------------------------------------------------
+# -- encoders ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def shelf(models):
-    """Encoders as users have them: folders of transformers (one with its training head), and this pack's own files."""
+    """Encoders as users have them: folders of transformers (one with its training head), and this pack's own
+    files."""
     from latent_physics.encoders import VideoMAETeacher, VJEPATeacher
 
     torch.manual_seed(0)
@@ -168,14 +179,23 @@ def test_every_kind_of_encoder_loads_and_shows_a_map(shelf):
         assert alignment.LoadVideoEncoder.validate_inputs(name=name) is True
         (encoder,) = execute(alignment.LoadVideoEncoder, name=name)
         overlay, maps = execute(
-            alignment.CorrespondenceMap, images=images, x=9, y=30, frame=3, temperature=0.1, opacity=0.5, encoder=encoder
+            alignment.CorrespondenceMap,
+            images=images,
+            x=9,
+            y=30,
+            frame=3,
+            temperature=0.1,
+            opacity=0.5,
+            encoder=encoder,
         )
         assert overlay.shape == images.shape
         assert maps.shape == (4, 4, 4)
         assert torch.allclose(maps.sum(dim=(1, 2)), torch.ones(4))
         assert tuple((maps[1] == maps[1].max()).nonzero()[0].tolist()) == (3, 1)
         features = encoder.teacher.features(images.movedim(-1, 0)[None])[0]
-        assert torch.allclose(maps, correspondence(features.flatten(1).T, (4, 4, 4), (1, 3, 1), 0.1), atol=1e-6)
+        assert torch.allclose(
+            maps, correspondence(features.flatten(1).T, (4, 4, 4), (1, 3, 1), 0.1), atol=1e-6
+        )
         assert overlay[3, 30, 9].tolist() == pytest.approx(list(MARK))
 
 
@@ -183,7 +203,9 @@ def test_files_that_are_no_encoders_are_refused(shelf):
     folder = shelf / FOLDER
     for name in ("other", "vit"):
         (folder / name).mkdir()
-        (folder / name / "model.safetensors").write_bytes((folder / "vjepa" / "model.safetensors").read_bytes())
+        (folder / name / "model.safetensors").write_bytes(
+            (folder / "vjepa" / "model.safetensors").read_bytes()
+        )
     (folder / "other" / "config.json").write_text('{"model_type": "gpt2"}')
     (folder / "vit" / "config.json").write_bytes((folder / "videomae-base" / "config.json").read_bytes())
     (folder / "alone.safetensors").write_bytes((folder / "vjepa" / "model.safetensors").read_bytes())
@@ -208,11 +230,15 @@ def test_map_leaves_out_what_belongs_to_no_patch():
     assert torch.allclose(shown[:, :16, :24], shown[:1, :1, :1].expand(2, 16, 24, 3))
 
 
-# -- tapped blocks -------------------------------------------------------------------------------------------------------
+# -- tapped blocks -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "grid"), [("wan", (5, 4, 4)), ("cogvideox", (5, 4, 4)), ("hunyuan", (5, 4, 4))])
-def test_tap_hears_the_positive_prompt_and_changes_nothing(models, make_model, sample, conditioning, name, grid):
+@pytest.mark.parametrize(
+    ("name", "grid"), [("wan", (5, 4, 4)), ("cogvideox", (5, 4, 4)), ("hunyuan", (5, 4, 4))]
+)
+def test_tap_hears_the_positive_prompt_and_changes_nothing(
+    models, make_model, sample, conditioning, name, grid
+):
     model, prompts = make_model(name), (conditioning(1), conditioning(2))
     (tapped,) = execute(alignment.TapBlock, model=model, block=1, step=2)
     latent = sample(tapped, *prompts, shape=(2, 16, 5, 8, 8))
@@ -249,14 +275,23 @@ def test_tap_of_a_later_step_or_block_is_another(models, wan, sample, conditioni
 
 
 def test_map_says_what_is_missing(models, wan, sample, conditioning):
-    point = {"images": torch.rand(17, 64, 64, 3), "x": 0, "y": 0, "frame": 0, "temperature": 0.1, "opacity": 0.5}
+    point = {
+        "images": torch.rand(17, 64, 64, 3),
+        "x": 0,
+        "y": 0,
+        "frame": 0,
+        "temperature": 0.1,
+        "opacity": 0.5,
+    }
     latent = {"samples": torch.zeros(1, 16, 5, 8, 8)}
     for block in (0, 3):
         with pytest.raises(ValueError, match=f"there is no block {block}: this model's blocks are 1 to 2"):
             execute(alignment.TapBlock, model=wan, block=block, step=1)
     with pytest.raises(ValueError, match="either an encoder or a model"):
         execute(alignment.CorrespondenceMap, **point)
-    with pytest.raises(ValueError, match="lies outside a video of 17 frames"):  # told before the encoder runs: this one cannot
+    with pytest.raises(
+        ValueError, match="lies outside a video of 17 frames"
+    ):  # told before the encoder runs: this one cannot
         execute(alignment.CorrespondenceMap, encoder=object(), **{**point, "frame": 17})
     with pytest.raises(ValueError, match="no latent"):
         execute(alignment.CorrespondenceMap, model=wan, **point)
@@ -267,6 +302,11 @@ def test_map_says_what_is_missing(models, wan, sample, conditioning):
         execute(alignment.CorrespondenceMap, model=tapped, latent=latent, **point)
     sample(tapped, conditioning(1), conditioning(2))
     with pytest.raises(ValueError, match="5 latent frames and this latent has 4"):
-        execute(alignment.CorrespondenceMap, model=tapped, latent={"samples": torch.zeros(1, 16, 4, 8, 8)}, **point)
+        execute(
+            alignment.CorrespondenceMap,
+            model=tapped,
+            latent={"samples": torch.zeros(1, 16, 4, 8, 8)},
+            **point,
+        )
     with pytest.raises(ValueError, match="lies outside a video of 17 frames, 64x64"):
         execute(alignment.CorrespondenceMap, model=tapped, latent=latent, **{**point, "y": 64})

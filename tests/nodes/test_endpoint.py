@@ -1,4 +1,5 @@
-"""Bounds of the conversation with an endpoint: a deadline, a cancel button, a size, whatever the server does."""
+"""Bounds of the conversation with an endpoint: a deadline, a cancel button, a size, whatever the server
+does."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def no_answers():
 
 @contextmanager
 def server(talk: Callable[[Callable[[bytes], None], int], None]) -> Iterator[str]:
-    """A server on a socket: `talk(send, number)` answers request `number` as badly as it likes. Yields the address."""
+    """A server on a socket: `talk(send, number)` answers request `number` as badly as it likes. Yields the
+    address."""
     count = [0]
 
     class Handler(socketserver.StreamRequestHandler):
@@ -72,13 +74,17 @@ def server(talk: Callable[[Callable[[bytes], None], int], None]) -> Iterator[str
 
 def completion(text: str | None) -> bytes:
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-    body = json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}).encode()
+    body = json.dumps(
+        {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+    ).encode()
     return HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def ask(url: str, timeout: float, retries: int = 10, **more) -> tuple[prompts.PromptLabels, float]:
     start = time.monotonic()
-    parsed = prompts.parse(PROMPT, prompts.ENDPOINT, base_url=url, model="m", timeout=timeout, retries=retries, **more)
+    parsed = prompts.parse(
+        PROMPT, prompts.ENDPOINT, base_url=url, model="m", timeout=timeout, retries=retries, **more
+    )
     return parsed, time.monotonic() - start
 
 
@@ -101,7 +107,8 @@ def fails(send: Callable[[bytes], None], number: int) -> None:
 
 @pytest.mark.parametrize("talk", [drips, never_answers, fails])
 def test_one_deadline_holds_for_all_questions_and_retries(talk):
-    """Two questions, ten retries each, a byte every now and then: 30 seconds to minutes, if nobody watched the clock."""
+    """Two questions, ten retries each, a byte every now and then: 30 seconds to minutes, if nobody watched
+    the clock."""
     with server(talk) as url:
         parsed, seconds = ask(url, timeout=1.0)
     assert parsed.labels == rule_labels(PROMPT)
@@ -158,11 +165,17 @@ def bomb(send: Callable[[bytes], None], number: int) -> None:
 def page(send: Callable[[bytes], None], number: int) -> None:
     body = b"\n<!DOCTYPE html><html><body>Please sign in.</body></html>"
     kind = b"application/json" if number % 2 else b"text/html"
-    send(b"HTTP/1.1 200 OK\r\nContent-Type: " + kind + f"\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+    send(
+        b"HTTP/1.1 200 OK\r\nContent-Type: "
+        + kind
+        + f"\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        + body
+    )
 
 
 @pytest.mark.parametrize(
-    ("talk", "words"), [(endless, "larger than 1 MiB"), (bomb, "was compressed"), (page, "an HTML page, not JSON")]
+    ("talk", "words"),
+    [(endless, "larger than 1 MiB"), (bomb, "was compressed"), (page, "an HTML page, not JSON")],
 )
 def test_replies_that_are_none_are_called_what_they_are(talk, words):
     with server(talk) as url:
@@ -178,7 +191,9 @@ def test_a_reply_just_small_enough_is_read():
 
 
 def test_an_answer_is_read_behind_its_thoughts():
-    with server(lambda send, number: send(completion('<think>{"labels": ["Optical"]}?\nNo.</think>\n' + ANSWER))) as url:
+    with server(
+        lambda send, number: send(completion('<think>{"labels": ["Optical"]}?\nNo.</think>\n' + ANSWER))
+    ) as url:
         parsed, _ = ask(url, timeout=60.0, retries=0)
     assert parsed.labels == {"Fluid": 1.0}
     assert parsed.description == "Water boils."
@@ -243,4 +258,6 @@ def test_prompts_in_other_languages_are_known(prompt, english):
 def test_the_report_does_not_call_a_prompt_it_cannot_read_unphysical():
     assert "could not be read: not English" in report(parse_by_rules("Ein Stein liegt auf der Wiese"))
     assert "nothing physical dominates" in report(parse_by_rules("a portrait of a woman"))
-    assert "nothing physical dominates" in report(PromptLabels("Ein Stein liegt auf der Wiese", {}, "m at http://host"))
+    assert "nothing physical dominates" in report(
+        PromptLabels("Ein Stein liegt auf der Wiese", {}, "m at http://host")
+    )

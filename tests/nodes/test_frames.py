@@ -1,5 +1,5 @@
-"""A correction sees the video that will exist: protected frames as they stay, reference frames left out, blocks behind the
-frames made before them. With ComfyUI's own model classes, tiny and random."""
+"""A correction sees the video that will exist: protected frames as they stay, reference frames left out,
+blocks behind the frames made before them. With ComfyUI's own model classes, tiny and random."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ def test_a_protected_first_frame_is_seen_as_it_will_be(wan5b, sample, conditioni
     settings = {"latent": held, "mask": mask, "sampler": sampler}
     raw: list[torch.Tensor] = []
     model = wan5b.clone()
-    model.set_model_sampler_post_cfg_function(lambda args: raw.append(args["denoised"].clone()) or args["denoised"])
+    model.set_model_sampler_post_cfg_function(
+        lambda args: raw.append(args["denoised"].clone()) or args["denoised"]
+    )
     result = sample(patching.add_correction(model, watch), *prompts, **settings)
     inside = wan5b.model.process_latent_in(held)[:, :, 0]
     assert len(watch.seen) >= 4
@@ -93,7 +95,9 @@ def test_a_mask_that_changes_with_the_noise_is_composed_as_the_sampler_composes_
         return args["denoised"]
 
     model = wan.clone()
-    model.set_model_denoise_mask_function(lambda sigma, mask, extra_options: (mask >= sigma.view(-1, 1, 1, 1, 1)).float())
+    model.set_model_denoise_mask_function(
+        lambda sigma, mask, extra_options: (mask >= sigma.view(-1, 1, 1, 1, 1)).float()
+    )
     patched = patching.add_correction(model, watch)
     patched.set_model_sampler_post_cfg_function(remember)
     sample(patched, conditioning(1), conditioning(2), latent=held, mask=mask)
@@ -108,12 +112,14 @@ def test_a_mask_that_changes_with_the_noise_is_composed_as_the_sampler_composes_
 def test_without_a_mask_the_estimate_is_shown_as_it_is(wan, sample, conditioning):
     watch, raw = Watch(), []
     model = wan.clone()
-    model.set_model_sampler_post_cfg_function(lambda args: raw.append(args["denoised"].clone()) or args["denoised"])
+    model.set_model_sampler_post_cfg_function(
+        lambda args: raw.append(args["denoised"].clone()) or args["denoised"]
+    )
     sample(patching.add_correction(model, watch), conditioning(1), conditioning(2), latent=torch.ones(SHAPE))
     assert all(torch.equal(seen, estimate) for seen, estimate in zip(watch.seen, raw))
 
 
-# -- reference frames --------------------------------------------------------------------------------------------------------
+# -- reference frames ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -132,13 +138,17 @@ def picture() -> torch.Tensor:
     return torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(4))
 
 
-def shown(model: Any, sample: Any, positive: list[Any], negative: list[Any], latent: dict[str, Any]) -> list[torch.Size]:
+def shown(
+    model: Any, sample: Any, positive: list[Any], negative: list[Any], latent: dict[str, Any]
+) -> list[torch.Size]:
     watch = Watch()
     sample(patching.add_correction(model, watch), positive, negative, latent=latent["samples"], cfg=1.0)
     return [seen.shape for seen in watch.seen]
 
 
-@pytest.mark.parametrize("how", ["reference", "control", "reference and control", "protected first frame", "nothing"])
+@pytest.mark.parametrize(
+    "how", ["reference", "control", "reference and control", "protected first frame", "nothing"]
+)
 def test_vace_s_reference_frames_are_no_motion(vace, vae, sample, conditioning, how):
     options: dict[str, Any] = {}
     if "reference" in how:
@@ -146,7 +156,10 @@ def test_vace_s_reference_frames_are_no_motion(vace, vae, sample, conditioning, 
     if "control" in how:
         options["control_video"] = torch.rand(17, 64, 64, 3)
     if how == "protected first frame":
-        options |= {"control_video": picture().expand(17, -1, -1, -1), "control_masks": torch.ones(17, 64, 64)}
+        options |= {
+            "control_video": picture().expand(17, -1, -1, -1),
+            "control_masks": torch.ones(17, 64, 64),
+        }
         options["control_masks"][:1] = 0
     with torch.inference_mode():
         positive, negative, latent, trim = nodes_wan.WanVaceToVideo.execute(
@@ -163,7 +176,9 @@ def test_guidance_leaves_a_still_clip_behind_a_reference_image_alone(vace, vae, 
             conditioning(1), conditioning(2), vae, 64, 64, 17, 1, 1.0, reference_image=picture()
         ).args
     conds = [dict(positive[0][1])]
-    clip = torch.cat([torch.randn(1, 16, 1, 8, 8), torch.randn(1, 16, 1, 8, 8).expand(-1, -1, 5, -1, -1)], dim=2)
+    clip = torch.cat(
+        [torch.randn(1, 16, 1, 8, 8), torch.randn(1, 16, 1, 8, 8).expand(-1, -1, 5, -1, -1)], dim=2
+    )
     moving, put_back = frames.video_of(clip, conds)
     assert torch.equal(moving, clip[:, :, 1:])
     assert torch.equal(put_back(moving * 2)[:, :, :1], clip[:, :, :1])
@@ -181,23 +196,31 @@ def test_animate_s_reference_frame_is_no_motion(animate, vae, sample, conditioni
     assert set(shown(animate, sample, positive, negative, latent)) == {torch.Size((1, 16, 5, 8, 8))}
 
 
-def test_reference_frames_longer_than_the_clip_are_said_before_anything_loads(animate, make_predictor, sample, conditioning):
+def test_reference_frames_longer_than_the_clip_are_said_before_anything_loads(
+    animate, make_predictor, sample, conditioning
+):
     predictor = make_predictor(space=patching.latent_space(animate))
     (model,) = lamo.LaMoGuidance.execute(animate, predictor, 25.0, 0.8).args
     pose = {"pose_video_latent": torch.zeros(1, 16, 1, 8, 8)}
     with pytest.raises(ValueError, match="generate a longer video"):
         sample(model, conditioning(1, **pose), conditioning(2, **pose), shape=(1, 16, 3, 8, 8), cfg=1.0)
-    with pytest.raises(ValueError, match="the latent has 2 frames, and 2 of them are reference or guide frames"):
-        frames.video_shape([(1, 16, 2, 8, 8)], [{"pose_video_latent": torch.zeros(1, 16, 0, 8, 8)}], animate.model)
+    with pytest.raises(
+        ValueError, match="the latent has 2 frames, and 2 of them are reference or guide frames"
+    ):
+        frames.video_shape(
+            [(1, 16, 2, 8, 8)], [{"pose_video_latent": torch.zeros(1, 16, 0, 8, 8)}], animate.model
+        )
 
 
-# -- videos made block by block ----------------------------------------------------------------------------------------------
+# -- videos made block by block ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def causal() -> Any:
     sizes = {**SIZES, "in_dim": 16, "out_dim": 16}
-    config = supported.WAN21_CausalAR_T2V({"image_model": "wan2.1", "model_type": "t2v", "causal_ar": True, **sizes})
+    config = supported.WAN21_CausalAR_T2V(
+        {"image_model": "wan2.1", "model_type": "t2v", "causal_ar": True, **sizes}
+    )
     return build(config)
 
 
@@ -223,11 +246,17 @@ def test_a_block_is_shown_behind_the_frames_made_before_it(causal, conditioning,
     prompts = conditioning(1), conditioning(2)
     start = torch.randn(1, 16, 1, 8, 8) if with_image else None
     watch = Watch(context_frames=2, least=3)
-    result = causal.model.process_latent_in(in_blocks(patching.add_correction(causal, watch), *prompts, size, start))
+    result = causal.model.process_latent_in(
+        in_blocks(patching.add_correction(causal, watch), *prompts, size, start)
+    )
     assert watch.seen
     for seen in watch.seen:
         known = seen.shape[2] - min(size, 7)
-        places = [at for at in range(7) if torch.allclose(result[:, :, at : at + known], seen[:, :, :known], atol=1e-4)]
+        places = [
+            at
+            for at in range(7)
+            if torch.allclose(result[:, :, at : at + known], seen[:, :, :known], atol=1e-4)
+        ]
         assert 3 <= seen.shape[2] <= 2 + size
         assert known <= 0 or places
     again = in_blocks(patching.add_correction(causal, watch), *prompts, size, start)
@@ -235,7 +264,9 @@ def test_a_block_is_shown_behind_the_frames_made_before_it(causal, conditioning,
 
 
 @pytest.mark.parametrize(("size", "first"), [(1, 2), (3, 0)])
-def test_guidance_acts_block_by_block_and_leaves_finished_frames_alone(causal, make_predictor, conditioning, size, first):
+def test_guidance_acts_block_by_block_and_leaves_finished_frames_alone(
+    causal, make_predictor, conditioning, size, first
+):
     prompts = conditioning(1), conditioning(2)
     predictor = make_predictor(space=patching.latent_space(causal))
     (model,) = lamo.LaMoGuidance.execute(causal, predictor, 25.0, 0.8).args

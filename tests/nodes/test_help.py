@@ -46,7 +46,10 @@ def test_every_node_has_a_help_page_that_names_its_inputs_and_outputs(schemas):
         assert text.startswith("# ")
         assert "## Input" in text or not schema.inputs
         assert "## Output" in text
-        for name in [*(thing.id for thing in schema.inputs), *(thing.display_name or thing.io_type for thing in schema.outputs)]:
+        for name in [
+            *(thing.id for thing in schema.inputs),
+            *(thing.display_name or thing.io_type for thing in schema.outputs),
+        ]:
             assert f"**{name}**" in text, f"{schema.node_id}.md does not say what {name} is"
 
 
@@ -55,7 +58,10 @@ def definitions(schemas) -> dict:
         schema.node_id: {
             "display_name": schema.display_name,
             "description": schema.description,
-            "inputs": {thing.id: {"name": thing.display_name or thing.id, "tooltip": thing.tooltip} for thing in schema.inputs},
+            "inputs": {
+                thing.id: {"name": thing.display_name or thing.id, "tooltip": thing.tooltip}
+                for thing in schema.inputs
+            },
             "outputs": {
                 str(n): {"name": thing.display_name or thing.io_type, "tooltip": thing.tooltip}
                 for n, thing in enumerate(schema.outputs)
@@ -66,7 +72,8 @@ def definitions(schemas) -> dict:
 
 
 def test_the_english_texts_are_those_of_the_nodes(schemas):
-    """Set LATENT_PHYSICS_WRITE=1 to write the file anew after a node's texts changed; translations start from it."""
+    """Set LATENT_PHYSICS_WRITE=1 to write the file anew after a node's texts changed; translations start from
+    it."""
     expected = definitions(schemas)
     if os.environ.get("LATENT_PHYSICS_WRITE") == "1":
         LOCALE.write_text(json.dumps(expected, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

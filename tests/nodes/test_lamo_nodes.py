@@ -48,7 +48,9 @@ def test_menu_lists_what_fits(models):
     save_predictor(models / "mine.safetensors", small(), "wan2.1")
     save_predictor(models / "folder" / "deep.safetensors", small(), "wan2.1")
     save_weights(
-        models / "other.safetensors", small().state_dict(), WeightsInfo(kind="pila_adapter", latent_space="toy", config={})
+        models / "other.safetensors",
+        small().state_dict(),
+        WeightsInfo(kind="pila_adapter", latent_space="toy", config={}),
     )
     (models / "broken.safetensors").write_bytes(b"nothing")
     (models / "pickled.pt").write_bytes(pickle.dumps([1]))
@@ -61,7 +63,11 @@ def test_menu_lists_what_fits(models):
 def test_shipped_files_are_listed_and_found(models, monkeypatch, tmp_path):
     monkeypatch.setattr(files, "SHIPPED_FOLDER", tmp_path)
     save_predictor(tmp_path / "motion.safetensors", small(), "toy")
-    save_weights(tmp_path / "vae.safetensors", {"a": torch.zeros(1)}, WeightsInfo(kind="vae", latent_space="toy", config={}))
+    save_weights(
+        tmp_path / "vae.safetensors",
+        {"a": torch.zeros(1)},
+        WeightsInfo(kind="vae", latent_space="toy", config={}),
+    )
     assert files.list_files("motion_predictor") == ["toy/motion.safetensors"]
     assert files.find_file("toy/motion.safetensors") == tmp_path / "motion.safetensors"
     predictor, info = execute(lamo.LoadMotionPredictor, name="toy/motion.safetensors")
@@ -84,7 +90,9 @@ def test_load_and_guide(models, wan, sample, conditioning):
     assert predictor.lag(0) == 1
     assert predictor.lag(3) == 3
     assert "lag: 1" in info
-    assert not any(parameter.is_inference() or parameter.requires_grad for parameter in predictor.network.parameters())
+    assert not any(
+        parameter.is_inference() or parameter.requires_grad for parameter in predictor.network.parameters()
+    )
     (model,) = execute(lamo.LaMoGuidance, model=wan, predictor=predictor, strength=1.0, active=1.0)
     prompts = conditioning(1), conditioning(2)
     assert not torch.equal(sample(model, *prompts), sample(wan, *prompts))
@@ -111,7 +119,9 @@ def test_bad_files_are_refused_when_queued_and_when_run(models):
     (models / "broken.safetensors").write_bytes(b"nothing")
     (models / "pickled.safetensors").write_bytes(pickle.dumps({"weight": [1.0]}))
     save_weights(
-        models / "adapter.safetensors", {"a": torch.zeros(1)}, WeightsInfo(kind="pila_adapter", latent_space="toy", config={})
+        models / "adapter.safetensors",
+        {"a": torch.zeros(1)},
+        WeightsInfo(kind="pila_adapter", latent_space="toy", config={}),
     )
     save_predictor(models / "cut.safetensors", small(), "toy")
     (models / "cut.safetensors").write_bytes((models / "cut.safetensors").read_bytes()[:-8])
@@ -146,7 +156,11 @@ def test_validation_accepts_a_good_file_and_notices_a_new_one(models):
 def test_predictor_for_another_latent_space_is_refused(make_model, make_predictor):
     with pytest.raises(WeightsError) as caught:
         execute(
-            lamo.LaMoGuidance, model=make_model("cogvideox"), predictor=make_predictor(space="wan2.1"), strength=1.0, active=0.8
+            lamo.LaMoGuidance,
+            model=make_model("cogvideox"),
+            predictor=make_predictor(space="wan2.1"),
+            strength=1.0,
+            active=0.8,
         )
     assert "'wan2.1'" in str(caught.value)
     assert "'cogvideox'" in str(caught.value)
@@ -162,11 +176,15 @@ def test_image_models_are_refused(make_predictor, wan, monkeypatch):
 
 
 @pytest.mark.parametrize(("frames", "said"), [(1, "an image"), (2, "2 latent frames")])
-def test_short_latents_are_refused_before_models_load(wan, make_predictor, sample, conditioning, monkeypatch, frames, said):
+def test_short_latents_are_refused_before_models_load(
+    wan, make_predictor, sample, conditioning, monkeypatch, frames, said
+):
     import comfy.sampler_helpers
 
     (model,) = execute(lamo.LaMoGuidance, model=wan, predictor=make_predictor(), strength=1.0, active=0.8)
-    monkeypatch.setattr(comfy.sampler_helpers, "prepare_sampling", lambda *_, **__: pytest.fail("loaded models first"))
+    monkeypatch.setattr(
+        comfy.sampler_helpers, "prepare_sampling", lambda *_, **__: pytest.fail("loaded models first")
+    )
     with pytest.raises(ValueError) as caught:
         sample(model, conditioning(1), conditioning(2), shape=(1, 16, frames, 8, 8))
     assert said in str(caught.value)
@@ -207,7 +225,12 @@ def test_drift_heatmap_node(previews, batch, with_images):
     latent = torch.randn(batch, 16, 5, 6, 8)
     images = torch.rand(batch * 17, 48, 64, 3) if with_images else None
     overlay, maps, frame = execute(
-        lamo.MotionDriftHeatmap, latent={"samples": latent}, lag=2, opacity=0.7, scale_mask=False, images=images
+        lamo.MotionDriftHeatmap,
+        latent={"samples": latent},
+        lag=2,
+        opacity=0.7,
+        scale_mask=False,
+        images=images,
     )
     expected, peak = drift_heatmap(latent, 2, skip=2)
     assert torch.allclose(maps, expected.flatten(0, 1))
@@ -216,7 +239,9 @@ def test_drift_heatmap_node(previews, batch, with_images):
     assert overlay.min() >= 0
     assert overlay.max() <= 1
     if with_images:
-        unmapped = [n for n in range(17) if n > 8]  # frames 9 on belong to the latent frames 3 and 4, which have no successor
+        unmapped = [
+            n for n in range(17) if n > 8
+        ]  # frames 9 on belong to the latent frames 3 and 4, which have no successor
         assert torch.equal(overlay[unmapped], images[unmapped])
         assert not torch.equal(overlay[8], images[8])
     assert list(previews.glob("*.webp"))
@@ -224,7 +249,9 @@ def test_drift_heatmap_node(previews, batch, with_images):
 
 def test_mask_in_unit_range(previews):
     latent = 30 * torch.randn(2, 16, 5, 6, 8)
-    _, maps, _ = execute(lamo.MotionDriftHeatmap, latent={"samples": latent}, lag=1, opacity=1.0, scale_mask=True)
+    _, maps, _ = execute(
+        lamo.MotionDriftHeatmap, latent={"samples": latent}, lag=1, opacity=1.0, scale_mask=True
+    )
     assert maps.shape == (8, 6, 8)
     assert maps[:4].max() == pytest.approx(1)
     assert maps[4:].max() == pytest.approx(1)
@@ -262,14 +289,24 @@ def test_heatmaps_refuse_what_has_no_motion(make_predictor):
         with pytest.raises(ValueError, match=said):
             execute(lamo.MotionDriftHeatmap, latent={"samples": latent}, lag=2, **view)
         with pytest.raises(ValueError, match=said):
-            execute(lamo.MotionFieldHeatmap, latent={"samples": latent}, predictor=make_predictor(), lag=0, **view)
+            execute(
+                lamo.MotionFieldHeatmap, latent={"samples": latent}, predictor=make_predictor(), lag=0, **view
+            )
     with pytest.raises(ValueError, match="4 channels"):
         execute(
-            lamo.MotionFieldHeatmap, latent={"samples": torch.randn(1, 4, 5, 8, 8)}, predictor=make_predictor(), lag=0, **view
+            lamo.MotionFieldHeatmap,
+            latent={"samples": torch.randn(1, 4, 5, 8, 8)},
+            predictor=make_predictor(),
+            lag=0,
+            **view,
         )
     with pytest.raises(ValueError, match="7 images"):
         execute(
-            lamo.MotionDriftHeatmap, latent={"samples": torch.randn(2, 16, 5, 8, 8)}, lag=2, images=torch.rand(7, 8, 8, 3), **view
+            lamo.MotionDriftHeatmap,
+            latent={"samples": torch.randn(2, 16, 5, 8, 8)},
+            lag=2,
+            images=torch.rand(7, 8, 8, 3),
+            **view,
         )
 
 
@@ -278,7 +315,9 @@ def test_heatmaps_take_the_video_of_a_nested_latent(previews):
 
     video = torch.randn(1, 16, 5, 6, 8)
     nested = NestedTensor([video, torch.randn(1, 8, 10, 2)])
-    _, maps, _ = execute(lamo.MotionDriftHeatmap, latent={"samples": nested}, lag=2, opacity=0.5, scale_mask=False)
+    _, maps, _ = execute(
+        lamo.MotionDriftHeatmap, latent={"samples": nested}, lag=2, opacity=0.5, scale_mask=False
+    )
     assert torch.allclose(maps, drift_heatmap(video, 2, skip=2)[0][0])
 
 
@@ -311,7 +350,9 @@ def test_trace(previews, wan, make_predictor, sample, conditioning, full):
 
 
 def test_the_trace_says_where_the_bound_acted(previews, wan, make_predictor, sample, conditioning):
-    (model,) = execute(lamo.LaMoGuidance, model=wan, predictor=make_predictor(), strength=25.0, active=0.8, share=0.25)
+    (model,) = execute(
+        lamo.LaMoGuidance, model=wan, predictor=make_predictor(), strength=25.0, active=0.8, share=0.25
+    )
     samples = sample(model, conditioning(1), conditioning(2), steps=8)
     _, table = execute(lamo.GuidanceTraceNode, model=model, latent={"samples": samples})
     rows = [dict(zip(table.splitlines()[0].split(","), line.split(","))) for line in table.splitlines()[1:]]
@@ -332,7 +373,9 @@ def test_no_push_is_the_plain_model(wan, make_predictor, sample, conditioning, o
 
 
 def test_the_paper_s_mode_has_no_bound(wan, make_predictor):
-    (model,) = execute(lamo.LaMoGuidance, model=wan, predictor=make_predictor(), strength=9.0, active=0.8, mode="paper")
+    (model,) = execute(
+        lamo.LaMoGuidance, model=wan, predictor=make_predictor(), strength=9.0, active=0.8, mode="paper"
+    )
     ((_, guidance),) = patching.corrections(model)
     assert (guidance.scale, guidance.bound) == (9.0, None)
 
@@ -340,7 +383,9 @@ def test_the_paper_s_mode_has_no_bound(wan, make_predictor):
 def test_trace_of_two_guidance_nodes(previews, wan, make_predictor, sample, conditioning):
     model = wan
     for _ in range(2):
-        (model,) = execute(lamo.LaMoGuidance, model=model, predictor=make_predictor(), strength=0.1, active=1.0, start=1.0)
+        (model,) = execute(
+            lamo.LaMoGuidance, model=model, predictor=make_predictor(), strength=0.1, active=1.0, start=1.0
+        )
     samples = sample(model, conditioning(1), conditioning(2), sampler="heun")
     _, table = execute(lamo.GuidanceTraceNode, model=model, latent={"samples": samples})
     assert {line.split(",")[0] for line in table.splitlines()[1:]} == {"lamo.1", "lamo.2"}
@@ -361,7 +406,9 @@ def test_a_run_without_a_step_has_no_trace(previews, wan, make_predictor, sample
     prompts = conditioning(1), conditioning(2)
     first = sample(model, *prompts)
     _, shown = execute(lamo.GuidanceTraceNode, model=model, latent={"samples": first})
-    assert execute(lamo.GuidanceTraceNode, model=model, latent={"samples": first})[1] == shown  # the sampler was not run again
+    assert (
+        execute(lamo.GuidanceTraceNode, model=model, latent={"samples": first})[1] == shown
+    )  # the sampler was not run again
     untouched = sample(model, *prompts, latent=torch.ones(1, 16, 5, 8, 8), denoise=0.0)
     with pytest.raises(ValueError, match="found nothing"):
         execute(lamo.GuidanceTraceNode, model=model, latent={"samples": untouched})

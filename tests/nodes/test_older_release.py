@@ -17,11 +17,16 @@ RELEASE = "0.24.1"
 OLDER = comfyui.find(ROOT, RELEASE)
 
 
-@pytest.mark.skipif(OLDER is None, reason=f"needs ComfyUI {RELEASE}: `python3 dev.py test` puts it into .comfyui")
+@pytest.mark.skipif(
+    OLDER is None, reason=f"needs ComfyUI {RELEASE}: `python3 dev.py test` puts it into .comfyui"
+)
 def test_corrections_in_an_older_release():
-    files = [str(ROOT / "tests" / "nodes" / name) for name in ("test_patching.py", "test_lamo_nodes.py", "test_pila_nodes.py")]
-    # The script, not `python -m pytest`: that puts this folder on sys.path, where our nodes/ hides ComfyUI's nodes.py. Compiling
-    # takes longer than all the rest, and is torch's business more than the release's.
+    files = [
+        str(ROOT / "tests" / "nodes" / name)
+        for name in ("test_patching.py", "test_lamo_nodes.py", "test_pila_nodes.py")
+    ]
+    # The script, not `python -m pytest`: that puts this folder on sys.path, where our nodes/ hides ComfyUI's
+    # nodes.py. Compiling takes longer than all the rest, and is torch's business more than the release's.
     pytest_script = str(Path(sys.executable).with_name("pytest"))
     command = [pytest_script, "-p", "no:cacheprovider", "-k", "not torch_compile", *files]
     environment = {**os.environ, "COMFYUI_PATH": str(OLDER.path)}

@@ -22,7 +22,12 @@ from latent_physics.nodes.host import frames, patching
 pytestmark = pytest.mark.comfy
 
 SAMPLERS = ["euler", "uni_pc", "dpmpp_2m", "dpmpp_2m_sde", "heun", "res_multistep"]
-SHAPES = {"wan": (1, 16, 5, 8, 8), "cogvideox": (1, 16, 5, 8, 8), "hunyuan": (1, 16, 5, 8, 8), "ltxv": (1, 128, 5, 8, 8)}
+SHAPES = {
+    "wan": (1, 16, 5, 8, 8),
+    "cogvideox": (1, 16, 5, 8, 8),
+    "hunyuan": (1, 16, 5, 8, 8),
+    "ltxv": (1, 128, 5, 8, 8),
+}
 
 
 class Affine:
@@ -50,7 +55,9 @@ def prompts(conditioning):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_guidance_with_every_sampler_and_no_trace_of_it_without(wan, make_predictor, sample, prompts, sampler):
+def test_guidance_with_every_sampler_and_no_trace_of_it_without(
+    wan, make_predictor, sample, prompts, sampler
+):
     plain = sample(wan, *prompts, sampler=sampler)
     guided = sample(guide(wan, make_predictor()), *prompts, sampler=sampler)
     assert torch.isfinite(guided).all()
@@ -65,7 +72,12 @@ MASK = {"attention_mask": torch.tensor([[1, 1, 1, 1, 0, 0]])}
 
 @pytest.mark.parametrize(
     ("name", "options", "cfg"),
-    [("wan", {}, 3.0), ("hunyuan", {}, 3.0), ("hunyuan", MASK, 1.0), ("ltxv", MASK, 3.0)],  # ComfyUI's Hunyuan takes one mask
+    [
+        ("wan", {}, 3.0),
+        ("hunyuan", {}, 3.0),
+        ("hunyuan", MASK, 1.0),
+        ("ltxv", MASK, 3.0),
+    ],  # ComfyUI's Hunyuan takes one mask
     ids=["wan", "hunyuan", "hunyuan with a masked prompt", "ltxv"],
 )
 def test_other_models(make_model, make_predictor, sample, conditioning, name, options, cfg):
@@ -148,7 +160,11 @@ def test_the_edit_in_comfyui_is_eq_9(wan, make_predictor, sample, conditioning, 
     assert len(before_after) == 5
     assert before_after[0][1]["denoised"] is before_after[0][0]["denoised"]
     for before, after in before_after[1:]:
-        sampling, sigma, noisy = before["model"].model_sampling, before["sigma"].double(), before["input"].double()
+        sampling, sigma, noisy = (
+            before["model"].model_sampling,
+            before["sigma"].double(),
+            before["input"].double(),
+        )
         x0 = before["denoised"].double()
         free = sampling.calculate_denoised(sigma, torch.zeros_like(noisy), noisy)
         slope = free - sampling.calculate_denoised(sigma, torch.ones_like(noisy), noisy)
@@ -158,7 +174,12 @@ def test_the_edit_in_comfyui_is_eq_9(wan, make_predictor, sample, conditioning, 
             loss = 0
             for i in range(order - 1, 3):
                 last = video[:, :, i] - video[:, :, i - 1] if order == 2 else None
-                loss = loss + (video[:, :, i] + network(video[:, :, i], cond, last) - video[:, :, i + 2]).square().sum()
+                loss = (
+                    loss
+                    + (video[:, :, i] + network(video[:, :, i], cond, last) - video[:, :, i + 2])
+                    .square()
+                    .sum()
+                )
             (gradient,) = torch.autograd.grad(loss / (4 - order), out)
         expected = sampling.calculate_denoised(sigma, out.detach() - 2.0 * gradient, noisy) - x0
         edit = after["denoised"].double() - x0
@@ -167,7 +188,11 @@ def test_the_edit_in_comfyui_is_eq_9(wan, make_predictor, sample, conditioning, 
 
 def test_cfg_1_batch_2_and_two_prompts(wan, make_predictor, sample, conditioning, prompts):
     guided = guide(wan, make_predictor())
-    for positive, cfg in [(prompts[0], 1.0), (conditioning(1, batch=2), 3.0), (conditioning(1) + conditioning(3), 3.0)]:
+    for positive, cfg in [
+        (prompts[0], 1.0),
+        (conditioning(1, batch=2), 3.0),
+        (conditioning(1) + conditioning(3), 3.0),
+    ]:
         shape = (2, 16, 5, 8, 8)
         plain = sample(wan, positive, prompts[1], shape=shape, cfg=cfg)
         result = sample(guided, positive, prompts[1], shape=shape, cfg=cfg)
@@ -182,7 +207,9 @@ def test_a_clip_is_guided_alike_alone_and_in_a_batch(wan, make_predictor, sample
     def run(part):
         with torch.inference_mode():
             start = torch.zeros_like(part)
-            return comfy.sample.sample(guided, part, 4, 3.0, "euler", "simple", *prompts, start, disable_pbar=True, seed=5)
+            return comfy.sample.sample(
+                guided, part, 4, 3.0, "euler", "simple", *prompts, start, disable_pbar=True, seed=5
+            )
 
     both = run(noise)
     for b in range(2):
@@ -190,7 +217,9 @@ def test_a_clip_is_guided_alike_alone_and_in_a_batch(wan, make_predictor, sample
 
 
 def test_context_windows(wan, make_predictor, sample, prompts):
-    windows = pytest.importorskip("comfy_extras.nodes_context_windows", reason="this ComfyUI has no context windows")
+    windows = pytest.importorskip(
+        "comfy_extras.nodes_context_windows", reason="this ComfyUI has no context windows"
+    )
     arguments = {
         "context_length": 13,
         "context_overlap": 4,
@@ -198,7 +227,9 @@ def test_context_windows(wan, make_predictor, sample, prompts):
         "context_stride": 1,
         "closed_loop": False,
     }
-    windowed = windows.WanContextWindowsManualNode.execute(wan, fuse_method="pyramid", freenoise=False, **arguments).args[0]
+    windowed = windows.WanContextWindowsManualNode.execute(
+        wan, fuse_method="pyramid", freenoise=False, **arguments
+    ).args[0]
     shape = (1, 16, 7, 8, 8)
     plain = sample(windowed, *prompts, shape=shape)
     guided = sample(guide(windowed, make_predictor()), *prompts, shape=shape)
@@ -229,7 +260,9 @@ def test_partial_denoise_counts_the_samplers_own_steps(wan, sample, prompts):
 
 
 def test_torch_compile(wan, make_predictor, sample, prompts):
-    stock = pytest.importorskip("comfy_extras.nodes_torch_compile", reason="this ComfyUI has no TorchCompileModel")
+    stock = pytest.importorskip(
+        "comfy_extras.nodes_torch_compile", reason="this ComfyUI has no TorchCompileModel"
+    )
     # The menu's inductor takes a minute and more to compile, and meets the same hook.
     (compiled,) = stock.TorchCompileModel.execute(wan, "eager").args
     plain = sample(compiled, *prompts)
@@ -243,10 +276,14 @@ def test_corrections_stack_in_the_order_of_the_wires(wan, sample, prompts):
     first, second = Affine(scale=0.5), Affine(shift=0.1)
     seen = []
     model = wan.clone()
-    model.set_model_sampler_post_cfg_function(lambda args: seen.append(args["denoised"].clone()) or args["denoised"])
+    model.set_model_sampler_post_cfg_function(
+        lambda args: seen.append(args["denoised"].clone()) or args["denoised"]
+    )
     one = patching.add_correction(model, first)
     both = patching.add_correction(one, second)
-    both.set_model_sampler_post_cfg_function(lambda args: seen.append(args["denoised"].clone()) or args["denoised"])
+    both.set_model_sampler_post_cfg_function(
+        lambda args: seen.append(args["denoised"].clone()) or args["denoised"]
+    )
     sample(both, *prompts)
     assert [correction for _, correction in patching.corrections(both)] == [first, second]
     assert [correction for _, correction in patching.corrections(one)] == [first]
@@ -294,7 +331,13 @@ def test_a_run_starts_afresh(wan, sample, prompts):
 def test_what_a_correction_is_told(wan, sample, conditioning):
     correction = Affine()
     positive = conditioning(1)
-    sample(patching.add_correction(wan, correction), positive, conditioning(2), shape=(2, 16, 5, 8, 8), sampler="heun")
+    sample(
+        patching.add_correction(wan, correction),
+        positive,
+        conditioning(2),
+        shape=(2, 16, 5, 8, 8),
+        sampler="heun",
+    )
     assert [step.index for step in correction.steps] == [0, 1, 1, 2, 2, 3, 3]
     for step in correction.steps:
         assert step.count == 4
@@ -314,9 +357,13 @@ def test_direct_latent_edit_reaches_the_sampler(wan, sample, prompts):
 
     seen = []
     model = wan.clone()
-    model.set_model_sampler_post_cfg_function(lambda args: seen.append(args["input"].clone()) or args["denoised"])
+    model.set_model_sampler_post_cfg_function(
+        lambda args: seen.append(args["input"].clone()) or args["denoised"]
+    )
     model = patching.add_correction(model, Shift())
-    model.set_model_sampler_post_cfg_function(lambda args: seen.append(args["input"].clone()) or args["denoised"])
+    model.set_model_sampler_post_cfg_function(
+        lambda args: seen.append(args["input"].clone()) or args["denoised"]
+    )
     sample(model, *prompts)
     for before, after in zip(seen[::2], seen[1::2]):
         assert torch.equal(after, before + 1.0)
@@ -403,7 +450,13 @@ def test_guide_frames_of_ltxv_are_left_alone(how):
     video = torch.randn(1, 8, 7, 4, 4)
     entries = comfy.conds.CONDConstant([{"latent_shape": [1, 4, 4]}, {"latent_shape": [1, 4, 4]}])
     positions = comfy.conds.CONDRegular(torch.zeros(1, 3, 2 * 16, 2))
-    conds = [{"model_conds": {"guide_attention_entries": entries} if how == "entries" else {"keyframe_idxs": positions}}]
+    conds = [
+        {
+            "model_conds": {"guide_attention_entries": entries}
+            if how == "entries"
+            else {"keyframe_idxs": positions}
+        }
+    ]
     found, put_back = frames.video_of(video, conds)
     assert torch.equal(found, video[:, :, :5])
     whole = put_back(found + 1)
@@ -454,7 +507,9 @@ def test_prompts_outside_their_time_do_not_count():
 
 
 @settings(deadline=None, max_examples=30)
-@given(count=st.integers(1, 40), top=st.floats(0.5, 5000), part=st.floats(0.01, 0.98), which=st.integers(0, 39))
+@given(
+    count=st.integers(1, 40), top=st.floats(0.5, 5000), part=st.floats(0.01, 0.98), which=st.integers(0, 39)
+)
 def test_sigmas_belong_to_the_step_they_fall_in(count, top, part, which):
     which = min(which, count - 1)
     sigmas = torch.linspace(top, 0, count + 1)
@@ -467,7 +522,13 @@ def test_sigmas_belong_to_the_step_they_fall_in(count, top, part, which):
 
 @pytest.mark.parametrize(
     ("name", "space"),
-    [("wan", "toy"), ("wide wan", "wan2.1"), ("cogvideox", "cogvideox"), ("hunyuan", "hunyuan_video"), ("ltxv", "ltxv")],
+    [
+        ("wan", "toy"),
+        ("wide wan", "wan2.1"),
+        ("cogvideox", "cogvideox"),
+        ("hunyuan", "hunyuan_video"),
+        ("ltxv", "ltxv"),
+    ],
 )
 def test_latent_space_names(make_model, name, space):
     model = make_model(name)

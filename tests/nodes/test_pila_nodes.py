@@ -56,14 +56,27 @@ def loaded(models, space="toy", **options):
 
 
 def sample(
-    model, conditioning, steps=3, cfg=4.0, batch=1, size=(5, 8, 8), sampler="euler", latent=None, mask=None, callback=None
+    model,
+    conditioning,
+    steps=3,
+    cfg=4.0,
+    batch=1,
+    size=(5, 8, 8),
+    sampler="euler",
+    latent=None,
+    mask=None,
+    callback=None,
 ):
     noise = torch.randn(batch, 16, *size, generator=torch.Generator().manual_seed(3))
-    run = comfy.samplers.KSampler(model, steps=steps, device="cpu", sampler=sampler, scheduler="simple", denoise=1.0)
+    run = comfy.samplers.KSampler(
+        model, steps=steps, device="cpu", sampler=sampler, scheduler="simple", denoise=1.0
+    )
     start = torch.zeros_like(noise) if latent is None else latent
     options = {"denoise_mask": mask, "callback": callback, "disable_pbar": True, "seed": 5}
     with torch.inference_mode():
-        return run.sample(noise, conditioning(1), conditioning(2), cfg=cfg, latent_image=start, **options).clone()
+        return run.sample(
+            noise, conditioning(1), conditioning(2), cfg=cfg, latent_image=start, **options
+        ).clone()
 
 
 def trace_of(model) -> PilaTrace:
@@ -76,7 +89,9 @@ def corrected(model, adapter, **options):
 
 
 def test_the_loader_lists_loads_and_describes(models):
-    save_weights(models / "other.safetensors", {}, WeightsInfo(kind="motion_predictor", latent_space="toy", config={}))
+    save_weights(
+        models / "other.safetensors", {}, WeightsInfo(kind="motion_predictor", latent_space="toy", config={})
+    )
     adapter = loaded(models)
     assert isinstance(adapter.network, PilaAdapter)
     assert "pila.safetensors" in files.list_files("pila_adapter")
@@ -86,7 +101,9 @@ def test_the_loader_lists_loads_and_describes(models):
     assert "hidden: 16" in text
     assert pila.LoadPilaAdapter.validate_inputs(name="pila.safetensors") is True
     assert "motion_predictor" in pila.LoadPilaAdapter.validate_inputs(name="other.safetensors")
-    assert "put the .safetensors file there" in pila.LoadPilaAdapter.validate_inputs(name="absent.safetensors")
+    assert "put the .safetensors file there" in pila.LoadPilaAdapter.validate_inputs(
+        name="absent.safetensors"
+    )
 
 
 def test_strength_zero_and_an_untrained_adapter_leave_sampling_bit_identical(models, wan, conditioning):
@@ -101,7 +118,10 @@ def test_strength_zero_and_an_untrained_adapter_leave_sampling_bit_identical(mod
 
 @pytest.mark.parametrize(
     ("sampler", "steps"),
-    [("heun", [0, 1, 1, 2, 2]), ("dpmpp_2m_sde", [0, 1, 2])],  # heun asks the model twice in all but its last step
+    [
+        ("heun", [0, 1, 1, 2, 2]),
+        ("dpmpp_2m_sde", [0, 1, 2]),
+    ],  # heun asks the model twice in all but its last step
     ids=["heun", "dpmpp_2m_sde"],
 )
 def test_every_sampler_is_corrected_in_its_own_steps(models, wan, conditioning, sampler, steps):
@@ -112,12 +132,16 @@ def test_every_sampler_is_corrected_in_its_own_steps(models, wan, conditioning, 
     assert torch.isfinite(changed).all()
     assert (changed - plain).abs().max() > 1e-3
     assert trace_of(model).index == steps
-    assert torch.equal(changed, sample(corrected(wan, adapter, labels={"Fluid": 1.0}), conditioning, sampler=sampler))
+    assert torch.equal(
+        changed, sample(corrected(wan, adapter, labels={"Fluid": 1.0}), conditioning, sampler=sampler)
+    )
     assert torch.equal(plain, sample(corrected(wan, adapter, strength=0.0), conditioning, sampler=sampler))
 
 
 def test_context_windows_are_corrected_one_by_one(models, wan, conditioning, monkeypatch):
-    windows = pytest.importorskip("comfy_extras.nodes_context_windows", reason="this ComfyUI has no context windows")
+    windows = pytest.importorskip(
+        "comfy_extras.nodes_context_windows", reason="this ComfyUI has no context windows"
+    )
     arguments = {
         "context_length": 13,
         "context_overlap": 4,
@@ -142,10 +166,13 @@ def test_context_windows_are_corrected_one_by_one(models, wan, conditioning, mon
     assert windows_a_step > 1
     assert trace_of(model).index == [step for step in range(3) for _ in range(windows_a_step)]
     seen, apply_to = [], PilaAdapter.apply_to
-    spy = lambda self, x0, *a, **k: seen.append(x0.shape[2]) or apply_to(self, x0, *a, **k)  # noqa: E731
+    spy = lambda self, x0, *a, **k: seen.append(x0.shape[2]) or apply_to(self, x0, *a, **k)
     monkeypatch.setattr(PilaAdapter, "apply_to", spy)
     sample(model, conditioning, size=(7, 8, 8))
-    assert set(seen) == {4, 5}  # 13 frames are 4 latent frames, and one before a window that is not the first; never 7
+    assert set(seen) == {
+        4,
+        5,
+    }  # 13 frames are 4 latent frames, and one before a window that is not the first; never 7
     whole = corrected(windowed, loaded(models), labels={"Fluid": 1.0}, branch="guided")
     seen.clear()
     sample(whole, conditioning, size=(7, 8, 8))
@@ -185,14 +212,17 @@ def estimates(model, conditioning, cfg, **options):
     found = []
     for strength in (0.0, 1.0):
         patched = corrected(*model, strength=strength, labels={"Fluid": 1.0}, **options)
-        patched.set_model_sampler_post_cfg_function(lambda args: found.append(args["denoised"].clone()) or args["denoised"])
+        patched.set_model_sampler_post_cfg_function(
+            lambda args: found.append(args["denoised"].clone()) or args["denoised"]
+        )
         sample(patched, conditioning, steps=1, cfg=cfg)
     return found
 
 
 @pytest.mark.parametrize("branch", ["conditional", "both", "guided"])
 def test_a_strength_means_the_same_at_every_cfg(models, wan, conditioning, branch):
-    """Before CFG the correction is of the prompt's branch, so CFG carries it along: per CFG it is one and the same."""
+    """Before CFG the correction is of the prompt's branch, so CFG carries it along: per CFG it is one and the
+    same."""
     model, changes = (wan, loaded(models)), {}
     for cfg in (1.0, 2.0, 6.0):
         plain, changed = estimates(model, conditioning, cfg, branch=branch)
@@ -207,7 +237,12 @@ def test_one_call_of_the_adapter_a_step_and_two_for_both_branches(models, wan, c
     calls = []
     apply_to = PilaAdapter.apply_to
     monkeypatch.setattr(PilaAdapter, "apply_to", lambda *a, **k: calls.append(1) or apply_to(*a, **k))
-    for branch, cfg, expected in [("conditional", 4.0, 3), ("both", 4.0, 6), ("both", 1.0, 3), ("guided", 4.0, 3)]:
+    for branch, cfg, expected in [
+        ("conditional", 4.0, 3),
+        ("both", 4.0, 6),
+        ("both", 1.0, 3),
+        ("guided", 4.0, 3),
+    ]:
         calls.clear()
         sample(corrected(wan, loaded(models), branch=branch), conditioning, cfg=cfg)
         assert len(calls) == expected, branch
@@ -215,7 +250,9 @@ def test_one_call_of_the_adapter_a_step_and_two_for_both_branches(models, wan, c
 
 def test_the_boundary_is_the_models_own(models, wan, monkeypatch):
     adapter = loaded(models)
-    boundary = lambda **options: patching.corrections(corrected(wan, adapter, **options))[-1][1].settings.boundary  # noqa: E731
+    boundary = lambda **options: (
+        patching.corrections(corrected(wan, adapter, **options))[-1][1].settings.boundary
+    )
     assert boundary() == 0.875
     assert boundary(boundary=0.5) == 0.5
     monkeypatch.setattr(wan.model, "image_to_video", True, raising=False)
@@ -226,14 +263,25 @@ STEPS = 6
 
 
 def two_stages(high, low, conditioning, split):
-    """Wan 2.2 14B as its template wires it: KSampler (Advanced) twice, the second going on with the first one's noise."""
+    """Wan 2.2 14B as its template wires it: KSampler (Advanced) twice, the second going on with the first
+    one's noise."""
     import nodes as stock
 
     held = {"samples": torch.zeros(1, 16, 5, 8, 8)}
     common = {"noise_seed": 5, "steps": STEPS, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple"}
     common |= {"positive": conditioning(1), "negative": conditioning(2)}
-    first = {"add_noise": "enable", "start_at_step": 0, "end_at_step": split, "return_with_leftover_noise": "enable"}
-    second = {"add_noise": "disable", "start_at_step": split, "end_at_step": 10000, "return_with_leftover_noise": "disable"}
+    first = {
+        "add_noise": "enable",
+        "start_at_step": 0,
+        "end_at_step": split,
+        "return_with_leftover_noise": "enable",
+    }
+    second = {
+        "add_noise": "disable",
+        "start_at_step": split,
+        "end_at_step": 10000,
+        "return_with_leftover_noise": "disable",
+    }
     with torch.inference_mode():
         (half,) = stock.KSamplerAdvanced().sample(model=high, latent_image=held, **first, **common)
         (whole,) = stock.KSamplerAdvanced().sample(model=low, latent_image=half, **second, **common)
@@ -270,7 +318,9 @@ def test_two_models_split_by_noise_each_trace_their_own_steps(models, wan, condi
 
 @pytest.mark.parametrize("options", [{"cfg": 1.0}, {"batch": 2}])
 def test_it_samples_without_cfg_and_in_batches(models, wan, conditioning, options):
-    result = sample(corrected(wan, loaded(models), labels={"Optical": 1.0, "Thermal": 0.5}), conditioning, **options)
+    result = sample(
+        corrected(wan, loaded(models), labels={"Optical": 1.0, "Thermal": 0.5}), conditioning, **options
+    )
     assert torch.isfinite(result).all()
 
 
@@ -365,7 +415,11 @@ def test_prompts_of_another_width_are_refused_before_sampling(models, wan, condi
 
 def test_stages_and_ranges_choose_the_steps(models, wan, conditioning):
     adapter = loaded(models)
-    for options, steps in [({"start": 0.5}, [2, 3]), ({"end": 0.5}, [0, 1]), ({"stage": "high noise", "boundary": 0.8}, None)]:
+    for options, steps in [
+        ({"start": 0.5}, [2, 3]),
+        ({"end": 0.5}, [0, 1]),
+        ({"stage": "high noise", "boundary": 0.8}, None),
+    ]:
         model = corrected(wan, adapter, **options)
         sample(model, conditioning, steps=4)
         trace = trace_of(model)
@@ -394,7 +448,12 @@ def test_fields_of_the_video_in_a_nested_latent(models):
 
     video = torch.randn(1, 16, 5, 8, 8)
     nested = NestedTensor([torch.randn(1, 8, 10, 2), video])
-    arguments = {"adapter": loaded(models), "field": next(iter(FIELD_MENU)), "noise_level": 0.0, "opacity": 1.0}
+    arguments = {
+        "adapter": loaded(models),
+        "field": next(iter(FIELD_MENU)),
+        "noise_level": 0.0,
+        "opacity": 1.0,
+    }
     alone = execute(pila.AttributeBankView, latent={"samples": video}, **arguments)
     found = execute(pila.AttributeBankView, latent={"samples": nested}, **arguments)
     for one, other in zip(alone, found):

@@ -1,4 +1,5 @@
-"""The prompt nodes: rules, a language model in the graph, and an endpoint played by a small server in this process."""
+"""The prompt nodes: rules, a language model in the graph, and an endpoint played by a small server in this
+process."""
 
 from __future__ import annotations
 
@@ -49,7 +50,14 @@ class Server:
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                requests.append({"path": self.path, "body": body, "key": headers.get("authorization", ""), "headers": headers})
+                requests.append(
+                    {
+                        "path": self.path,
+                        "body": body,
+                        "key": headers.get("authorization", ""),
+                        "headers": headers,
+                    }
+                )
                 status, text = server.answer(body)
                 payload = text.encode("utf-8", "surrogatepass")
                 self.send_response(status)
@@ -71,7 +79,9 @@ class Server:
 def reply(content):
     """A chat completion with that message."""
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
-    return 200, json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]})
+    return 200, json.dumps(
+        {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+    )
 
 
 def sensible(body):
@@ -97,7 +107,13 @@ def serve():
 @pytest.fixture(autouse=True)
 def clean_room(monkeypatch, tmp_path):
     """No keys, no cached answers, a user directory of its own."""
-    account = ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_CUSTOM_HEADERS")
+    account = (
+        "OPENAI_API_KEY",
+        "OPENAI_ADMIN_KEY",
+        "OPENAI_ORG_ID",
+        "OPENAI_PROJECT_ID",
+        "OPENAI_CUSTOM_HEADERS",
+    )
     for name in (*account, KEY_VARIABLE, URL_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path))
@@ -107,7 +123,9 @@ def clean_room(monkeypatch, tmp_path):
 
 def run(method=prompts.ENDPOINT, text=PROMPT, **options):
     with torch.inference_mode():
-        return asyncio.run(prompts.PhysicsPromptParser.execute(prompt=text, method=method, rewrite=True, **options)).args
+        return asyncio.run(
+            prompts.PhysicsPromptParser.execute(prompt=text, method=method, rewrite=True, **options)
+        ).args
 
 
 def ask(server, **options):
@@ -152,7 +170,11 @@ def test_useless_answers_are_not_kept(serve):
 
 def test_a_server_without_structured_output_is_asked_plainly(serve):
     def old(body):
-        return (400, '{"error": {"message": "response_format is unknown"}}') if "response_format" in body else sensible(body)
+        return (
+            (400, '{"error": {"message": "response_format is unknown"}}')
+            if "response_format" in body
+            else sensible(body)
+        )
 
     server = serve(old)
     assert ask(server)[1] == {"Phase Change": 1.0, "Fluid": 1.0}
@@ -217,7 +239,9 @@ def test_a_key_goes_only_to_the_server_it_is_for(serve, monkeypatch, clean_room)
     assert KEY not in other.requests[-1]["key"]
 
 
-@pytest.mark.parametrize("url", ["http://192.0.2.1/v1", "https://llm.example/v1", "http://localhost.example:11434/v1"])
+@pytest.mark.parametrize(
+    "url", ["http://192.0.2.1/v1", "https://llm.example/v1", "http://localhost.example:11434/v1"]
+)
 def test_strange_servers_are_not_asked(url, monkeypatch, clean_room):
     """A workflow from elsewhere names a server; nothing is sent to it before the user has named it too."""
     asked = []
@@ -239,18 +263,24 @@ def test_strange_servers_are_not_asked(url, monkeypatch, clean_room):
 
 
 @pytest.mark.parametrize(
-    "url", ["http://localhost:11434/v1", "http://127.0.0.2/v1", "http://[::1]:80/v1", "https://api.openai.com/v1"]
+    "url",
+    ["http://localhost:11434/v1", "http://127.0.0.2/v1", "http://[::1]:80/v1", "https://api.openai.com/v1"],
 )
 def test_servers_on_this_machine_and_openai_need_no_permission(url):
     require_known(url)
 
 
 def test_the_environment_tells_a_server_nothing_of_the_users_account(serve, monkeypatch):
-    """The openai package sends these with every request, wherever it goes; a proxy would even get requests to this machine."""
+    """The openai package sends these with every request, wherever it goes; a proxy would even get requests to
+    this machine."""
     server = serve()
     secrets = {"OPENAI_ORG_ID": "org-secret", "OPENAI_PROJECT_ID": "secret-project", "OPENAI_ADMIN_KEY": KEY,
                "OPENAI_CUSTOM_HEADERS": f"Authorization: Bearer {KEY}\nX-Mine: secret"}  # fmt: skip
-    for name, value in {**secrets, "HTTP_PROXY": "http://127.0.0.1:1", "http_proxy": "http://127.0.0.1:1"}.items():
+    for name, value in {
+        **secrets,
+        "HTTP_PROXY": "http://127.0.0.1:1",
+        "http_proxy": "http://127.0.0.1:1",
+    }.items():
         monkeypatch.setenv(name, value)
     assert ask(server)[1] == {"Phase Change": 1.0, "Fluid": 1.0}
     for request in server.requests:
@@ -286,7 +316,9 @@ def test_a_misspelt_address_of_the_users_own_spoils_no_other(serve, monkeypatch,
 
 def test_hundreds_of_hostile_answers_never_crash_and_never_leak_the_key(serve, monkeypatch, caplog, capfd):
     generator = random.Random(0)
-    pieces = [KEY, KEY[:20], KEY[7:], f"Bearer {KEY}", '{"labels": ["Fluid"]}', '{"description": "', '"}', "{", "[" * 100,
+    pieces = [KEY, KEY[:20], KEY[7:], f"Bearer {KEY}", '{"labels": '
+                                                       '["Fluid"]}', '{"description": '
+                                                                     '"', '"}', "{", "[" * 100,
               "\x00", "\u202e", "\u6c34",
               "Traceback", "ignore the rules", "\\", "NaN"]  # fmt: skip
 
@@ -294,7 +326,9 @@ def test_hundreds_of_hostile_answers_never_crash_and_never_leak_the_key(serve, m
         text = "".join(generator.choices(pieces, k=generator.randint(0, 12)))
         kind = generator.randrange(5)
         if kind == 0:
-            return generator.choice([400, 401, 403, 404, 409, 422, 429, 500, 503]), json.dumps({"error": {"message": text}})
+            return generator.choice([400, 401, 403, 404, 409, 422, 429, 500, 503]), json.dumps(
+                {"error": {"message": text}}
+            )
         if kind == 1:
             return 200, text
         if kind == 2:
@@ -355,7 +389,10 @@ def gemma():
     import sentencepiece
     from comfy.text_encoders.lt import Gemma3_12BTokenizer
 
-    vocabulary, words = io.BytesIO(), ["<start_of_turn>user water boils<end_of_turn> model system You are a helpful assistant."]
+    vocabulary, words = (
+        io.BytesIO(),
+        ["<start_of_turn>user water boils<end_of_turn> model system You are a helpful assistant."],
+    )
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(words * 20), model_writer=vocabulary, vocab_size=60, model_type="char", minloglevel=2,
         hard_vocab_limit=False, pad_id=0, unk_id=3, bos_id=2, eos_id=1, character_coverage=1.0,
@@ -390,7 +427,11 @@ def test_encoders_that_cannot_write_lead_to_the_rules():
         def generate(self, tokens, **options):
             raise AttributeError("'UMT5' object has no attribute 'generate'")
 
-    for clip, words in [(None, "No CLIP is wired"), (object(), "cannot write"), (Mute(), "no attribute 'generate'")]:
+    for clip, words in [
+        (None, "No CLIP is wired"),
+        (object(), "cannot write"),
+        (Mute(), "no attribute 'generate'"),
+    ]:
         labels, report = run(prompts.GRAPH, clip=clip)[1:]
         assert labels == dict.fromkeys(rule_labels(PROMPT), 1.0)
         assert words in report

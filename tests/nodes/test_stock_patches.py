@@ -1,4 +1,5 @@
-"""LaMo and PILA beside what ComfyUI's own nodes do to a MODEL: LoRAs by every loader, guidance and sampling patches."""
+"""LaMo and PILA beside what ComfyUI's own nodes do to a MODEL: LoRAs by every loader, guidance and sampling
+patches."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ def both(tmp_path, monkeypatch, make_predictor) -> Callable[[Any], Any]:
     loaded = execute(pila.LoadPilaAdapter, name="pila.safetensors")[0]
 
     def apply(model: Any) -> Any:
-        guided = execute(lamo.LaMoGuidance, model=model, predictor=make_predictor(), strength=25.0, active=1.0)[0]
+        guided = execute(
+            lamo.LaMoGuidance, model=model, predictor=make_predictor(), strength=25.0, active=1.0
+        )[0]
         options = {"strength": 1.0, "top_k": -1, "start": 0.0, "end": 1.0, "labels": {"Fluid": 1.0}}
         return execute(pila.PilaCorrectionNode, model=guided, adapter=loaded, **options)[0]
 
@@ -78,7 +81,9 @@ LOADERS = {
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_a_lora_of_every_loader_acts_before_and_after_the_corrections(wan, both, lora, sample, conditioning, loader):
+def test_a_lora_of_every_loader_acts_before_and_after_the_corrections(
+    wan, both, lora, sample, conditioning, loader
+):
     """The order of the wires changes nothing, and every part has its say."""
     name, function, options = LOADERS[loader]
     debug = importlib.import_module("comfy_extras.nodes_lora_debug")
@@ -86,7 +91,9 @@ def test_a_lora_of_every_loader_acts_before_and_after_the_corrections(wan, both,
 
     def load(model: Any) -> Any:
         with torch.inference_mode():
-            return getattr(classes[name](), function)(model=model, lora_name=lora, strength_model=1.0, **options)[0]
+            return getattr(classes[name](), function)(
+                model=model, lora_name=lora, strength_model=1.0, **options
+            )[0]
 
     prompts = conditioning(1), conditioning(2)
     plain, tuned, corrected = (sample(model, *prompts) for model in (wan, load(wan), both(wan)))

@@ -1,4 +1,5 @@
-"""The toy world's nodes: stock objects that stock nodes work on, text of every kind, and scores with their refusals."""
+"""The toy world's nodes: stock objects that stock nodes work on, text of every kind, and scores with their
+refusals."""
 
 from __future__ import annotations
 
@@ -58,7 +59,9 @@ def sampled(model: Any, clip: Any, text: str, *, seed: int = 3, batch: int = 1) 
     """Latents of nine frames, two steps of the stock KSampler."""
     start = {"samples": torch.zeros(batch, 16, 3, 8, 8)}
     with torch.inference_mode():
-        done = stock.KSampler().sample(model, seed, 2, 3.0, "euler", "simple", encode(clip, text), encode(clip, ""), start)
+        done = stock.KSampler().sample(
+            model, seed, 2, 3.0, "euler", "simple", encode(clip, text), encode(clip, ""), start
+        )
     return done[0]["samples"]
 
 
@@ -117,7 +120,11 @@ def test_the_shipped_predictors_guide_it(world) -> None:
         assert "toy latents" in info
         guided = {
             strength: sampled(
-                execute(lamo.LaMoGuidance, model=model, predictor=predictor, strength=strength, active=1.0, lag=1)[0], clip, BALL
+                execute(
+                    lamo.LaMoGuidance, model=model, predictor=predictor, strength=strength, active=1.0, lag=1
+                )[0],
+                clip,
+                BALL,
             )
             for strength in (0.0, 5.0)
         }
@@ -157,7 +164,9 @@ def test_what_stock_nodes_ask_of_a_clip(world) -> None:
     clip = world[1]
     rows = clip.tokenize("red ball", return_word_ids=True)["toy"]
     assert all(len(entry) == 3 for entry in rows[0])
-    words = [word for _, word in clip.tokenizer.untokenize(clip.tokenize("red quokka ball")["toy"][0]) if word]
+    words = [
+        word for _, word in clip.tokenizer.untokenize(clip.tokenize("red quokka ball")["toy"][0]) if word
+    ]
     assert words == ["red", "?", "ball"]
     last = stock.CLIPSetLastLayer().set_last_layer(clip, -1)[0]
     assert torch.equal(tokens_of(last, BALL), tokens_of(clip, BALL))
@@ -171,7 +180,7 @@ def test_missing_weights_are_said_in_a_sentence(tmp_path, monkeypatch) -> None:
     assert "toy_vae.safetensors" in answer
 
 
-# --- Law Score ------------------------------------------------------------------------------------------------------------------
+# --- Law Score ----------------------------------------------------------------------------------------------
 
 
 def as_images(clips: Tensor) -> Tensor:
@@ -179,7 +188,9 @@ def as_images(clips: Tensor) -> Tensor:
     return clips.movedim(1, -1).flatten(0, 1)
 
 
-def score(images: Tensor, world: str = toy.FROM_PROMPT, prompt: str = "", frames: int = 33) -> tuple[Any, ...]:
+def score(
+    images: Tensor, world: str = toy.FROM_PROMPT, prompt: str = "", frames: int = 33
+) -> tuple[Any, ...]:
     return execute(toy.LawScore, images=images, world=world, prompt=prompt, frames=frames)
 
 
@@ -208,7 +219,9 @@ def test_the_world_is_read_from_the_prompt() -> None:
     clips, prompts = worlds.sample("fluid", 1, seed=2)
     assert json.loads(score(as_images(clips), prompt=prompts[0])[-1])["world"] == "fluid"
     transparent = torch.cat([as_images(clips), torch.ones(33, 64, 64, 1)], dim=-1)
-    assert score(transparent, prompt=prompts[0])[:3] == pytest.approx(score(as_images(clips), prompt=prompts[0])[:3])
+    assert score(transparent, prompt=prompts[0])[:3] == pytest.approx(
+        score(as_images(clips), prompt=prompts[0])[:3]
+    )
 
 
 def test_a_ball_that_blinks_has_a_score() -> None:

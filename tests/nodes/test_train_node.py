@@ -45,7 +45,15 @@ def moving(clips=3, channels=16, frames=6, size=6):
 
 
 def run(latent, positive=None, **changes):
-    settings = {"latent_space": "toy", "name": "mine", "recipe": "toy", "order": 1, "lag": 1, "steps": 5, "minutes": 0.0}
+    settings = {
+        "latent_space": "toy",
+        "name": "mine",
+        "recipe": "toy",
+        "order": 1,
+        "lag": 1,
+        "steps": 5,
+        "minutes": 0.0,
+    }
     arguments = {**settings, "seed": 0, "batch": 4, "positive": positive, **changes}
     with torch.inference_mode():
         return train.TrainMotionPredictor.execute(latent={"samples": latent}, **arguments).args
@@ -71,7 +79,8 @@ def test_trains_saves_and_guides(models, wan, sample, conditioning):
 
 
 def test_it_is_the_training_of_the_command(models, conditioning):
-    """The same data and settings by `train_predictor`, from latents in the sampler's scale: the same weights."""
+    """The same data and settings by `train_predictor`, from latents in the sampler's scale: the same
+    weights."""
     import dataclasses
 
     from latent_physics.training.data.clips import Clips
@@ -98,7 +107,9 @@ def test_never_replaces_a_file_and_may_save_none(models):
     predictor, _, info = run(video, steps=1, name="")
     assert "not saved" in info
     assert predictor.network.order == 1
-    assert sorted(path.name for path in models.iterdir()) == [f"twice{n}.safetensors" for n in ("", "_2", "_3")]
+    assert sorted(path.name for path in models.iterdir()) == [
+        f"twice{n}.safetensors" for n in ("", "_2", "_3")
+    ]
 
 
 def test_a_full_disk_is_told_before_training_and_loses_nothing_after_it(models, monkeypatch, caplog):
@@ -129,7 +140,20 @@ def test_a_full_disk_is_told_before_training_and_loses_nothing_after_it(models, 
     assert not list(models.iterdir())
 
 
-BAD_NAMES = ["../mine", "a/b", "a\\b", "/etc/x", ".hidden", "C:x", "a\nb", "x" * 101, "..", "a\x00", "NUL", "com1.safetensors"]
+BAD_NAMES = [
+    "../mine",
+    "a/b",
+    "a\\b",
+    "/etc/x",
+    ".hidden",
+    "C:x",
+    "a\nb",
+    "x" * 101,
+    "..",
+    "a\x00",
+    "NUL",
+    "com1.safetensors",
+]
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
@@ -203,7 +227,7 @@ def test_long_logs_are_averaged(models):
     assert curve.y == pytest.approx([2 * x for x in curve.x])
 
 
-# --- a folder of videos --------------------------------------------------------------------------------------------------------
+# --- a folder of videos -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -253,7 +277,15 @@ class Clip:
 
 
 def run_folder(name="clips", **changes):
-    settings = {"latent_space": "toy", "name": "mine", "recipe": "toy", "order": 1, "lag": 1, "steps": 3, "minutes": 0.0}
+    settings = {
+        "latent_space": "toy",
+        "name": "mine",
+        "recipe": "toy",
+        "order": 1,
+        "lag": 1,
+        "steps": 3,
+        "minutes": 0.0,
+    }
     small = {"seed": 0, "batch": 4, "vae": Vae(), "width": 32, "height": 32, "frames": 9}
     with torch.inference_mode():
         return train.TrainMotionPredictor.execute(folder=name, **{**settings, **small, **changes}).args
@@ -272,7 +304,8 @@ def test_a_folder_is_encoded_and_learned_from(input_folder, models, tmp_path):
 
 
 def test_a_folder_is_the_batch_of_its_clips(input_folder, models, conditioning):
-    """One clip, so that no order matters: by LATENT and by folder the same weights, but for the files' half precision."""
+    """One clip, so that no order matters: by LATENT and by folder the same weights, but for the files' half
+    precision."""
     for name in ("ball_1.webp", "ball_2.webp", "broken.mp4"):
         (input_folder / "clips" / name).unlink()
     vae = Vae()
@@ -310,7 +343,19 @@ def test_the_toy_world_encodes_as_the_command_does(input_folder, tmp_path):
 
 
 BAD_FOLDERS = [
-    *("/etc", "..", "../clips", "clips/../..", "./clips", "clips//x", "clips/", "C:clips", "C:/x", "\\\\host\\x", "clips\\.."),
+    *(
+        "/etc",
+        "..",
+        "../clips",
+        "clips/../..",
+        "./clips",
+        "clips//x",
+        "clips/",
+        "C:clips",
+        "C:/x",
+        "\\\\host\\x",
+        "clips\\..",
+    ),
     *("clips\x00", ".hidden", "clips /x", "clips/.. ", "clips..."),
 ]
 
@@ -366,7 +411,8 @@ def test_the_menu_lists_folders_that_hold_clips(input_folder):
 
 
 def test_exactly_one_source_is_asked_for_before_anything_runs(input_folder):
-    """As ComfyUI calls it: an input whose wire is still to be computed is None, one without a wire is not there."""
+    """As ComfyUI calls it: an input whose wire is still to be computed is None, one without a wire is not
+    there."""
     check = train.TrainMotionPredictor.validate_inputs
     assert check(name="mine", latent=None) is True
     assert check(name="mine", folder="none", latent=None, vae=None) is True
@@ -392,7 +438,10 @@ def test_exactly_one_source_is_asked_for_before_anything_runs(input_folder):
     [
         ({"clip": Clip(), "positive": [[torch.ones(1, 2, TEXT), {}]]}, "two sources of prompts"),
         ({"vae": Vae(channels=4)}, "4 channels"),
-        ({"frames": 33}, "no clip in clips can be used; the first: .* 9 frames, 33 are needed|cannot be decoded"),
+        (
+            {"frames": 33},
+            "no clip in clips can be used; the first: .* 9 frames, 33 are needed|cannot be decoded",
+        ),
         ({"frames": 8}, "a multiple of 4 plus 1"),
         ({"width": 40}, "a multiple of 16"),
     ],

@@ -63,7 +63,9 @@ def test_unit_range_is_per_clip_and_keeps_zeros():
 def test_plot_is_an_image():
     curve = figures.Curve(label="a", x=[0, 1, 2], y=[1.0, 0.1, 0.01])
     image = figures.plot(
-        [figures.Panel(title="t", x_label="x", curves=[curve], log=True, shaded=(0.5, 2.5), note="n")], width=320, height=200
+        [figures.Panel(title="t", x_label="x", curves=[curve], log=True, shaded=(0.5, 2.5), note="n")],
+        width=320,
+        height=200,
     )
     assert image.shape == (1, 200, 320, 3)
     assert image.dtype == torch.float32

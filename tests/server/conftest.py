@@ -1,4 +1,5 @@
-"""What the tests of the running server share: the pack's nodes as the server describes them, and a page of its user interface."""
+"""What the tests of the running server share: the pack's nodes as the server describes them, and a page of
+its user interface."""
 
 from __future__ import annotations
 
@@ -22,7 +23,11 @@ USER_FILES = {
 
 def nodes_of_pack(server: ComfyServer) -> dict[str, dict[str, Any]]:
     """Node id -> description of every node that came with the pack. Raises where the pack did not load."""
-    nodes = {name: info for name, info in server.object_info().items() if info["python_module"].endswith("some.other-name_7")}
+    nodes = {
+        name: info
+        for name, info in server.object_info().items()
+        if info["python_module"].endswith("some.other-name_7")
+    }
     assert nodes, f"the pack did not load: {server.log.read_text()}"
     return nodes
 
@@ -48,7 +53,8 @@ def frames_of(name: str, payload: bytes) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def run_and_open() -> Callable[[ComfyServer, dict[str, Any]], dict[str, np.ndarray]]:
-    """`run_and_open(server, graph)` runs a graph and returns every file it wrote, decoded; fails on one that shows nothing."""
+    """`run_and_open(server, graph)` runs a graph and returns every file it wrote, decoded; fails on one that
+    shows nothing."""
 
     def run(server: ComfyServer, graph: dict[str, Any]) -> dict[str, np.ndarray]:
         entry = server.run(graph)
@@ -72,7 +78,8 @@ def page(server: ComfyServer, browser) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def shared_page(server: ComfyServer, browser) -> Iterator[Any]:
-    """The same for tests that only load graphs one after another: opening it takes longer than all of them."""
+    """The same for tests that only load graphs one after another: opening it takes longer than all of
+    them."""
     with open_page(server, browser) as page:
         yield page
 
@@ -81,7 +88,8 @@ def shared_page(server: ComfyServer, browser) -> Iterator[Any]:
 def open_page(server: ComfyServer, browser) -> Iterator[Any]:
     """ComfyUI's interface, loaded and idle; `page.errors` lists what went wrong since.
 
-    What the pack itself serves counts from the start. Errors of the stock interface while it loads do not: it misses files.
+    What the pack itself serves counts from the start. Errors of the stock interface while it loads do not: it
+    misses files.
     """
     user = server.base / "user" / "default"
     for folder in ("workflows", "subgraphs"):
@@ -94,7 +102,8 @@ def open_page(server: ComfyServer, browser) -> Iterator[Any]:
     page.on("pageerror", lambda error: errors.append(f"exception: {error}"))
 
     def on_console(line: Any) -> None:
-        # The interface asks the internet for model files that its own default graph lacks; the server forbids it to.
+        # The interface asks the internet for model files that its own default graph lacks; the server forbids
+        # it to.
         if line.type == "error" and "Content Security Policy" not in line.text:
             errors.append(f"{line.text} ({line.location.get('url')})")
 

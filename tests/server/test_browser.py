@@ -43,12 +43,15 @@ def load(page, path: Path) -> None:
 
 
 def without_titles(graph: dict[str, Any]) -> dict[str, Any]:
-    return {node: {"class_type": entry["class_type"], "inputs": entry["inputs"]} for node, entry in graph.items()}
+    return {
+        node: {"class_type": entry["class_type"], "inputs": entry["inputs"]} for node, entry in graph.items()
+    }
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_interface_turns_the_workflow_into_its_api_twin(shared_page, path: Path) -> None:
-    """The UI graph through the interface's own conversion is the graph that test_workflows.py gives to the server."""
+    """The UI graph through the interface's own conversion is the graph that test_workflows.py gives to the
+    server."""
     load(shared_page, path)
     made = shared_page.evaluate("async () => (await window.app.graphToPrompt()).output")
     twin = json.loads((path.parent / "api" / path.name).read_text(encoding="utf-8"))
@@ -65,6 +68,7 @@ def test_template_is_opened_changed_run_and_seen(page, server: ComfyServer) -> N
     sampler = next(node for node in page.evaluate(NODES) if "steps" in node["widgets"])
 
     page.evaluate(CENTRE, sampler["id"])
+
     def steps() -> int:
         return next(node for node in page.evaluate(NODES) if node["id"] == sampler["id"])["widgets"]["steps"]
 

@@ -13,7 +13,11 @@ pytestmark = pytest.mark.server
 
 def test_pack_loads_without_a_complaint(server, pack_nodes) -> None:
     log = server.log.read_text(encoding="utf-8", errors="replace")
-    wrong = [line for line in log.splitlines() if "some.other-name_7" in line and ("FAILED" in line or "Cannot import" in line)]
+    wrong = [
+        line
+        for line in log.splitlines()
+        if "some.other-name_7" in line and ("FAILED" in line or "Cannot import" in line)
+    ]
     assert not wrong
 
 
@@ -45,7 +49,9 @@ def test_every_node_has_a_help_page_that_names_its_inputs(server, pack_nodes) ->
         text = server.request(f"/extensions/some.other-name_7/docs/{urllib.parse.quote(name)}.md").decode()
         assert len(text) > 200, name
         inputs = [key for kind in ("required", "optional") for key in info["input"].get(kind, {})]
-        assert not [key for key in inputs if key not in text], f"{name}: the help page does not name every input"
+        assert not [key for key in inputs if key not in text], (
+            f"{name}: the help page does not name every input"
+        )
 
 
 def test_texts_name_every_input(server, pack_nodes) -> None:
@@ -57,15 +63,20 @@ def test_texts_name_every_input(server, pack_nodes) -> None:
 
 
 def test_every_socket_can_be_wired(server, pack_nodes) -> None:
-    """Each input that is a socket takes what some node makes: a stock one, or one of ours for the objects that only we know."""
-    made = {kind for info in server.object_info().values() for kind in info["output"] if isinstance(kind, str)}
+    """Each input that is a socket takes what some node makes: a stock one, or one of ours for the objects
+    that only we know."""
+    made = {
+        kind for info in server.object_info().values() for kind in info["output"] if isinstance(kind, str)
+    }
     widgets = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
     for name, info in pack_nodes.items():
         for kind in ("required", "optional"):
             for key, spec in info["input"].get(kind, {}).items():
                 wanted = spec[0]
                 if isinstance(wanted, str) and wanted not in widgets and not wanted.startswith("COMFY_"):
-                    assert set(wanted.split(",")) & (made | {"*"}), f"{name}: nothing makes a {wanted} for {key}"
+                    assert set(wanted.split(",")) & (made | {"*"}), (
+                        f"{name}: nothing makes a {wanted} for {key}"
+                    )
 
 
 def test_templates_are_listed_and_served(server, root: Path) -> None:

@@ -24,7 +24,9 @@ def folder(server: ComfyServer) -> Iterator[Path]:
     for seed in range(2):
         first = np.random.default_rng(seed).integers(0, 255, (32, 32, 3)).astype(np.uint8)
         images = [Image.fromarray(np.roll(first, 2 * step, axis=1)) for step in range(9)]
-        images[0].save(place / f"clip_{seed}.webp", save_all=True, append_images=images[1:], duration=60, lossless=True)
+        images[0].save(
+            place / f"clip_{seed}.webp", save_all=True, append_images=images[1:], duration=60, lossless=True
+        )
     (place / "clip_0.txt").write_text("a large red ball falls", encoding="utf-8")
     (place / "broken.mp4").write_bytes(b"no film")
     yield place
@@ -35,12 +37,32 @@ def folder(server: ComfyServer) -> Iterator[Path]:
 
 def graph(**changes: Any) -> dict[str, Any]:
     """The toy world's encoders, the node, and its info as text. None takes an input away."""
-    inputs = {"latent_space": "toy", "name": "", "recipe": "toy", "order": 1, "lag": 1, "steps": 3, "minutes": 0.0, "seed": 0}
-    inputs |= {"batch": 4, "vae": ["1", 2], "clip": ["1", 1], "folder": "tiny_clips", "width": 32, "height": 32, "frames": 9}
+    inputs = {
+        "latent_space": "toy",
+        "name": "",
+        "recipe": "toy",
+        "order": 1,
+        "lag": 1,
+        "steps": 3,
+        "minutes": 0.0,
+        "seed": 0,
+    }
+    inputs |= {
+        "batch": 4,
+        "vae": ["1", 2],
+        "clip": ["1", 1],
+        "folder": "tiny_clips",
+        "width": 32,
+        "height": 32,
+        "frames": 9,
+    }
     inputs = {name: value for name, value in {**inputs, **changes}.items() if value is not None}
     return {
         "1": {"class_type": "LatentPhysicsLoadToyWorld", "inputs": {}},
-        "2": {"class_type": "EmptyHunyuanLatentVideo", "inputs": {"width": 32, "height": 32, "length": 9, "batch_size": 1}},
+        "2": {
+            "class_type": "EmptyHunyuanLatentVideo",
+            "inputs": {"width": 32, "height": 32, "length": 9, "batch_size": 1},
+        },
         "3": {"class_type": TRAIN, "inputs": inputs},
         "4": {"class_type": "PreviewAny", "inputs": {"source": ["3", 2]}},
     }
@@ -86,7 +108,9 @@ def test_a_workflow_from_before_the_folder_still_means_the_same(shared_page) -> 
     node["inputs"], node["widgets_values"] = node["inputs"][:2], node["widgets_values"][:10]
     node["inputs"][0].pop("shape")
     shared_page.evaluate("(workflow) => window.app.loadGraphData(workflow)", workflow)
-    shared_page.wait_for_function("(count) => window.app.graph._nodes.length === count", arg=len(workflow["nodes"]))
+    shared_page.wait_for_function(
+        "(count) => window.app.graph._nodes.length === count", arg=len(workflow["nodes"])
+    )
     made = shared_page.evaluate("async () => (await window.app.graphToPrompt()).output")
     twin = json.loads((folder / "api" / "toy_train_predictor.json").read_text(encoding="utf-8"))
     assert made[str(node["id"])]["inputs"] == twin[str(node["id"])]["inputs"]

@@ -1,5 +1,5 @@
-"""Installing the pack changes nothing: what a graph without our nodes computes is bit-identical without the pack, with it,
-after a guided run and after an interrupted guided run, on the same loaded model."""
+"""Installing the pack changes nothing: what a graph without our nodes computes is bit-identical without the
+pack, with it, after a guided run and after an interrupted guided run, on the same loaded model."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from latent_physics.devtools.server import ComfyServer, output_files, was_interr
 
 pytestmark = pytest.mark.server
 
-# A stock ComfyUI has no text encoder for the toy world: this gives a fixed embedding to the sampler. `again` changes nothing but
-# the graph, so that ComfyUI runs the sampler again instead of taking its result from the cache.
-FIXED_CONDITIONING = '''
+# A stock ComfyUI has no text encoder for the toy world: this gives a fixed embedding to the sampler. `again`
+# changes nothing but the graph, so that ComfyUI runs the sampler again instead of taking its result from the
+# cache.
+FIXED_CONDITIONING = """
 import torch
 
 class FixedConditioning:
@@ -32,13 +33,16 @@ class FixedConditioning:
         return ([[tokens, {}]],)
 
 NODE_CLASS_MAPPINGS = {"FixedConditioning": FixedConditioning}
-'''
+"""
 
 
 def graph_of(again: int, *, steps: int = 3, sampler: str = "uni_pc", guided: bool = False) -> dict[str, Any]:
     """Samples the toy DiT with stock loaders and saves the latent; `guided` puts LaMo Guidance in between."""
     graph = {
-        "model": {"class_type": "UNETLoader", "inputs": {"unet_name": "toy_dit.safetensors", "weight_dtype": "default"}},
+        "model": {
+            "class_type": "UNETLoader",
+            "inputs": {"unet_name": "toy_dit.safetensors", "weight_dtype": "default"},
+        },
         "positive": {"class_type": "FixedConditioning", "inputs": {"seed": 1, "again": again}},
         "negative": {"class_type": "FixedConditioning", "inputs": {"seed": 2, "again": 0}},
         "latent": {
@@ -60,14 +64,22 @@ def graph_of(again: int, *, steps: int = 3, sampler: str = "uni_pc", guided: boo
                 "denoise": 1.0,
             },
         },
-        "save": {"class_type": "SaveLatent", "inputs": {"samples": ["sampler", 0], "filename_prefix": "untouched"}},
+        "save": {
+            "class_type": "SaveLatent",
+            "inputs": {"samples": ["sampler", 0], "filename_prefix": "untouched"},
+        },
     }
     if guided:
         predictor = {"name": "toy/toy_predictor_order1.safetensors"}
         graph["predictor"] = {"class_type": "LatentPhysicsLoadMotionPredictor", "inputs": predictor}
         graph["guidance"] = {
             "class_type": "LatentPhysicsLaMoGuidance",
-            "inputs": {"model": ["model", 0], "predictor": ["predictor", 0], "strength": 100.0, "active": 1.0},
+            "inputs": {
+                "model": ["model", 0],
+                "predictor": ["predictor", 0],
+                "strength": 100.0,
+                "active": 1.0,
+            },
         }
         graph["sampler"]["inputs"]["model"] = ["guidance", 0]
     return graph
@@ -98,15 +110,21 @@ def test_unguided_output_is_bit_identical(servers: tuple[ComfyServer, ComfyServe
     assert torch.equal(latent_of(with_pack, graph_of(0)), plain), "installing the pack changes a stock graph"
 
     guided = latent_of(with_pack, graph_of(1, guided=True))
-    assert not torch.equal(guided, plain), "guidance does nothing, so the comparison below would prove nothing"
+    assert not torch.equal(guided, plain), (
+        "guidance does nothing, so the comparison below would prove nothing"
+    )
     assert torch.equal(latent_of(with_pack, graph_of(2)), plain), "a guided run leaves something behind"
 
     prompt = with_pack.queue(with_pack.with_defaults(graph_of(3, steps=2000, sampler="euler", guided=True)))
     wait_for_sampling(with_pack, "/2000")
     with_pack.interrupt()
     assert was_interrupted(with_pack.wait(prompt))
-    assert torch.equal(latent_of(with_pack, graph_of(4)), plain), "an interrupted guided run leaves something behind"
-    assert torch.equal(latent_of(with_pack, graph_of(5, guided=True)), guided), "a run depends on the one before it"
+    assert torch.equal(latent_of(with_pack, graph_of(4)), plain), (
+        "an interrupted guided run leaves something behind"
+    )
+    assert torch.equal(latent_of(with_pack, graph_of(5, guided=True)), guided), (
+        "a run depends on the one before it"
+    )
 
 
 def wait_for_sampling(server: ComfyServer, steps: str) -> None:

@@ -1,4 +1,5 @@
-"""Every shipped graph in the real server: the toy ones run and their outputs are opened, the others lack only their models."""
+"""Every shipped graph in the real server: the toy ones run and their outputs are opened, the others lack only
+their models."""
 
 from __future__ import annotations
 

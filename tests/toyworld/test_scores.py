@@ -42,7 +42,10 @@ def test_uneven_time_and_wrong_constants_score_lower(name):
         kinds["real"].append(world.render(scene))
         kinds["warped"].append(world.render(scene, warped(rng)))
         kinds["wrong"].append(world.render(scene, **{constant: 2 * world.constants[constant]}))
-    found = {kind: toyworld.score(torch.tensor(np.stack(clips)).movedim(1, 2), name).mean() for kind, clips in kinds.items()}
+    found = {
+        kind: toyworld.score(torch.tensor(np.stack(clips)).movedim(1, 2), name).mean()
+        for kind, clips in kinds.items()
+    }
     assert found["warped"] < found["real"] - 0.15
     assert found["wrong"] < found["real"] - 0.05
 
@@ -108,7 +111,12 @@ def test_empty_clips_score_zero():
     for name, world in WORLDS.items():
         bare = torch.from_numpy(world.background)[None, :, None].expand(1, 3, 33, 64, 64)
         assert toyworld.score(bare, name).item() < 0.05
-        assert toyworld.score(torch.rand(1, 3, 33, 64, 64, generator=torch.Generator().manual_seed(0)), name).item() < 0.35
+        assert (
+            toyworld.score(
+                torch.rand(1, 3, 33, 64, 64, generator=torch.Generator().manual_seed(0)), name
+            ).item()
+            < 0.35
+        )
 
 
 def test_words_that_only_hold_a_clue_do_not_count():

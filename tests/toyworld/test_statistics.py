@@ -17,7 +17,10 @@ def test_equal_prompts_count_as_one_clip_each():
     values = np.random.default_rng(2).normal(size=12)
     copies, prompts = np.tile(values, 5), list(range(12)) * 5
     assert standard_error(copies, prompts) == pytest.approx(values.std(ddof=1) / np.sqrt(12))
-    many, once = paired_difference(copies, 0 * copies, prompts), paired_difference(values, 0 * values, range(12))
+    many, once = (
+        paired_difference(copies, 0 * copies, prompts),
+        paired_difference(values, 0 * values, range(12)),
+    )
     np.testing.assert_allclose((many.mean, many.low, many.high), (once.mean, once.low, once.high))
 
 
@@ -36,7 +39,9 @@ def test_the_interval_of_many_prompts_is_the_normal_one():
     found = paired_difference(values, np.zeros(400), range(400))
     half = 1.96 * values.std() / 20
     assert found.mean == pytest.approx(values.mean())
-    np.testing.assert_allclose((found.low, found.high), (values.mean() - half, values.mean() + half), atol=0.1 * half)
+    np.testing.assert_allclose(
+        (found.low, found.high), (values.mean() - half, values.mean() + half), atol=0.1 * half
+    )
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says():
@@ -46,7 +51,9 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
         values = (0.3 + drawn.normal(size=(32, 1)) + 0.5 * drawn.normal(size=(32, 2))).ravel()
         found = paired_difference(values, np.zeros(64), np.arange(64) // 2)
         covered += found.low <= 0.3 <= found.high
-    assert 178 <= covered <= 198  # 190 would be 95 %; chance moves that by 6, a bootstrap of 32 lowers it by about 3
+    assert (
+        178 <= covered <= 198
+    )  # 190 would be 95 %; chance moves that by 6, a bootstrap of 32 lowers it by about 3
 
 
 def test_noise_that_both_share_cancels():
@@ -75,7 +82,8 @@ def test_auc_is_the_share_of_pairs_won():
 
 
 def test_the_error_of_an_auc_is_what_repetition_shows():
-    """Normal values half a deviation apart: AUC = Phi(0.5 / sqrt 2), and the stated error is the spread over repetitions."""
+    """Normal values half a deviation apart: AUC = Phi(0.5 / sqrt 2), and the stated error is the spread over
+    repetitions."""
     rng = np.random.default_rng(4)
     found = np.array([auc(rng.normal(0.5, 1, 40), rng.normal(0, 1, 30)) for _ in range(600)])
     assert found[:, 0].mean() == pytest.approx(0.638, abs=0.01)

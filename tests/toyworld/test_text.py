@@ -34,7 +34,9 @@ def test_files_round_trip(tmp_path):
     encoder.save(path, {"steps": 1}, dtype=torch.float32)
     again = ToyTextEncoder.load(path)
     assert again.words == encoder.words
-    assert torch.allclose(again(["a red ball"])[0], encoder(["a red ball"])[0], atol=1e-5)  # one takes a fused path
+    assert torch.allclose(
+        again(["a red ball"])[0], encoder(["a red ball"])[0], atol=1e-5
+    )  # one takes a fused path
     path.write_bytes(b"\x80\x04pickle")
     with pytest.raises(WeightsError, match="not a readable safetensors file"):
         ToyTextEncoder.load(path)

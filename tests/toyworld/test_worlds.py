@@ -38,11 +38,15 @@ def test_bouncing_ball_equals_small_steps(y, speed, time):
 def test_vortex_keeps_area_and_composes():
     constants = WORLDS["fluid"].constants
     x, y = upstream(5.0, 1.0, constants)
-    determinant = np.gradient(x, axis=1) * np.gradient(y, axis=0) - np.gradient(x, axis=0) * np.gradient(y, axis=1)
+    determinant = np.gradient(x, axis=1) * np.gradient(y, axis=0) - np.gradient(x, axis=0) * np.gradient(
+        y, axis=1
+    )
     assert np.abs(determinant[2:-2, 2:-2] - 1).max() < 0.02  # divergence-free: the map keeps area
     back_x, back_y = upstream(5.0, -1.0, constants)
     radius = np.hypot(x - 31.5, y - 31.5)
-    assert np.allclose(radius, np.hypot(back_x - 31.5, back_y - 31.5), atol=1e-3)  # and radius, either way round
+    assert np.allclose(
+        radius, np.hypot(back_x - 31.5, back_y - 31.5), atol=1e-3
+    )  # and radius, either way round
 
 
 @settings(deadline=None, max_examples=8)
@@ -76,7 +80,8 @@ def test_melting_keeps_mass():
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_scenes_stay_in_view(name):
-    """Nothing leaves the picture during a real clip: the mass of every thing stays above half of what it can be at least."""
+    """Nothing leaves the picture during a real clip: the mass of every thing stays above half of what it can
+    be at least."""
     world, rng = WORLDS[name], np.random.default_rng(11)
     for _ in range(12):
         scene = world.draw(rng)
@@ -142,7 +147,8 @@ def test_balance_is_bounded_and_zero_only_where_the_law_holds(seed):
 
 
 def test_violations_break_the_scene_they_are_given():
-    """Each is another clip of the same scene; what stands elsewhere or vanishes does so from one moment on."""
+    """Each is another clip of the same scene; what stands elsewhere or vanishes does so from one moment
+    on."""
     world = WORLDS["rigid_body"]
     scene = world.draw(np.random.default_rng(5))
     real = world.render(scene)
@@ -156,7 +162,9 @@ def test_violations_break_the_scene_they_are_given():
     assert same[:8].all()
     assert not same[25:].any()
     moved = np.roll(real[-1] - world.background, 1, axis=2)
-    assert np.abs(moved).sum() == pytest.approx(np.abs(found["teleport"][-1] - world.background).sum(), rel=1e-4)
+    assert np.abs(moved).sum() == pytest.approx(
+        np.abs(found["teleport"][-1] - world.background).sum(), rel=1e-4
+    )
     gone = np.abs(found["vanish"] - world.background).max(axis=(1, 2, 3)) == 0
     assert 6 <= gone.sum() <= 13
     np.testing.assert_array_equal(found["vanish"][~gone], real[~gone])

@@ -1,8 +1,9 @@
 """Runs training commands that interrupt themselves, each in a forked process: imports are paid once.
 
-Reads JSON lines {"argv": ["predictor", ...], "how": "kill", "after": 5} and answers each with the exit status of its process,
-negative for the signal that ended it. `how` is "kill" (SIGKILL right after that optimiser step), "kill writing" (SIGKILL inside
-the next write of a file, before it has its name), "stop" (SIGTERM, which asks the run to stop) or "" (nothing happens).
+Reads JSON lines {"argv": ["predictor", ...], "how": "kill", "after": 5} and answers each with the exit status
+of its process, negative for the signal that ended it. `how` is "kill" (SIGKILL right after that optimiser
+step), "kill writing" (SIGKILL inside the next write of a file, before it has its name), "stop" (SIGTERM,
+which asks the run to stop) or "" (nothing happens).
 """
 
 from __future__ import annotations

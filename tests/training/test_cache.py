@@ -1,4 +1,5 @@
-"""The cache command: what is in a file, what a second run does, and what survives broken clips, kills and full disks."""
+"""The cache command: what is in a file, what a second run does, and what survives broken clips, kills and
+full disks."""
 
 from __future__ import annotations
 
@@ -63,7 +64,8 @@ def videos(tmp_path) -> Path:
 
 
 class Encoder:
-    """A stand-in backbone: pixels pooled 4x8x8 as the latent, a prompt's letters as its tokens. Counts its calls."""
+    """A stand-in backbone: pixels pooled 4x8x8 as the latent, a prompt's letters as its tokens. Counts its
+    calls."""
 
     latent_space = "toy"
 
@@ -83,7 +85,9 @@ class Encoder:
 
     def encode_video(self, video):
         self.clips += 1
-        frames = torch.cat([video[:, :, :1].expand(-1, -1, 3, -1, -1), video], dim=2)  # frame 0 stands alone, then 4 by 4
+        frames = torch.cat(
+            [video[:, :, :1].expand(-1, -1, 3, -1, -1), video], dim=2
+        )  # frame 0 stands alone, then 4 by 4
         return torch.nn.functional.avg_pool3d(frames, (4, 8, 8))
 
 
@@ -95,7 +99,9 @@ def settings(videos: Path, **changes) -> CacheConfig:
 def run(config: CacheConfig, encoder: Encoder | None = None, **more):
     encoder = encoder or Encoder()
     line = ProgressLine("cache", io.StringIO())
-    report = cache_clips(find_clips(config.videos), config, lambda: encoder, lambda: encoder, progress=line, **more)
+    report = cache_clips(
+        find_clips(config.videos), config, lambda: encoder, lambda: encoder, progress=line, **more
+    )
     return report, encoder, line.stream.getvalue()
 
 
@@ -117,11 +123,20 @@ def test_a_file_holds_latent_prompt_and_origin(videos):
     assert clip.latent_space == "toy"
     info = clip.info
     assert (info.source, info.caption, info.caption_from) == ("clip_0.webp", "a red ball falls", "file")
-    assert (info.frames, info.width, info.height, info.fps, info.window, info.last) == (FRAMES, WIDTH, HEIGHT, 10, 0, True)
+    assert (info.frames, info.width, info.height, info.fps, info.window, info.last) == (
+        FRAMES,
+        WIDTH,
+        HEIGHT,
+        10,
+        0,
+        True,
+    )
     other = read_clip(next(path for path in report.written if path.name.startswith("clip_2")))
     assert (other.info.caption, other.info.caption_from) == ("clip 2", "name")
     assert "3 of 4 clips have no .txt caption" in said
-    assert str(videos) not in json.dumps(read_info(path).recipe)  # nobody's folders in a file that may be shared
+    assert str(videos) not in json.dumps(
+        read_info(path).recipe
+    )  # nobody's folders in a file that may be shared
 
 
 def test_names_need_not_be_captions(videos):
@@ -141,7 +156,9 @@ def test_a_second_run_does_nothing(videos):
     config = settings(videos)
     report, _, _ = run(config)
     before = {path: path.stat().st_mtime_ns for path in report.written}
-    again = cache_clips(find_clips([videos]), config, nothing_to_do, nothing_to_do, progress=ProgressLine("", io.StringIO()))
+    again = cache_clips(
+        find_clips([videos]), config, nothing_to_do, nothing_to_do, progress=ProgressLine("", io.StringIO())
+    )
     assert again.finished_before == 4
     assert again.written == []
     assert before == {path: path.stat().st_mtime_ns for path in before}
@@ -175,7 +192,9 @@ def test_new_toy_encoders_encode_everything_again(videos, monkeypatch, tmp_path)
     (weights / "toy_vae.safetensors").write_bytes(b"another one")
     before = Clips.from_folder(settings(videos).out).fingerprint()
     assert len(run(settings(videos))[0].written) == 4
-    assert Clips.from_folder(settings(videos).out).fingerprint() != before, "a resumed training would not notice"
+    assert Clips.from_folder(settings(videos).out).fingerprint() != before, (
+        "a resumed training would not notice"
+    )
 
 
 def test_a_clip_that_breaks_the_process_costs_only_itself(videos):
@@ -284,7 +303,9 @@ def test_renaming_a_captioned_video_changes_nothing(videos):
     assert (again.finished_before, again.written) == (4, [])
     (videos / "new_name.txt").write_text("another caption")
     again, _, _ = run(settings(videos))
-    assert [path.name[:7] for path in again.written] == ["clip_0-"]  # in place, so that no copy is left to train on
+    assert [path.name[:7] for path in again.written] == [
+        "clip_0-"
+    ]  # in place, so that no copy is left to train on
     assert read_clip(again.written[0]).info.source == "new_name.webp"
 
 
@@ -326,9 +347,13 @@ def test_disk_full_is_one_sentence_and_loses_nothing(videos):
     run(CacheConfig(**{**config.__dict__, "videos": [videos / "clip_0.webp"]}))
     finished = list(config.out.glob("*.safetensors"))
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500, old[1]))  # every file is cut off at 500 bytes, as on a full disk
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (500, old[1])
+    )  # every file is cut off at 500 bytes, as on a full disk
     try:
-        with pytest.raises(TrainingError, match=r"Could not write .*safetensors: .*; the clips finished so far are safe"):
+        with pytest.raises(
+            TrainingError, match=r"Could not write .*safetensors: .*; the clips finished so far are safe"
+        ):
             run(config)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
@@ -374,8 +399,28 @@ def test_settings_that_do_not_fit_say_what_would(videos, changes, message):
 def test_the_command_with_real_architectures(videos, family, tmp_path, capsys):
     source = tiny.diffusers_folder(tmp_path / family, family)
     (videos / "broken.mp4").write_bytes(b"no film")
-    arguments = ["--videos", str(videos), "--out", str(tmp_path / "out"), "--backbone", family, "--source", str(source)]
-    arguments += ["--width", str(WIDTH), "--height", str(HEIGHT), "--frames", str(FRAMES), "--fps", "0", "--device", "cpu"]
+    arguments = [
+        "--videos",
+        str(videos),
+        "--out",
+        str(tmp_path / "out"),
+        "--backbone",
+        family,
+        "--source",
+        str(source),
+    ]
+    arguments += [
+        "--width",
+        str(WIDTH),
+        "--height",
+        str(HEIGHT),
+        "--frames",
+        str(FRAMES),
+        "--fps",
+        "0",
+        "--device",
+        "cpu",
+    ]
     assert main([*arguments, "--tokens"]) == 0
     out = capsys.readouterr()
     assert "4 files written" in out.out
@@ -412,7 +457,10 @@ def test_cogvideox_files_need_the_transformer_that_says_which_scale(videos, tmp_
         vae = load_vae()
         assert vae.latent_space == space
         assert vae.normalise(torch.ones(1)).item() == pytest.approx(scale)
-    keys = [cache.encoders_of(settings(videos, backbone="cogvideox", **{**files, "dit": tmp_path / name})) for name in "ab"]
+    keys = [
+        cache.encoders_of(settings(videos, backbone="cogvideox", **{**files, "dit": tmp_path / name}))
+        for name in "ab"
+    ]
     assert keys[0] != keys[1], "another model's latents would be taken for finished"
     with pytest.raises(CacheError, match=r"give the model's file as dit, too\.$"):
         cache.loaders(settings(videos, backbone="cogvideox", **{**files, "dit": None}))
@@ -424,7 +472,16 @@ def test_template_clips_through_a_tiny_vae(tmp_path):
     if not template_clips():
         pytest.skip("ComfyUI's template packages are not installed")
     source = tiny.diffusers_folder(tmp_path / "wan", "wan")
-    arguments = ["--templates", "*wan2*t2v*", "--limit", "3", "--out", str(tmp_path / "out"), "--source", str(source)]
+    arguments = [
+        "--templates",
+        "*wan2*t2v*",
+        "--limit",
+        "3",
+        "--out",
+        str(tmp_path / "out"),
+        "--source",
+        str(source),
+    ]
     assert main([*arguments, "--width", "32", "--height", "32", "--frames", "17", "--device", "cpu"]) == 0
     clips = Clips.from_folder(tmp_path / "out")
     assert len(clips) == 3
@@ -440,7 +497,14 @@ def test_bad_input_is_one_line_and_status_1(tmp_path, capsys, monkeypatch):
         "does not exist": ["--videos", str(tmp_path / "nowhere")],
         "width is 30": ["--videos", str(tmp_path / "empty"), "--width", "30"],
         "vae and text go together": ["--videos", str(tmp_path), "--vae", "x.safetensors"],
-        "no_such could not be loaded": ["--videos", str(tmp_path), "--source", str(tmp_path / "no_such"), "--device", "cpu"],
+        "no_such could not be loaded": [
+            "--videos",
+            str(tmp_path),
+            "--source",
+            str(tmp_path / "no_such"),
+            "--device",
+            "cpu",
+        ],
         "device is 'abacus'": ["--videos", str(tmp_path), "--device", "abacus"],
     }
     for message, arguments in cases.items():
@@ -453,7 +517,9 @@ def test_bad_input_is_one_line_and_status_1(tmp_path, capsys, monkeypatch):
     (tmp_path / "empty" / "broken.mp4").write_bytes(b"x")
     config = CacheConfig(out=tmp_path / "out", videos=[tmp_path / "empty"])
     report, _, _ = run(config)
-    with pytest.raises(CacheError, match=r"none of the 1 clips could be used; the first: broken\.mp4 cannot be decoded"):
+    with pytest.raises(
+        CacheError, match=r"none of the 1 clips could be used; the first: broken\.mp4 cannot be decoded"
+    ):
         summarise(report, config)
     monkeypatch.setitem(sys.modules, "tyro", None)
     assert main(["--out", str(tmp_path / "out")]) == 1
@@ -473,7 +539,9 @@ def test_reading_back_refuses_what_does_not_fit(videos):
     with pytest.raises(DatasetError, match="run the cache command again"):
         Clips.from_folder(config.out)
     report.written[0].write_bytes(whole)
-    small, _, _ = run(CacheConfig(**{**settings(videos, width=16).__dict__, "videos": [videos / "clip_0.webp"]}))
+    small, _, _ = run(
+        CacheConfig(**{**settings(videos, width=16).__dict__, "videos": [videos / "clip_0.webp"]})
+    )
     assert len(small.written) == 1
     with pytest.raises(DatasetError, match="one training needs one size"):
         Clips.from_folder(config.out)
@@ -486,7 +554,11 @@ def test_reading_back_refuses_what_does_not_fit(videos):
     [
         ({"key": None}, {}, "its metadata lacks key"),
         ({"colour": "red"}, {}, "its metadata has an unknown colour"),
-        ({"fps": None, "start": None, "mood": 1}, {}, "its metadata lacks fps, start and has an unknown mood"),
+        (
+            {"fps": None, "start": None, "mood": 1},
+            {},
+            "its metadata lacks fps, start and has an unknown mood",
+        ),
         ({}, {"shape": None}, "its metadata lacks shape"),
     ],
 )

@@ -1,4 +1,5 @@
-"""The one training loop, on a line fitted to points: options that every task has, each against the plain run or a closed form."""
+"""The one training loop, on a line fitted to points: options that every task has, each against the plain run
+or a closed form."""
 
 from __future__ import annotations
 
@@ -48,7 +49,9 @@ class LineTask(Task):
     def groups(self, config):
         return [
             ParameterGroup(parameters=list(self.module.second.parameters()), rate=config.rate),
-            ParameterGroup(parameters=list(self.module.first.parameters()), rate=config.rate / 2, starts=self.slow_starts),
+            ParameterGroup(
+                parameters=list(self.module.first.parameters()), rate=config.rate / 2, starts=self.slow_starts
+            ),
         ]
 
     def weights(self, step):
@@ -70,7 +73,9 @@ class LineTask(Task):
 def loop(out=None, task=None, on_step=None, **settings) -> Loop:
     config = LoopConfig(**({"steps": 12, "rate": 1e-2, "validate_every": 4, "save_every": 4} | settings))
     accelerator = OneProcess(accumulate=config.accumulate)
-    return Loop(Run(config=config, task=task or LineTask(), out=out, accelerator=accelerator, on_step=on_step))
+    return Loop(
+        Run(config=config, task=task or LineTask(), out=out, accelerator=accelerator, on_step=on_step)
+    )
 
 
 def weights(run: Loop) -> dict[str, torch.Tensor]:
@@ -141,7 +146,8 @@ def test_validation_measures_the_average_and_leaves_the_weights_alone():
 
 
 def test_the_best_weights_are_kept_over_a_stop(tmp_path):
-    """A rate that wrecks the weights after step 8; the best validation before it is what is written, also after resuming."""
+    """A rate that wrecks the weights after step 8; the best validation before it is what is written, also
+    after resuming."""
 
     def wreck(report):
         if report.step == 8:
@@ -157,7 +163,9 @@ def test_the_best_weights_are_kept_over_a_stop(tmp_path):
     assert same(again.best, best)
     again.go()
     report = again.report()
-    rows = {int(row["step"]): row["val_error"] for row in read_log(tmp_path / "log.csv") if "val_error" in row}
+    rows = {
+        int(row["step"]): row["val_error"] for row in read_log(tmp_path / "log.csv") if "val_error" in row
+    }
     assert report.kept["val_error"] == pytest.approx(min(rows.values()), rel=1e-4)
     assert same(task.written[-1], again.best)
 
@@ -197,7 +205,9 @@ def test_gradient_norms_are_those_of_the_weighted_losses_alone(tmp_path):
     torch.manual_seed(1)
     outputs = one.task.module.train()(torch.randn(8, 3, generator=torch.Generator().manual_seed(1)))
     for name, factor in (("error", 1.0), ("size", 0.1)):
-        gradients = torch.autograd.grad(factor * outputs[name], list(one.task.module.parameters()), retain_graph=True)
+        gradients = torch.autograd.grad(
+            factor * outputs[name], list(one.task.module.parameters()), retain_graph=True
+        )
         expected = math.sqrt(sum(gradient.double().square().sum().item() for gradient in gradients))
         assert rows[1][f"gradient {name}"] == pytest.approx(expected, rel=1e-4)
     assert same(weights(run), gone(steps=2))  # measuring changes nothing
@@ -228,7 +238,9 @@ def test_a_loss_that_is_not_finite_is_found_before_it_changes_anything(tmp_path)
         return outputs
 
     run.task.module.forward = broken
-    with pytest.raises(TrainingError, match=r"The size loss is nan at step 3; the checkpoint of step 2 is safe: lower"):
+    with pytest.raises(
+        TrainingError, match=r"The size loss is nan at step 3; the checkpoint of step 2 is safe: lower"
+    ):
         run.go()
     assert same(weights(run), before)
 

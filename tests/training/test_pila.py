@@ -108,7 +108,8 @@ print(f"process {training.accelerator.process_index}\\n", end="", flush=True)
 
 
 def test_two_processes_end_where_one_with_their_clips_ends(tmp_path, undrawn):
-    """Every stage: two processes with a clip each, started by the repository's config file, against one with two clips."""
+    """Every stage: two processes with a clip each, started by the repository's config file, against one with
+    two clips."""
     (tmp_path / "two.py").write_text(TWO)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -132,7 +133,9 @@ def test_two_processes_end_where_one_with_their_clips_ends(tmp_path, undrawn):
         # AdamW turns rounding noise into a step where a gradient is all but zero, so late rows agree less.
         early = first["step"] <= 12
         assert first["loss"] == pytest.approx(other["loss"], rel=1e-4 if early else 2e-3), first["step"]
-        assert first["gradient"] == pytest.approx(other["gradient"], rel=1e-4 if early else 2e-2), first["step"]
+        assert first["gradient"] == pytest.approx(other["gradient"], rel=1e-4 if early else 2e-2), first[
+            "step"
+        ]
     assert rows[0][-1]["samples"] == 2 * rows[1][-1]["samples"] > 0
     assert run(tmp_path / "two").finished  # one process with batch 2 is the same run; with batch 1 it is not:
     with pytest.raises(TrainingError, match="2 clips a step, this one has 1"):
@@ -149,7 +152,9 @@ def test_a_run_with_other_settings_is_not_continued(tmp_path, undrawn):
 
 def test_a_longer_coupling_stage_goes_on_from_a_finished_run(tmp_path, undrawn):
     run(tmp_path).run()
-    run(tmp_path).run()  # the command again, when nothing is left to do: it must not spoil the optimiser that was saved
+    run(
+        tmp_path
+    ).run()  # the command again, when nothing is left to do: it must not spoil the optimiser that was saved
     longer = run(tmp_path, dataclasses.replace(QUICK, coupling_steps=6))
     assert longer.total_steps == 16
     longer.run()
@@ -163,7 +168,9 @@ def test_only_the_parts_of_a_stage_learn(stage):
     first = begin(training, stage)
     before = {name: value.clone() for name, value in training.adapter.state_dict().items()}
     training.run(on_step=lambda report: report.step < first + 2)
-    changed = {name for name, value in training.adapter.state_dict().items() if not torch.equal(value, before[name])}
+    changed = {
+        name for name, value in training.adapter.state_dict().items() if not torch.equal(value, before[name])
+    }
     allowed = {
         "A2": ("encoder.", "level.", "afe.scaffold.", "afe.u_head."),
         "B": ("afe.p_rho_head.", "afe.heads."),
@@ -173,14 +180,22 @@ def test_only_the_parts_of_a_stage_learn(stage):
     assert all(name.startswith(allowed) for name in changed), changed
     if stage == "C":  # after the freeze the encoder follows at 0.3 of the rate, the velocity head never
         training.run(on_step=lambda report: report.step < first + 5)
-        moved = {name for name, value in training.adapter.state_dict().items() if not torch.equal(value, before[name])}
+        moved = {
+            name
+            for name, value in training.adapter.state_dict().items()
+            if not torch.equal(value, before[name])
+        }
         assert any(name.startswith("encoder.") for name in moved)
         assert not any(name.startswith("afe.u_head.") for name in moved)
-        assert [group["lr"] for group in training.loop.stepper.optimizer.param_groups] == [1e-3, pytest.approx(3e-4)]
+        assert [group["lr"] for group in training.loop.stepper.optimizer.param_groups] == [
+            1e-3,
+            pytest.approx(3e-4),
+        ]
 
 
 def test_the_coupling_stage_can_be_tied_to_the_flow():
-    """Its log always says how far velocity is from the flow and how much fields vary; weights add the anchors to the loss."""
+    """Its log always says how far velocity is from the flow and how much fields vary; weights add the anchors
+    to the loss."""
     rows = []
     for anchor, spread in ((0.0, 0.0), (0.5, 0.0), (0.0, 2.0)):
         training = run(config=dataclasses.replace(QUICK, coupling_anchor=anchor, coupling_spread=spread))
@@ -208,9 +223,13 @@ def test_the_learning_rate_is_constant_and_ends_in_a_cosine():
     training = run(config=dataclasses.replace(QUICK, coupling_steps=6, cooldown=0.5))
     rates = []
     training.run(
-        on_step=lambda report: rates.append([group["lr"] for group in training.loop.stepper.optimizer.param_groups])
+        on_step=lambda report: rates.append(
+            [group["lr"] for group in training.loop.stepper.optimizer.param_groups]
+        )
     )
-    assert rates[-1][0] == pytest.approx(0.25 * 1e-3)  # the last of six steps: two thirds of the way down the cosine
+    assert rates[-1][0] == pytest.approx(
+        0.25 * 1e-3
+    )  # the last of six steps: two thirds of the way down the cosine
     assert rates[-1][1] == pytest.approx(0.3 * rates[-1][0])
     assert {rate for pair in rates[:-2] for rate in pair} == {1e-3, 3e-4}
 
@@ -225,7 +244,10 @@ def test_slots_without_life_and_experts_without_clips_are_reported_at_export(tmp
     assert "T" in recipe["dead_slots"]
     assert "psi" not in recipe["dead_slots"]
     assert recipe["unused_experts"]  # two held-out clips cannot run all eight
-    assert set(recipe["unused_experts"]) <= set(CATEGORIES) - {"Rigid Body", "Elastic"}  # the labels of clips 0 and 1
+    assert set(recipe["unused_experts"]) <= set(CATEGORIES) - {
+        "Rigid Body",
+        "Elastic",
+    }  # the labels of clips 0 and 1
 
 
 def test_training_in_bfloat16_keeps_weights_and_fields_in_float32():
@@ -240,7 +262,14 @@ def test_training_in_bfloat16_keeps_weights_and_fields_in_float32():
 
 
 def test_the_correction_learns_to_remove_error():
-    quick = {"observable_steps": 1, "recovery_steps": 5, "coupling_steps": 60, "every": 60, "shift": 0.3, "clip": 10.0}
+    quick = {
+        "observable_steps": 1,
+        "recovery_steps": 5,
+        "coupling_steps": 60,
+        "every": 60,
+        "shift": 0.3,
+        "clip": 10.0,
+    }
     training = run(config=dataclasses.replace(QUICK, lr=1e-2, seed=1, **quick))
     training.run()
     assert training.val_gain > 0.05
@@ -249,7 +278,13 @@ def test_the_correction_learns_to_remove_error():
 def test_stages_and_noise_ranges_are_the_papers():
     config, adapter = RECIPES["wan"]
     stages = stages_of(config)
-    assert [(s.name, s.steps) for s in stages] == [("A1", 3000), ("A2", 3000), ("A3", 3000), ("B", 2600), ("C", 18000)]
+    assert [(s.name, s.steps) for s in stages] == [
+        ("A1", 3000),
+        ("A2", 3000),
+        ("A3", 3000),
+        ("B", 2600),
+        ("C", 18000),
+    ]
     for stage, highest in zip(stages, [0.357, 0.625, 0.833, 1.0, 1.0]):
         drawn = draw_sigma(4000, stage.low, config.shift, torch.Generator().manual_seed(0))
         assert float(drawn.max()) == pytest.approx(highest, abs=2e-3)
@@ -271,7 +306,14 @@ def test_cached_clips_bring_labels_tokens_and_cached_flow(tmp_path):
     folder, flows = tmp_path / "cache", tmp_path / "flow"
     for number, caption in enumerate(["a bouncing ball", "my own film"]):
         tokens = torch.randn(3, 6).half()
-        write_clip(folder / f"{number}.safetensors", torch.randn(4, 5, 8, 8).half(), tokens.mean(0), info(caption), "toy", tokens)
+        write_clip(
+            folder / f"{number}.safetensors",
+            torch.randn(4, 5, 8, 8).half(),
+            tokens.mean(0),
+            info(caption),
+            "toy",
+            tokens,
+        )
     labels = tmp_path / "labels.jsonl"
     labels.write_text('{"prompt": "my own film", "labels": ["Thermal"]}\n')
     data = cached_clips(folder, flows, "latent", FrozenField(), labels)
@@ -341,7 +383,9 @@ def test_data_that_does_not_fit_is_refused(tmp_path):
     write_clip(folder / "0.safetensors", torch.randn(4, 5, 8, 8), torch.zeros(6), info(""), "toy")
     with pytest.raises(DatasetError, match="--tokens"):
         cached_clips(folder, tmp_path, "latent", FrozenField()).batch([0])
-    save_weights(folder / "other.safetensors", {}, WeightsInfo(kind="pila_adapter", latent_space="toy", config={}))
+    save_weights(
+        folder / "other.safetensors", {}, WeightsInfo(kind="pila_adapter", latent_space="toy", config={})
+    )
     (tmp_path / "labels.jsonl").write_text('{"prompt": "x", "labels": ["Plasma"]}\n')
     with pytest.raises(DatasetError, match="line 1"):
         cached_clips(folder, tmp_path, "latent", FrozenField(), tmp_path / "labels.jsonl")
@@ -356,7 +400,8 @@ def test_backbones_that_predict_no_velocity_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("change", "words"), [({"batch": 0}, "batch is 0"), ({"lr": 0.0}, "lr is 0"), ({"wave_start": 1}, "start at")]
+    ("change", "words"),
+    [({"batch": 0}, "batch is 0"), ({"lr": 0.0}, "lr is 0"), ({"wave_start": 1}, "start at")],
 )
 def test_bad_settings_are_refused(change, words):
     with pytest.raises(TrainingError, match=words):
@@ -374,7 +419,10 @@ def test_a_run_says_how_far_it_is_from_the_papers_clips_and_what_is_dead():
     training = run(config=dataclasses.replace(QUICK, coupling_steps=600))
     assert "shows 1,200 clips (12 different ones), 0.5% of the paper's 240,000" in budget(training)
     assert _findings({}) == ""
-    assert _findings({"dead_slots": ["p", "T"], "unused_experts": []}) == " Constant fields, whose laws judge nothing: p, T."
+    assert (
+        _findings({"dead_slots": ["p", "T"], "unused_experts": []})
+        == " Constant fields, whose laws judge nothing: p, T."
+    )
 
 
 def test_films_show_the_clip_without_and_with_the_correction(tmp_path):
@@ -394,6 +442,8 @@ def test_films_show_the_clip_without_and_with_the_correction(tmp_path):
 def test_the_command_says_what_is_missing(tmp_path, capsys):
     assert main(["--out", str(tmp_path)]) == 1
     assert "--cache" in capsys.readouterr().err
-    assert main(["--out", str(tmp_path), "--recipe", "toy", "--toy-clips", "4", "--ablation", "everything"]) == 1
+    assert (
+        main(["--out", str(tmp_path), "--recipe", "toy", "--toy-clips", "4", "--ablation", "everything"]) == 1
+    )
     assert "plain_adapter" in capsys.readouterr().err
     assert not (tmp_path / CHECKPOINT).exists()

@@ -40,7 +40,10 @@ def adapter(name, trained=True):
 
 def step(sigma=0.5):
     generator = torch.Generator().manual_seed(1)
-    x0, noise = torch.randn(2, 4, 5, 8, 7, generator=generator), torch.randn(2, 4, 5, 8, 7, generator=generator)
+    x0, noise = (
+        torch.randn(2, 4, 5, 8, 7, generator=generator),
+        torch.randn(2, 4, 5, 8, 7, generator=generator),
+    )
     level = torch.full((2,), sigma)
     noisy, cond = (1 - sigma) * x0 + sigma * noise, torch.randn(2, 6, generator=generator)
     return x0, SamplingStep(noisy=noisy, sigma=level, gain=level, index=2, count=10, cond=cond)
@@ -78,7 +81,9 @@ def test_every_row_survives_its_file_which_names_its_architecture(name, tmp_path
             load_adapter(path)
 
 
-@pytest.mark.parametrize("config", [TOY, PilaConfig(), PilaConfig(hidden=96, channels=4, cond_dim=512, decoder_blocks=2)])
+@pytest.mark.parametrize(
+    "config", [TOY, PilaConfig(), PilaConfig(hidden=96, channels=4, cond_dim=512, decoder_blocks=2)]
+)
 def test_the_plain_adapter_has_the_full_methods_size(config):
     with torch.device("meta"):
         plain, full = build("PlainAdapter", config), PilaAdapter(config)

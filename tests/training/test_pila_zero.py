@@ -19,7 +19,13 @@ from latent_physics.training.loop.checkpoint import CHECKPOINT, KIND, LOG
 from latent_physics.training.loop.log import read_log
 from latent_physics.training.study.ablations import ABLATIONS
 from latent_physics.training.tasks.pila.stages import parts_of
-from latent_physics.training.tasks.pila.zero import Handover, check_stage, hide_unused_groups, restore_groups, units
+from latent_physics.training.tasks.pila.zero import (
+    Handover,
+    check_stage,
+    hide_unused_groups,
+    restore_groups,
+    units,
+)
 from safetensors.torch import load_file
 
 DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
@@ -70,7 +76,15 @@ def launch(folder, *words):
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
     recipe = Path(loop.__file__).parents[1] / "recipes" / "zero2.yaml"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(recipe), "--num_processes", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(recipe),
+        "--num_processes",
+        "2",
+    ]
     command += ["--main_process_port", port, str(folder / "launched.py"), str(folder), *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -88,7 +102,11 @@ def test_a_stopped_sharded_run_ends_as_an_unstopped_one_and_as_one_process(tmp_p
     lines = launch(tmp_path, "stopped:99")
     assert {f"DEEPSPEED {rank} of 2: stopped 16" for rank in (0, 1)} <= set(lines), lines
     states = [
-        {key: value for key, value in load_file(tmp_path / name / CHECKPOINT).items() if key.startswith("model/")}
+        {
+            key: value
+            for key, value in load_file(tmp_path / name / CHECKPOINT).items()
+            if key.startswith("model/")
+        }
         for name in ("whole", "stopped")
     ]
     for key, value in states[0].items():
@@ -130,7 +148,9 @@ def test_the_handed_over_number_has_the_gradients_it_was_given():
 def test_a_group_that_was_not_used_sits_the_step_out():
     """As AdamW itself leaves a parameter without a gradient: weight, moments and count of steps."""
     values = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
-    optimizer = torch.optim.AdamW([{"params": [value], "used": True} for value in values], lr=0.1, weight_decay=0.5)
+    optimizer = torch.optim.AdamW(
+        [{"params": [value], "used": True} for value in values], lr=0.1, weight_decay=0.5
+    )
     optimizer.register_step_pre_hook(hide_unused_groups)
     optimizer.register_step_post_hook(restore_groups)
     for used in (True, False):
@@ -145,7 +165,9 @@ def test_a_group_that_was_not_used_sits_the_step_out():
 
 def test_launches_that_do_not_fit_are_refused(tmp_path, monkeypatch):
     for stage in (0, 3):
-        accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=stage)))
+        accelerator = SimpleNamespace(
+            state=SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=stage))
+        )
         with pytest.raises(TrainingError, match=rf"ZeRO stage {stage}.*zero2.yaml"):
             check_stage(accelerator)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
@@ -165,7 +187,9 @@ def test_a_sharded_run_goes_on_without_deepspeed_between_stages_only(tmp_path, m
         kept = {key: value for key, value in state.items() if not key.startswith("optimizer/")}
         save_weights(tmp_path / CHECKPOINT, kept, info)
         if refused:
-            with pytest.raises(TrainingError, match=r"8 DeepSpeed shards and this launch has an optimiser in one piece"):
+            with pytest.raises(
+                TrainingError, match=r"8 DeepSpeed shards and this launch has an optimiser in one piece"
+            ):
                 run(tmp_path, dataclasses.replace(QUICK, every=99))
         else:
             assert run(tmp_path, dataclasses.replace(QUICK, every=99)).total_steps == 6

@@ -1,4 +1,5 @@
-"""Predictor training: the loss it descends, the noise it sees, and that stopping, killing and a full disk change nothing."""
+"""Predictor training: the loss it descends, the noise it sees, and that stopping, killing and a full disk
+change nothing."""
 
 from __future__ import annotations
 
@@ -40,12 +41,24 @@ from latent_physics.training.tasks.predictor import (
 from PIL import Image
 
 TINY = PredictorConfig(
-    width=8, blocks=1, batch=4, steps=12, lr=1e-2, warmup=2, ema=0.9, every=5, lag=2, validation=0.25, device="cpu", shift=1.0
+    width=8,
+    blocks=1,
+    batch=4,
+    steps=12,
+    lr=1e-2,
+    warmup=2,
+    ema=0.9,
+    every=5,
+    lag=2,
+    validation=0.25,
+    device="cpu",
+    shift=1.0,
 )
 
 
 def moving(count: int = 8, frames: int = 7, channels: int = 3, seed: int = 0) -> list[torch.Tensor]:
-    """Clips of a bump that moves by one position a frame, `C T 6 6`; the direction is the first channel's sign."""
+    """Clips of a bump that moves by one position a frame, `C T 6 6`; the direction is the first channel's
+    sign."""
     generator = torch.Generator().manual_seed(seed)
     clips = []
     for clip in range(count):
@@ -69,7 +82,9 @@ def save_folder(folder: Path, clips: Clips) -> Path:
             source=f"{index}.mp4", source_hash=f"hash{index}", key="k", caption="c", caption_from="file", window=0, last=True,
             start=0.0, frames=25, width=48, height=48, fps=8.0,
         )  # fmt: skip
-        write_clip(folder / f"clip-{index}.safetensors", clips.latents[index], clips.conds[index], info, "toy")
+        write_clip(
+            folder / f"clip-{index}.safetensors", clips.latents[index], clips.conds[index], info, "toy"
+        )
     return folder
 
 
@@ -77,7 +92,7 @@ def weights_of(path: Path) -> dict[str, torch.Tensor]:
     return load_predictor(path)[0].state_dict()
 
 
-# -- pairs -------------------------------------------------------------------------------------------------------------
+# -- pairs ---------------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=30)
@@ -89,9 +104,13 @@ def weights_of(path: Path) -> dict[str, torch.Tensor]:
 )
 def test_pairs_are_all_there_and_right(lengths, lag, order, seed):
     """A latent whose value is 100 clip + frame, so that every pair says where it came from."""
-    latents = [torch.full((1, n, 1, 1), 100.0 * c) + torch.arange(n).view(1, n, 1, 1) for c, n in enumerate(lengths)]
+    latents = [
+        torch.full((1, n, 1, 1), 100.0 * c) + torch.arange(n).view(1, n, 1, 1) for c, n in enumerate(lengths)
+    ]
     clips = Clips.from_tensors(latents, torch.arange(len(lengths))[:, None].float())
-    expected = {(100 * c + i, 100 * c + i + lag) for c, n in enumerate(lengths) for i in range(order - 1, n - lag)}
+    expected = {
+        (100 * c + i, 100 * c + i + lag) for c, n in enumerate(lengths) for i in range(order - 1, n - lag)
+    }
     if not expected:
         with pytest.raises(DatasetError, match=f"need at least {lag + order}"):
             PairSet(clips, range(len(lengths)), lag, order)
@@ -108,7 +127,9 @@ def test_pairs_are_all_there_and_right(lengths, lag, order, seed):
     epoch = [int(f) for step in range(len(pairs)) for f in pairs.at_step(step, 1, seed).frame]
     assert sorted(epoch) == sorted(a for a, _ in expected)  # one epoch sees each pair once
     fresh = PairSet(clips, range(len(lengths)), lag, order)
-    assert torch.equal(fresh.at_step(3, 2, seed).frame, pairs.at_step(3, 2, seed).frame)  # a function of (step, seed)
+    assert torch.equal(
+        fresh.at_step(3, 2, seed).frame, pairs.at_step(3, 2, seed).frame
+    )  # a function of (step, seed)
 
 
 def test_windows_of_one_film_stay_on_one_side():
@@ -124,7 +145,7 @@ def test_windows_of_one_film_stay_on_one_side():
     assert clips.split(0, 0)[1] == []
 
 
-# -- augmentation and loss ---------------------------------------------------------------------------------------------
+# -- augmentation and loss -----------------------------------------------------------------------------------
 
 
 def test_augmentation_is_the_papers():
@@ -147,7 +168,9 @@ def test_augmentation_is_the_papers():
     same_level = noise_before[~clean].flatten(1).std(dim=1)
     assert np.corrcoef(spread[~clean], same_level)[0, 1] > 0.7  # one sigma for both frames
     assert abs((noise * noise_before).mean()) < 0.02  # with noise of its own
-    off = augment(pairs, replace(config, noise_probability=0.0, drop_probability=0.0), levels, torch.Generator())
+    off = augment(
+        pairs, replace(config, noise_probability=0.0, drop_probability=0.0), levels, torch.Generator()
+    )
     assert torch.equal(off[0], pairs.frame)
     assert not off[2].any()
 
@@ -160,7 +183,11 @@ def test_noise_levels_are_the_schedulers():
     torch.testing.assert_close(noise_levels("toy", 1.0), torch.arange(1, 1001) / 1000)
     for space, shift in (("cogvideox", 3.0), ("cogvideox1.5", 1.0)):
         ddim = diffusers.CogVideoXDDIMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", snr_shift_scale=shift, rescale_betas_zero_snr=True
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            snr_shift_scale=shift,
+            rescale_betas_zero_snr=True,
         )
         expected = (1 - ddim.alphas_cumprod).clamp(min=0).sqrt().float()
         torch.testing.assert_close(noise_levels(space), expected, rtol=1e-4, atol=1e-4)
@@ -168,7 +195,9 @@ def test_noise_levels_are_the_schedulers():
 
 def test_one_step_is_adamw_on_eq_7():
     """The first step, done by hand with autograd: same batch, no noise, no dropped prompt."""
-    config = replace(TINY, noise_probability=0.0, drop_probability=0.0, clip=1e9, ema=0.0, warmup=1, schedule="constant")
+    config = replace(
+        TINY, noise_probability=0.0, drop_probability=0.0, clip=1e9, ema=0.0, warmup=1, schedule="constant"
+    )
     training = PredictorTraining(dataset(), config)
     twin = PredictorTraining(dataset(), config).task
     pairs = training.task.pairs.at_step(0, config.batch, config.seed)
@@ -191,7 +220,9 @@ def test_dropped_prompts_reach_the_null_prompt_and_only_they():
 
 
 def test_unexplained_variance():
-    change = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 + torch.arange(3).view(1, 3, 1, 1)
+    change = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 + torch.arange(3).view(
+        1, 3, 1, 1
+    )
     means = change.mean(dim=(0, 2, 3), keepdim=True).expand_as(change)
     assert predictor.unexplained_variance(change, change) == 0
     assert predictor.unexplained_variance(means, change) == pytest.approx(1)
@@ -246,7 +277,9 @@ def test_it_learns_and_order_2_sees_the_direction():
     clips = []
     for clip in range(24):
         start = torch.randn(2, 6, 6, generator=generator)
-        clips.append(torch.stack([start.roll((1 if clip % 2 else -1) * step, dims=2) for step in range(7)], dim=1))
+        clips.append(
+            torch.stack([start.roll((1 if clip % 2 else -1) * step, dims=2) for step in range(7)], dim=1)
+        )
     data = Clips.from_tensors(clips, cond_dim=2)
     config = replace(TINY, width=24, blocks=2, steps=250, batch=16, lag=1, lr=5e-3, every=250, ema=0.95)
     config = replace(config, noise_probability=0.0, weight_decay=0.0)
@@ -261,7 +294,7 @@ def test_it_learns_and_order_2_sees_the_direction():
     assert result[2] < 0.6 * result[1]
 
 
-# -- the run -----------------------------------------------------------------------------------------------------------
+# -- the run -------------------------------------------------------------------------------------------------
 
 
 def test_what_a_run_leaves(tmp_path):
@@ -273,7 +306,15 @@ def test_what_a_run_leaves(tmp_path):
     )
     loaded, info = load_predictor(tmp_path / "run" / "motion_predictor.safetensors", latent_space="toy")
     assert info.kind == "motion_predictor"
-    assert info.config == {"channels": 3, "cond_dim": 5, "width": 8, "blocks": 1, "order": 1, "prompted": True, "lag": 2}
+    assert info.config == {
+        "channels": 3,
+        "cond_dim": 5,
+        "width": 8,
+        "blocks": 1,
+        "order": 1,
+        "prompted": True,
+        "lag": 2,
+    }
     assert info.recipe["step"] == 12
     assert 0 < info.recipe["unexplained"] < 2
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values()))
@@ -293,7 +334,9 @@ def test_what_a_run_leaves(tmp_path):
 def test_the_weights_that_generalise_best_are_kept(keep):
     """A learning rate that wrecks the weights after a good start."""
     seen = {}
-    training = PredictorTraining(dataset(), replace(TINY, keep=keep, steps=40, every=2, ema=0.0, schedule="constant"))
+    training = PredictorTraining(
+        dataset(), replace(TINY, keep=keep, steps=40, every=2, ema=0.0, schedule="constant")
+    )
 
     def wreck(report):
         if report.step % 2 == 0:
@@ -336,7 +379,9 @@ def test_stopping_and_going_on_gives_the_same_weights(tmp_path, order):
     assert stopped.width == 8
     assert read_info(tmp_path / "parts" / "motion_predictor.safetensors").recipe["step"] == 7
     train_predictor(dataset(), config, folder=tmp_path / "parts")
-    whole, parts = (weights_of(tmp_path / name / "motion_predictor.safetensors") for name in ("whole", "parts"))
+    whole, parts = (
+        weights_of(tmp_path / name / "motion_predictor.safetensors") for name in ("whole", "parts")
+    )
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
     rows = []
     for name in ("whole", "parts"):
@@ -375,7 +420,9 @@ def test_ctrl_c_finishes_the_step_and_saves(tmp_path):
 
 def test_a_time_budget_ends_the_run_and_lowers_the_learning_rate(tmp_path, monkeypatch):
     ticks = itertools.count(step=0.5)
-    monkeypatch.setattr(loop.time, "monotonic", lambda: next(ticks))  # a clock on which each step takes half a second
+    monkeypatch.setattr(
+        loop.time, "monotonic", lambda: next(ticks)
+    )  # a clock on which each step takes half a second
     config = replace(TINY, steps=10**6, minutes=10 / 60, every=10**6)
     training = PredictorTraining(dataset(), config, tmp_path)
     training.run()
@@ -394,7 +441,9 @@ def test_more_steps_go_on_and_other_settings_do_not(tmp_path):
     assert longer.step == 12
     longer.run()
     assert longer.step == 15
-    with pytest.raises(TrainingError, match=r"other settings \(lr 0\.01 -> 0\.02, width 8 -> 16\): give those again, or"):
+    with pytest.raises(
+        TrainingError, match=r"other settings \(lr 0\.01 -> 0\.02, width 8 -> 16\): give those again, or"
+    ):
         PredictorTraining(dataset(), replace(TINY, width=16, lr=0.02), tmp_path)
     with pytest.raises(TrainingError, match=r"the data is not what the run in .* began with"):
         PredictorTraining(dataset(count=9), TINY, tmp_path)
@@ -409,7 +458,10 @@ def test_disk_full_keeps_the_last_checkpoint(tmp_path):
             resource.setrlimit(resource.RLIMIT_FSIZE, (3000, old[1]))
 
     try:
-        with pytest.raises(TrainingError, match=r"Could not write checkpoint\.safetensors: .*; the checkpoint of step 5 is safe"):
+        with pytest.raises(
+            TrainingError,
+            match=r"Could not write checkpoint\.safetensors: .*; the checkpoint of step 5 is safe",
+        ):
             train_predictor(dataset(), TINY, fill, folder=tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
@@ -417,7 +469,9 @@ def test_disk_full_keeps_the_last_checkpoint(tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     train_predictor(dataset(), TINY, folder=tmp_path)
     train_predictor(dataset(), TINY, folder=tmp_path / "whole")
-    whole, parts = (weights_of(path / "motion_predictor.safetensors") for path in (tmp_path, tmp_path / "whole"))
+    whole, parts = (
+        weights_of(path / "motion_predictor.safetensors") for path in (tmp_path, tmp_path / "whole")
+    )
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
@@ -455,7 +509,9 @@ def test_running_out_of_gpu_memory_is_one_sentence(monkeypatch):
 
     training = PredictorTraining(dataset(), replace(TINY, validation=0.0))
     monkeypatch.setattr(training.task.module, "predict", too_large)
-    with pytest.raises(TrainingError, match=r"GPU's memory does not hold step 1 at batch 4; no checkpoint .*: use a smaller"):
+    with pytest.raises(
+        TrainingError, match=r"GPU's memory does not hold step 1 at batch 4; no checkpoint .*: use a smaller"
+    ):
         training.run()
 
 
@@ -472,7 +528,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     training.run(lambda report: report.step < 4)
     with torch.no_grad():
         training.task.model.output.weight.fill_(math.nan)
-    with pytest.raises(TrainingError, match=r"The loss is nan at step 5; the checkpoint of step 4 is safe: lower"):
+    with pytest.raises(
+        TrainingError, match=r"The loss is nan at step 5; the checkpoint of step 4 is safe: lower"
+    ):
         training.run()
 
 
@@ -482,11 +540,23 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
         (lambda: Clips.from_tensors([]), "no latent"),
         (lambda: Clips.from_tensors([torch.zeros(3, 4, 4)]), r"shape \(3, 4, 4\); it must be C T H W"),
         (lambda: Clips.from_tensors([torch.full((1, 4, 2, 2), math.nan)]), "not finite"),
-        (lambda: Clips.from_tensors([torch.zeros(1, 4, 2, 2), torch.zeros(1, 4, 2, 3)]), "one training needs one size"),
-        (lambda: Clips.from_tensors([torch.zeros(1, 4, 2, 2)] * 2, torch.zeros(3, 5)), "2 latents and 3 prompt embeddings"),
-        (lambda: PredictorTraining(dataset(frames=2), TINY), "has 2 latent frames; lag 2 and order 1 need at least 3"),
+        (
+            lambda: Clips.from_tensors([torch.zeros(1, 4, 2, 2), torch.zeros(1, 4, 2, 3)]),
+            "one training needs one size",
+        ),
+        (
+            lambda: Clips.from_tensors([torch.zeros(1, 4, 2, 2)] * 2, torch.zeros(3, 5)),
+            "2 latents and 3 prompt embeddings",
+        ),
+        (
+            lambda: PredictorTraining(dataset(frames=2), TINY),
+            "has 2 latent frames; lag 2 and order 1 need at least 3",
+        ),
         (lambda: PredictorTraining(dataset(count=1), TINY), "Of 1 clips 1 would be held out"),
-        (lambda: train_predictor(Clips.from_tensors([torch.ones(1, 5, 2, 2)] * 4), TINY), "held-out clips do not move"),
+        (
+            lambda: train_predictor(Clips.from_tensors([torch.ones(1, 5, 2, 2)] * 4), TINY),
+            "held-out clips do not move",
+        ),
     ],
 )
 def test_data_that_cannot_be_used(make, message):
@@ -495,7 +565,16 @@ def test_data_that_cannot_be_used(make, message):
 
 
 @pytest.mark.parametrize(
-    "change", [{"lag": 0}, {"batch": 0}, {"lr": 0.0}, {"drop_probability": 1.5}, {"minutes": 0.0}, {"shift": -1.0}, {"ema": 2.0}]
+    "change",
+    [
+        {"lag": 0},
+        {"batch": 0},
+        {"lr": 0.0},
+        {"drop_probability": 1.5},
+        {"minutes": 0.0},
+        {"shift": -1.0},
+        {"ema": 2.0},
+    ],
 )
 def test_settings_out_of_range(change):
     ((name, value),) = change.items()
@@ -503,7 +582,7 @@ def test_settings_out_of_range(change):
         PredictorTraining(dataset(), replace(TINY, **change))
 
 
-# -- the command -------------------------------------------------------------------------------------------------------
+# -- the command ---------------------------------------------------------------------------------------------
 
 
 def test_the_command(tmp_path, capsys):
@@ -516,7 +595,9 @@ def test_the_command(tmp_path, capsys):
     assert "8 clips of toy latents, 3 x 6 x 6; 35 pairs to train on" in out
     assert "Finished: 4 steps" in out
     assert "unexplained variance of the change" in out
-    assert read_info(models).recipe["lr"] == RECIPES["toy"].lr  # the recipe's own where nothing else was asked for
+    assert (
+        read_info(models).recipe["lr"] == RECIPES["toy"].lr
+    )  # the recipe's own where nothing else was asked for
     assert main([*arguments, "--steps", "6"]) == 0
     assert "Going on from step 4" in capsys.readouterr().out
     assert main([*arguments, "--steps", "6", "--seed", "1"]) == 1
@@ -558,7 +639,7 @@ def test_recipes():
     assert sizes["toy"] < 1e6
 
 
-# -- run folders -------------------------------------------------------------------------------------------------------
+# -- run folders ---------------------------------------------------------------------------------------------
 
 
 def test_log_columns_and_running_mean(tmp_path):

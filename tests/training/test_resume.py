@@ -16,7 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, to pay for imports once")
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="processes are forked, to pay for imports once"
+)
 SIGKILL, STOPPED = -9, 130
 """Exit statuses."""
 Run = Callable[..., int]
@@ -29,33 +31,46 @@ class Case:
     argv: str
     """Its words; {data}, {raft} and {out} are filled in."""
     interruptions: tuple[tuple[str, int], ...] = (("kill", 3), ("kill writing", 2), ("stop", 3))
-    """What happens to the processes before the last, one after another, and after how many optimiser steps of that process.
-    Checkpoints are written every two steps, so a process killed after its third goes on from the second."""
+    """What happens to the processes before the last, one after another, and after how many optimiser steps of
+    that process. Checkpoints are written every two steps, so a process killed after its third goes on from
+    the second."""
 
 
 TRAINER = "--steps 6 --batch 1 --validate-every 3 --save-every 2 --validation-clips 1 --no-tensorboard"
 CASES = {
     "finetune": Case(
-        argv=f"finetune --backbone toy --data {{data}} --out {{out}} {TRAINER} --rank 4 --dropout 0.1 --ema 0.9 --accumulate 2 "
-        "--drop-prompt 0.5 --warmup 3 --schedule cosine --rate 1e-3 --held-out 0.25 --objectives 'drift weight=0.4 lag=2'",
+        argv=f"finetune --backbone toy --data {{data}} --out {{out}} {TRAINER} --rank 4 --dropout 0.1 --ema "
+        f"0.9 --accumulate 2 "
+        "--drop-prompt 0.5 --warmup 3 --schedule cosine --rate 1e-3 --held-out 0.25 --objectives 'drift "
+        "weight=0.4 lag=2'",
     ),
     "motion head": Case(
-        argv=f"motion-head --data {{data}} --out {{out}} {TRAINER} --limit 2 --held-out 0 --teacher toy_videomae --raft {{raft}} "
+        argv=f"motion-head --data {{data}} --out {{out}} {TRAINER} --limit 2 --held-out 0 --teacher "
+        f"toy_videomae --raft {{raft}} "
         "--flow-height 128 --flow-width 128 --motion 4 --hidden 8",
     ),
     "toy teachers": Case(
-        argv=f"toy-teachers --which vjepa2 --width 32 --layers 1 --out {{out}} --export {{out}}/files {TRAINER}",
+        argv=f"toy-teachers --which vjepa2 --width 32 --layers 1 --out {{out}} --export {{out}}/files "
+        f"{TRAINER}",
     ),
     "predictor": Case(
-        argv="predictor --cache {data} --out {out} --recipe toy --width 8 --blocks 1 --batch 4 --steps 6 --every 2 --device cpu",
+        argv="predictor --cache {data} --out {out} --recipe toy --width 8 --blocks 1 --batch 4 --steps 6 "
+        "--every 2 --device cpu",
     ),
     "pila": Case(
-        argv="pila --recipe toy --cache {data} --flow latent --out {out} --device cpu --observable-steps 2 --recovery-steps 4 "
-        "--alpha-start 1 --impulse-start 2 --wave-start 3 --coupling-steps 4 --freeze-steps 2 --batch 1 --every 2 --validation 1",
-        interruptions=(("kill", 3), ("kill writing", 6), ("stop", 7)),  # in stage A2, in B, and in C when all parts learn
+        argv="pila --recipe toy --cache {data} --flow latent --out {out} --device cpu --observable-steps 2 "
+        "--recovery-steps 4 "
+        "--alpha-start 1 --impulse-start 2 --wave-start 3 --coupling-steps 4 --freeze-steps 2 --batch 1 "
+        "--every 2 --validation 1",
+        interruptions=(
+            ("kill", 3),
+            ("kill writing", 6),
+            ("stop", 7),
+        ),  # in stage A2, in B, and in C when all parts learn
     ),
     "toyworld": Case(
-        argv="toyworld --stage export --out {out} --export {out}/files --threads 1 --save-every 2 --text-steps 4 --vae-steps 4 "
+        argv="toyworld --stage export --out {out} --export {out}/files --threads 1 --save-every 2 "
+        "--text-steps 4 --vae-steps 4 "
         "--decoder-steps 4 --clips 2 --fit-clips 1 --batch 2 --base-steps 4",
         interruptions=(("kill", 3), ("kill writing", 4), ("stop", 5), ("kill", 4), ("stop", 2)),
     ),
@@ -68,7 +83,12 @@ def run() -> Iterator[Run]:
     server = Path(__file__).with_name("interrupted.py")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     with subprocess.Popen(
-        [sys.executable, str(server)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True, bufsize=1
+        [sys.executable, str(server)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        text=True,
+        bufsize=1,
     ) as process:
 
         def ask(argv: list[str], how: str = "", after: int = 0) -> int:
@@ -104,13 +124,16 @@ def logs(folder: Path) -> dict[str, list[dict[str, str]]]:
     for path in folder.rglob("*.csv"):
         with path.open(newline="", encoding="utf-8") as file:
             found[path.relative_to(folder).as_posix()] = [
-                {name: cell for name, cell in row.items() if name != "seconds"} for row in csv.DictReader(file)
+                {name: cell for name, cell in row.items() if name != "seconds"}
+                for row in csv.DictReader(file)
             ]
     return found
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_an_interrupted_run_ends_as_an_undisturbed_one(name: str, run: Run, files: dict[str, str], tmp_path: Path) -> None:
+def test_an_interrupted_run_ends_as_an_undisturbed_one(
+    name: str, run: Run, files: dict[str, str], tmp_path: Path
+) -> None:
     case = CASES[name]
 
     def words(out: Path) -> list[str]:

@@ -1,4 +1,5 @@
-"""How the toy models are trained: the VAE's two changes that no loader may notice, resuming, two processes."""
+"""How the toy models are trained: the VAE's two changes that no loader may notice, resuming, two
+processes."""
 
 from __future__ import annotations
 
@@ -17,7 +18,12 @@ from latent_physics.training.console import TrainingError
 from latent_physics.training.tasks.toy.base import StageTask, run_stage
 from latent_physics.training.tasks.toy.mixture import encode_mixture
 from latent_physics.training.tasks.toy.settings import ToyWorldConfig
-from latent_physics.training.tasks.toy.vae import build_vae, decode_unclamped, fit_latent_scale, forget_the_past
+from latent_physics.training.tasks.toy.vae import (
+    build_vae,
+    decode_unclamped,
+    fit_latent_scale,
+    forget_the_past,
+)
 from safetensors.torch import load_file
 from torch import nn
 

@@ -30,8 +30,13 @@ def test_clips_and_scores_are_those_of_the_plain_loop_whatever_the_batch():
     assert clips.shape == (3, 3, 33, 64, 64)
     assert seconds > 0
     torch.testing.assert_close(clips, expected, rtol=0, atol=1e-4)
-    scores, plain = toy_scores(backbone, prompts, worlds, batch=2, **settings), evaluate(clips, worlds, prompts)
-    assert all(torch.equal(scores[name], getattr(plain, name)) for name in ("law", "adherence", "dynamic_degree"))
+    scores, plain = (
+        toy_scores(backbone, prompts, worlds, batch=2, **settings),
+        evaluate(clips, worlds, prompts),
+    )
+    assert all(
+        torch.equal(scores[name], getattr(plain, name)) for name in ("law", "adherence", "dynamic_degree")
+    )
 
 
 def test_every_slice_of_the_prompts_gets_its_own_corrections():

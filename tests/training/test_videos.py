@@ -73,7 +73,9 @@ def test_every_container_gives_its_frames_in_order(tmp_path, name):
     assert window.frames.shape == (9, 48, 64, 3)
     assert window.frames.dtype == np.uint8
     assert abs(window.frames.astype(int) - frames[:9].astype(int)).mean() < 4  # lossy codecs
-    assert window.fps == pytest.approx(0 if clip.is_dir() else 8, rel=0.05)  # GIF counts in hundredths of a second
+    assert window.fps == pytest.approx(
+        0 if clip.is_dir() else 8, rel=0.05
+    )  # GIF counts in hundredths of a second
     assert window.last
     assert window.index == 0
 
@@ -82,7 +84,9 @@ def test_a_phone_film_comes_out_upright(tmp_path):
     frames = pictures(6)
     upright = write_film(tmp_path / "a.mp4", frames)
     turned = write_film(tmp_path / "b.mp4", np.ascontiguousarray(np.rot90(frames, -1, axes=(1, 2))), turn=90)
-    read = [next(windows(clip, frames=5, width=64, height=48)).frames.astype(int) for clip in (upright, turned)]
+    read = [
+        next(windows(clip, frames=5, width=64, height=48)).frames.astype(int) for clip in (upright, turned)
+    ]
     assert abs(read[0] - read[1]).mean() < 4
 
 
@@ -105,7 +109,10 @@ def test_crop_keeps_the_centre_and_the_aspect():
 
 
 @settings(deadline=None, max_examples=40)
-@given(fps=st.sampled_from([5.0, 8.0, 12.5, 16.0, 23.976, 24.0, 30.0, 60.0]), target=st.sampled_from([4.0, 8.0, 16.0, 24.0]))
+@given(
+    fps=st.sampled_from([5.0, 8.0, 12.5, 16.0, 23.976, 24.0, 30.0, 60.0]),
+    target=st.sampled_from([4.0, 8.0, 16.0, 24.0]),
+)
 def test_thinning_reaches_the_rate_and_never_doubles(fps, target):
     count = 200
     kept = [number for _, number in videos.thin(((i / fps, i) for i in range(count)), target)]
@@ -133,7 +140,9 @@ def test_windows_are_consecutive_and_the_last_says_so(tmp_path):
 
 
 def test_reading_stops_when_enough_frames_are_there(tmp_path):
-    clip = write_film(tmp_path / "a.mkv", np.random.default_rng(0).integers(0, 255, (60, 48, 64, 3)).astype(np.uint8))
+    clip = write_film(
+        tmp_path / "a.mkv", np.random.default_rng(0).integers(0, 255, (60, 48, 64, 3)).astype(np.uint8)
+    )
     data = clip.read_bytes()
     clip.write_bytes(data[: len(data) // 2])  # broken in the middle, whole at the start
     assert next(windows(clip, frames=5, width=64, height=48)).frames.shape[0] == 5
@@ -155,7 +164,9 @@ def test_short_clips_are_refused_or_cut(tmp_path):
 
 def test_frames_are_taken_in_counting_order(tmp_path):
     folder = write_folder(tmp_path / "a", pictures(12))
-    assert [path.name for path in videos.frame_files(folder)] == [f"frame_{number}.png" for number in range(12)]
+    assert [path.name for path in videos.frame_files(folder)] == [
+        f"frame_{number}.png" for number in range(12)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +190,9 @@ def test_a_still_and_a_sound_file_are_no_clips(tmp_path):
         list(windows(tmp_path / "a.webp", frames=5, width=64, height=48))
     import wave
 
-    with wave.open(str(tmp_path / "b.mp4"), "wb") as sound:  # the container is told by its content, not by its name
+    with wave.open(
+        str(tmp_path / "b.mp4"), "wb"
+    ) as sound:  # the container is told by its content, not by its name
         sound.setparams((1, 2, 8000, 800, "NONE", ""))
         sound.writeframes(bytes(1600))
     with pytest.raises(VideoError, match=r"b\.mp4 has no picture track"):
@@ -189,7 +202,9 @@ def test_a_still_and_a_sound_file_are_no_clips(tmp_path):
 def test_a_missing_decoder_is_named(tmp_path, monkeypatch):
     clip = write_film(tmp_path / "a.mp4", pictures(5))
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(VideoError, match=r"a\.mp4 cannot be decoded without av: pip install 'imageio\[pyav\]'"):
+    with pytest.raises(
+        VideoError, match=r"a\.mp4 cannot be decoded without av: pip install 'imageio\[pyav\]'"
+    ):
         list(windows(clip, frames=5, width=64, height=48))
 
 
@@ -206,7 +221,12 @@ def test_finding(tmp_path):
         (tmp_path / name).write_bytes(b"x")
     write_folder(tmp_path / "frames", pictures(3))
     found = videos.find_clips([tmp_path, tmp_path / "b.mp4"])
-    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["A.MP4", "b.mp4", "deep/c.webp", "frames"]
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == [
+        "A.MP4",
+        "b.mp4",
+        "deep/c.webp",
+        "frames",
+    ]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links take a privilege there")
@@ -285,7 +305,12 @@ def test_clips_outside_a_folder_can_be_kept_out(tmp_path):
     (inside / "ours.mp4").symlink_to(inside / "deep" / "clip.mp4")
     (inside / "deep" / "clip.txt").symlink_to(away / "clip.mp4")
     found = videos.find_clips([inside], inside=inside)
-    assert [path.relative_to(inside).as_posix() for path in found] == ["clip.mp4", "deep/clip.mp4", "film.mp4", "ours.mp4"]
+    assert [path.relative_to(inside).as_posix() for path in found] == [
+        "clip.mp4",
+        "deep/clip.mp4",
+        "film.mp4",
+        "ours.mp4",
+    ]
     strays = [videos.leads_out(path, inside) for path in found]
     assert strays == [None, inside / "deep" / "clip.txt", inside / "film.mp4", None]
     assert inside / "gone" / "clip.mp4" in videos.find_clips([inside])

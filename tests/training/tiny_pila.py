@@ -17,7 +17,8 @@ QUICK = PilaTraining(
 
 
 class FrozenField:
-    """A backbone whose velocity is a fixed linear map: cheap, and wrong in a way that a correction can learn."""
+    """A backbone whose velocity is a fixed linear map: cheap, and wrong in a way that a correction can
+    learn."""
 
     family, prediction, latent_space, temporal_stride = "wan", "flow", "toy", 4
     device = torch.device("cpu")
@@ -29,7 +30,9 @@ class FrozenField:
 
     def decode_latent(self, latent):
         frames = 4 * (latent.shape[2] - 1) + 1
-        return torch.nn.functional.interpolate(latent[:, :3], (frames, 8 * latent.shape[3], 8 * latent.shape[4])).sigmoid()
+        return torch.nn.functional.interpolate(
+            latent[:, :3], (frames, 8 * latent.shape[3], 8 * latent.shape[4])
+        ).sigmoid()
 
 
 def clips(count=12, size=(5, 8, 7)):
@@ -47,7 +50,9 @@ def clips(count=12, size=(5, 8, 7)):
             confidence=torch.ones(1, frames - 1, height, width),
         )
 
-    return PilaClips(names=[f"clip {i}" for i in range(count)], latent_space="toy", channels=4, cond_dim=6, load=load)
+    return PilaClips(
+        names=[f"clip {i}" for i in range(count)], latent_space="toy", channels=4, cond_dim=6, load=load
+    )
 
 
 def run(folder=None, config=QUICK, adapter=SMALL, accelerator=None, method=FULL):

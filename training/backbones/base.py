@@ -1,4 +1,5 @@
-"""What every backbone can do. The families differ in `wan.py` and `cogvideox.py`; loading is in `__init__.py`."""
+"""What every backbone can do. The families differ in `wan.py` and `cogvideox.py`; loading is in
+`__init__.py`."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ class Noised:
     target: Tensor
     """What the network should answer: the flow's velocity or DDPM's v, `B C T H W`."""
     weight: Tensor
-    """The weight of the squared error of `target` per sample, `B`: 1 in both families (see CogVideoXBackbone)."""
+    """The weight of the squared error of `target` per sample, `B`: 1 in both families (see
+    CogVideoXBackbone)."""
 
 
 @dataclass(kw_only=True)
@@ -39,9 +41,9 @@ class Activation:
 class Backbone:
     """A text-to-video diffusion model and its companions; any of the three parts may be absent.
 
-    Latents are in ComfyUI's model scaling everywhere (what `process_latent_in` gives), which is also what a post-CFG hook
-    and a correction see. `t` is the family's own time per sample, `B`: sigma in [0, 1] for flow models, the integer
-    timestep for DDPM models.
+    Latents are in ComfyUI's model scaling everywhere (what `process_latent_in` gives), which is also what a
+    post-CFG hook and a correction see. `t` is the family's own time per sample, `B`: sigma in [0, 1] for flow
+    models, the integer timestep for DDPM models.
     """
 
     family: ClassVar[str]
@@ -75,7 +77,7 @@ class Backbone:
         self.dtype = dtype
         self.to(device)
 
-    # -- parts ---------------------------------------------------------------------------------------------------------
+    # -- parts -----------------------------------------------------------------------------------------------
 
     def to(self, device: str | torch.device) -> Backbone:
         """Moves every part that is there."""
@@ -93,7 +95,9 @@ class Backbone:
     def _part(self, name: str) -> Any:
         part = getattr(self, name)
         if part is None:
-            raise TrainingError(f"the {self.family} backbone was loaded without its {name}; add {name!r} to `parts`.")
+            raise TrainingError(
+                f"the {self.family} backbone was loaded without its {name}; add {name!r} to `parts`."
+            )
         return part
 
     @property
@@ -106,15 +110,16 @@ class Backbone:
         """The transformer's blocks, in order."""
         return getattr(self._part("dit"), self.block_list)
 
-    # -- pixels, words -------------------------------------------------------------------------------------------------
+    # -- pixels, words ---------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def encode_video(self, video: Tensor) -> Tensor:
         """Latent of a video, deterministic (the posterior's mean).
 
-        `video`: `B 3 T H W` in [0, 1], T = 1 + a multiple of the temporal stride, H and W multiples of twice the spatial
-        stride. Returns `B C T' H' W'` float32 in ComfyUI's model scaling (`process_latent_in(vae.encode(video))`).
-        Raises TrainingError where the size does not fit or a value is outside [0, 1] or not finite.
+        `video`: `B 3 T H W` in [0, 1], T = 1 + a multiple of the temporal stride, H and W multiples of twice
+        the spatial stride. Returns `B C T' H' W'` float32 in ComfyUI's model scaling
+        (`process_latent_in(vae.encode(video))`). Raises TrainingError where the size does not fit or a value
+        is outside [0, 1] or not finite.
         """
         self._check_video(video)
         vae = self._part("vae")
@@ -141,9 +146,11 @@ class Backbone:
 
     @torch.no_grad()
     def embed_prompts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Tokens `B L D` in `dtype` exactly as the transformer wants them, and the mask `B L` that pooling uses.
+        """Tokens `B L D` in `dtype` exactly as the transformer wants them, and the mask `B L` that pooling
+        uses.
 
-        The mask is True where ComfyUI's conditioning has a token too, so the mean over it equals the mean that a node takes.
+        The mask is True where ComfyUI's conditioning has a token too, so the mean over it equals the mean
+        that a node takes.
         """
         raise NotImplementedError
 
@@ -151,13 +158,15 @@ class Backbone:
         """Whether each prompt is longer than the text encoder reads, so that `embed_prompts` cuts its end."""
         return self._part("text").is_cut(prompts, self.text_length)
 
-    # -- diffusion -----------------------------------------------------------------------------------------------------
+    # -- diffusion -------------------------------------------------------------------------------------------
 
     def sample_t(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Draws the family's training time for `count` samples, `B` on the generator's device."""
         raise NotImplementedError
 
-    def noise(self, latent: Tensor, t: Tensor, generator: torch.Generator | None = None, eps: Tensor | None = None) -> Noised:
+    def noise(
+        self, latent: Tensor, t: Tensor, generator: torch.Generator | None = None, eps: Tensor | None = None
+    ) -> Noised:
         """Noises a latent to time `t`. `eps` is drawn from `generator` (on its device) unless given."""
         if eps is None:
             device = generator.device if generator is not None else latent.device
@@ -168,7 +177,8 @@ class Backbone:
         raise NotImplementedError
 
     def predict(self, noisy: Tensor, t: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The network's output, `B C T H W` in `noisy`'s dtype. `tokens` as `embed_prompts` gave them (or shorter, see Wan)."""
+        """The network's output, `B C T H W` in `noisy`'s dtype. `tokens` as `embed_prompts` gave them (or
+        shorter, see Wan)."""
         raise NotImplementedError
 
     def x0(self, noisy: Tensor, out: Tensor, t: Tensor) -> Tensor:
@@ -176,10 +186,11 @@ class Backbone:
         raise NotImplementedError
 
     def signal_power(self, t: Tensor) -> Tensor:
-        """alpha_bar per sample, for a flow at equal signal-to-noise ratio: LaMo's weight of the drift loss (eq 6)."""
+        """alpha_bar per sample, for a flow at equal signal-to-noise ratio: LaMo's weight of the drift loss
+        (eq 6)."""
         raise NotImplementedError
 
-    # -- inside --------------------------------------------------------------------------------------------------------
+    # -- inside ----------------------------------------------------------------------------------------------
 
     def patch_grid(self, latent_shape: Sequence[int]) -> tuple[int, int, int]:
         """(F, H, W) of the transformer's tokens for a latent `B C T H W`."""
@@ -187,7 +198,8 @@ class Backbone:
 
     @contextmanager
     def tap(self, *blocks: int) -> Iterator[dict[int, Activation]]:
-        """While open, every `predict` writes the outputs of `blocks`, counted from 1, into the yielded dict, with gradients.
+        """While open, every `predict` writes the outputs of `blocks`, counted from 1, into the yielded dict,
+        with gradients.
 
         Raises TrainingError for a block that is not there.
         """
@@ -196,7 +208,8 @@ class Backbone:
         for number in blocks:
             if not 1 <= number <= len(self.blocks):
                 raise TrainingError(
-                    f"block {number} was asked for, but this {self.family} model has blocks 1 to {len(self.blocks)}."
+                    f"block {number} was asked for, but this {self.family} model has blocks 1 to "
+                    f"{len(self.blocks)}."
                 )
             handles.append(self.blocks[number - 1].register_forward_hook(self._record(number, found)))
         try:
@@ -207,7 +220,9 @@ class Backbone:
 
     def _record(self, number: int, found: dict[int, Activation]) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            found[number] = Activation(tokens=output[0] if isinstance(output, tuple) else output, grid=self._grid)
+            found[number] = Activation(
+                tokens=output[0] if isinstance(output, tuple) else output, grid=self._grid
+            )
 
         return hook
 
@@ -219,13 +234,19 @@ class Backbone:
         _, _, frames, height, width = video.shape
         if frames % self.temporal_stride != 1 % self.temporal_stride:
             near = 1 + (frames - 1) // self.temporal_stride * self.temporal_stride
-            raise TrainingError(f"{frames} frames do not fit a temporal stride of {self.temporal_stride}; {near} would.")
+            raise TrainingError(
+                f"{frames} frames do not fit a temporal stride of {self.temporal_stride}; {near} would."
+            )
         side = 2 * self.spatial_stride
         if height % side or width % side or not height or not width:
             fits = f"{height // side * side}x{width // side * side}"
-            raise TrainingError(f"a {height}x{width} video does not fit: both sides must be multiples of {side}, {fits} would.")
+            raise TrainingError(
+                f"a {height}x{width} video does not fit: both sides must be multiples of {side}, {fits} "
+                f"would."
+            )
         low, high = video.aminmax()
         if not (low >= 0 and high <= 1):
             raise TrainingError(
-                f"pixel values run from {low.item():.3g} to {high.item():.3g}; they must be finite and in [0, 1]."
+                f"pixel values run from {low.item():.3g} to {high.item():.3g}; they must be finite and in "
+                f"[0, 1]."
             )

@@ -1,4 +1,5 @@
-"""CogVideoX 1.0 (2B, 5B) and 1.5: DDPM with v-prediction and a zero terminal signal-to-noise ratio, integer timesteps."""
+"""CogVideoX 1.0 (2B, 5B) and 1.5: DDPM with v-prediction and a zero terminal signal-to-noise ratio, integer
+timesteps."""
 
 from __future__ import annotations
 
@@ -14,11 +15,13 @@ from .keys import COGVIDEOX_DIT, strip_prefix
 
 TIMESTEPS = 1000
 SCALE = {"cogvideox": 1.15258426, "cogvideox1.5": 0.7}
-"""Latent scale by latent space: the 2B model's, and that of every 5B model (ComfyUI's CogVideoX and CogVideoX1_5 formats)."""
+"""Latent scale by latent space: the 2B model's, and that of every 5B model (ComfyUI's CogVideoX and
+CogVideoX1_5 formats)."""
 
 
 class CogVideoXBackbone(Backbone):
-    """CogVideoX text-to-video. All 226 tokens are attended to, padding included, so the prompt mask is all True."""
+    """CogVideoX text-to-video. All 226 tokens are attended to, padding included, so the prompt mask is all
+    True."""
 
     family = "cogvideox"
     prediction = "v"
@@ -32,10 +35,14 @@ class CogVideoXBackbone(Backbone):
         """`snr_shift` as in the model's own scheduler: 3 for 2B, 1 for 5B (see `alphas_cumprod`)."""
         super().__init__(**parts)
         if self.latent_space not in SCALE:
-            raise TrainingError(f"latent space {self.latent_space!r} is not CogVideoX's; it must be one of {', '.join(SCALE)}.")
+            raise TrainingError(
+                f"latent space {self.latent_space!r} is not CogVideoX's; it must be one of "
+                f"{', '.join(SCALE)}."
+            )
         if self.dit is not None and self.dit.config.in_channels != self.latent_channels:
             raise TrainingError(
-                f"this CogVideoX model takes {self.dit.config.in_channels} channels (image-to-video or inpainting); "
+                f"this CogVideoX model takes {self.dit.config.in_channels} channels (image-to-video or "
+                f"inpainting); "
                 "fine-tuning needs the text-to-video model, which takes 16."
             )
         self.alpha_bar = alphas_cumprod(snr_shift)
@@ -65,9 +72,11 @@ class CogVideoXBackbone(Backbone):
     def _noise(self, latent: Tensor, t: Tensor, eps: Tensor) -> Noised:
         alpha_bar = self._alpha_bar(t)
         a, s = (x.to(latent.dtype).view(-1, 1, 1, 1, 1) for x in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt()))
-        # The models' own training weighs the error of x0 by 1 / (1 - alpha_bar); x0 moves by -s for every unit of v, so that is
-        # the plain error of v.
-        return Noised(noisy=a * latent + s * eps, target=a * eps - s * latent, weight=torch.ones_like(alpha_bar).float())
+        # The models' own training weighs the error of x0 by 1 / (1 - alpha_bar); x0 moves by -s for every
+        # unit of v, so that is the plain error of v.
+        return Noised(
+            noisy=a * latent + s * eps, target=a * eps - s * latent, weight=torch.ones_like(alpha_bar).float()
+        )
 
     def predict(self, noisy: Tensor, t: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         dit = self._part("dit")
@@ -75,11 +84,13 @@ class CogVideoXBackbone(Backbone):
         patch_t = dit.config.patch_size_t or 1
         if frames % patch_t:
             raise TrainingError(
-                f"CogVideoX 1.5 needs an even number of latent frames, not {frames}: use clips of 5, 13, 21, ... frames (8k - 3)."
+                f"CogVideoX 1.5 needs an even number of latent frames, not {frames}: use clips of 5, 13, "
+                f"21, ... frames (8k - 3)."
             )
         if tokens.shape[1] != self.text_length:
             raise TrainingError(
-                f"CogVideoX needs {self.text_length} text tokens, not {tokens.shape[1]}; cache the prompts again."
+                f"CogVideoX needs {self.text_length} text tokens, not {tokens.shape[1]}; cache the prompts "
+                f"again."
             )
         self._grid = self.patch_grid(noisy.shape)
         out = dit(
@@ -115,21 +126,36 @@ class CogVideoXBackbone(Backbone):
         config = self._part("dit").config
         if not config.use_rotary_positional_embeddings:
             return None
-        base_height, base_width = config.sample_height // config.patch_size, config.sample_width // config.patch_size
+        base_height, base_width = (
+            config.sample_height // config.patch_size,
+            config.sample_width // config.patch_size,
+        )
         frames, height, width = self.patch_grid(noisy.shape)
         if config.patch_size_t is None:
-            place = {"crops_coords": get_resize_crop_region_for_grid((height, width), base_width, base_height)}
+            place = {
+                "crops_coords": get_resize_crop_region_for_grid((height, width), base_width, base_height)
+            }
         else:
-            place = {"crops_coords": None, "grid_type": "slice", "max_size": (max(base_height, height), max(base_width, width))}
+            place = {
+                "crops_coords": None,
+                "grid_type": "slice",
+                "max_size": (max(base_height, height), max(base_width, width)),
+            }
         return get_3d_rotary_pos_embed(
-            embed_dim=config.attention_head_dim, grid_size=(height, width), temporal_size=frames, device=noisy.device, **place
+            embed_dim=config.attention_head_dim,
+            grid_size=(height, width),
+            temporal_size=frames,
+            device=noisy.device,
+            **place,
         )
 
 
 def alphas_cumprod(snr_shift: float) -> Tensor:
-    """alpha_bar of the 1000 training timesteps, float64: scaled-linear betas, SNR over `snr_shift`, then rescaled to end at 0.
+    """alpha_bar of the 1000 training timesteps, float64: scaled-linear betas, SNR over `snr_shift`, then
+    rescaled to end at 0.
 
-    Source: the schedulers published with the models (scaled_linear 0.00085 .. 0.012, snr_shift_scale, rescale_betas_zero_snr).
+    Source: the schedulers published with the models (scaled_linear 0.00085 .. 0.012, snr_shift_scale,
+    rescale_betas_zero_snr).
     """
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, TIMESTEPS, dtype=torch.float64) ** 2
     alpha_bar = torch.cumprod(1 - betas, dim=0)

@@ -1,8 +1,12 @@
-"""Names of weights: diffusers <-> native (the original releases', which ComfyUI's stock loaders read), as data.
+"""Names of weights: diffusers <-> native (the original releases', which ComfyUI's stock loaders read), as
+data.
 
-A map is a tuple of rows `(diffusers name, native name)`. A name is a whole module or parameter path; what follows it (`.weight`,
-`.bias`, `.lora_A.weight`, ...) is kept: the same map serves full checkpoints and LoRA files. `{n}` stands for the block's number.
-The maps are complete: a key that no row names is an error, which is how a file of another family is recognised.
+A map is a tuple of rows `(diffusers name, native name)`. A name is a whole module or parameter path; what
+follows it (`.weight`,
+`.bias`, `.lora_A.weight`, ...) is kept: the same map serves full checkpoints and LoRA files. `{n}` stands for
+the block's number.
+The maps are complete: a key that no row names is an error, which is how a file of another family is
+recognised.
 """
 
 from __future__ import annotations
@@ -74,7 +78,8 @@ COGVIDEOX_DIT: KeyMap = (
     ("norm_out", "norm_out"),
     ("proj_out", "proj_out"),
 )
-"""The CogVideoX 1.0 and 1.5 transformer. A model without rotary positions (2B) also needs its position table in the file."""
+"""The CogVideoX 1.0 and 1.5 transformer. A model without rotary positions (2B) also needs its position table
+in the file."""
 
 _RESIDUAL = (
     ("norm1", "residual.0"),
@@ -91,7 +96,8 @@ def _residual(diffusers: str, native: str) -> KeyMap:
 
 
 def _wan_vae() -> KeyMap:
-    """The Wan 2.1 VAE: four levels of two (encoder) or three (decoder) residual blocks, flat in the original."""
+    """The Wan 2.1 VAE: four levels of two (encoder) or three (decoder) residual blocks, flat in the
+    original."""
     rows: list[tuple[str, str]] = [("quant_conv", "conv1"), ("post_quant_conv", "conv2")]
     for half in ("encoder", "decoder"):
         rows += [
@@ -103,12 +109,20 @@ def _wan_vae() -> KeyMap:
         rows += _residual(f"{half}.mid_block.resnets.0", f"{half}.middle.0")
         rows += _residual(f"{half}.mid_block.resnets.1", f"{half}.middle.2")
     rows += _residual("encoder.down_blocks.{n}", "encoder.downsamples.{n}")
-    rows += [(f"encoder.down_blocks.{{n}}.{part}", f"encoder.downsamples.{{n}}.{part}") for part in ("resample.1", "time_conv")]
+    rows += [
+        (f"encoder.down_blocks.{{n}}.{part}", f"encoder.downsamples.{{n}}.{part}")
+        for part in ("resample.1", "time_conv")
+    ]
     for level in range(4):
         for block in range(3):
-            rows += _residual(f"decoder.up_blocks.{level}.resnets.{block}", f"decoder.upsamples.{4 * level + block}")
+            rows += _residual(
+                f"decoder.up_blocks.{level}.resnets.{block}", f"decoder.upsamples.{4 * level + block}"
+            )
         upsampler = f"decoder.up_blocks.{level}.upsamplers.0"
-        rows += [(f"{upsampler}.{part}", f"decoder.upsamples.{4 * level + 3}.{part}") for part in ("resample.1", "time_conv")]
+        rows += [
+            (f"{upsampler}.{part}", f"decoder.upsamples.{4 * level + 3}.{part}")
+            for part in ("resample.1", "time_conv")
+        ]
     return tuple(rows)
 
 
@@ -116,7 +130,8 @@ WAN_VAE: KeyMap = _wan_vae()
 """The Wan 2.1 VAE of any width."""
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
-"""What native files put before a transformer's keys: full checkpoints and LoRA files; both are taken off on reading."""
+"""What native files put before a transformer's keys: full checkpoints and LoRA files; both are taken off on
+reading."""
 
 
 class KeyMapError(ValueError):
@@ -129,7 +144,8 @@ def to_native(state: Mapping[str, Value], maps: KeyMap) -> dict[str, Value]:
 
 
 def to_diffusers(state: Mapping[str, Value], maps: KeyMap) -> dict[str, Value]:
-    """`state` (with or without a `diffusion_model.` prefix) under diffusers' names. Raises KeyMapError as `to_native` does."""
+    """`state` (with or without a `diffusion_model.` prefix) under diffusers' names. Raises KeyMapError as
+    `to_native` does."""
     return {_translate(strip_prefix(key), maps, 1): value for key, value in state.items()}
 
 
@@ -141,7 +157,8 @@ def strip_prefix(key: str) -> str:
 
 
 def is_native(state: Mapping[str, object], maps: KeyMap) -> bool:
-    """Whether every key is a native name of the map; False where every key is diffusers'. Raises KeyMapError for neither."""
+    """Whether every key is a native name of the map; False where every key is diffusers'. Raises KeyMapError
+    for neither."""
     keys = [strip_prefix(key) for key in state]
     if all(_match(key, maps, 0) for key in keys):
         return False
@@ -152,10 +169,15 @@ def is_native(state: Mapping[str, object], maps: KeyMap) -> bool:
 
 @lru_cache(maxsize=16)
 def _patterns(maps: KeyMap, side: int) -> list[tuple[re.Pattern[str], str]]:
-    """Regular expressions of one side with the other side's template, the longest name first: a prefix never wins over a path."""
+    """Regular expressions of one side with the other side's template, the longest name first: a prefix never
+    wins over a path."""
     rows = sorted(maps, key=lambda row: len(row[side]), reverse=True)
     return [
-        (re.compile(re.escape(row[side]).replace(r"\{n\}", r"(?P<n>\d+)") + r"(?P<rest>\..*)?"), row[1 - side]) for row in rows
+        (
+            re.compile(re.escape(row[side]).replace(r"\{n\}", r"(?P<n>\d+)") + r"(?P<rest>\..*)?"),
+            row[1 - side],
+        )
+        for row in rows
     ]
 
 
@@ -170,6 +192,9 @@ def _match(key: str, maps: KeyMap, side: int) -> tuple[re.Match[str], str] | Non
 def _translate(key: str, maps: KeyMap, side: int) -> str:
     match = _match(key, maps, side)
     if match is None:
-        raise KeyMapError(f"{key!r} is not a weight of this model family; the file belongs to another model or another format.")
+        raise KeyMapError(
+            f"{key!r} is not a weight of this model family; the file belongs to another model or another "
+            f"format."
+        )
     found, template = match
     return template.replace("{n}", found.groupdict().get("n") or "") + (found["rest"] or "")

@@ -1,4 +1,5 @@
-"""Which prompts are longer than a backbone's text encoder reads, told by its tokenizer alone: no weights are loaded."""
+"""Which prompts are longer than a backbone's text encoder reads, told by its tokenizer alone: no weights are
+loaded."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ IsCut = Callable[[Sequence[str]], list[bool]]
 
 
 def load_is_cut(family: str, source: Source | None = None) -> IsCut | None:
-    """A function that tells which prompts are cut, or None where the tokenizer is not on this disk: nothing is downloaded.
+    """A function that tells which prompts are cut, or None where the tokenizer is not on this disk: nothing
+    is downloaded.
 
     `family` and `source` as for `load_backbone`.
     """

@@ -37,11 +37,16 @@ def load_backbone(
 ) -> Backbone:
     """Loads a text-to-video model for training or caching; every part is frozen and in eval mode.
 
-    `family`: "wan", "cogvideox" or "toy". `source`: a diffusers folder or hub id, a mapping of part -> native safetensors file
-    ("dit", "vae", "text", and "tokenizer" where the text file has none), or None for the family's smallest model. `parts`: which
-    of "vae", "text", "dit" to load; a CogVideoX "dit" file in the mapping also says which scale a "vae" file's latents have, as
-    those of 2B and 5B are told apart by nothing else. `fp8_storage` keeps the transformer's weights in float8 and computes in
-    `dtype` (diffusers' layerwise casting), for LoRA on a small card. Raises TrainingError where something is missing or does
+    `family`: "wan", "cogvideox" or "toy". `source`: a diffusers folder or hub id, a mapping of part -> native
+    safetensors file
+    ("dit", "vae", "text", and "tokenizer" where the text file has none), or None for the family's smallest
+    model. `parts`: which
+    of "vae", "text", "dit" to load; a CogVideoX "dit" file in the mapping also says which scale a "vae"
+    file's latents have, as
+    those of 2B and 5B are told apart by nothing else. `fp8_storage` keeps the transformer's weights in float8
+    and computes in
+    `dtype` (diffusers' layerwise casting), for LoRA on a small card. Raises TrainingError where something is
+    missing or does
     not fit.
     """
     parts = tuple(parts)
@@ -50,7 +55,11 @@ def load_backbone(
     if unknown := set(parts) - set(PARTS):
         raise TrainingError(f"part {sorted(unknown)[0]!r} is unknown; parts are {', '.join(PARTS)}.")
     if source is None:
-        source = {part: TOY_WEIGHTS / f"toy_{part}.safetensors" for part in parts} if family == "toy" else DEFAULT_SOURCE[family]
+        source = (
+            {part: TOY_WEIGHTS / f"toy_{part}.safetensors" for part in parts}
+            if family == "toy"
+            else DEFAULT_SOURCE[family]
+        )
     load = _from_files if isinstance(source, Mapping) else _from_diffusers
     pieces = load(family, source, parts, dtype, vae_dtype)
     for name in ("vae", "text", "dit"):
@@ -61,8 +70,16 @@ def load_backbone(
     return _assemble(family, pieces, device, dtype)
 
 
-def _assemble(family: str, pieces: dict[str, Any], device: str | torch.device, dtype: torch.dtype) -> Backbone:
-    common = {"vae": pieces.get("vae"), "text": pieces.get("text"), "dit": pieces.get("dit"), "device": device, "dtype": dtype}
+def _assemble(
+    family: str, pieces: dict[str, Any], device: str | torch.device, dtype: torch.dtype
+) -> Backbone:
+    common = {
+        "vae": pieces.get("vae"),
+        "text": pieces.get("text"),
+        "dit": pieces.get("dit"),
+        "device": device,
+        "dtype": dtype,
+    }
     if family != "cogvideox":
         backbone = WanBackbone(latent_space="wan2.1" if family == "wan" else "toy", **common)
         if family == "toy":
@@ -74,11 +91,17 @@ def _assemble(family: str, pieces: dict[str, Any], device: str | torch.device, d
         five = cogvideox.is_five_billion(heads)
     else:
         five = vae is not None and abs(vae.config.scaling_factor - 0.7) < 1e-3
-    return CogVideoXBackbone(latent_space="cogvideox1.5" if five else "cogvideox", snr_shift=1.0 if five else 3.0, **common)
+    return CogVideoXBackbone(
+        latent_space="cogvideox1.5" if five else "cogvideox", snr_shift=1.0 if five else 3.0, **common
+    )
 
 
 def _from_diffusers(
-    family: str, source: str | os.PathLike[str], parts: tuple[str, ...], dtype: torch.dtype, vae_dtype: torch.dtype
+    family: str,
+    source: str | os.PathLike[str],
+    parts: tuple[str, ...],
+    dtype: torch.dtype,
+    vae_dtype: torch.dtype,
 ) -> dict[str, Any]:
     """Parts from a diffusers folder or hub id."""
     import diffusers
@@ -87,9 +110,14 @@ def _from_diffusers(
     from .text import T5Text, from_tokenizer
 
     if family == "toy":
-        raise TrainingError("the toy backbone is loaded from native files; leave `source` out or give a mapping of part to file.")
+        raise TrainingError(
+            "the toy backbone is loaded from native files; leave `source` out or give a mapping of part to "
+            "file."
+        )
     if str(source).endswith((".safetensors", ".ckpt", ".pt")):
-        raise TrainingError(f"{source} is one file; say which part it is, for example {{'dit': {str(source)!r}}}.")
+        raise TrainingError(
+            f"{source} is one file; say which part it is, for example {{'dit': {str(source)!r}}}."
+        )
     cog = family == "cogvideox"
     vae_type = diffusers.AutoencoderKLCogVideoX if cog else diffusers.AutoencoderKLWan
     dit_type = diffusers.CogVideoXTransformer3DModel if cog else diffusers.WanTransformer3DModel
@@ -97,20 +125,34 @@ def _from_diffusers(
     pieces: dict[str, Any] = {}
     try:
         if "vae" in parts:
-            pieces["vae"] = vae_type.from_pretrained(source, subfolder="vae", torch_dtype=vae_dtype, use_safetensors=True)
+            pieces["vae"] = vae_type.from_pretrained(
+                source, subfolder="vae", torch_dtype=vae_dtype, use_safetensors=True
+            )
         if "text" in parts:
-            encoder = text_type.from_pretrained(source, subfolder="text_encoder", dtype=dtype, use_safetensors=True)
-            pieces["text"] = T5Text(encoder, from_tokenizer(AutoTokenizer.from_pretrained(source, subfolder="tokenizer")))
+            encoder = text_type.from_pretrained(
+                source, subfolder="text_encoder", dtype=dtype, use_safetensors=True
+            )
+            pieces["text"] = T5Text(
+                encoder, from_tokenizer(AutoTokenizer.from_pretrained(source, subfolder="tokenizer"))
+            )
         if "dit" in parts:
-            pieces["dit"] = dit_type.from_pretrained(source, subfolder="transformer", torch_dtype=dtype, use_safetensors=True)
+            pieces["dit"] = dit_type.from_pretrained(
+                source, subfolder="transformer", torch_dtype=dtype, use_safetensors=True
+            )
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
-        raise TrainingError(f"{source} could not be loaded as a diffusers {family} model: {reason}") from error
+        raise TrainingError(
+            f"{source} could not be loaded as a diffusers {family} model: {reason}"
+        ) from error
     return pieces
 
 
 def _from_files(
-    family: str, source: Mapping[str, str | os.PathLike[str]], parts: tuple[str, ...], dtype: torch.dtype, vae_dtype: torch.dtype
+    family: str,
+    source: Mapping[str, str | os.PathLike[str]],
+    parts: tuple[str, ...],
+    dtype: torch.dtype,
+    vae_dtype: torch.dtype,
 ) -> dict[str, Any]:
     """Parts from native single files."""
     import diffusers
@@ -118,11 +160,15 @@ def _from_files(
     from .text import from_native_file
 
     if unknown := set(source) - {*PARTS, "tokenizer"}:
-        raise TrainingError(f"source part {sorted(unknown)[0]!r} is unknown; parts are {', '.join(PARTS)} and tokenizer.")
+        raise TrainingError(
+            f"source part {sorted(unknown)[0]!r} is unknown; parts are {', '.join(PARTS)} and tokenizer."
+        )
     paths = {name: Path(path) for name, path in source.items() if name in parts}
     for name in parts:
         if name not in paths:
-            raise TrainingError(f"no file was given for {name!r}; add it to the source or leave {name!r} out of the parts.")
+            raise TrainingError(
+                f"no file was given for {name!r}; add it to the source or leave {name!r} out of the parts."
+            )
         if not paths[name].is_file():
             raise TrainingError(f"{paths[name]} does not exist.")
     pieces: dict[str, Any] = {}
@@ -178,31 +224,46 @@ def _convert(state: dict[str, torch.Tensor], keys: Any, path: Path) -> dict[str,
 
 
 def _heads(path: Path) -> int:
-    """Attention heads of a CogVideoX transformer file, of which only one tensor is looked at. Raises TrainingError."""
+    """Attention heads of a CogVideoX transformer file, of which only one tensor is looked at. Raises
+    TrainingError."""
     import safetensors
 
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            name = next((key for key in file.keys() if strip_prefix(key) == "patch_embed.proj.weight"), None)  # noqa: SIM118
+            name = next((key for key in file.keys() if strip_prefix(key) == "patch_embed.proj.weight"), None)
             if name is None:
-                raise TrainingError(f"{path.name} is not a CogVideoX transformer: it has no 'patch_embed.proj.weight'.")
+                raise TrainingError(
+                    f"{path.name} is not a CogVideoX transformer: it has no 'patch_embed.proj.weight'."
+                )
             return file.get_slice(name).get_shape()[0] // 64
     except (safetensors.SafetensorError, OSError) as error:
         raise TrainingError(f"{path.name} is not a readable safetensors file ({error}).") from error
 
 
-def _sizes(config_of: Callable[[Mapping[str, torch.Tensor]], dict[str, Any]], state: dict[str, torch.Tensor], path: Path) -> Any:
-    """A model's arguments read off its tensors. Raises TrainingError where some of those are missing, as in a LoRA's file."""
+def _sizes(
+    config_of: Callable[[Mapping[str, torch.Tensor]], dict[str, Any]],
+    state: dict[str, torch.Tensor],
+    path: Path,
+) -> Any:
+    """A model's arguments read off its tensors. Raises TrainingError where some of those are missing, as in a
+    LoRA's file."""
     try:
         return config_of(state)
     except (KeyError, ValueError) as error:
-        raise TrainingError(f"{path.name} is not a whole model: it has no {error}; a LoRA goes to --init.") from error
+        raise TrainingError(
+            f"{path.name} is not a whole model: it has no {error}; a LoRA goes to --init."
+        ) from error
 
 
 def _fill(
-    model_type: type, config: dict[str, Any], state: Mapping[str, torch.Tensor], path: Path, dtype: torch.dtype
+    model_type: type,
+    config: dict[str, Any],
+    state: Mapping[str, torch.Tensor],
+    path: Path,
+    dtype: torch.dtype,
 ) -> nn.Module:
-    """A model of `config` with the weights of `state`, in `dtype` but for the parts that diffusers keeps in float32."""
+    """A model of `config` with the weights of `state`, in `dtype` but for the parts that diffusers keeps in
+    float32."""
     model = model_type(**config)
     try:
         model.load_state_dict(state, strict=True)

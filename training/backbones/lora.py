@@ -30,12 +30,13 @@ class TuneConfig:
     rslora: bool = False
     """Rank-stabilised scaling. The exported file carries an alpha that gives the same scale."""
     targets: str = ""
-    """Names or endings of the transformer's linear layers (diffusers' names), separated by commas; empty for the family's
-    usual ones."""
+    """Names or endings of the transformer's linear layers (diffusers' names), separated by commas; empty for
+    the family's usual ones."""
 
 
 def attach(backbone: Backbone, config: TuneConfig, seed: int = 0) -> None:
-    """Makes what `config` names trainable, in float32. Raises TrainingError where the rank is bad or a target names no layer."""
+    """Makes what `config` names trainable, in float32. Raises TrainingError where the rank is bad or a target
+    names no layer."""
     dit = backbone.dit
     dit.requires_grad_(False)
     if config.mode == "full":
@@ -46,7 +47,8 @@ def attach(backbone: Backbone, config: TuneConfig, seed: int = 0) -> None:
 
     check(config)
     targets = check_targets(
-        dit, [word.strip() for word in config.targets.split(",") if word.strip()] or list(backbone.lora_targets)
+        dit,
+        [word.strip() for word in config.targets.split(",") if word.strip()] or list(backbone.lora_targets),
     )
     torch.manual_seed(seed)
     dit.add_adapter(
@@ -69,7 +71,9 @@ def check_targets(dit: nn.Module, targets: Sequence[str]) -> list[str]:
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in linear):
             example = next((name for name in linear if "attn1" in name), linear[0])
-            raise TrainingError(f"no linear layer of this model ends in {target!r}; its layers are named like {example!r}.")
+            raise TrainingError(
+                f"no linear layer of this model ends in {target!r}; its layers are named like {example!r}."
+            )
     return list(targets)
 
 

@@ -1,4 +1,5 @@
-"""Model files that look like a backbone's and are not, told by their true name before anything is built from them."""
+"""Model files that look like a backbone's and are not, told by their true name before anything is built from
+them."""
 
 from __future__ import annotations
 
@@ -18,14 +19,19 @@ WAN22_CHANNELS, WAN22_PATCHED_PIXELS = 48, 12
 """Wan 2.2 5B: channels of its latents, and of the 2x2 pixel patches that its VAE reads."""
 
 
-def refuse_quantised(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Raises TrainingError for weights that are stored quantised: they cannot be trained on, nor read without their scales."""
+def refuse_quantised(
+    state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Raises TrainingError for weights that are stored quantised: they cannot be trained on, nor read without
+    their scales."""
     formats = {_format(value) for key, value in state.items() if key.endswith("comfy_quant")}
     formats |= _metadata_formats(metadata or {})
     formats |= {name for end, name in PACKED.items() if any(key.endswith(end) for key in state)}
     remedy = "which cannot be trained on; use the fp16 or bf16 file."
     if formats:
-        raise TrainingError(f"{path.name} holds weights quantised layer by layer ({', '.join(sorted(formats))}), {remedy}")
+        raise TrainingError(
+            f"{path.name} holds weights quantised layer by layer ({', '.join(sorted(formats))}), {remedy}"
+        )
     if any(key.endswith(SCALED) for key in state):
         raise TrainingError(f"{path.name} holds scaled fp8 weights, {remedy}")
 
@@ -51,9 +57,12 @@ def refuse_wan22(state: Mapping[str, Tensor], path: Path) -> None:
     """Raises TrainingError for the transformer or the VAE of Wan 2.2 5B, under native or diffusers' names."""
     channels = [state[key].shape[1] for key in ("patch_embedding.weight",) if key in state]
     channels += [state[key].shape[0] for key in ("conv2.weight", "post_quant_conv.weight") if key in state]
-    pixels = [state[key].shape[1] for key in ("encoder.conv1.weight", "encoder.conv_in.weight") if key in state]
+    pixels = [
+        state[key].shape[1] for key in ("encoder.conv1.weight", "encoder.conv_in.weight") if key in state
+    ]
     if WAN22_CHANNELS in channels or WAN22_PATCHED_PIXELS in pixels:
         raise TrainingError(
-            f"{path.name} is of Wan 2.2 5B (TI2V), whose latents have {WAN22_CHANNELS} channels at a sixteenth of the size; this "
+            f"{path.name} is of Wan 2.2 5B (TI2V), whose latents have {WAN22_CHANNELS} channels at a "
+            f"sixteenth of the size; this "
             "trainer knows those of Wan 2.1 and Wan 2.2 14B (16 channels): use their files."
         )

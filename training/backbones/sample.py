@@ -28,11 +28,14 @@ def sample(
 ) -> Tensor:
     """Latents `B C T H W` in model scaling from prompts `B L D` (mask `B L`).
 
-    shape: `T H W` of the latent; cfg: guidance over `null`, the empty prompt's tokens `1 L D` and mask, 1 for none; corrections
-    see the same SamplingStep as in ComfyUI. Noise of row i is seeded by seed + i, whatever the batch.
+    shape: `T H W` of the latent; cfg: guidance over `null`, the empty prompt's tokens `1 L D` and mask, 1 for
+    none; corrections see the same SamplingStep as in ComfyUI. Noise of row i is seeded by seed + i, whatever
+    the batch.
     """
     rows = [torch.Generator().manual_seed(seed + row) for row in range(len(tokens))]
-    noise = torch.stack([torch.randn(backbone.latent_channels, *shape, generator=generator) for generator in rows])
+    noise = torch.stack(
+        [torch.randn(backbone.latent_channels, *shape, generator=generator) for generator in rows]
+    )
     x = noise.to(backbone.device)
     cond = pool_tokens(tokens, mask)
     times = schedule(backbone, steps)
@@ -76,7 +79,9 @@ def guided(
         plain = edited = backbone.x0(x, predicted, t) if acting else x0
         for correction in acting:
             edited = correction.correct(edited, step)
-        if edited is not plain:  # CFG is linear: it carries a branch's change along with the branch's own share
+        if (
+            edited is not plain
+        ):  # CFG is linear: it carries a branch's change along with the branch's own share
             x0 = x0 + share * (edited - plain)
     return x0
 

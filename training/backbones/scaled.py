@@ -25,16 +25,20 @@ def is_scaled(state: Mapping[str, Tensor]) -> bool:
 def unscaled(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state with every weight times its scale, in float32, and without what is for fp8 products alone.
 
-    A scale is one number, or one per row of its weight. Raises TrainingError where a scale has no weight or does not
-    fit it.
+    A scale is one number, or one per row of its weight. Raises TrainingError where a scale has no weight or
+    does not fit it.
     """
     plain = {key: value for key, value in state.items() if not key.endswith((*SCALES, *MARKS))}
     for key in (key for key in state if key.endswith(SCALES)):
         weight, scale = key[: key.rindex(".")] + ".weight", state[key].float()
         if weight not in plain:
-            raise TrainingError(f"{key} scales {weight}, which the file does not hold; use an undamaged file.")
+            raise TrainingError(
+                f"{key} scales {weight}, which the file does not hold; use an undamaged file."
+            )
         rows = len(plain[weight])
         if scale.numel() not in (1, rows):
-            raise TrainingError(f"{key} holds {scale.numel()} scales for the {rows} rows of {weight}; use the fp16 file.")
+            raise TrainingError(
+                f"{key} holds {scale.numel()} scales for the {rows} rows of {weight}; use the fp16 file."
+            )
         plain[weight] = plain[weight].float() * scale.reshape(-1, *[1] * (plain[weight].ndim - 1))
     return plain

@@ -1,4 +1,5 @@
-"""Text encoders behind one call: prompts -> tokens and mask. T5 and umT5, from a folder or a single native file."""
+"""Text encoders behind one call: prompts -> tokens and mask. T5 and umT5, from a folder or a single native
+file."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ class T5Text(nn.Module):
         """Channels of a token."""
         return self.encoder.config.d_model
 
-    def forward(self, prompts: Sequence[str], length: int, attend_padding: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, prompts: Sequence[str], length: int, attend_padding: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Tokens `B length D` and mask `B length` (bool, True on the prompt's tokens and its end token)."""
         ids, mask = self.tokenise([clean(prompt) for prompt in prompts], length)
         device = next(self.encoder.parameters()).device
@@ -62,7 +65,9 @@ def from_tokenizer(tokenizer: Any) -> Tokenise:
     """Wraps a transformers tokenizer."""
 
     def tokenise(prompts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
-        out = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        out = tokenizer(
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
         return out.input_ids, out.attention_mask
 
     return tokenise
@@ -75,7 +80,10 @@ def from_sentencepiece(model: bytes) -> Tokenise:
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
 
     def tokenise(prompts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
-        ids, mask = torch.zeros(len(prompts), length, dtype=torch.long), torch.zeros(len(prompts), length, dtype=torch.long)
+        ids, mask = (
+            torch.zeros(len(prompts), length, dtype=torch.long),
+            torch.zeros(len(prompts), length, dtype=torch.long),
+        )
         for row, prompt in enumerate(prompts):
             found = [*pieces.encode(prompt)[: length - 1], 1]  # 1 ends a sequence in every T5 vocabulary.
             ids[row, : len(found)] = torch.tensor(found)
@@ -88,9 +96,9 @@ def from_sentencepiece(model: bytes) -> Tokenise:
 def from_native_file(path: Path, tokenizer: str | Path | None, dtype: torch.dtype) -> T5Text:
     """Loads a T5 or umT5 encoder from one safetensors file as ComfyUI's text_encoders folder holds them.
 
-    Sizes are read off the tensors. umT5 files carry their tokenizer; T5 needs `tokenizer` (a folder or hub id). fp8 files
-    with scales are read as what their weights stand for. Raises TrainingError where the file is no T5, or lacks its
-    tokenizer.
+    Sizes are read off the tensors. umT5 files carry their tokenizer; T5 needs `tokenizer` (a folder or hub
+    id). fp8 files with scales are read as what their weights stand for. Raises TrainingError where the file
+    is no T5, or lacks its tokenizer.
     """
     import safetensors
     import safetensors.torch
@@ -110,7 +118,9 @@ def from_native_file(path: Path, tokenizer: str | Path | None, dtype: torch.dtyp
     vocabulary, width = state["shared.weight"].shape
     heads = state[bias.format(0)].shape[1]
     every_layer_has_bias = bias.format(1) in state
-    config_type, model_type = (UMT5Config, UMT5EncoderModel) if every_layer_has_bias else (T5Config, T5EncoderModel)
+    config_type, model_type = (
+        (UMT5Config, UMT5EncoderModel) if every_layer_has_bias else (T5Config, T5EncoderModel)
+    )
     config = config_type(
         vocab_size=vocabulary,
         d_model=width,
@@ -127,9 +137,13 @@ def from_native_file(path: Path, tokenizer: str | Path | None, dtype: torch.dtyp
     state["encoder.embed_tokens.weight"] = state["shared.weight"]
     missing, unexpected = encoder.load_state_dict(state, strict=False, assign=True)
     if unexpected or [key for key in missing if not key.endswith("embed_tokens.weight")]:
-        raise TrainingError(f"{path.name} does not fit a T5 encoder: missing {missing[:2]}, unexpected {unexpected[:2]}.")
+        raise TrainingError(
+            f"{path.name} does not fit a T5 encoder: missing {missing[:2]}, unexpected {unexpected[:2]}."
+        )
     if tokenizer is not None:
         return T5Text(encoder, from_tokenizer(AutoTokenizer.from_pretrained(tokenizer)))
     if piece_model is None:
-        raise TrainingError(f"{path.name} carries no tokenizer; add 'tokenizer': a folder or hub id of the T5 tokenizer.")
+        raise TrainingError(
+            f"{path.name} carries no tokenizer; add 'tokenizer': a folder or hub id of the T5 tokenizer."
+        )
     return T5Text(encoder, from_sentencepiece(piece_model.numpy().tobytes()))

@@ -22,7 +22,8 @@ TIMESTEPS = 1000
 
 
 class WanBackbone(Backbone):
-    """Wan text-to-video. `tokens` shorter than `text_length` are filled up with zeros, as ComfyUI and diffusers do."""
+    """Wan text-to-video. `tokens` shorter than `text_length` are filled up with zeros, as ComfyUI and
+    diffusers do."""
 
     family = "wan"
     prediction = "flow"
@@ -69,7 +70,9 @@ class WanBackbone(Backbone):
     def _noise(self, latent: Tensor, t: Tensor, eps: Tensor) -> Noised:
         sigma = t.to(latent.dtype).view(-1, 1, 1, 1, 1)
         return Noised(
-            noisy=(1 - sigma) * latent + sigma * eps, target=eps - latent, weight=torch.ones_like(t, dtype=torch.float32)
+            noisy=(1 - sigma) * latent + sigma * eps,
+            target=eps - latent,
+            weight=torch.ones_like(t, dtype=torch.float32),
         )
 
     def predict(self, noisy: Tensor, t: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -87,7 +90,8 @@ class WanBackbone(Backbone):
         return noisy - t.to(noisy).view(-1, 1, 1, 1, 1) * out
 
     def signal_power(self, t: Tensor) -> Tensor:
-        """alpha_bar of the DDPM step with the same signal-to-noise ratio: (1 - sigma)^2 / ((1 - sigma)^2 + sigma^2)."""
+        """alpha_bar of the DDPM step with the same signal-to-noise ratio: (1 - sigma)^2 / ((1 - sigma)^2 +
+        sigma^2)."""
         signal, noise = (1 - t.float()) ** 2, t.float() ** 2
         return signal / (signal + noise)
 

@@ -1,4 +1,5 @@
-"""`latent-physics bench`: measures the kernels, shows a table and, with --growth, a plot of memory over tokens."""
+"""`latent-physics bench`: measures the kernels, shows a table and, with --growth, a plot of memory over
+tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "kernels"
 
 
 def main(argv: list[str]) -> int:
-    """Runs the kernels' benchmark with `argv`; returns its exit status, 1 if this installation has no benchmarks."""
+    """Runs the kernels' benchmark with `argv`; returns its exit status, 1 if this installation has no
+    benchmarks."""
     if not FOLDER.exists():
         print(
             f"the benchmarks are part of the source tree, and {FOLDER} is not there; run this from a clone.",

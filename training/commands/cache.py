@@ -14,13 +14,16 @@ from . import cli
 
 
 def main(argv: list[str]) -> int:
-    """The command. Returns the exit status: 0 where every clip that could be read is cached, 1 on an error, 130 where stopped."""
+    """The command. Returns the exit status: 0 where every clip that could be read is cached, 1 on an error,
+    130 where stopped."""
 
     return cli.run_command(lambda: _command(argv), CacheError, VideoError, WeightsError, TrainingError)
 
 
 def _command(argv: list[str]) -> int:
-    config = cli.parse(CacheConfig, argv, prog="latent-physics cache", description="Videos -> latents and prompt embeddings.")
+    config = cli.parse(
+        CacheConfig, argv, prog="latent-physics cache", description="Videos -> latents and prompt embeddings."
+    )
     format_of(config)
     found = gather(config)
     with StopRequest() as stop:

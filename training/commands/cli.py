@@ -13,10 +13,15 @@ Config = TypeVar("Config")
 
 
 def parse(
-    config: type[Config], argv: list[str], *, prog: str, description: str, defaults: Mapping[str, Any] | None = None
+    config: type[Config],
+    argv: list[str],
+    *,
+    prog: str,
+    description: str,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Reads `argv` into the dataclass `config`; --help lists its fields with their docstrings. Fields of nested dataclasses are
-    options like the others. `defaults` replaces defaults of single fields.
+    """Reads `argv` into the dataclass `config`; --help lists its fields with their docstrings. Fields of
+    nested dataclasses are options like the others. `defaults` replaces defaults of single fields.
 
     Raises TrainingError where tyro is missing; argparse-style errors and --help end the process (SystemExit).
     """
@@ -25,7 +30,9 @@ def parse(
     except ImportError as error:
         hint = "pip install tyro, or all that training needs: pip install -e '.[train]'"
         raise TrainingError(f"{prog} needs tyro, which is not installed: {hint}") from error
-    default = config(**{field.name: tyro.MISSING for field in fields(config) if _required(field)} | dict(defaults or {}))
+    default = config(
+        **{field.name: tyro.MISSING for field in fields(config) if _required(field)} | dict(defaults or {})
+    )
     flat = (tyro.conf.OmitArgPrefixes,)
     return tyro.cli(config, args=argv, prog=prog, description=description, default=default, config=flat)
 
@@ -35,8 +42,12 @@ def _required(field: Field[Any]) -> bool:
 
 
 def run_command(command: Callable[[], int], *errors: type[BaseException]) -> int:
-    """Runs `command`, returns its exit status. TrainingError, OSError and `errors` become one line and status 1."""
-    for stream in (sys.stdout, sys.stderr):  # a console's code page, cp1252 say, need not have every letter of a file's name
+    """Runs `command`, returns its exit status. TrainingError, OSError and `errors` become one line and status
+    1."""
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a console's code page, cp1252 say, need not have every letter of a file's name
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:

@@ -12,11 +12,16 @@ def main(argv: list[str]) -> int:
     """The command. Returns the exit status."""
 
     def command() -> int:
-        config = cli.parse(CompareConfig, argv, prog="latent-physics compare", description=CompareConfig.__doc__ or "")
+        config = cli.parse(
+            CompareConfig, argv, prog="latent-physics compare", description=CompareConfig.__doc__ or ""
+        )
         with StopRequest() as stop:
             results = compare(config, stop, ProgressLine("compare"))
         print(table(results, prompts_of(config)[0]))
-        print(f"{config.prompts} clips, same prompts and noise in every row, one seed; scores in {runs_of(config)}.")
+        print(
+            f"{config.prompts} clips, same prompts and noise in every row, one seed; scores in "
+            f"{runs_of(config)}."
+        )
         return 130 if len(results) <= len(config.recipes) else 0
 
     return cli.run_command(command, TrainingError, *ERRORS)

@@ -18,7 +18,8 @@ PROG = "latent-physics evaluate"
 
 
 class Pace:
-    """Shows a share on a progress line; the time left counts from this call's own start, not from a resumed share."""
+    """Shows a share on a progress line; the time left counts from this call's own start, not from a resumed
+    share."""
 
     def __init__(self, line: ProgressLine) -> None:
         self.line, self.first, self.begin = line, -1.0, time.monotonic()

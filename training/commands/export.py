@@ -13,7 +13,9 @@ def main(argv: list[str]) -> int:
     """The command. Returns the exit status."""
 
     def command() -> int:
-        config = parse(ExportConfig, argv, prog="latent-physics export", description=ExportConfig.__doc__ or "")
+        config = parse(
+            ExportConfig, argv, prog="latent-physics export", description=ExportConfig.__doc__ or ""
+        )
         path = export(config)
         print(f"{path} ({path.stat().st_size / 2**20:.1f} MiB)")
         return 0

@@ -27,7 +27,10 @@ def main(argv: list[str]) -> int:
             print("Stopped before the training; the same command goes on from there.")
             return 130
         if outcome.stopped:
-            print(f"Stopped after step {outcome.step} of {config.trainer.steps}; the same command goes on from there.")
+            print(
+                f"Stopped after step {outcome.step} of {config.trainer.steps}; the same command goes on "
+                f"from there."
+            )
             return 130
         print(f"Done: {outcome.step} steps in {config.out}." + (f" For ComfyUI: {path}" if path else ""))
         return 0

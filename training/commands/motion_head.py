@@ -28,7 +28,10 @@ def main(argv: list[str]) -> int:
         with StopRequest() as stop:
             outcome, path = train_motion_head(config, stop)
         if outcome.stopped:
-            print(f"Stopped after step {outcome.step} of {config.trainer.steps}; the same command goes on from there.")
+            print(
+                f"Stopped after step {outcome.step} of {config.trainer.steps}; the same command goes on "
+                f"from there."
+            )
             return 130
         print(f"Done: {path}")
         return 0

@@ -1,16 +1,20 @@
-"""`latent-physics pila`: trains the PILA adapter on a frozen backbone in the stages of arXiv 2606.04737, section B.3.
+"""`latent-physics pila`: trains the PILA adapter on a frozen backbone in the stages of arXiv 2606.04737,
+section B.3.
 
     python training pila --recipe toy --toy-clips 512 --out runs/pila          # the toy world, two cores
     python training pila --recipe wan --cache CLIPS --out runs/pila_wan         # Wan 2.1 1.3B
 
-Stage A fits the velocity slot to optical flow on ever noisier estimates, stage B recovers the fields that no data shows, stage C
-trains everything with the flow-matching loss and the routed residuals. A run goes on where it stopped, inside a stage and
-between stages; every random draw is a function of (seed, stage, step). Several processes share the clips of a step:
+Stage A fits the velocity slot to optical flow on ever noisier estimates, stage B recovers the fields that no
+data shows, stage C trains everything with the flow-matching loss and the routed residuals. A run goes on
+where it stopped, inside a stage and between stages; every random draw is a function of (seed, stage, step).
+Several processes share the clips of a step:
 
-    accelerate launch --config_file training/recipes/ddp.yaml training pila --recipe wan --cache CLIPS --out runs/pila_wan
+    accelerate launch --config_file training/recipes/ddp.yaml training pila --recipe wan --cache CLIPS --out
+    runs/pila_wan
 
-Each takes its own stretch of what one process with all the clips would draw, so the number of processes changes the speed and
-not the result (up to rounding). With zero2.yaml instead, DeepSpeed keeps the optimiser's state in shards.
+Each takes its own stretch of what one process with all the clips would draw, so the number of processes
+changes the speed and not the result (up to rounding). With zero2.yaml instead, DeepSpeed keeps the
+optimiser's state in shards.
 """
 
 from __future__ import annotations
@@ -46,7 +50,8 @@ class PilaCommand:
     """Train a PILA adapter on a frozen backbone."""
 
     out: Path
-    """Folder of this run: checkpoint, log.csv, curves, pila_adapter.safetensors. A run found there goes on."""
+    """Folder of this run: checkpoint, log.csv, curves, pila_adapter.safetensors. A run found there goes
+    on."""
     cache: Path | None = None
     """Folder that `latent-physics cache --tokens` filled."""
     toy_clips: int = 0
@@ -62,27 +67,34 @@ class PilaCommand:
     vae: Path | None = None
     """A VAE file, needed beside `dit` where flow is "pixels" or "raft"."""
     gate: Literal["quadratic", "linear"] | None = None
-    """How the correction fades with noise; left out, the recipe's. "quadratic" with floor 0.05 is the paper's and nearly nothing
-    above sigma 0.8, where all but the last step of a 4-step graph and all of Wan 2.2's high-noise model lie; "linear" with floor
+    """How the correction fades with noise; left out, the recipe's. "quadratic" with floor 0.05 is the paper's
+    and nearly nothing
+    above sigma 0.8, where all but the last step of a 4-step graph and all of Wan 2.2's high-noise model lie;
+    "linear" with floor
     0.3 is what the authors' Wan scripts pass, and acts there too."""
     gate_floor: float | None = None
-    """Share of the correction applied at pure noise; left out, 0.05 of the quadratic and 0.3 of the linear gate."""
+    """Share of the correction applied at pure noise; left out, 0.05 of the quadratic and 0.3 of the linear
+    gate."""
     decoder_blocks: int | None = None
     """Residual blocks of the decoder; left out, the recipe's."""
     decoder_sees_feature: bool | None = None
-    """Also feed the encoder's feature to the decoder, beside the bank, as the authors' code does; left out, the recipe's."""
+    """Also feed the encoder's feature to the decoder, beside the bank, as the authors' code does; left out,
+    the recipe's."""
     flow: FlowSource | None = None
-    """Source of the velocity target: "raft" (on decoded frames; torchvision fetches its weights once, 21 MB), "pixels"
-    (Lucas-Kanade on decoded frames), "latent" (Lucas-Kanade on the latent: no VAE needed, but its direction agrees little with
-    RAFT's, cosine 0.29). Left out, raft for Wan and latent for the toy world, whose drawn clips use their rendered frames."""
+    """Source of the velocity target: "raft" (on decoded frames; torchvision fetches its weights once, 21 MB),
+    "pixels" (Lucas-Kanade on decoded frames), "latent" (Lucas-Kanade on the latent: no VAE needed, but its
+    direction agrees little with RAFT's, cosine 0.29). Left out, raft for Wan and latent for the toy world,
+    whose drawn clips use their rendered frames."""
     raft: str = "raft_large"
     """RAFT's name or a safetensors file."""
     labels: Path | None = None
-    """JSON lines of {"prompt": ..., "labels": [...]}; captions that are not in it are labelled by the offline rules."""
+    """JSON lines of {"prompt": ..., "labels": [...]}; captions that are not in it are labelled by the offline
+    rules."""
     ablation: str = "full"
     """One row of the ablation tables: full, plain_adapter, no_afe, no_routing, no_pde, proxy_only, ..."""
     films: int = 2
-    """Held-out clips to film at the end, without and with the correction side by side; 0 for none. They need the VAE."""
+    """Held-out clips to film at the end, without and with the correction side by side; 0 for none. They need
+    the VAE."""
     export: Path | None = None
     """Also write the adapter here, for example ComfyUI/models/latent_physics/my_pila.safetensors."""
     fresh: bool = False
@@ -91,10 +103,13 @@ class PilaCommand:
 
 
 def main(argv: list[str]) -> int:
-    """The command. Returns the exit status: 0 where the run is finished, 1 on an error, 130 where stopped by the user."""
+    """The command. Returns the exit status: 0 where the run is finished, 1 on an error, 130 where stopped by
+    the user."""
     from ...encoders import TeacherError
 
-    return cli.run_command(lambda: _command(argv), DatasetError, WeightsError, TrainingError, TeacherError, ValueError)
+    return cli.run_command(
+        lambda: _command(argv), DatasetError, WeightsError, TrainingError, TeacherError, ValueError
+    )
 
 
 def _command(argv: list[str]) -> int:
@@ -102,7 +117,9 @@ def _command(argv: list[str]) -> int:
     method, adapter = ablation(command.ablation), _adapter(command)
     check(command.config)
     if (command.cache is None) == (command.toy_clips == 0):
-        raise TrainingError("give either --cache (a folder of cached clips) or --toy-clips (how many to draw), not both.")
+        raise TrainingError(
+            "give either --cache (a folder of cached clips) or --toy-clips (how many to draw), not both."
+        )
     accelerator = make_accelerator(command.config)
     if command.fresh and accelerator.is_main_process:
         for name in (CHECKPOINT, EXPORT, LOG, CURVES, RESIDUALS):
@@ -121,10 +138,19 @@ def _command(argv: list[str]) -> int:
         run.export(command.export)
     if run.finished:
         _film(run, command)
-        removed = "" if run.val_gain is None else f" It removes {run.val_gain:.2%} of the frozen model's error on held-out clips."
-        accelerator.print(f"Adapter: {command.export or command.out / EXPORT}.{removed}{_findings(findings(run.loop.found))}")
+        removed = (
+            ""
+            if run.val_gain is None
+            else f" It removes {run.val_gain:.2%} of the frozen model's error on held-out clips."
+        )
+        accelerator.print(
+            f"Adapter: "
+            f"{command.export or command.out / EXPORT}.{removed}{_findings(findings(run.loop.found))}"
+        )
         return 0
-    accelerator.print(f"Stopped at step {run.total_steps} of {run.planned_steps}; run the same command to resume.")
+    accelerator.print(
+        f"Stopped at step {run.total_steps} of {run.planned_steps}; run the same command to resume."
+    )
     return 130
 
 
@@ -132,14 +158,18 @@ def budget(run: PilaRun) -> str:
     """How far the run's coupling stage is from the paper's, in clips shown."""
     shown = run.task.stages[-1].steps * run.task.config.batch * run.accelerator.num_processes
     return (
-        f"Stage C shows {shown:,} clips ({len(run.task.clips):,} different ones), {shown / PAPER_CLIPS:.1%} of the paper's "
+        f"Stage C shows {shown:,} clips ({len(run.task.clips):,} different ones), {shown / PAPER_CLIPS:.1%} "
+        f"of the paper's "
         f"{PAPER_CLIPS:,} (3 epochs of WISA-80K)."
     )
 
 
 def _findings(found: Mapping[str, list[str]]) -> str:
     """What the last validation found wrong, as sentences."""
-    words = {"dead_slots": "Constant fields, whose laws judge nothing", "unused_experts": "Experts that no held-out clip used"}
+    words = {
+        "dead_slots": "Constant fields, whose laws judge nothing",
+        "unused_experts": "Experts that no held-out clip used",
+    }
     return "".join(f" {words[name]}: {', '.join(names)}." for name, names in found.items() if names)
 
 
@@ -149,7 +179,9 @@ def _film(run: PilaRun, command: PilaCommand) -> None:
     if count and run.accelerator.is_main_process and backbone.vae is not None:
         from ..tasks.pila.films import write_films
 
-        write_films(run.adapter.eval(), backbone, run.task.clips.batch(range(count)), command.out, run.total_steps)
+        write_films(
+            run.adapter.eval(), backbone, run.task.clips.batch(range(count)), command.out, run.total_steps
+        )
 
 
 def _parse(argv: list[str]) -> PilaCommand:
@@ -172,10 +204,15 @@ def _parse(argv: list[str]) -> PilaCommand:
 
 def _adapter(command: PilaCommand) -> PilaConfig:
     """The recipe's adapter with what the command line changes. Raises ValueError for values out of range."""
-    given = {name: getattr(command, name) for name in ("gate", "gate_floor", "decoder_blocks", "decoder_sees_feature")}
+    given = {
+        name: getattr(command, name)
+        for name in ("gate", "gate_floor", "decoder_blocks", "decoder_sees_feature")
+    }
     if command.gate is not None and command.gate_floor is None:
         given["gate_floor"] = GATE_FLOORS[command.gate]
-    return replace(RECIPES[command.recipe][1], **{name: value for name, value in given.items() if value is not None})
+    return replace(
+        RECIPES[command.recipe][1], **{name: value for name, value in given.items() if value is not None}
+    )
 
 
 def _backbone(command: PilaCommand) -> Any:

@@ -25,21 +25,24 @@ class PredictorCommand:
     cache: Path
     """Folder that `latent-physics cache` filled."""
     out: Path
-    """Folder of this run: checkpoint, log.csv, curves.png and motion_predictor.safetensors. A run found there goes on."""
+    """Folder of this run: checkpoint, log.csv, curves.png and motion_predictor.safetensors. A run found there
+    goes on."""
     export: Path | None = None
     """Also write the predictor here, for example ComfyUI/models/latent_physics/my_predictor.safetensors."""
     recipe: Literal["full", "toy", "quick"] = "full"
-    """Defaults of the settings below. full: 10.8M parameters, for a real backbone. toy: 0.5M, for small latents on a CPU.
-    quick: 2.2M, for a first try on a real backbone, minutes on a GPU."""
+    """Defaults of the settings below. full: 10.8M parameters, for a real backbone. toy: 0.5M, for small
+    latents on a CPU. quick: 2.2M, for a first try on a real backbone, minutes on a GPU."""
     fresh: bool = False
     """Start over: delete the run in `out` first."""
     memory_gb: float = 4.0
-    """Keep the latents in memory where they take at most this much; otherwise frames are read as they are needed."""
+    """Keep the latents in memory where they take at most this much; otherwise frames are read as they are
+    needed."""
     config: PredictorConfig = field(default_factory=PredictorConfig)
 
 
 def main(argv: list[str]) -> int:
-    """The command. Returns the exit status: 0 where the run is finished, 1 on an error, 130 where stopped by the user."""
+    """The command. Returns the exit status: 0 where the run is finished, 1 on an error, 130 where stopped by
+    the user."""
     return cli.run_command(lambda: _command(argv), DatasetError, TrainingError, WeightsError)
 
 
@@ -53,8 +56,10 @@ def _command(argv: list[str]) -> int:
     training = PredictorTraining(clips, command.config, command.out)
     count = sum(parameter.numel() for parameter in training.task.model.parameters())
     print(
-        f"{len(clips)} clips of {clips.latent_space} latents, {clips.channels} x {clips.size[0]} x {clips.size[1]}; "
-        f"{len(training.task.pairs)} pairs to train on; {count / 1e6:.1f}M parameters on {training.loop.accelerator.device}."
+        f"{len(clips)} clips of {clips.latent_space} latents, {clips.channels} x {clips.size[0]} x "
+        f"{clips.size[1]}; "
+        f"{len(training.task.pairs)} pairs to train on; {count / 1e6:.1f}M parameters on "
+        f"{training.loop.accelerator.device}."
     )
     if training.step:
         print(f"Going on from step {training.step} ({clock(training.loop.seconds)} of training so far).")
@@ -68,7 +73,8 @@ def _command(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> PredictorCommand:
-    """Reads the command line. The recipe is looked at first, because it decides the other defaults, which --help then shows."""
+    """Reads the command line. The recipe is looked at first, because it decides the other defaults, which
+    --help then shows."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--recipe", default="full")
     try:
@@ -90,11 +96,15 @@ def _summarise(training: PredictorTraining, command: PredictorCommand) -> int:
     kept = training.kept()
     if "unexplained" in kept:
         print(
-            f"Held-out clips: loss {kept['val_loss']:.4f}, unexplained variance of the change {kept['unexplained']:.3f} "
+            f"Held-out clips: loss {kept['val_loss']:.4f}, unexplained variance of the change "
+            f"{kept['unexplained']:.3f} "
             f"(1: knows nothing, 0: perfect), at step {kept['kept_step']}, whose weights are saved."
         )
         print("\n".join(said(kept)))
-    print(f"Weights: {command.export or command.out / EXPORT}\nCurves:  {command.out / CURVES}\nLog:     {command.out / LOG}")
+    print(
+        f"Weights: {command.export or command.out / EXPORT}\nCurves:  {command.out / CURVES}\nLog:     "
+        f"{command.out / LOG}"
+    )
     if not training.finished:
         print(f"Stopped at step {training.step}; run the same command to resume.")
         return 130

@@ -1,4 +1,5 @@
-"""`latent-physics study`: the gate of every objective, then the toy comparison of those whose gate is open."""
+"""`latent-physics study`: the gate of every objective, then the toy comparison of those whose gate is
+open."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ def main(argv: list[str]) -> int:
     """The command. Returns the exit status."""
 
     def command() -> int:
-        config = cli.parse(StudyConfig, argv, prog="latent-physics study", description=StudyConfig.__doc__ or "")
+        config = cli.parse(
+            StudyConfig, argv, prog="latent-physics study", description=StudyConfig.__doc__ or ""
+        )
         progress = ProgressLine("study")
         readings = gate(config, progress)
         print(gate_table(readings, Limits()))
@@ -24,7 +27,10 @@ def main(argv: list[str]) -> int:
         with StopRequest() as stop:
             results = study(config, readings, stop, progress)
         print(table(results, prompts_of(config)[0]))
-        print(f"{config.prompts} clips, same prompts and noise in every row, one seed; scores in {runs_of(config)}.")
+        print(
+            f"{config.prompts} clips, same prompts and noise in every row, one seed; scores in "
+            f"{runs_of(config)}."
+        )
         return 130 if len(results) <= len(config.recipes) else 0
 
     return cli.run_command(command, GateError, TrainingError, *ERRORS)

@@ -12,7 +12,10 @@ def main(argv: list[str]) -> int:
 
     def command() -> int:
         config = cli.parse(
-            ToyTeachersConfig, argv, prog="latent-physics toy-teachers", description=ToyTeachersConfig.__doc__ or ""
+            ToyTeachersConfig,
+            argv,
+            prog="latent-physics toy-teachers",
+            description=ToyTeachersConfig.__doc__ or "",
         )
         with StopRequest() as stop:
             for name in ("videomae", "vjepa2") if config.which == "both" else (config.which,):

@@ -2,14 +2,15 @@
 
     python training toyworld --stage all --out runs/toyworld
 
-Stages, each resumable: text (the text encoder), vae (a Wan 2.1 VAE of reduced width), decoder (its decoder again, alone), latents
-(encodes the mixture), base (a Wan transformer, flow matching, on a mixture of right and wrong dynamics), export (native names,
-half precision), clips (a folder of cached clips of the right dynamics, from which `predictor`, `pila` and `finetune` learn; needs
-the exported files).
+Stages, each resumable: text (the text encoder), vae (a Wan 2.1 VAE of reduced width), decoder (its decoder
+again, alone), latents (encodes the mixture), base (a Wan transformer, flow matching, on a mixture of right
+and wrong dynamics), export (native names, half precision), clips (a folder of cached clips of the right
+dynamics, from which `predictor`, `pila` and `finetune` learn; needs the exported files).
 
 Two processes share the base stage's batches, which is faster than one process with two threads:
 
-    ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 training/__main__.py toyworld --stage base --threads 1 --compiled
+    ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 training/__main__.py toyworld --stage base --threads 1
+    --compiled
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ def main(argv: list[str]) -> int:
     """The command. Returns the exit status."""
 
     def command() -> int:
-        config = parse(ToyWorldConfig, argv, prog="latent-physics toyworld", description=ToyWorldConfig.__doc__ or "")
+        config = parse(
+            ToyWorldConfig, argv, prog="latent-physics toyworld", description=ToyWorldConfig.__doc__ or ""
+        )
         with StopRequest() as stop:
             try:
                 train(config, stop)

@@ -1,5 +1,5 @@
-"""What a fine-tune reads: cached clips in buckets of one size, their prompts, and teachers' features made once and kept on
-disk."""
+"""What a fine-tune reads: cached clips in buckets of one size, their prompts, and teachers' features made
+once and kept on disk."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ class Batch:
 
     def to(self, device: str | torch.device) -> Batch:
         """The same batch on another device."""
-        features = {key: {name: value.to(device) for name, value in tensors.items()} for key, tensors in self.features.items()}
+        features = {
+            key: {name: value.to(device) for name, value in tensors.items()}
+            for key, tensors in self.features.items()
+        }
         return Batch(
             names=self.names,
             latent=self.latent.to(device),
@@ -49,14 +52,23 @@ class Batch:
 
 
 class TrainingClips:
-    """Cached clips. Which clips a micro-batch holds is a function of the seed and the micro-batch's number alone."""
+    """Cached clips. Which clips a micro-batch holds is a function of the seed and the micro-batch's number
+    alone."""
 
     def __init__(
-        self, folder: str | os.PathLike[str], *, batch: int, seed: int, held_out: float = 0.0, limit: int | None = None
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        batch: int,
+        seed: int,
+        held_out: float = 0.0,
+        limit: int | None = None,
     ) -> None:
-        """Looks through `folder` (from `latent-physics cache --tokens`). Raises DatasetError where it cannot be trained on.
+        """Looks through `folder` (from `latent-physics cache --tokens`). Raises DatasetError where it cannot
+        be trained on.
 
-        batch: clips in a micro-batch; held_out: share of the films kept for validation; limit: at most so many clips.
+        batch: clips in a micro-batch; held_out: share of the films kept for validation; limit: at most so
+        many clips.
         """
         self.folder = Path(folder)
         self.batch, self.seed = batch, seed
@@ -75,7 +87,9 @@ class TrainingClips:
 
     def describe(self) -> str:
         """One line for the screen."""
-        sizes = ", ".join(f"{len(clips)} of {shape[1]}x{shape[2]}x{shape[3]}" for shape, clips in self.buckets.items())
+        sizes = ", ".join(
+            f"{len(clips)} of {shape[1]}x{shape[2]}x{shape[3]}" for shape, clips in self.buckets.items()
+        )
         return f"{len(self.training)} clips to train on ({sizes} latents), {len(self.validation)} for validation."
 
     def fingerprint(self) -> str:
@@ -85,7 +99,8 @@ class TrainingClips:
     def chosen(self, number: int) -> list[int]:
         """Clip numbers of micro-batch `number` of an endless sequence of shuffled epochs.
 
-        Every epoch takes every clip at least once; a bucket whose size is no multiple of the batch repeats a few.
+        Every epoch takes every clip at least once; a bucket whose size is no multiple of the batch repeats a
+        few.
         """
         count = sum(-(-len(clips) // self.batch) for clips in self.buckets.values())
         epoch, place = divmod(number, count)
@@ -103,8 +118,11 @@ class TrainingClips:
             batches += [order[start : start + self.batch] for start in range(0, len(order), self.batch)]
         return [batches[index] for index in rng.permutation(len(batches))]
 
-    def read(self, indices: Sequence[int], needs: Sequence[TeacherNeed] = (), cache: FeatureCache | None = None) -> Batch:
-        """The clips with these numbers, all of one shape, with the features that `needs` names. Raises TrainingDataError."""
+    def read(
+        self, indices: Sequence[int], needs: Sequence[TeacherNeed] = (), cache: FeatureCache | None = None
+    ) -> Batch:
+        """The clips with these numbers, all of one shape, with the features that `needs` names. Raises
+        TrainingDataError."""
         latents, tokens, features = [], [], {need.key: [] for need in needs}
         for index in indices:
             entry = self.entries[index]
@@ -114,21 +132,25 @@ class TrainingClips:
                     features[need.key].append(cache.read(cache_name(need), entry.identity))
             except (WeightsError, DatasetError, OSError, safetensors.SafetensorError) as error:
                 raise TrainingDataError(
-                    f"{entry.path.name} or its features cannot be read ({error}); run the command again to mend them."
+                    f"{entry.path.name} or its features cannot be read ({error}); run the command again to "
+                    f"mend them."
                 ) from error
             if clip.tokens is None:
                 raise TrainingDataError(
-                    f"{entry.path.name} was cached without its prompt's tokens; run latent-physics cache again with --tokens."
+                    f"{entry.path.name} was cached without its prompt's tokens; run latent-physics cache "
+                    f"again with --tokens."
                 )
             if not torch.isfinite(clip.latent).all():
                 raise TrainingDataError(
-                    f"{entry.path.name} holds values that are not finite; delete it and cache it again in float32."
+                    f"{entry.path.name} holds values that are not finite; delete it and cache it again in "
+                    f"float32."
                 )
             latents.append(clip.latent.float())
             tokens.append(clip.tokens.float())
         padded, mask = pad_tokens(tokens)
         stacked = {
-            key: {name: torch.stack([item[name] for item in items]) for name in items[0]} for key, items in features.items()
+            key: {name: torch.stack([item[name] for item in items]) for name in items[0]}
+            for key, items in features.items()
         }
         names = [self.entries[index].path.name for index in indices]
         return Batch(names=names, latent=torch.stack(latents), tokens=padded, mask=mask, features=stacked)

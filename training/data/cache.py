@@ -1,7 +1,7 @@
 """`latent-physics cache`: a folder of videos -> latents and prompt embeddings, one safetensors file per clip.
 
-Reading is done by threads that feed one encoder. A clip that cannot be read is reported and skipped; a run that was stopped,
-or killed, goes on where it was when the same command is given again.
+Reading is done by threads that feed one encoder. A clip that cannot be read is reported and skipped; a run
+that was stopped, or killed, goes on where it was when the same command is given again.
 """
 
 from __future__ import annotations
@@ -63,12 +63,14 @@ def cache_clips(
     stop: StopRequest | None = None,
     progress: ProgressLine | None = None,
 ) -> CacheReport:
-    """Caches `clips` into `config.out`. The text encoder is loaded first, used and freed before the VAE is loaded.
+    """Caches `clips` into `config.out`. The text encoder is loaded first, used and freed before the VAE is
+    loaded.
 
     `left_out`: what was passed over while the clips were found, for the report.
 
-    `load_text` and `load_vae` are called only where something is left to do. Raises CacheError where the settings do not fit
-    the backbone or `out` belongs to another latent space, and TrainingError where a file cannot be written; finished clips stay.
+    `load_text` and `load_vae` are called only where something is left to do. Raises CacheError where the
+    settings do not fit the backbone or `out` belongs to another latent space, and TrainingError where a file
+    cannot be written; finished clips stay.
     """
     form = format_of(config)
     stop = stop or StopRequest()
@@ -79,7 +81,8 @@ def cache_clips(
     pending = [job for job in plan(clips, config, form, report) if not _finished(job, config.out, report)]
     progress.say(
         f"{len(clips)} clips: {report.finished_before} cached before, {len(report.same)} double, "
-        f"{len(report.left_out)} left out, {len(pending)} to do at {form.width}x{form.height}, {form.frames} frames."
+        f"{len(report.left_out)} left out, {len(pending)} to do at {form.width}x{form.height}, "
+        f"{form.frames} frames."
     )
     if pending and not stop.asked:
         _say_captions(pending, progress)
@@ -94,7 +97,8 @@ def cache_clips(
 
 
 def plan(clips: Sequence[Path], config: CacheConfig, form: Format, report: CacheReport) -> list[Job]:
-    """Reads captions and hashes. Clips that cannot be read, and further copies of the same content, go to the report."""
+    """Reads captions and hashes. Clips that cannot be read, and further copies of the same content, go to the
+    report."""
     settings = {
         **form.__dict__,
         "windows": config.windows,
@@ -105,7 +109,11 @@ def plan(clips: Sequence[Path], config: CacheConfig, form: Format, report: Cache
         "source": encoders_of(config),
     }
     listed = listed_captions(config)
-    known = {match[2]: match[1] for path in config.out.glob("*.safetensors") if (match := CACHED_NAME.match(path.name))}
+    known = {
+        match[2]: match[1]
+        for path in config.out.glob("*.safetensors")
+        if (match := CACHED_NAME.match(path.name))
+    }
     contents = identify(clips, ContentHashes(config.out), known, config.workers)
     jobs: dict[str, Job] = {}
     for clip in clips:
@@ -122,18 +130,22 @@ def plan(clips: Sequence[Path], config: CacheConfig, form: Format, report: Cache
         key = described({**settings, "caption": caption, "content": content})
         name = re.sub(r"[^A-Za-z0-9._-]+", "_", clip.stem if clip.is_file() else clip.name)[:60]
         stem = known.get(content[:PREFIX], f"{name}-{content[:PREFIX]}")
-        jobs[content] = Job(path=clip, caption=caption, caption_from=origin, source_hash=content, key=key, stem=stem)
+        jobs[content] = Job(
+            path=clip, caption=caption, caption_from=origin, source_hash=content, key=key, stem=stem
+        )
     return list(jobs.values())
 
 
 def caption_for(clip: Path, listed: Mapping[Path, str], by_name: bool) -> tuple[str, str]:
-    """(caption, where it comes from: "file", "name" or "none"); `by_name`: names may be captions. Raises VideoError."""
+    """(caption, where it comes from: "file", "name" or "none"); `by_name`: names may be captions. Raises
+    VideoError."""
     caption, origin = (listed[clip], "file") if clip in listed else caption_of(clip)
     return (caption, origin) if by_name or origin == "file" else ("", "none")
 
 
 def encoders_of(config: CacheConfig) -> object:
-    """What names the encoders in a clip's key. The toy world's come with the pack and change with it, so their content does."""
+    """What names the encoders in a clip's key. The toy world's come with the pack and change with it, so
+    their content does."""
     if config.backbone != "toy" or config.source or config.vae:
         return config.source or [config.vae, config.text, *([config.dit] if config.dit else [])]
     from ...encoders.base import digest_of
@@ -161,15 +173,21 @@ def _say_captions(pending: Sequence[Job], progress: ProgressLine) -> None:
     named = [job for job in pending if job.caption_from == "name"]
     if named:
         progress.say(
-            f"{len(named)} of {len(pending)} clips have no .txt caption beside them; their file names are used, "
+            f"{len(named)} of {len(pending)} clips have no .txt caption beside them; their file names are "
+            f"used, "
             f"for example {named[0].caption!r} for {printable(named[0].path.name)}."
         )
 
 
 def embed_captions(
-    pending: Iterable[Job], text: TextEncoder, config: CacheConfig, progress: ProgressLine, report: CacheReport
+    pending: Iterable[Job],
+    text: TextEncoder,
+    config: CacheConfig,
+    progress: ProgressLine,
+    report: CacheReport,
 ) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Caption -> (pooled embedding `D`, tokens `L D` or None). Pooled: the mean over the attention mask, in float32."""
+    """Caption -> (pooled embedding `D`, tokens `L D` or None). Pooled: the mean over the attention mask, in
+    float32."""
     captions = sorted({job.caption for job in pending})
     store = getattr(torch, config.store)
     is_cut = getattr(text, "is_cut", None)
@@ -181,9 +199,17 @@ def embed_captions(
         pooled = pool_tokens(tokens, mask)
         for row, caption in enumerate(part):
             if not torch.isfinite(pooled[row]).all():
-                raise CacheError(f"the embedding of the caption {caption!r} is not finite; use a bf16 or fp32 text encoder.")
-            found[caption] = (pooled[row].cpu(), tokens[row][mask[row].bool()].to("cpu", store) if config.tokens else None)
-        progress.show(min(0.99, (start + len(part)) / len(captions)), f"{start + len(part)}/{len(captions)} captions")
+                raise CacheError(
+                    f"the embedding of the caption {caption!r} is not finite; use a bf16 or fp32 text "
+                    f"encoder."
+                )
+            found[caption] = (
+                pooled[row].cpu(),
+                tokens[row][mask[row].bool()].to("cpu", store) if config.tokens else None,
+            )
+        progress.show(
+            min(0.99, (start + len(part)) / len(captions)), f"{start + len(part)}/{len(captions)} captions"
+        )
     return found
 
 
@@ -200,7 +226,9 @@ def _encode_all(
     """Encodes what the reading threads deliver, in the order in which it comes."""
     _check_folder(config.out, vae.latent_space)
     done, warned, there = 0, False, _cached_by_stem(config.out)
-    clips = type(progress)("cache", progress.stream, progress.every)  # its clock starts here, not with the captions
+    clips = type(progress)(
+        "cache", progress.stream, progress.every
+    )  # its clock starts here, not with the captions
 
     skipped: set[Path] = set()
 
@@ -244,7 +272,10 @@ def _check_folder(out: Path, latent_space: str) -> None:
         except WeightsError:
             continue
         if info.kind == KIND and info.latent_space != latent_space:
-            raise CacheError(f"{out} holds clips of {info.latent_space}, this backbone makes {latent_space}: use another folder.")
+            raise CacheError(
+                f"{out} holds clips of {info.latent_space}, this backbone makes {latent_space}: use another "
+                f"folder."
+            )
         return
 
 
@@ -253,7 +284,8 @@ def encode_window(
 ) -> Path | None:
     """Encodes and writes one window; returns its path, or None where it is there already.
 
-    Raises VideoError where the latent is not finite, CacheError where memory runs out, TrainingError if no file can be written.
+    Raises VideoError where the latent is not finite, CacheError where memory runs out, TrainingError if no
+    file can be written.
     """
     path = _place(config.out, job, window.index)
     form = format_of(config)
@@ -266,7 +298,9 @@ def encode_window(
         latent = vae.encode_video(video)[0]
     except torch.OutOfMemoryError as error:
         shape = f"{width}x{height} with {frames} frames"
-        raise CacheError(f"{shape} does not fit into the GPU's memory; use a smaller size or --device cpu.") from error
+        raise CacheError(
+            f"{shape} does not fit into the GPU's memory; use a smaller size or --device cpu."
+        ) from error
     store = getattr(torch, config.store)
     latent = latent.to("cpu", store)
     if not torch.isfinite(latent).all():
@@ -321,24 +355,33 @@ def encoder_source(config: CacheConfig) -> Any:
     """What `load_backbone` loads the encoders from. Raises CacheError where the files do not go together."""
     if config.vae or config.text:
         if not (config.vae and config.text) or config.source:
-            raise CacheError("vae and text go together, instead of source: give both files, or a source alone.")
+            raise CacheError(
+                "vae and text go together, instead of source: give both files, or a source alone."
+            )
         if config.backbone == "cogvideox" and not config.dit:
             raise CacheError(
-                "2B and 5B of CogVideoX share a VAE file, but not the scale of their latents: give the model's file as dit, too."
+                "2B and 5B of CogVideoX share a VAE file, but not the scale of their latents: give the "
+                "model's file as dit, too."
             )
         also = {"tokenizer": config.tokenizer, "dit": config.dit if config.backbone == "cogvideox" else None}
-        return {"vae": config.vae, "text": config.text, **{name: value for name, value in also.items() if value}}
+        return {
+            "vae": config.vae,
+            "text": config.text,
+            **{name: value for name, value in also.items() if value},
+        }
     if config.dit:
         raise CacheError("dit goes with vae and text: a source says itself which CogVideoX it is.")
     return config.source
 
 
 def loaders(config: CacheConfig) -> tuple[Callable[[], TextEncoder], Callable[[], VideoEncoder]]:
-    """Functions that load the backbone's text encoder and its VAE. Raises CacheError where the files do not go together."""
+    """Functions that load the backbone's text encoder and its VAE. Raises CacheError where the files do not
+    go together."""
     from ..backbones.load import load_backbone
 
     device, source = pick_device(config.device), encoder_source(config)
-    # The text encoder is 5 to 11 GB in half precision, and half precision is what the models were trained with.
+    # The text encoder is 5 to 11 GB in half precision, and half precision is what the models were trained
+    # with.
     text_dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     return (
         lambda: load_backbone(config.backbone, source, parts=("text",), device=device, dtype=text_dtype),

@@ -1,4 +1,5 @@
-"""Captions: a text file beside a clip, the clip's own name, or a list: JSONL, OpenVid's CSV, WISA-80K's JSON."""
+"""Captions: a text file beside a clip, the clip's own name, or a list: JSONL, OpenVid's CSV, WISA-80K's
+JSON."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ class CaptionList:
     left_out: list[LeftOut] = field(default_factory=list)
 
 
-# --- beside a clip ----------------------------------------------------------------------------------------------------------
+# --- beside a clip ------------------------------------------------------------------------------------------
 
 
 def caption_file(clip: Path) -> Path:
@@ -47,7 +48,8 @@ def caption_file(clip: Path) -> Path:
 
 
 def caption_of(clip: Path) -> tuple[str, str]:
-    """The clip's caption and where it came from: "file" (same name, .txt) or "name" (the file's own name, made readable).
+    """The clip's caption and where it came from: "file" (same name, .txt) or "name" (the file's own name,
+    made readable).
 
     Raises VideoError where the .txt is empty or cannot be read.
     """
@@ -62,7 +64,7 @@ def caption_of(clip: Path) -> tuple[str, str]:
     return caption, "file"
 
 
-# --- lists --------------------------------------------------------------------------------------------------------------------
+# --- lists --------------------------------------------------------------------------------------------------
 
 
 def read_captions(path: str | Path, videos: str | Path | None = None) -> dict[Path, str]:
@@ -71,11 +73,11 @@ def read_captions(path: str | Path, videos: str | Path | None = None) -> dict[Pa
 
 
 def read_list(path: str | Path, videos: str | Path | None = None) -> CaptionList:
-    """Video -> caption from a .jsonl, .json or .csv file; rows that are broken, or name no caption or no video that exists, are
-    left out and named.
+    """Video -> caption from a .jsonl, .json or .csv file; rows that are broken, or name no caption or no
+    video that exists, are left out and named.
 
-    Relative names are looked up in `videos`, by default the list's own folder; names without a suffix get the one that exists.
-    Raises CaptionError where the file cannot be read, or no row can be used.
+    Relative names are looked up in `videos`, by default the list's own folder; names without a suffix get the
+    one that exists. Raises CaptionError where the file cannot be read, or no row can be used.
     """
     path = Path(path)
     folder = Path(videos) if videos else path.parent
@@ -93,8 +95,13 @@ def read_list(path: str | Path, videos: str | Path | None = None) -> CaptionList
     if not found.texts:
         reasons = [entry for entry in found.left_out if entry.kind != "missing"]
         if reasons or not number:
-            raise CaptionError(reasons[0].reason if reasons else f"{path.name} must hold a list of entries; it holds none.")
-        raise CaptionError(f"none of the {number} videos listed in {path.name} is in {folder}; give their folder with --videos.")
+            raise CaptionError(
+                reasons[0].reason if reasons else f"{path.name} must hold a list of entries; it holds none."
+            )
+        raise CaptionError(
+            f"none of the {number} videos listed in {path.name} is in {folder}; give their folder with "
+            f"--videos."
+        )
     return found
 
 
@@ -103,7 +110,10 @@ def _entry(where: str, row: Any, folder: Path) -> tuple[Path, str]:
     if isinstance(row, VideoError):
         raise VideoError(f"{where} cannot be read: {row}")
     if not isinstance(row, Mapping):
-        raise VideoError(f"{where} is {str(row)!r:.40}; the file must hold a list of entries, each with a video and a caption.")
+        raise VideoError(
+            f"{where} is {str(row)!r:.40}; the file must hold a list of entries, each with a video and a "
+            f"caption."
+        )
     name, caption = pick(row, PATH_KEYS), words(pick(row, CAPTION_KEYS))
     keys = ", ".join(map(str, row))
     if name is None:
@@ -117,8 +127,8 @@ def _entry(where: str, row: Any, folder: Path) -> tuple[Path, str]:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Entries with their numbers, from 1; a VideoError in place of an entry that cannot be parsed. Raises CaptionError for a
-    file that cannot."""
+    """Entries with their numbers, from 1; a VideoError in place of an entry that cannot be parsed. Raises
+    CaptionError for a file that cannot."""
     try:
         text = read_text(path)
     except VideoError as error:
@@ -148,14 +158,18 @@ def json_rows(text: str) -> Iterator[Any]:
     if isinstance(rows, VideoError):
         raise rows
     if isinstance(rows, dict):
-        return ({"id": key, **value} if isinstance(value, dict) else {"id": key, "caption": value} for key, value in rows.items())
+        return (
+            {"id": key, **value} if isinstance(value, dict) else {"id": key, "caption": value}
+            for key, value in rows.items()
+        )
     if not isinstance(rows, list) or not any(isinstance(row, (dict, VideoError)) for row in rows):
         raise ValueError("it must hold a list of entries, each with a video and a caption")
     return iter(rows)
 
 
 def _entry_once(pairs: list[tuple[str, Any]]) -> dict[str, Any] | VideoError:
-    """A JSON object; an error in place of one that says a thing twice: rows that ran into one another would swap captions."""
+    """A JSON object; an error in place of one that says a thing twice: rows that ran into one another would
+    swap captions."""
     entry = dict(pairs)
     return entry if len(entry) == len(pairs) else VideoError("it has a key twice.")
 
@@ -163,7 +177,8 @@ def _entry_once(pairs: list[tuple[str, Any]]) -> dict[str, Any] | VideoError:
 def csv_rows(text: str) -> Iterator[dict[str, str] | VideoError]:
     """Rows under the names of the first. A cell in quotes may hold line breaks.
 
-    After a row whose quotes do not close, reading starts again at the next line, so that the rest is not taken for its caption.
+    After a row whose quotes do not close, reading starts again at the next line, so that the rest is not
+    taken for its caption.
     """
     lines = _lines(text)
     place, header, delimiter = 0, None, _delimiter(lines[0] if lines else "")
@@ -175,7 +190,9 @@ def csv_rows(text: str) -> Iterator[dict[str, str] | VideoError]:
         elif header is None:
             header = cells
         elif len(cells) > len(header):
-            yield VideoError(f"it has {len(cells)} cells under {len(header)} names; put a caption with commas in quotes.")
+            yield VideoError(
+                f"it has {len(cells)} cells under {len(header)} names; put a caption with commas in quotes."
+            )
         elif any(cell.strip() for cell in cells):
             yield dict(itertools.zip_longest(header, cells, fillvalue=""))
 
@@ -192,7 +209,9 @@ def _delimiter(header: str) -> str:
 
 def _record(lines: Sequence[str], place: int, delimiter: str) -> tuple[list[str] | VideoError, int]:
     """(cells of the record that starts at a line, number of lines it takes); one line where it is broken."""
-    reader = csv.reader((lines[index] for index in range(place, len(lines))), delimiter=delimiter, strict=True)
+    reader = csv.reader(
+        (lines[index] for index in range(place, len(lines))), delimiter=delimiter, strict=True
+    )
     try:
         return next(reader, []), max(1, reader.line_num)
     except csv.Error as error:
@@ -206,7 +225,11 @@ def pick(row: Mapping[str, Any], keys: Iterable[str]) -> Any:
 
 
 def _is_empty(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, (dict, list)) and not value)
+    return (
+        value is None
+        or (isinstance(value, str) and not value.strip())
+        or (isinstance(value, (dict, list)) and not value)
+    )
 
 
 def words(caption: Any) -> str:
@@ -219,11 +242,14 @@ def words(caption: Any) -> str:
 
 
 def locate(folder: Path, name: str) -> Path | None:
-    """The video of that name, with one of the usual suffixes where it has none; a folder of frames counts too."""
+    """The video of that name, with one of the usual suffixes where it has none; a folder of frames counts
+    too."""
     path = folder / name.strip()
     if path == folder or "\0" in name:
         return None
     rest = sorted((FILM_SUFFIXES | ANIMATION_SUFFIXES) - set(SUFFIXES))
-    candidates = [path, *(path.with_name(path.name + suffix) for suffix in (*SUFFIXES, *rest))] if path.name else []
+    candidates = (
+        [path, *(path.with_name(path.name + suffix) for suffix in (*SUFFIXES, *rest))] if path.name else []
+    )
     found = next((candidate for candidate in candidates if os.path.isfile(candidate)), None)
     return found or (path if os.path.isdir(path) else None)

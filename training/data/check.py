@@ -1,4 +1,5 @@
-"""`latent-physics cache --check`: what would be trained on, and what is left out, without encoding anything."""
+"""`latent-physics cache --check`: what would be trained on, and what is left out, without encoding
+anything."""
 
 from __future__ import annotations
 
@@ -51,7 +52,11 @@ class Check:
 
 
 def check_clips(
-    found: Found, config: CacheConfig, *, stop: StopRequest | None = None, progress: ProgressLine | None = None
+    found: Found,
+    config: CacheConfig,
+    *,
+    stop: StopRequest | None = None,
+    progress: ProgressLine | None = None,
 ) -> Check:
     """Reads every clip as caching would, and writes skipped.txt and the contact sheet into `config.out`.
 
@@ -71,7 +76,9 @@ def check_clips(
                 _count(check, job, item)
             else:
                 done.add(job.path)
-                progress.show(len(done) / len(jobs), f"{len(done)}/{len(jobs)} clips, {len(check.left_out)} left out")
+                progress.show(
+                    len(done) / len(jobs), f"{len(done)}/{len(jobs)} clips, {len(check.left_out)} left out"
+                )
     progress.close()
     check.stopped = stop.asked and len(done) < len(jobs)
     check.tiles.sort(key=lambda tile: tile.path)
@@ -97,7 +104,9 @@ def _jobs(found: Found, config: CacheConfig, check: Check) -> list[Job]:
         except VideoError as error:
             check.left_out.append(LeftOut.because(clip, error))
         else:
-            jobs[content] = Job(path=clip, caption=caption, caption_from=origin, source_hash=content, key="", stem="")
+            jobs[content] = Job(
+                path=clip, caption=caption, caption_from=origin, source_hash=content, key="", stem=""
+            )
     return list(jobs.values())
 
 
@@ -135,11 +144,13 @@ def table(check: Check, config: CacheConfig) -> Iterator[str]:
     cut = "unknown (its tokenizer is not on this disk)" if check.cut is None else check.cut
     rows: dict[str, Any] = {
         "clips": check.clips,
-        "windows": f"{check.windows} of at most {form.frames} frames at {form.width}x{form.height}, {check.frames} frames in all",
+        "windows": f"{check.windows} of at most {form.frames} frames at {form.width}x{form.height}, "
+        f"{check.frames} frames in all",
         "corrupt or missing": f"{check.corrupt} windows passed over",
         "sizes": _listed(check.sizes),
         "frames per second": _listed(check.rates),
-        "captions": f"{check.captions['file']} found, {check.captions['name']} missing (the file's name is used), "
+        "captions": f"{check.captions['file']} found, {check.captions['name']} missing (the file's name is "
+        f"used), "
         f"{check.captions['none']} missing (empty)",
         "captions cut": cut,
         "contact sheet": ", ".join(map(str, check.sheets)) or "none",

@@ -29,7 +29,8 @@ class ClipInfo:
     source_hash: str
     """Hash of the clip's content; windows of one clip share it."""
     key: str
-    """Hash of everything that decides the content: source, caption, size, frames, rate, backbone. Equal key: nothing to do."""
+    """Hash of everything that decides the content: source, caption, size, frames, rate, backbone. Equal key:
+    nothing to do."""
     caption: str
     caption_from: str
     """"file" (a .txt beside the clip), "name" (the clip's file name) or "none" (no caption wanted)."""
@@ -45,7 +46,8 @@ class ClipInfo:
     fps: float
     """Frames per second that were encoded; 0 where the clip does not say."""
     fps_limit: float = 0.0
-    """What the clip was thinned to at most before it was cut; 0 where it was not. Cutting the same window again needs it."""
+    """What the clip was thinned to at most before it was cut; 0 where it was not. Cutting the same window
+    again needs it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,17 +65,24 @@ class CachedClip:
 
 
 def write_clip(
-    path: str | os.PathLike[str], latent: Tensor, cond: Tensor, info: ClipInfo, latent_space: str, tokens: Tensor | None = None
+    path: str | os.PathLike[str],
+    latent: Tensor,
+    cond: Tensor,
+    info: ClipInfo,
+    latent_space: str,
+    tokens: Tensor | None = None,
 ) -> None:
     """Writes one clip, all or nothing. Shapes as in `CachedClip`. Raises OSError."""
     tensors = {"latent": latent, "cond": cond} | ({} if tokens is None else {"tokens": tokens})
     config = {"channels": latent.shape[0], "shape": list(latent.shape), "cond_dim": cond.shape[0]}
-    save_weights(path, tensors, WeightsInfo(kind=KIND, latent_space=latent_space, config=config, recipe=asdict(info)))
+    save_weights(
+        path, tensors, WeightsInfo(kind=KIND, latent_space=latent_space, config=config, recipe=asdict(info))
+    )
 
 
 def read_clip(path: str | os.PathLike[str]) -> CachedClip:
-    """Reads one clip whole. Raises WeightsError where the file is missing, damaged or something else, and DatasetError where
-    its metadata or tensors are not those of this version."""
+    """Reads one clip whole. Raises WeightsError where the file is missing, damaged or something else, and
+    DatasetError where its metadata or tensors are not those of this version."""
     tensors, info = load_weights(path, KIND)
     origin = clip_info(path, info)
     if missing := {"latent", "cond"} - tensors.keys():
@@ -91,16 +100,23 @@ def clip_info(path: str | os.PathLike[str], info: WeightsInfo) -> ClipInfo:
     """The metadata of a file of this kind. Raises DatasetError where fields are missing or unknown."""
     known = {field.name for field in fields(ClipInfo)}
     needed = {field.name for field in fields(ClipInfo) if field.default is MISSING}
-    missing = sorted(needed - info.recipe.keys()) + sorted({"channels", "shape", "cond_dim"} - info.config.keys())
+    missing = sorted(needed - info.recipe.keys()) + sorted(
+        {"channels", "shape", "cond_dim"} - info.config.keys()
+    )
     unknown = sorted(info.recipe.keys() - known)
     if missing or unknown:
-        wrong = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has an unknown {', '.join(unknown)}"] * bool(unknown)
-        raise DatasetError(f"{Path(path).name} was cached by another version (its metadata {' and '.join(wrong)}); {AGAIN}")
+        wrong = [f"lacks {', '.join(missing)}"] * bool(missing) + [
+            f"has an unknown {', '.join(unknown)}"
+        ] * bool(unknown)
+        raise DatasetError(
+            f"{Path(path).name} was cached by another version (its metadata {' and '.join(wrong)}); {AGAIN}"
+        )
     return ClipInfo(**info.recipe)
 
 
 def read_clip_info(path: str | os.PathLike[str]) -> ClipInfo | None:
-    """The metadata of a finished clip; None where there is none (no file, or a damaged one, which is then written anew)."""
+    """The metadata of a finished clip; None where there is none (no file, or a damaged one, which is then
+    written anew)."""
     try:
         info = read_info(path)
         return clip_info(path, info) if info.kind == KIND else None

@@ -18,8 +18,8 @@ from .folder import ClipFolder, split_films
 class Clips:
     """Latents of many clips and their prompts' pooled embeddings. Frames are read as they are asked for.
 
-    Made by `from_folder` or `from_tensors`. All clips share the latent space, the channels, the height and width, and the
-    width of the prompt embedding; lengths may differ.
+    Made by `from_folder` or `from_tensors`. All clips share the latent space, the channels, the height and
+    width, and the width of the prompt embedding; lengths may differ.
     """
 
     latent_space: str
@@ -44,8 +44,8 @@ class Clips:
         latent_space: str,
         keys: Sequence[str] = (),
     ) -> None:
-        """`latents`: tensors `C T H W`, or the files they lie in; `conds` `N D`; `keys`: what decided each clip's content, where
-        it is known. Raises DatasetError where shapes disagree."""
+        """`latents`: tensors `C T H W`, or the files they lie in; `conds` `N D`; `keys`: what decided each
+        clip's content, where it is known. Raises DatasetError where shapes disagree."""
         for name, shape in zip(names, shapes):
             if shape[0] != shapes[0][0] or tuple(shape[2:]) != tuple(shapes[0][2:]):
                 sizes = f"{name} is {_words(shape)} and {names[0]} is {_words(shapes[0])}"
@@ -59,9 +59,11 @@ class Clips:
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str], memory_gb: float = 4.0) -> Clips:
-        """Every clip the cache command left in `folder`. Latents stay in memory where all of them take at most `memory_gb`.
+        """Every clip the cache command left in `folder`. Latents stay in memory where all of them take at
+        most `memory_gb`.
 
-        Raises DatasetError where the folder is missing or holds no clip, a file is damaged, or clips do not fit together.
+        Raises DatasetError where the folder is missing or holds no clip, a file is damaged, or clips do not
+        fit together.
         """
         found = ClipFolder.scan(folder)
         paths = [entry.path for entry in found.entries]
@@ -96,7 +98,8 @@ class Clips:
         latent_space: str = "toy",
         cond_dim: int = 4096,
     ) -> Clips:
-        """Clips already in memory: latents `C T H W` each, pooled prompts `D` each (None: zeros of width `cond_dim`).
+        """Clips already in memory: latents `C T H W` each, pooled prompts `D` each (None: zeros of width
+        `cond_dim`).
 
         Raises DatasetError where there is no clip, a latent has another rank, or a value is not finite.
         """
@@ -109,7 +112,10 @@ class Clips:
         conds = torch.zeros(len(latents), cond_dim) if conds is None else conds
         conds = torch.stack([cond.detach().float().cpu() for cond in conds])
         if len(conds) != len(latents):
-            raise DatasetError(f"There are {len(latents)} latents and {len(conds)} prompt embeddings; one for each is needed.")
+            raise DatasetError(
+                f"There are {len(latents)} latents and {len(conds)} prompt embeddings; one for each is "
+                f"needed."
+            )
         clips = cls(
             latents=[latent.detach().cpu() for latent in latents],
             shapes=[latent.shape for latent in latents],
@@ -138,7 +144,9 @@ class Clips:
                 stored = file.get_slice("latent")
                 return torch.stack([stored[:, i : i + 1].squeeze(1) for i in indices]).float()
         except (safetensors.SafetensorError, OSError) as error:
-            raise DatasetError(f"{latent.name} can no longer be read ({error}); run the cache command again.") from error
+            raise DatasetError(
+                f"{latent.name} can no longer be read ({error}); run the cache command again."
+            ) from error
 
     def check_finite(self) -> None:
         """Raises DatasetError where a clip held in memory has a value that is not finite."""
@@ -147,17 +155,24 @@ class Clips:
                 raise DatasetError(f"{name} holds values that are not finite; cache it again, in float32.")
 
     def fingerprint(self) -> str:
-        """A hash of which clips these are and how they were cached; a resumed run must go on with the same."""
+        """A hash of which clips these are and how they were cached; a resumed run must go on with the
+        same."""
         digest = hashlib.blake2b(digest_size=8)
         for name, length in zip(self.names, self.lengths):
             digest.update(f"{name}:{length}\n".encode())
-        digest.update("\n".join([f"{self.latent_space} {self.channels} {self.size} {self.cond_dim}", *self.keys]).encode())
+        digest.update(
+            "\n".join(
+                [f"{self.latent_space} {self.channels} {self.size} {self.cond_dim}", *self.keys]
+            ).encode()
+        )
         return digest.hexdigest()
 
     def split(self, fraction: float, seed: int) -> tuple[list[int], list[int]]:
-        """(training, validation) clip indices; a `fraction` of the films, at least one where fraction > 0, is held out.
+        """(training, validation) clip indices; a `fraction` of the films, at least one where fraction > 0, is
+        held out.
 
-        All windows of a film go to the same side. Raises DatasetError where nothing would be left to train on.
+        All windows of a film go to the same side. Raises DatasetError where nothing would be left to train
+        on.
         """
         return split_films(self.groups, fraction, seed)
 

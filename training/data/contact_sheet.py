@@ -32,8 +32,8 @@ class Tile:
 
 
 def write_sheets(folder: Path, tiles: Sequence[Tile]) -> list[Path]:
-    """Writes the tiles as contact_sheet_1.png, contact_sheet_2.png and so on, and removes sheets of an earlier run. Raises
-    TrainingError where they cannot be written."""
+    """Writes the tiles as contact_sheet_1.png, contact_sheet_2.png and so on, and removes sheets of an
+    earlier run. Raises TrainingError where they cannot be written."""
     page = COLUMNS * ROWS
     pages = [tiles[start : start + page] for start in range(0, len(tiles), page)]
     written = []

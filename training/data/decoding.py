@@ -77,10 +77,14 @@ def _one_sentence(clip: Path) -> Iterator[None]:
     except VideoError:
         raise
     except ImportError as error:
-        raise VideoError(f"{clip.name} cannot be decoded without {error.name}: pip install 'imageio[pyav]' pillow.") from error
+        raise VideoError(
+            f"{clip.name} cannot be decoded without {error.name}: pip install 'imageio[pyav]' pillow."
+        ) from error
     except PermissionError as error:
         raise VideoError(f"{clip.name} cannot be read ({reason_of(error)}).", "unreadable") from error
-    except Exception as error:  # decoders raise a dozen types of their own; every one of them means: this clip is broken
+    except (
+        Exception
+    ) as error:  # decoders raise a dozen types of their own; every one of them means: this clip is broken
         raise VideoError(f"{clip.name} cannot be decoded ({type(error).__name__}: {error}).") from error
 
 
@@ -92,7 +96,7 @@ def _guarded(clip: Path, picture: Callable[[], np.ndarray]) -> Callable[[], np.n
     return guarded
 
 
-# --- films --------------------------------------------------------------------------------------------------------------------
+# --- films --------------------------------------------------------------------------------------------------
 
 
 def _decode_film(clip: Path) -> Iterator[Frame]:
@@ -109,12 +113,19 @@ def _decode_film(clip: Path) -> Iterator[Frame]:
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         step, offset, before = (1 / rate if rate else 1.0), 0.0, None
         for frame in _decoded(container, stream):
-            time = frame.time if frame.time is not None else (0.0 if before is None else before - offset + step)
+            time = (
+                frame.time if frame.time is not None else (0.0 if before is None else before - offset + step)
+            )
             if before is not None and time + offset <= before:  # films joined end to end start to count again
                 offset = before + step - time
             before = time + offset
             matrix = _display_matrix(frame)
-            yield Frame(before, _Picture(clip, stream, frame, matrix), _aspect(stream, frame, matrix), frame.is_corrupt)
+            yield Frame(
+                before,
+                _Picture(clip, stream, frame, matrix),
+                _aspect(stream, frame, matrix),
+                frame.is_corrupt,
+            )
 
 
 def _decoded(container: Any, stream: Any) -> Iterator[Any]:
@@ -170,7 +181,9 @@ class _Picture:
 
     def __call__(self) -> np.ndarray:
         frame = self.frame
-        transfer = hdr.TRANSFERS.get(int(getattr(frame, "color_trc", 0) or self.stream.codec_context.color_trc or 0))
+        transfer = hdr.TRANSFERS.get(
+            int(getattr(frame, "color_trc", 0) or self.stream.codec_context.color_trc or 0)
+        )
         if transfer:
             matrix = {"src_colorspace": "BT2020"} if int(frame.colorspace) == UNSPECIFIED else {}
             picture = hdr.to_sdr(frame.to_ndarray(format="rgb48le", **matrix), transfer)
@@ -193,7 +206,7 @@ def on_white(picture: np.ndarray) -> np.ndarray:
     return ((mixed + 127) // 255).astype(np.uint8)
 
 
-# --- animations and folders of frames -----------------------------------------------------------------------------------------
+# --- animations and folders of frames -----------------------------------------------------------------------
 
 
 def _decode_animation(clip: Path) -> Iterator[Frame]:
@@ -208,7 +221,9 @@ def _decode_animation(clip: Path) -> Iterator[Frame]:
             frame.load()
             picture = still_pixels(frame, turn)
             yield Frame(milliseconds / 1000, lambda picture=picture: picture)
-            milliseconds += round(frame.info.get("duration") or 100)  # a duration of 0 is shown as 100 ms by browsers
+            milliseconds += round(
+                frame.info.get("duration") or 100
+            )  # a duration of 0 is shown as 100 ms by browsers
 
 
 def _decode_folder(clip: Path) -> Iterator[Frame]:

@@ -16,8 +16,8 @@ KIND = "teacher_features"
 
 
 class FeatureCache:
-    """A folder of features. A file is found by a hash of the teacher's identity and the clip's own key (its content hash and
-    cut)."""
+    """A folder of features. A file is found by a hash of the teacher's identity and the clip's own key (its
+    content hash and cut)."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
@@ -33,13 +33,16 @@ class FeatureCache:
 
     def write(self, teacher: str, clip: str, tensors: Mapping[str, Tensor]) -> None:
         """Keeps tensors in half precision, except those whose name starts with "exact_". Raises OSError."""
-        stored = {key: value if key.startswith("exact_") else value.to(torch.float16) for key, value in tensors.items()}
+        stored = {
+            key: value if key.startswith("exact_") else value.to(torch.float16)
+            for key, value in tensors.items()
+        }
         info = WeightsInfo(kind=KIND, latent_space="pixels", config={"teacher": teacher, "clip": clip})
         save_weights(self.path(teacher, clip), stored, info)
 
     def read(self, teacher: str, clip: str) -> dict[str, Tensor]:
-        """Tensors in float32. Raises WeightsError where they are missing or damaged (a damaged file is removed, to be made
-        again)."""
+        """Tensors in float32. Raises WeightsError where they are missing or damaged (a damaged file is
+        removed, to be made again)."""
         path = self.path(teacher, clip)
         try:
             tensors, _ = load_weights(path, KIND)

@@ -32,14 +32,18 @@ def prepare_features(
     share: tuple[int, int] = (0, 1),
     stop: StopRequest | None = None,
 ) -> None:
-    """Makes the features that are not on disk yet, until `stop` is asked. Pixels come from `videos` (found by content) or the
-    cache's own `frames` folder. `share` (number, count): which part of the clips this process sees to, of how many.
+    """Makes the features that are not on disk yet, until `stop` is asked. Pixels come from `videos` (found by
+    content) or the cache's own `frames` folder. `share` (number, count): which part of the clips this process
+    sees to, of how many.
 
-    Raises TrainingDataError where a clip's video is not there or too short, and what loading a teacher raises.
+    Raises TrainingDataError where a clip's video is not there or too short, and what loading a teacher
+    raises.
     """
     for need in needs:
         name = cache_name(need)
-        missing = [entry for entry in clips.entries[share[0] :: share[1]] if not cache.has(name, entry.identity)]
+        missing = [
+            entry for entry in clips.entries[share[0] :: share[1]] if not cache.has(name, entry.identity)
+        ]
         if not missing:
             continue
         frames = FrameSource(clips.folder, videos)
@@ -47,7 +51,9 @@ def prepare_features(
             frames.check(entry)
         teacher = teacher_of(need, device)
         if need.context and not isinstance(teacher, VJEPATeacher):
-            raise TrainingDataError(f"{need.name} has no predictor; predictive dynamics alignment needs vjepa2 or toy_vjepa2.")
+            raise TrainingDataError(
+                f"{need.name} has no predictor; predictive dynamics alignment needs vjepa2 or toy_vjepa2."
+            )
         check_length(min(missing, key=lambda entry: entry.info.frames), need, teacher.patch[0])
         for done, entry in enumerate(missing):
             if stop is not None and stop.asked:
@@ -56,7 +62,9 @@ def prepare_features(
             with saving("a teacher's features", "those made so far are safe"):
                 cache.write(name, entry.identity, tensors)
             if progress:
-                progress.show((done + 1) / len(missing), f"{need.name} features, {done + 1}/{len(missing)} clips")
+                progress.show(
+                    (done + 1) / len(missing), f"{need.name} features, {done + 1}/{len(missing)} clips"
+                )
 
 
 def teacher_of(need: TeacherNeed, device: str | torch.device = "cpu") -> Teacher:
@@ -69,12 +77,13 @@ def teacher_of(need: TeacherNeed, device: str | torch.device = "cpu") -> Teacher
 
 
 def check_length(entry: Entry, need: TeacherNeed, tubelet: int) -> None:
-    """Raises TrainingDataError where a clip is too short for what is compared: two feature frames, or a whole window where a
-    world model forecasts."""
+    """Raises TrainingDataError where a clip is too short for what is compared: two feature frames, or a whole
+    window where a world model forecasts."""
     least = 1 + (need.window if need.context else 2 * tubelet)
     if entry.info.frames < least:
         raise TrainingDataError(
-            f"{entry.info.source} has {entry.info.frames} frames; {need.name} needs clips of at least {least} here."
+            f"{entry.info.source} has {entry.info.frames} frames; {need.name} needs clips of at least "
+            f"{least} here."
         )
 
 
@@ -84,11 +93,12 @@ def step_of(entry: Entry) -> int:
 
 
 def features_of(teacher: Teacher, video: Tensor, need: TeacherNeed, step: int) -> dict[str, Tensor]:
-    """What is kept of one clip `3 T H W`: features `C F H W`, and for plain features the motion saliency `F H W`.
+    """What is kept of one clip `3 T H W`: features `C F H W`, and for plain features the motion saliency `F H
+    W`.
 
-    The first video frame is left out, as it has a latent frame of its own, so that latent frame i + 1 stands for tubelets
-    2 i, 2 i + 1. A forecast is kept as its changes from latent frame to latent frame (`step` video frames), with the number of
-    the latent frame from which the first one leads, after the one left out.
+    The first video frame is left out, as it has a latent frame of its own, so that latent frame i + 1 stands
+    for tubelets 2 i, 2 i + 1. A forecast is kept as its changes from latent frame to latent frame (`step`
+    video frames), with the number of the latent frame from which the first one leads, after the one left out.
     """
     video = video[None, :, 1:]
     if need.context:
@@ -102,8 +112,9 @@ class FrameSource:
     """Finds the pixels of cached clips again, at the rate they were cached with."""
 
     def __init__(self, folder: Path, videos: Sequence[str | os.PathLike[str]]) -> None:
-        """`folder`: of the cached clips; `videos`: folders of films, looked up by content. Raises VideoError where they hold no
-        clip; films that cannot be read are passed over, and missed where they are needed."""
+        """`folder`: of the cached clips; `videos`: folders of films, looked up by content. Raises VideoError
+        where they hold no clip; films that cannot be read are passed over, and missed where they are
+        needed."""
         self.folder = folder / "frames"
         known = {path.name.rpartition("-w")[0][-PREFIX:] for path in folder.glob("*.safetensors")}
         contents = identify(find_clips(videos), ContentHashes(folder), known) if videos else {}
@@ -113,14 +124,16 @@ class FrameSource:
         """Raises TrainingDataError where the clip's video is not to be found."""
         if not self._kept(entry).is_file() and entry.info.source_hash not in self.paths:
             raise TrainingDataError(
-                f"the video {entry.info.source} is needed for a teacher's features; give its folder with --videos."
+                f"the video {entry.info.source} is needed for a teacher's features; give its folder with "
+                f"--videos."
             )
 
     def _kept(self, entry: Entry) -> Path:
         return self.folder / entry.path.name
 
     def read(self, entry: Entry) -> Tensor:
-        """`3 T H W` in [0, 1], exactly the frames that were encoded. Raises TrainingDataError where the cut does not match."""
+        """`3 T H W` in [0, 1], exactly the frames that were encoded. Raises TrainingDataError where the cut
+        does not match."""
         kept = self._kept(entry)
         if kept.is_file():
             return safetensors.torch.load_file(kept)["frames"].permute(3, 0, 1, 2).float() / 255
@@ -138,4 +151,6 @@ class FrameSource:
         raise TrainingDataError(f"{info.source} cannot be cut as it was when it was cached; cache it again.")
 
     def _windows(self, path: Path, info: ClipInfo) -> Iterator:
-        return windows(path, frames=info.frames, width=info.width, height=info.height, fps=info.fps_limit, limit=0)
+        return windows(
+            path, frames=info.frames, width=info.width, height=info.height, fps=info.fps_limit, limit=0
+        )

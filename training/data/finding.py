@@ -32,9 +32,11 @@ UNREAD_SUFFIXES = frozenset(
 )  # fmt: skip
 """Pictures, films, and archives and downloads that may hold some: named where they are passed over."""
 REGULAR_SHARE = 0.75
-"""Least share of a sequence's steps that are the usual one; below it, numbered pictures are no frames of one clip."""
+"""Least share of a sequence's steps that are the usual one; below it, numbered pictures are no frames of one
+clip."""
 CLEAR_MAJORITY = 4
-"""A numbered sequence is the clip of its folder where it is this many times as long as all other pictures together."""
+"""A numbered sequence is the clip of its folder where it is this many times as long as all other pictures
+together."""
 
 
 @dataclass
@@ -46,10 +48,11 @@ class Found:
 
 
 def scan(paths: Iterable[str | os.PathLike[str]], inside: Path | None = None) -> Found:
-    """All clips among `paths` (clips, or folders searched to any depth), sorted by path, each once, and what was passed over.
+    """All clips among `paths` (clips, or folders searched to any depth), sorted by path, each once, and what
+    was passed over.
 
-    A clip is a film or animation file, or a folder whose pictures are numbered as frames are and that holds no film. Folders
-    outside `inside`, reached through links, are not entered; see `leads_out` for files.
+    A clip is a film or animation file, or a folder whose pictures are numbered as frames are and that holds
+    no film. Folders outside `inside`, reached through links, are not entered; see `leads_out` for files.
     Raises VideoError where a path does not exist or is a file of another kind.
     """
     found, seen = Found(), set()
@@ -62,7 +65,9 @@ def scan(paths: Iterable[str | os.PathLike[str]], inside: Path | None = None) ->
             clips.add(path)
         else:
             known = " ".join(sorted(FILM_SUFFIXES | ANIMATION_SUFFIXES))
-            raise VideoError(f"{path} is not a video; files that can be read end in {known}.", "unknown format")
+            raise VideoError(
+                f"{path} is not a video; files that can be read end in {known}.", "unknown format"
+            )
     found.clips = sorted(clips)
     return found
 
@@ -93,10 +98,14 @@ def _check_exists(path: Path) -> None:
         raise VideoError(f"{path} cannot be read ({reason_of(error)}).", "unreadable") from error
 
 
-def _scan_folder(folder: Path, inside: Path | None, seen: set[Path], clips: set[Path], left_out: list[LeftOut]) -> None:
-    """Adds the clips of one folder and those below it; dot files (the resource forks macOS leaves) are not looked at.
+def _scan_folder(
+    folder: Path, inside: Path | None, seen: set[Path], clips: set[Path], left_out: list[LeftOut]
+) -> None:
+    """Adds the clips of one folder and those below it; dot files (the resource forks macOS leaves) are not
+    looked at.
 
-    `seen` holds the folders that were looked at: one that links lead to again, perhaps from inside itself, is taken once.
+    `seen` holds the folders that were looked at: one that links lead to again, perhaps from inside itself, is
+    taken once.
     """
     waiting = [folder]
     while waiting:
@@ -106,13 +115,22 @@ def _scan_folder(folder: Path, inside: Path | None, seen: set[Path], clips: set[
         seen.add(folder.resolve())
         try:
             with os.scandir(folder) as entries:
-                listed = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+                listed = sorted(
+                    (entry for entry in entries if not entry.name.startswith(".")),
+                    key=lambda entry: entry.name,
+                )
         except OSError as error:
-            left_out.append(LeftOut(folder, f"{folder.name} cannot be read ({reason_of(error)}).", "unreadable"))
+            left_out.append(
+                LeftOut(folder, f"{folder.name} cannot be read ({reason_of(error)}).", "unreadable")
+            )
             continue
         files = [Path(entry.path) for entry in listed if _is(entry.is_file)]
         waiting += [Path(entry.path) for entry in reversed(listed) if _is(entry.is_dir)]
-        links = [Path(entry.path) for entry in listed if entry.is_symlink() and not _is(entry.is_file) and not _is(entry.is_dir)]
+        links = [
+            Path(entry.path)
+            for entry in listed
+            if entry.is_symlink() and not _is(entry.is_file) and not _is(entry.is_dir)
+        ]
         clips.update(_clips_of(folder, files, left_out))
         left_out.extend(_passed_over(folder, files, links))
 
@@ -153,7 +171,8 @@ def _clips_of(folder: Path, files: list[Path], left_out: list[LeftOut]) -> list[
 
 
 def _passed_over(folder: Path, files: Sequence[Path], links: Sequence[Path]) -> Iterator[LeftOut]:
-    """Files that a person may have taken for clips: one entry for each format, and for each link that leads nowhere."""
+    """Files that a person may have taken for clips: one entry for each format, and for each link that leads
+    nowhere."""
     counts: dict[str, list[Path]] = defaultdict(list)
     for path in files:
         if path.suffix.lower() in UNREAD_SUFFIXES:
@@ -178,25 +197,31 @@ def _is_still(path: Path) -> bool:
         return False
 
 
-# --- folders of frames ------------------------------------------------------------------------------------------------------
+# --- folders of frames --------------------------------------------------------------------------------------
 
 
 def frame_files(folder: Path) -> list[Path]:
-    """A folder's frames in counting order: frame_2 before frame_10. Raises VideoError where its pictures are no sequence."""
+    """A folder's frames in counting order: frame_2 before frame_10. Raises VideoError where its pictures are
+    no sequence."""
     try:
         with os.scandir(folder) as entries:
-            files = [Path(entry.path) for entry in entries if not entry.name.startswith(".") and entry.is_file()]
+            files = [
+                Path(entry.path) for entry in entries if not entry.name.startswith(".") and entry.is_file()
+            ]
     except OSError as error:
         raise VideoError(f"{folder.name} cannot be read ({reason_of(error)}).", "unreadable") from error
     pictures = [path for path in files if path.suffix.lower() in FRAME_SUFFIXES]
-    return choose_sequence(folder, pictures + [path for path in files if path.suffix.lower() == ".webp" and _is_still(path)])
+    return choose_sequence(
+        folder, pictures + [path for path in files if path.suffix.lower() == ".webp" and _is_still(path)]
+    )
 
 
 def choose_sequence(folder: Path, pictures: Sequence[Path]) -> list[Path]:
     """The pictures that are numbered as frames are, in counting order.
 
-    Frames share their name but for one number that grows in even steps, with few gaps. Pictures that belong to no sequence are
-    left aside where one sequence is clearly the folder's content. Raises VideoError where none is.
+    Frames share their name but for one number that grows in even steps, with few gaps. Pictures that belong
+    to no sequence are left aside where one sequence is clearly the folder's content. Raises VideoError where
+    none is.
     """
     groups: dict[str, list[Path]] = defaultdict(list)
     for path in pictures:
@@ -206,7 +231,8 @@ def choose_sequence(folder: Path, pictures: Sequence[Path]) -> list[Path]:
     if len(longest) < 2 or (len(groups) > 1 and counts[0] < CLEAR_MAJORITY * sum(counts[1:])):
         example = f", such as {pictures[0].name} and {pictures[1].name}" if len(pictures) > 1 else ""
         raise VideoError(
-            f"{folder.name}: its {len(pictures)} pictures{example} are not one numbered sequence; give each clip a folder of its "
+            f"{folder.name}: its {len(pictures)} pictures{example} are not one numbered sequence; give each "
+            f"clip a folder of its "
             "own, with frames named frame_0001.png, frame_0002.png and so on.",
             "no sequence",
         )
@@ -214,7 +240,8 @@ def choose_sequence(folder: Path, pictures: Sequence[Path]) -> list[Path]:
 
 
 def _in_order(folder: Path, frames: Sequence[Path]) -> list[Path]:
-    """Names that differ in numbers only, by the number that grows evenly. Raises VideoError where none does."""
+    """Names that differ in numbers only, by the number that grows evenly. Raises VideoError where none
+    does."""
     rows = [_numbers(path) for path in frames]
     for place in range(len(rows[0])):
         ordered = sorted(zip([row[place] for row in rows], frames))
@@ -226,10 +253,13 @@ def _in_order(folder: Path, frames: Sequence[Path]) -> list[Path]:
 
 
 def frames_after_gaps(frames: Sequence[Path]) -> set[Path]:
-    """The frames of a sequence in counting order before which others are missing: a jump that no camera saw."""
+    """The frames of a sequence in counting order before which others are missing: a jump that no camera
+    saw."""
     rows = [_numbers(path) for path in frames]
     pairs = list(itertools.pairwise(rows))
-    place = next(place for place in range(len(rows[0])) if all(after[place] > before[place] for before, after in pairs))
+    place = next(
+        place for place in range(len(rows[0])) if all(after[place] > before[place] for before, after in pairs)
+    )
     steps = [after[place] - before[place] for before, after in pairs]
     return {frame for frame, step in zip(frames[1:], steps) if step > min(steps)}
 
@@ -238,11 +268,12 @@ def _numbers(path: Path) -> list[int]:
     return [int(digits) for digits in re.findall(r"\d+", path.name)]
 
 
-# --- links --------------------------------------------------------------------------------------------------------------------
+# --- links --------------------------------------------------------------------------------------------------
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Whether `path`, all links followed, lies in `folder` or is it. False where links go round in a circle."""
+    """Whether `path`, all links followed, lies in `folder` or is it. False where links go round in a
+    circle."""
     try:
         return path.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError):

@@ -18,8 +18,8 @@ FlowSource = Literal["latent", "pixels", "raft"]
 def flow_of(latent: Tensor, source: FlowSource, backbone: Any, raft: Any = None) -> tuple[Tensor, Tensor]:
     """Flow `2 T-1 H W` and confidence `1 T-1 H W` of a clip's latent `C T H W`.
 
-    "latent": Lucas-Kanade on the latent itself. "pixels": on the decoded frames. "raft": RAFT on decoded frames a latent frame
-    apart, with a forward-backward check. The last two need the backbone's VAE.
+    "latent": Lucas-Kanade on the latent itself. "pixels": on the decoded frames. "raft": RAFT on decoded
+    frames a latent frame apart, with a forward-backward check. The last two need the backbone's VAE.
     """
     if source == "latent":
         return latent_flow(latent)
@@ -30,8 +30,11 @@ def flow_of(latent: Tensor, source: FlowSource, backbone: Any, raft: Any = None)
     return raft_flow(video, latent.shape[1], size, backbone.temporal_stride, raft)
 
 
-def raft_flow(video: Tensor, frames: int, size: tuple[int, int], stride: int, raft: Any) -> tuple[Tensor, Tensor]:
-    """RAFT between frames `stride` apart; confidence falls where forward and backward flow disagree by more than a pixel."""
+def raft_flow(
+    video: Tensor, frames: int, size: tuple[int, int], stride: int, raft: Any
+) -> tuple[Tensor, Tensor]:
+    """RAFT between frames `stride` apart; confidence falls where forward and backward flow disagree by more
+    than a pixel."""
     from ...methods.pila.flow import warp
 
     height, width = (max(128, side // 8 * 8) for side in video.shape[2:])
@@ -46,8 +49,11 @@ def raft_flow(video: Tensor, frames: int, size: tuple[int, int], stride: int, ra
     return flow.transpose(0, 1), pooled.transpose(0, 1)
 
 
-def cached_flow(path: Path, latent: Tensor, source: FlowSource, backbone: Any, raft: Any = None) -> tuple[Tensor, Tensor]:
-    """The flow at `path`, computed and written there first where it is missing or of another source. Raises OSError."""
+def cached_flow(
+    path: Path, latent: Tensor, source: FlowSource, backbone: Any, raft: Any = None
+) -> tuple[Tensor, Tensor]:
+    """The flow at `path`, computed and written there first where it is missing or of another source. Raises
+    OSError."""
     try:
         state, info = load_weights(path, FLOW_KIND)
         if info.config.get("source") == source:
@@ -57,4 +63,7 @@ def cached_flow(path: Path, latent: Tensor, source: FlowSource, backbone: Any, r
     flow, confidence = (value.half() for value in flow_of(latent, source, backbone, raft))
     info = WeightsInfo(kind=FLOW_KIND, latent_space=backbone.latent_space, config={"source": source})
     save_weights(path, {"flow": flow, "confidence": confidence}, info)
-    return flow.float(), confidence.float()  # what a resumed run reads: a run that was killed must see the same
+    return (
+        flow.float(),
+        confidence.float(),
+    )  # what a resumed run reads: a run that was killed must see the same

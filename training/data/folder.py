@@ -15,7 +15,8 @@ from .clip import AGAIN, KIND, DatasetError, Entry, clip_info
 
 @dataclass(frozen=True, kw_only=True)
 class ClipFolder:
-    """The cached clips of one folder, by name. All are of one latent space and one width of prompt embeddings."""
+    """The cached clips of one folder, by name. All are of one latent space and one width of prompt
+    embeddings."""
 
     entries: list[Entry]
     latent_space: str
@@ -23,11 +24,15 @@ class ClipFolder:
     """Width of a prompt's embedding."""
 
     @classmethod
-    def scan(cls, folder: str | os.PathLike[str], *, tokens: bool = False, limit: int | None = None) -> ClipFolder:
-        """Reads the metadata of every file that the cache command left in `folder`; files of other kinds are passed over.
+    def scan(
+        cls, folder: str | os.PathLike[str], *, tokens: bool = False, limit: int | None = None
+    ) -> ClipFolder:
+        """Reads the metadata of every file that the cache command left in `folder`; files of other kinds are
+        passed over.
 
-        tokens: the hint for an empty folder asks for prompts' tokens; limit: maximum number of clips, the first by name.
-        Raises DatasetError where the folder is missing or holds no clip, a file is damaged, or clips do not fit together.
+        tokens: the hint for an empty folder asks for prompts' tokens; limit: maximum number of clips, the
+        first by name. Raises DatasetError where the folder is missing or holds no clip, a file is damaged, or
+        clips do not fit together.
         """
         folder = Path(folder)
         hint = f"make it with: latent-physics cache {'--tokens ' if tokens else ''}--videos YOUR_CLIPS --out {folder}"
@@ -40,7 +45,9 @@ class ClipFolder:
             except WeightsError as error:
                 raise DatasetError(f"{str(error).rstrip('.')}; {AGAIN}") from error
             if info.kind == KIND:
-                entries.append(Entry(path=path, info=clip_info(path, info), shape=tuple(info.config["shape"])))
+                entries.append(
+                    Entry(path=path, info=clip_info(path, info), shape=tuple(info.config["shape"]))
+                )
                 spaces.add(info.latent_space)
                 widths.add(info.config["cond_dim"])
         if not entries:
@@ -57,10 +64,11 @@ class ClipFolder:
 
 
 def split_films(films: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """(training, held out) clip numbers; a `share` of the source videos, at least one where share > 0, is held out.
+    """(training, held out) clip numbers; a `share` of the source videos, at least one where share > 0, is
+    held out.
 
-    `films`: each clip's source video; all windows of one go to the same side. Raises DatasetError where nothing would be left to
-    train on.
+    `films`: each clip's source video; all windows of one go to the same side. Raises DatasetError where
+    nothing would be left to train on.
     """
     names = sorted(set(films))
     count = max(1, round(share * len(names))) if share > 0 else 0
@@ -69,13 +77,16 @@ def split_films(films: Sequence[str], share: float, seed: int) -> tuple[list[int
         raise DatasetError(f"{message}: cache more source videos, or hold none out (validation 0).")
     order = np.random.default_rng(seed).permutation(len(names))
     chosen = {names[index] for index in order[:count]}
-    return [i for i, film in enumerate(films) if film not in chosen], [i for i, film in enumerate(films) if film in chosen]
+    return [i for i, film in enumerate(films) if film not in chosen], [
+        i for i, film in enumerate(films) if film in chosen
+    ]
 
 
 @dataclass
 class Epochs:
-    """An endless sequence of shuffled epochs over `count` things: place `number` is a function of count, seed and number alone,
-    so a resumed run sees what an uninterrupted one would have seen. The last permutation is remembered."""
+    """An endless sequence of shuffled epochs over `count` things: place `number` is a function of count, seed
+    and number alone, so a resumed run sees what an uninterrupted one would have seen. The last permutation is
+    remembered."""
 
     count: int
     seed: int

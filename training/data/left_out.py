@@ -17,7 +17,8 @@ Kind = Literal[
 
 
 class VideoError(ValueError):
-    """A clip, its caption, or a folder of clips cannot be used. The message is one printable sentence for the user."""
+    """A clip, its caption, or a folder of clips cannot be used. The message is one printable sentence for the
+    user."""
 
     def __init__(self, message: str, kind: Kind = "broken") -> None:
         super().__init__(printable(message))
@@ -49,7 +50,8 @@ def count_kinds(entries: Iterable[LeftOut]) -> str:
 
 
 def printable(text: str) -> str:
-    """A text in which bytes of a file name that are no UTF-8 are written as \\udcXX: every encoder and file takes it."""
+    """A text in which bytes of a file name that are no UTF-8 are written as \\udcXX: every encoder and file
+    takes it."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -32,4 +32,6 @@ class OracleTeacher(Teacher):
 
     @torch.no_grad()
     def features(self, video: Tensor) -> Tensor:
-        return torch.stack([oracle_features(clip, self.patch) for clip in self.resized(video)]).to(self.device)
+        return torch.stack([oracle_features(clip, self.patch) for clip in self.resized(video)]).to(
+            self.device
+        )

@@ -30,14 +30,19 @@ class Pairs:
     def to(self, device: str | torch.device) -> Pairs:
         """The same batch on another device."""
         before = None if self.before is None else self.before.to(device)
-        return Pairs(frame=self.frame.to(device), before=before, after=self.after.to(device), cond=self.cond.to(device))
+        return Pairs(
+            frame=self.frame.to(device), before=before, after=self.after.to(device), cond=self.cond.to(device)
+        )
 
 
 class PairSet:
     """Every (clip, i) of some clips for which z[i+lag], and z[i-1] where order is 2, exist (LaMo eq 1)."""
 
-    def __init__(self, clips: Clips, chosen: Sequence[int], lag: int, order: int = 1, first: int | None = None) -> None:
-        """first: smallest i, at least and by default order - 1. Raises DatasetError where no clip is long enough."""
+    def __init__(
+        self, clips: Clips, chosen: Sequence[int], lag: int, order: int = 1, first: int | None = None
+    ) -> None:
+        """first: smallest i, at least and by default order - 1. Raises DatasetError where no clip is long
+        enough."""
         self.clips, self.chosen, self.lag, self.order = clips, list(chosen), lag, order
         self.first = order - 1 if first is None else max(first, order - 1)
         counts = [max(0, clips.lengths[clip] - lag - self.first) for clip in self.chosen]

@@ -15,10 +15,11 @@ from .videos import VideoError, Window, windows
 def read_ahead(
     jobs: Sequence[Job], config: CacheConfig, form: Format, stop: StopRequest
 ) -> Iterator[tuple[Job, Window | VideoError | None]]:
-    """Reads clips in `config.workers` threads; yields the windows of each, then None; or a VideoError, then None.
+    """Reads clips in `config.workers` threads; yields the windows of each, then None; or a VideoError, then
+    None.
 
-    Clips come interleaved. At most two windows per thread wait to be taken. Closing the iterator, or a stop request, ends
-    the threads.
+    Clips come interleaved. At most two windows per thread wait to be taken. Closing the iterator, or a stop
+    request, ends the threads.
     """
     todo: queue.SimpleQueue[Job] = queue.SimpleQueue()
     for job in jobs:
@@ -57,7 +58,10 @@ def read_ahead(
             hand_over(job, None)
         hand_over(None, None)
 
-    threads = [threading.Thread(target=read, name=f"reader-{number}", daemon=True) for number in range(config.workers)]
+    threads = [
+        threading.Thread(target=read, name=f"reader-{number}", daemon=True)
+        for number in range(config.workers)
+    ]
     for thread in threads:
         thread.start()
     working = len(threads)

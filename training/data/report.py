@@ -30,7 +30,8 @@ class CacheReport:
     left_out: list[LeftOut] = field(default_factory=list)
     """Clips, folders and rows of a list that could not be used."""
     corrupt_windows: int = 0
-    """Windows passed over inside clips that are otherwise cached: a frame is corrupt, or frames are missing."""
+    """Windows passed over inside clips that are otherwise cached: a frame is corrupt, or frames are
+    missing."""
     cut_captions: int | None = 0
     """Number of captions longer than the text encoder reads; None where it does not say."""
     stopped: bool = False
@@ -43,8 +44,8 @@ class CacheReport:
 
 
 def write_skipped(out: Path, left_out: Sequence[LeftOut]) -> None:
-    """Leaves skipped.txt in the folder: path, kind with its number and count, and reason, one line each; no file where nothing
-    was left out."""
+    """Leaves skipped.txt in the folder: path, kind with its number and count, and reason, one line each; no
+    file where nothing was left out."""
     path = out / SKIPPED_FILE
     if not left_out:
         path.unlink(missing_ok=True)
@@ -80,9 +81,16 @@ def summarise(report: CacheReport, config: CacheConfig) -> int:
         print(f"{report.cut_captions} captions are longer than the text encoder reads; their ends were cut.")
     there = len(report.written) + report.finished_before
     if report.stopped:
-        print(f"Stopped: {len(report.written)} files written to {config.out}; run the same command to resume.")
+        print(
+            f"Stopped: {len(report.written)} files written to {config.out}; run the same command to resume."
+        )
         return 130
     if not there:
-        raise CacheError(f"none of the {len(report.left_out)} clips could be used; the first: {report.left_out[0].reason}")
-    print(f"Cached: {len(report.written)} files written to {config.out}, {report.finished_before} clips were there before.")
+        raise CacheError(
+            f"none of the {len(report.left_out)} clips could be used; the first: {report.left_out[0].reason}"
+        )
+    print(
+        f"Cached: {len(report.written)} files written to {config.out}, {report.finished_before} clips were "
+        f"there before."
+    )
     return 0

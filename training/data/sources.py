@@ -27,7 +27,8 @@ PREFIX = 12
 def gather(config: CacheConfig) -> Found:
     """The clips that `config` names, at most `limit` of them, and what was passed over on the way.
 
-    Raises CacheError for a list that cannot be used or templates that are not there, VideoError where there is no clip.
+    Raises CacheError for a list that cannot be used or templates that are not there, VideoError where there
+    is no clip.
     """
     found = Found()
     if config.captions is not None:
@@ -52,7 +53,9 @@ def caption_list(config: CacheConfig) -> CaptionList:
     if config.captions is None:
         return CaptionList()
     if len(config.videos) > 1:
-        raise CacheError("with a list of captions, give one folder of videos, the one its names are looked up in.")
+        raise CacheError(
+            "with a list of captions, give one folder of videos, the one its names are looked up in."
+        )
     try:
         return read_list(config.captions, config.videos[0] if config.videos else None)
     except CaptionError as error:
@@ -60,20 +63,25 @@ def caption_list(config: CacheConfig) -> CaptionList:
 
 
 def listed_captions(config: CacheConfig) -> dict[Path, str]:
-    """Video -> caption of `config.captions`; empty where there is no list. Raises CacheError where it cannot be used."""
+    """Video -> caption of `config.captions`; empty where there is no list. Raises CacheError where it cannot
+    be used."""
     return caption_list(config).texts
 
 
 class ContentHashes:
-    """`content_hash` of clips, remembered in a folder of cached clips: a film that did not change is read once, not at every
-    run."""
+    """`content_hash` of clips, remembered in a folder of cached clips: a film that did not change is read
+    once, not at every run."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / HASHES_FILE
         self.known: dict[str, str] = {}
         with suppress(OSError, ValueError):
             known = json.loads(self.path.read_text(encoding="utf-8"))
-            self.known = {key: value for key, value in known.items() if isinstance(value, str)} if isinstance(known, dict) else {}
+            self.known = (
+                {key: value for key, value in known.items() if isinstance(value, str)}
+                if isinstance(known, dict)
+                else {}
+            )
         self.changed = False
 
     def of(self, clip: Path) -> str:
@@ -88,7 +96,8 @@ class ContentHashes:
 
     @staticmethod
     def _stamp(clip: Path) -> tuple[str, int]:
-        """(hash of names, lengths and times, which changes where a file of the clip is written; length of the longest file)."""
+        """(hash of names, lengths and times, which changes where a file of the clip is written; length of the
+        longest file)."""
         longest, digest = 0, hashlib.blake2b(os.fsencode(os.path.abspath(clip)), digest_size=16)
         try:
             for path in frame_files(clip) if clip.is_dir() else [clip]:
@@ -111,9 +120,10 @@ def identify(
 ) -> Mapping[Path, str | VideoError]:
     """What each clip is known by: its content hash, or the error that reading it raised.
 
-    Earlier versions hashed the first and last MiB of a file alone. Clips that they cached, those whose sampled hash starts with
-    one of `cached` (`PREFIX` digits each), keep that hash, so that nothing is encoded again; where several clips share it, the
-    first keeps it, and the others go by all of their content. `cached` None reads whole files only to tell such clips apart.
+    Earlier versions hashed the first and last MiB of a file alone. Clips that they cached, those whose
+    sampled hash starts with one of `cached` (`PREFIX` digits each), keep that hash, so that nothing is
+    encoded again; where several clips share it, the first keeps it, and the others go by all of their
+    content. `cached` None reads whole files only to tell such clips apart.
     """
 
     def sampled(clip: Path) -> str | VideoError:
@@ -135,7 +145,9 @@ def identify(
             if isinstance(name, str):
                 groups[name].append(clip)
         old = {name for name in groups if cached is None or name[:PREFIX] in cached}
-        unknown = [clip for name, group in groups.items() for clip in group if name not in old or len(group) > 1]
+        unknown = [
+            clip for name, group in groups.items() for clip in group if name not in old or len(group) > 1
+        ]
         exact = dict(zip(unknown, pool.map(whole, unknown)))
     for name, group in groups.items():
         for clip in group:

@@ -1,5 +1,5 @@
-"""Reading text that people wrote with any editor: UTF-8 or UTF-16, with a byte order mark or without; and files that are not
-what their name says."""
+"""Reading text that people wrote with any editor: UTF-8 or UTF-16, with a byte order mark or without; and
+files that are not what their name says."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ SNIFFED_BYTES = 1024
 
 
 def read_text(path: Path) -> str:
-    """A text file's content. Raises VideoError where it cannot be read, is a stand-in (`stand_in`), or in no known encoding."""
+    """A text file's content. Raises VideoError where it cannot be read, is a stand-in (`stand_in`), or in no
+    known encoding."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -38,13 +39,16 @@ def encoding_of(data: bytes) -> str:
 
 
 def stand_in(data: bytes) -> str | None:
-    """What a file is where it only stands for the real one: "an HTML page, ..."; None otherwise. `data`: its first bytes."""
+    """What a file is where it only stands for the real one: "an HTML page, ..."; None otherwise. `data`: its
+    first bytes."""
     if not data:
         return None
     if data.startswith(LFS_POINTER):
         return "a git-lfs pointer, not the file itself: run git lfs pull"
     start = data[:SNIFFED_BYTES].lstrip(codecs.BOM_UTF8 + b" \t\r\n").lower()
-    if re.match(rb"<(!doctype html|html|head|body)\b", start) or (start.startswith(b"<?xml") and b"<html" in start):
+    if re.match(rb"<(!doctype html|html|head|body)\b", start) or (
+        start.startswith(b"<?xml") and b"<html" in start
+    ):
         return "an HTML page, saved in place of the file: download it again"
     if re.match(rb"<\?xml[^>]*>\s*<error\b", start):
         return "a server's error message, saved in place of the file: download it again"
@@ -58,8 +62,12 @@ def sniff(path: Path) -> str | None:
 
 
 def one_line(text: str) -> str:
-    """A caption as the text encoders take it: one line, without control characters and halves of surrogate pairs."""
-    kept = "".join(" " if letter.isspace() else letter if letter.isprintable() or letter in JOINERS else "" for letter in text)
+    """A caption as the text encoders take it: one line, without control characters and halves of surrogate
+    pairs."""
+    kept = "".join(
+        " " if letter.isspace() else letter if letter.isprintable() or letter in JOINERS else ""
+        for letter in text
+    )
     return " ".join(kept.encode("utf-8", "replace").decode("utf-8").split())
 
 

@@ -44,17 +44,26 @@ def _encode_toys(clips: Tensor, prompts: list[str], worlds: list[str], backbone:
 
 
 def make_toy_clips(
-    folder: Path, backbone: Backbone, count: int, seed: int, wrong: float = 0.0, progress: ProgressLine | None = None
+    folder: Path,
+    backbone: Backbone,
+    count: int,
+    seed: int,
+    wrong: float = 0.0,
+    progress: ProgressLine | None = None,
 ) -> None:
-    """Writes `count` drawn clips of all worlds into `folder` as cached clips, with their frames for the teachers.
+    """Writes `count` drawn clips of all worlds into `folder` as cached clips, with their frames for the
+    teachers.
 
-    The backbone needs its VAE and text encoder. Clips that are there already are kept. Raises TrainingError if the disk is full.
+    The backbone needs its VAE and text encoder. Clips that are there already are kept. Raises TrainingError
+    if the disk is full.
     """
     from ...toyworld import mixture
 
     part = 32
     for start in range(0, count, part):
-        paths = [folder / f"toy-{seed}-{index:05}.safetensors" for index in range(start, min(start + part, count))]
+        paths = [
+            folder / f"toy-{seed}-{index:05}.safetensors" for index in range(start, min(start + part, count))
+        ]
         if all(path.is_file() for path in paths):
             continue
         clips, prompts, _ = mixture(len(paths), seed * 1_000_003 + start, wrong)
@@ -67,9 +76,16 @@ def make_toy_clips(
 
 
 def write_toy_clip(
-    path: Path, backbone: Backbone, clip: Tensor, prompt: str, tokens: Tensor, mask: Tensor, source: str | None = None
+    path: Path,
+    backbone: Backbone,
+    clip: Tensor,
+    prompt: str,
+    tokens: Tensor,
+    mask: Tensor,
+    source: str | None = None,
 ) -> None:
-    """One clip `3 T H W`: its frames first, so that a finished clip always has them. `source`: its name, by default the file's.
+    """One clip `3 T H W`: its frames first, so that a finished clip always has them. `source`: its name, by
+    default the file's.
 
     Raises OSError.
     """
@@ -82,4 +98,11 @@ def write_toy_clip(
         start=0.0, frames=clip.shape[1], width=clip.shape[3], height=clip.shape[2], fps=0.0,
     )  # fmt: skip
     latent = backbone.encode_video(frames.permute(3, 0, 1, 2)[None].float() / 255)[0]
-    write_clip(path, latent, pool_tokens(tokens[None], mask[None])[0], info, backbone.latent_space, tokens=tokens[mask])
+    write_clip(
+        path,
+        latent,
+        pool_tokens(tokens[None], mask[None])[0],
+        info,
+        backbone.latent_space,
+        tokens=tokens[mask],
+    )

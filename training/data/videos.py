@@ -1,4 +1,5 @@
-"""Reading clips: finding them in folders, decoding them frame by frame, cutting them to the size and length a VAE takes."""
+"""Reading clips: finding them in folders, decoding them frame by frame, cutting them to the size and length a
+VAE takes."""
 
 from __future__ import annotations
 
@@ -44,12 +45,14 @@ class Window:
     source_size: tuple[int, int] = (0, 0)
     """Width and height of the clip as it is shown, before the window is cut to size."""
     corrupt: int = 0
-    """How many windows of the clip were passed over so far because a frame is corrupt, or frames are missing."""
+    """How many windows of the clip were passed over so far because a frame is corrupt, or frames are
+    missing."""
 
 
 def leads_out(clip: Path, folder: Path) -> Path | None:
-    """The first of the files read for a clip (itself or its frames, and its caption) that lies outside `folder`, all links
-    followed; None where all of them lie inside. Raises VideoError where a folder of frames cannot be listed."""
+    """The first of the files read for a clip (itself or its frames, and its caption) that lies outside
+    `folder`, all links followed; None where all of them lie inside. Raises VideoError where a folder of
+    frames cannot be listed."""
     files = [clip, caption_file(clip), *(frame_files(clip) if clip.is_dir() else [])]
     return next((file for file in files if not is_inside(file, folder)), None)
 
@@ -63,10 +66,11 @@ def content_hash(clip: Path) -> str:
 
 
 def sampled_hash(clip: Path) -> str:
-    """A 32-digit hash of the length and the first and last MiB of each file: `content_hash` where no file is longer than that.
+    """A 32-digit hash of the length and the first and last MiB of each file: `content_hash` where no file is
+    longer than that.
 
-    It tells weights apart, whose header lists every tensor, and finds candidates among films without reading terabytes.
-    Raises VideoError where a file cannot be read.
+    It tells weights apart, whose header lists every tensor, and finds candidates among films without reading
+    terabytes. Raises VideoError where a file cannot be read.
     """
     return _hash(clip, whole=False)
 
@@ -83,7 +87,8 @@ def _hash(clip: Path, whole: bool) -> str:
 
 
 def thin(frames: Iterable[Timed], fps: float) -> Iterator[Timed]:
-    """Drops frames, tuples whose first entry is their time, so that at most `fps` per second remain; 0 keeps all.
+    """Drops frames, tuples whose first entry is their time, so that at most `fps` per second remain; 0 keeps
+    all.
 
     Frames are never doubled: a doubled frame would be a moment without motion that the camera never saw.
     """
@@ -100,7 +105,8 @@ def thin(frames: Iterable[Timed], fps: float) -> Iterator[Timed]:
 
 
 def fit(frame: np.ndarray, width: int, height: int, aspect: float = 1.0) -> np.ndarray:
-    """Centre crop to the proportions of `width` x `height`, then resize: `H W 3` uint8 -> `height width 3` uint8.
+    """Centre crop to the proportions of `width` x `height`, then resize: `H W 3` uint8 -> `height width 3`
+    uint8.
 
     `aspect`: width of the frame's pixels over their height; one resampling squares and resizes them.
     """
@@ -113,17 +119,23 @@ def fit(frame: np.ndarray, width: int, height: int, aspect: float = 1.0) -> np.n
     crop_wide, crop_tall = (tall * wanted, tall) if wide / tall >= wanted else (wide, wide / wanted)
     left, top = (wide - crop_wide) / 2, (tall - crop_tall) / 2
     box = (left, top, left + crop_wide, top + crop_tall)
-    return np.asarray(Image.fromarray(np.ascontiguousarray(frame)).resize((width, height), Image.Resampling.LANCZOS, box=box))
+    return np.asarray(
+        Image.fromarray(np.ascontiguousarray(frame)).resize(
+            (width, height), Image.Resampling.LANCZOS, box=box
+        )
+    )
 
 
 def windows(
     clip: Path, *, frames: int, width: int, height: int, fps: float = 0, limit: int = 1, allow_short: int = 0
 ) -> Iterator[Window]:
-    """Cuts a clip into consecutive windows of `frames` frames; at most `limit` of them, 0 for as many as there are.
+    """Cuts a clip into consecutive windows of `frames` frames; at most `limit` of them, 0 for as many as
+    there are.
 
-    `allow_short` is the VAE's temporal stride s where a clip shorter than `frames` may be cut to the largest s n + 1 (n >= 1)
-    instead of being refused; 0 refuses it. Decoding stops as soon as enough frames have been seen. Windows with corrupt or
-    missing frames are passed over. Raises VideoError where the clip is broken or too short, after the windows that are whole.
+    `allow_short` is the VAE's temporal stride s where a clip shorter than `frames` may be cut to the largest
+    s n + 1 (n >= 1) instead of being refused; 0 refuses it. Decoding stops as soon as enough frames have been
+    seen. Windows with corrupt or missing frames are passed over. Raises VideoError where the clip is broken
+    or too short, after the windows that are whole.
     """
     taking = _Taking(clip, frames, limit)
     try:
@@ -146,7 +158,8 @@ def windows(
 
 
 class _Taking:
-    """Frames on their way into windows. A window is held back until it is known whether it is the clip's last."""
+    """Frames on their way into windows. A window is held back until it is known whether it is the clip's
+    last."""
 
     def __init__(self, clip: Path, frames: int, limit: int) -> None:
         self.clip, self.frames, self.limit = clip, frames, limit
@@ -189,10 +202,13 @@ class _Taking:
         self.count += 1
 
     def cut_short(self, stride: int) -> None:
-        """Makes the only window of a clip that is shorter than one. Raises VideoError where that may not or cannot be."""
+        """Makes the only window of a clip that is shorter than one. Raises VideoError where that may not or
+        cannot be."""
         name, length = self.clip.name, len(self.held)
         if self.corrupt or self.damaged:
-            raise VideoError(f"{name}: frames are corrupt or missing in every window of {self.frames}.", "corrupt frames")
+            raise VideoError(
+                f"{name}: frames are corrupt or missing in every window of {self.frames}.", "corrupt frames"
+            )
         short = (length - 1) // stride * stride + 1 if stride and length else 0
         if short <= 1:
             raise VideoError(f"{name} has {length} frames, {self.frames} are needed.", "too short")
@@ -212,7 +228,8 @@ def _rate(times: list[float | None]) -> float:
 
 
 def template_clips(match: str = "*") -> list[Path]:
-    """The animated .webp clips that ComfyUI's own template packages install, by name; [] where they are not installed.
+    """The animated .webp clips that ComfyUI's own template packages install, by name; [] where they are not
+    installed.
 
     `match` is a glob over file names, for example "*wan*". The packages are looked up, never imported.
     """

@@ -12,7 +12,8 @@ from typing import Any
 
 @contextmanager
 def drawn_ahead(draw: Callable[[int], Any], first: int, end: int, ahead: int) -> Iterator[Callable[[], Any]]:
-    """Gives a function that returns draw(first), draw(first + 1), ... up to draw(end - 1), with at most `ahead` of them waiting.
+    """Gives a function that returns draw(first), draw(first + 1), ... up to draw(end - 1), with at most
+    `ahead` of them waiting.
 
     An exception of `draw` comes out where its result is asked for.
     """

@@ -1,4 +1,5 @@
-"""Checkpoints of a run: everything that is trained, its average, the optimiser, and how far the run is. All or nothing."""
+"""Checkpoints of a run: everything that is trained, its average, the optimiser, and how far the run is. All
+or nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ MAY_CHANGE = (
     "steps", "minutes", "save_every", "validate_every", "validation_clips", "keep_every", "every", "device",
     "batch", "accumulate", "read_ahead", "gradient_norms", "tensorboard",
 )  # fmt: skip
-"""Settings that a resumed run may have changed. The clips per step (batch x accumulate x processes) may not."""
+"""Settings that a resumed run may have changed. The clips per step (batch x accumulate x processes) may
+not."""
 
 
 @dataclass(kw_only=True)
@@ -49,8 +51,8 @@ def save_state(
 ) -> None:
     """Writes the checkpoint into the run's folder; an older one stays whole until the new one is.
 
-    optimizer: None where it has no state yet; `sharded`: DeepSpeed keeps its state. safe: what an error leaves intact, in words.
-    Every process must call it. Raises TrainingError where a file cannot be written.
+    optimizer: None where it has no state yet; `sharded`: DeepSpeed keeps its state. safe: what an error
+    leaves intact, in words. Every process must call it. Raises TrainingError where a file cannot be written.
     """
     accelerator, step, out = run.accelerator, progress["step"], Path(run.out)
     states, groups = dict(states), []
@@ -60,7 +62,11 @@ def save_state(
     elif optimizer is not None:
         state = optimizer.state_dict()
         groups = state["param_groups"]
-        found = {f"{index}/{key}": value for index, values in state["state"].items() for key, value in values.items()}
+        found = {
+            f"{index}/{key}": value
+            for index, values in state["state"].items()
+            for key, value in values.items()
+        }
         states["optimizer"] = {key: torch.as_tensor(value) for key, value in found.items()}
     tensors = {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
     if any(hasattr(value, "full_tensor") for value in tensors.values()):
@@ -69,7 +75,9 @@ def save_state(
     progress["scaler"] = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
     progress["shards"] = None if optimizer is None else shards(run, sharded)
     recipe = {"progress": progress, "groups": groups, "trainer": settings(run)}
-    info = WeightsInfo(kind=KIND, latent_space=run.task.latent_space, config=dict(run.task.about), recipe=recipe)
+    info = WeightsInfo(
+        kind=KIND, latent_space=run.task.latent_space, config=dict(run.task.about), recipe=recipe
+    )
     if accelerator.is_main_process:
         with saving(CHECKPOINT, safe):
             write_tensors(out / CHECKPOINT, tensors, info)
@@ -92,15 +100,23 @@ def read_state(run: Run, sharded: bool) -> Saved | None:
     try:
         tensors, info = load_weights(path, KIND)
     except WeightsError as error:
-        raise TrainingError(f"{error} Delete it to start again, or put an older checkpoint in its place.") from error
+        raise TrainingError(
+            f"{error} Delete it to start again, or put an older checkpoint in its place."
+        ) from error
     progress = info.recipe["progress"]
     if "phase" not in progress:
-        raise TrainingError(f"{path} was written by an older version, whose runs cannot be continued: use another folder.")
+        raise TrainingError(
+            f"{path} was written by an older version, whose runs cannot be continued: use another folder."
+        )
     check_same_run(run, info, progress)
     if progress["shards"] is not None and progress["shards"] != shards(run, sharded):
         found, here = optimiser_in(progress["shards"]), optimiser_in(shards(run, sharded))
-        raise TrainingError(f"{run.out} holds {found} and this launch has {here}: launch it as before, or use another folder.")
-    states: dict[str, dict[str, Tensor]] = {name: {} for name in ("model", "average", "best", "task", "optimizer")}
+        raise TrainingError(
+            f"{run.out} holds {found} and this launch has {here}: launch it as before, or use another folder."
+        )
+    states: dict[str, dict[str, Tensor]] = {
+        name: {} for name in ("model", "average", "best", "task", "optimizer")
+    }
     for key, value in tensors.items():
         name, rest = key.split("/", 1)
         states[name][rest] = value
@@ -119,7 +135,11 @@ def shards(run: Run, sharded: bool) -> int:
 
 def optimiser_in(count: int) -> str:
     """Describes how the optimiser's state is stored."""
-    return f"an optimiser in {count} DeepSpeed shard{'s' * (count > 1)}" if count else "an optimiser in one piece"
+    return (
+        f"an optimiser in {count} DeepSpeed shard{'s' * (count > 1)}"
+        if count
+        else "an optimiser in one piece"
+    )
 
 
 def check_same_run(run: Run, info: WeightsInfo, progress: Mapping[str, Any]) -> None:
@@ -127,12 +147,17 @@ def check_same_run(run: Run, info: WeightsInfo, progress: Mapping[str, Any]) -> 
     free = (*MAY_CHANGE, *run.task.may_change)
     old, new = info.recipe["trainer"], settings(run)
     changed = differing(old, {key: new.get(key) for key in old}, ignore=free)
-    changed = ", ".join(filter(None, [changed, differing(flat(info.config), flat(run.task.about), ignore=free)]))
+    changed = ", ".join(
+        filter(None, [changed, differing(flat(info.config), flat(run.task.about), ignore=free)])
+    )
     if changed:
-        raise TrainingError(f"{run.out} holds a run with other settings ({changed}): give those again, or use another folder.")
+        raise TrainingError(
+            f"{run.out} holds a run with other settings ({changed}): give those again, or use another folder."
+        )
     if progress["clips_per_step"] != clips_per_step(run):
         raise TrainingError(
-            f"{run.out} holds a run with {progress['clips_per_step']} clips a step, this one has {clips_per_step(run)}; "
+            f"{run.out} holds a run with {progress['clips_per_step']} clips a step, this one has "
+            f"{clips_per_step(run)}; "
             "change batch, accumulate or the number of processes."
         )
     if progress["data"] != run.task.fingerprint():
@@ -154,7 +179,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def gathered(states: Mapping[str, Mapping[str, Any]], main: bool) -> dict[str, Tensor]:
-    """Whole tensors on the CPU, named "state/key", on the main process; other processes only take part where there are shards."""
+    """Whole tensors on the CPU, named "state/key", on the main process; other processes only take part where
+    there are shards."""
     tensors: dict[str, Tensor] = {}
     for name, state in states.items():
         for key, value in state.items():
@@ -203,7 +229,9 @@ def fill_optimizer(optimizer: Any, values: Mapping[str, Tensor], groups: list[di
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in values.items():
         index, name = key.split("/", 1)
-        state.setdefault(int(index), {})[name] = value if name == "step" else like(value, parameters[int(index)])
+        state.setdefault(int(index), {})[name] = (
+            value if name == "step" else like(value, parameters[int(index)])
+        )
     for group in groups:
         group["betas"] = tuple(group["betas"])
     optimizer.load_state_dict({"state": state, "param_groups": groups})

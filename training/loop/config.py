@@ -17,7 +17,8 @@ class LoopConfig:
     steps: Count = 2000
     """Optimiser steps."""
     minutes: Positive | None = None
-    """Stop cleanly after this many minutes, if that comes before `steps`; the learning rate then falls with the clock."""
+    """Stop cleanly after this many minutes, if that comes before `steps`; the learning rate then falls with
+    the clock."""
     batch: Count = 1
     """Clips per micro-batch and process."""
     accumulate: Count = 1
@@ -41,7 +42,8 @@ class LoopConfig:
     clip: NotNegative = 1.0
     """Gradients are scaled down to this norm; 0 leaves them as they are."""
     ema: Decay = 0.0
-    """Decay of an exponential moving average of what is trained; 0 keeps none. The average is validated and exported."""
+    """Decay of an exponential moving average of what is trained; 0 keeps none. The average is validated and
+    exported."""
     keep: Literal["best", "last"] = "last"
     """Which weights are exported: those of the best validation, or the last ones."""
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -61,14 +63,16 @@ class LoopConfig:
     read_ahead: Number = 1
     """Micro-batches read ahead of their step, in a thread; 0 reads each when it is needed."""
     gradient_norms: Number = 0
-    """Steps between measurements of each loss's own gradient (one more backward pass a loss); 0 measures none."""
+    """Steps between measurements of each loss's own gradient (one more backward pass a loss); 0 measures
+    none."""
     tensorboard: bool = False
     """Also write TensorBoard events, where tensorboard is installed."""
 
 
 @dataclass(kw_only=True)
 class TrainerConfig(LoopConfig):
-    """How a fine-tune, or another run on cached clips, trains; what it trains with is in its command's own settings."""
+    """How a fine-tune, or another run on cached clips, trains; what it trains with is in its command's own
+    settings."""
 
     projector_rate: NotNegative = 0.0
     """Learning rate of the objectives' projectors; 0 takes `rate`."""

@@ -15,7 +15,8 @@ def loss_gradients(
 ) -> dict[str, float]:
     """{"gradient NAME": norm over all that learns} of each weighted loss, on this process's micro-batch.
 
-    A loss without a gradient (weight 0, nothing of it learns) has 0. The graph is kept for the step's own backward pass.
+    A loss without a gradient (weight 0, nothing of it learns) has 0. The graph is kept for the step's own
+    backward pass.
     """
     parameters = [value for group in groups for value in group.parameters if value.requires_grad]
     found = {}

@@ -18,7 +18,8 @@ class Log:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, columns: Sequence[str], after: int = 0) -> None:
-        """Continues the file at `path`, dropping rows after step `after`: what a killed run wrote beyond its checkpoint.
+        """Continues the file at `path`, dropping rows after step `after`: what a killed run wrote beyond its
+        checkpoint.
 
         `path` None keeps the rows in memory only.
         """
@@ -96,8 +97,11 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, float]]:
     return rows
 
 
-def draw_curves(log: Log, path: str | os.PathLike[str], panels: Mapping[str, Sequence[str]], title: str = "") -> None:
-    """Draws the log as a PNG: one panel per entry of `panels`, title -> columns drawn in it. Written atomically.
+def draw_curves(
+    log: Log, path: str | os.PathLike[str], panels: Mapping[str, Sequence[str]], title: str = ""
+) -> None:
+    """Draws the log as a PNG: one panel per entry of `panels`, title -> columns drawn in it. Written
+    atomically.
 
     Columns with no rows are left out. A column with more than 200 points is also shown as a running mean.
     """
@@ -113,7 +117,9 @@ def draw_curves(log: Log, path: str | os.PathLike[str], panels: Mapping[str, Seq
             if not steps:
                 continue
             many = len(values) > 200
-            (line,) = axes.plot(steps, values, label=column, marker="" if len(values) > 30 else ".", alpha=0.3 if many else 1)
+            (line,) = axes.plot(
+                steps, values, label=column, marker="" if len(values) > 30 else ".", alpha=0.3 if many else 1
+            )
             if many:
                 axes.plot(steps, _running_mean(values, len(values) // 50), color=line.get_color())
         axes.set_title(name, fontsize=10)

@@ -1,8 +1,9 @@
 """The one training loop. What is trained, on what, is a `Task`.
 
-Every random draw of a step (noise, times, dropped prompts, dropout) comes from a generator seeded by the run's seed and the
-number of the micro-batch, and which clips a micro-batch takes is a function of the seed and that number. A run that was
-stopped, or killed, is therefore resumed from its last checkpoint exactly as if nothing had happened.
+Every random draw of a step (noise, times, dropped prompts, dropout) comes from a generator seeded by the
+run's seed and the number of the micro-batch, and which clips a micro-batch takes is a function of the seed
+and that number. A run that was stopped, or killed, is therefore resumed from its last checkpoint exactly as
+if nothing had happened.
 """
 
 from __future__ import annotations
@@ -35,14 +36,15 @@ DRAW_SECONDS = 20.0
 def train(run: Run, stop: StopRequest | None = None, progress: ProgressLine | None = None) -> Outcome:
     """Trains from the last checkpoint in `run.out`, or from the start, to the last step.
 
-    Leaves a checkpoint, log.csv and curves.png. Raises TrainingError where a setting makes no sense, the loss is no longer
-    finite, GPU memory or the disk is full, or the checkpoint belongs to another run.
+    Leaves a checkpoint, log.csv and curves.png. Raises TrainingError where a setting makes no sense, the loss
+    is no longer finite, GPU memory or the disk is full, or the checkpoint belongs to another run.
     """
     return Loop(run).go(stop, progress or ProgressLine("train"))
 
 
 class Loop:
-    """A run, brought to the state of its checkpoint; `go` takes its steps. May be used under `torch.inference_mode()`."""
+    """A run, brought to the state of its checkpoint; `go` takes its steps. May be used under
+    `torch.inference_mode()`."""
 
     def __init__(self, run: Run) -> None:
         """Raises TrainingError where settings, data or the checkpoint in `run.out` do not fit."""
@@ -64,7 +66,7 @@ class Loop:
             self._resume()
         self.log = self._open_log()
 
-    # --- where the run is ---------------------------------------------------------------------------------------------
+    # --- where the run is -----------------------------------------------------------------------------------
 
     @property
     def main(self) -> bool:
@@ -103,7 +105,11 @@ class Loop:
     @property
     def safe(self) -> str:
         """Says which checkpoint survives a failure."""
-        return f"the checkpoint of step {self.saved} is safe" if self.saved else "no checkpoint was written before"
+        return (
+            f"the checkpoint of step {self.saved} is safe"
+            if self.saved
+            else "no checkpoint was written before"
+        )
 
     def trained(self) -> dict[str, Tensor]:
         """Everything that any phase trains, by name."""
@@ -121,7 +127,7 @@ class Loop:
             kept_step=self.best_step if self.best else self.step, kept=self.best_found if self.best else self.found,
         )  # fmt: skip
 
-    # --- resuming -----------------------------------------------------------------------------------------------------
+    # --- resuming -------------------------------------------------------------------------------------------
 
     def _resume(self) -> None:
         """Brings everything to the state of the run's checkpoint, or to the beginning."""
@@ -141,7 +147,10 @@ class Loop:
             return
         checkpoint.fill(self.average, found.states["average"], found.path)
         if found.states["best"]:
-            self.best = {name: checkpoint.like(found.states["best"][name], value) for name, value in self.trained().items()}
+            self.best = {
+                name: checkpoint.like(found.states["best"][name], value)
+                for name, value in self.trained().items()
+            }
             best = found.progress["best"]
             self.best_step, self.best_score, self.best_found = best["step"], best["score"], best["found"]
         self._load_optimizer(found)
@@ -177,19 +186,24 @@ class Loop:
             for value in group.parameters:
                 value.requires_grad_(group.starts <= step)
 
-    # --- the steps ----------------------------------------------------------------------------------------------------
+    # --- the steps ------------------------------------------------------------------------------------------
 
     def go(self, stop: StopRequest | None = None, progress: ProgressLine | None = None) -> Outcome:
-        """Runs to the end, to the next step after a stop request, or until the observer returns False. Then saves."""
+        """Runs to the end, to the next step after a stop request, or until the observer returns False. Then
+        saves."""
         self.progress, ended = progress, False
-        self.board = Board(self.run.out, self.step) if self.main and self.config.tensorboard and self.run.out else None
+        self.board = (
+            Board(self.run.out, self.step) if self.main and self.config.tensorboard and self.run.out else None
+        )
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=devices):
             if self.step == 0 and self.config.validate_first:
                 self._validate(first=True)
             while not (self.finished or ended or processes.stopping(self.accelerator, stop)):
                 ended = self._run_phase(stop)
-            if self.step != self.saved or not self.saved:  # a finished run keeps its optimiser for a longer one
+            if (
+                self.step != self.saved or not self.saved
+            ):  # a finished run keeps its optimiser for a longer one
                 self._save()
         for line in (self.progress, self.board):
             if line is not None:
@@ -238,7 +252,8 @@ class Loop:
             return self._step(following, step)
         except torch.OutOfMemoryError as error:
             raise TrainingError(
-                f"The GPU's memory does not hold step {self.step + 1} at batch {self.config.batch}; {self.safe}: use a smaller "
+                f"The GPU's memory does not hold step {self.step + 1} at batch {self.config.batch}; "
+                f"{self.safe}: use a smaller "
                 "batch, fewer frames or pixels, or bf16."
             ) from error
 
@@ -257,7 +272,9 @@ class Loop:
         sums: dict[str, list[float]] = {}
         for micro in range(config.accumulate):
             arguments = moved(following(), accelerator.device)
-            torch.manual_seed(self._seed(step * config.accumulate + micro))  # what the module itself draws: a LoRA's dropout
+            torch.manual_seed(
+                self._seed(step * config.accumulate + micro)
+            )  # what the module itself draws: a LoRA's dropout
             with accelerator.accumulate(stepper.module):
                 outputs = stepper.module(*arguments)
                 total = sum(factor * outputs[name] for name, factor in weights.items() if name in outputs)
@@ -270,7 +287,9 @@ class Loop:
                     sums.setdefault(name, []).append(value)
                 if accelerator.sync_gradients:
                     norm = stepper.clip()
-                    self._check({"gradient": norm} if config.precision != "fp16" else {}, {})  # fp16 skips such a step
+                    self._check(
+                        {"gradient": norm} if config.precision != "fp16" else {}, {}
+                    )  # fp16 skips such a step
                     stepper.step()
         if self.average:
             ema_update(self.average, self.trained(), config.ema, self.step)
@@ -284,7 +303,8 @@ class Loop:
         return processes.mean_row(self.accelerator, dict(zip(names, values)), ["loss", *self.task.names])
 
     def _check(self, values: Mapping[str, float], weights: Mapping[str, float]) -> None:
-        """Raises TrainingError where a loss, or the gradient, is not finite: nothing was changed by it yet."""
+        """Raises TrainingError where a loss, or the gradient, is not finite: nothing was changed by it
+        yet."""
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             name = next((name for name in bad if name in weights), bad[0])
@@ -297,7 +317,9 @@ class Loop:
     def _number(self, micro: int) -> int:
         """The number of a micro-batch among those of all processes."""
         accelerator = self.accelerator
-        return micro if self.task.shared_draws else micro * accelerator.num_processes + accelerator.process_index
+        return (
+            micro if self.task.shared_draws else micro * accelerator.num_processes + accelerator.process_index
+        )
 
     def _seed(self, micro: int) -> int:
         return (self.config.seed * 1_000_003 + self.phase * PHASE_SEEDS + self._number(micro)) % 2**63
@@ -306,15 +328,18 @@ class Loop:
         """The arguments of one micro-batch's forward pass."""
         return self.task.draw(self._number(micro), torch.Generator().manual_seed(self._seed(micro)))
 
-    # --- validation ---------------------------------------------------------------------------------------------------
+    # --- validation -----------------------------------------------------------------------------------------
 
     def _validate(self, first: bool = False) -> None:
-        """Measures held-out data with the same draws every time, spread over the processes; remembers the best weights."""
+        """Measures held-out data with the same draws every time, spread over the processes; remembers the
+        best weights."""
         values = self.trained() if self.average else {}
         count = min(self.task.validation_count, self.config.validation_clips)
         with evaluating(self.accelerator, self.stepper.module, self.average, values):
             if count:
-                sums = held_out_sums(self.accelerator, self.stepper.module, self.task, count, self.config.seed)
+                sums = held_out_sums(
+                    self.accelerator, self.stepper.module, self.task, count, self.config.seed
+                )
                 self.found = self.task.metrics(sums, count)
             self.task.show(self.step, self.run.out if self.main else None)
         if not count:
@@ -326,19 +351,25 @@ class Loop:
             return
         score = self.task.score(self.found)
         if self.config.keep == "best" and score is not None and score < self.best_score:
-            self.best = {name: value.detach().clone() for name, value in (self.average or self.trained()).items()}
+            self.best = {
+                name: value.detach().clone() for name, value in (self.average or self.trained()).items()
+            }
             self.best_step, self.best_score, self.best_found = self.step, score, dict(self.found)
 
-    # --- files --------------------------------------------------------------------------------------------------------
+    # --- files ----------------------------------------------------------------------------------------------
 
     def _open_log(self) -> Log:
         task = self.task
         found = task.validation_names or [f"val_{name}" for name in task.names]
         columns = ["phase"] * (len(self.phases) > 1) + ["loss", *task.names, *found, "rate", "gradient"]
-        columns += [f"gradient {name}" for name in task.names] * bool(self.config.gradient_norms) + ["seconds"]
+        columns += [f"gradient {name}" for name in task.names] * bool(self.config.gradient_norms) + [
+            "seconds"
+        ]
         keep = self.main and self.run.out is not None
         with saving(checkpoint.LOG, self.safe):
-            return Log(self.run.out / checkpoint.LOG if keep else None, list(dict.fromkeys(columns)), after=self.step)
+            return Log(
+                self.run.out / checkpoint.LOG if keep else None, list(dict.fromkeys(columns)), after=self.step
+            )
 
     def _note(self, row: Mapping[str, float]) -> None:
         if not self.main:
@@ -353,7 +384,11 @@ class Loop:
     def _show(self, row: Mapping[str, float]) -> None:
         phase = self.phases[self.place[0]].name
         words = [f"{phase + ' ' if phase else ''}step {self.step}/{self.planned}", f"loss {row['loss']:.4f}"]
-        words += [f"{name} {value:.4f}" for name in self.task.shown if (value := {**self.found, **row}.get(name)) is not None]
+        words += [
+            f"{name} {value:.4f}"
+            for name in self.task.shown
+            if (value := {**self.found, **row}.get(name)) is not None
+        ]
         left = self.seconds * (1 - self.fraction) / self.fraction
         self.progress.show(self.fraction, " ".join(words), left)
 
@@ -362,12 +397,31 @@ class Loop:
         out = self.run.out
         if out is None:
             return
-        states = {"model": self.trained(), "average": self.average, "best": self.best, "task": self.task.state()}
-        best = {"step": self.best_step, "score": self.best_score, "found": self.best_found} if self.best else None
+        states = {
+            "model": self.trained(),
+            "average": self.average,
+            "best": self.best,
+            "task": self.task.state(),
+        }
+        best = (
+            {"step": self.best_step, "score": self.best_score, "found": self.best_found}
+            if self.best
+            else None
+        )
         phase, step = self.place
-        progress = {"step": self.step, "phase": phase, "seconds": self.seconds, "found": self.found, "best": best}
-        optimizer = self.stepper.optimizer if step > 0 else None  # new at the start of a phase: nothing to keep
-        checkpoint.save_state(self.run, states, optimizer, progress, sharded=self.stepper.sharded, safe=self.safe)
+        progress = {
+            "step": self.step,
+            "phase": phase,
+            "seconds": self.seconds,
+            "found": self.found,
+            "best": best,
+        }
+        optimizer = (
+            self.stepper.optimizer if step > 0 else None
+        )  # new at the start of a phase: nothing to keep
+        checkpoint.save_state(
+            self.run, states, optimizer, progress, sharded=self.stepper.sharded, safe=self.safe
+        )
         self.saved = self.step
         if not self.main:
             return

@@ -23,9 +23,11 @@ def make_optimizer(groups: Sequence[ParameterGroup], config: LoopConfig) -> torc
 
 
 def rate_factor(config: LoopConfig, step: int, fraction: float) -> float:
-    """The learning rate's factor before a step, counted from 0, with `fraction` of the steps, or of the time, done.
+    """The learning rate's factor before a step, counted from 0, with `fraction` of the steps, or of the time,
+    done.
 
-    It rises linearly over `warmup` steps. A cosine falls from 1 to `final_rate` over the last `tail` of the way.
+    It rises linearly over `warmup` steps. A cosine falls from 1 to `final_rate` over the last `tail` of the
+    way.
     """
     rise = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
     if config.schedule == "constant":
@@ -41,7 +43,8 @@ def trainable(module: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def ema_update(average: Mapping[str, Tensor], values: Mapping[str, Tensor], decay: float, step: int) -> None:
-    """Moves the average towards the values, in place; early steps forget faster, so that the start does not linger."""
+    """Moves the average towards the values, in place; early steps forget faster, so that the start does not
+    linger."""
     decay = min(decay, (1 + step) / (10 + step))
     for name, old in average.items():
         old.lerp_(values[name].detach().to(old.dtype), 1 - decay)

@@ -1,4 +1,5 @@
-"""Helpers around accelerate and DeepSpeed; all of it works in a single process too, there without accelerate."""
+"""Helpers around accelerate and DeepSpeed; all of it works in a single process too, there without
+accelerate."""
 
 from __future__ import annotations
 
@@ -17,21 +18,31 @@ from ..console import StopRequest, TrainingError
 from .config import LoopConfig
 
 
-def start(precision: str = "no", accumulate: int = 1, device: str = "auto", handlers: Sequence[Any] = ()) -> Any:
-    """accelerate's Accelerator as the launcher's environment wants it (torchrun, accelerate launch, or neither).
+def start(
+    precision: str = "no", accumulate: int = 1, device: str = "auto", handlers: Sequence[Any] = ()
+) -> Any:
+    """accelerate's Accelerator as the launcher's environment wants it (torchrun, accelerate launch, or
+    neither).
 
-    `precision` is "no", "bf16" or "fp16". `device` "auto" takes the GPU where there is one; in a run of several processes
-    "cuda" means each process's own GPU. `handlers` are accelerate's kwargs handlers.
+    `precision` is "no", "bf16" or "fp16". `device` "auto" takes the GPU where there is one; in a run of
+    several processes "cuda" means each process's own GPU. `handlers` are accelerate's kwargs handlers.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    AcceleratorState._reset_state(reset_partial_state=False)  # an earlier run in this process may have had another precision
-    cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available() and not torch.backends.mps.is_available())
+    AcceleratorState._reset_state(
+        reset_partial_state=False
+    )  # an earlier run in this process may have had another precision
+    cpu = device == "cpu" or (
+        device == "auto" and not torch.cuda.is_available() and not torch.backends.mps.is_available()
+    )
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)
     return Accelerator(
-        cpu=cpu or None, mixed_precision=precision, gradient_accumulation_steps=accumulate, kwargs_handlers=list(handlers)
+        cpu=cpu or None,
+        mixed_precision=precision,
+        gradient_accumulation_steps=accumulate,
+        kwargs_handlers=list(handlers),
     )
 
 
@@ -107,7 +118,7 @@ def mean_row(accelerator: Any, row: Mapping[str, float], columns: Sequence[str])
     return {name: total / count for name, (total, count) in zip(columns, sums) if count}
 
 
-# --- DeepSpeed ------------------------------------------------------------------------------------------------------------
+# --- DeepSpeed ----------------------------------------------------------------------------------------------
 
 
 def deepspeed(accelerator: Any) -> bool:
@@ -116,16 +127,22 @@ def deepspeed(accelerator: Any) -> bool:
 
 
 def tell_deepspeed(accelerator: Any, *, batch: int, accumulate: int, clip: float) -> dict[str, Any]:
-    """Puts what the run's own settings say into DeepSpeed's, which `prepare` reads, and returns those; {} without DeepSpeed."""
+    """Puts what the run's own settings say into DeepSpeed's, which `prepare` reads, and returns those; {}
+    without DeepSpeed."""
     if not deepspeed(accelerator):
         return {}
     settings = accelerator.state.deepspeed_plugin.deepspeed_config
-    settings |= {"train_micro_batch_size_per_gpu": batch, "gradient_accumulation_steps": accumulate, "gradient_clipping": clip}
+    settings |= {
+        "train_micro_batch_size_per_gpu": batch,
+        "gradient_accumulation_steps": accumulate,
+        "gradient_clipping": clip,
+    }
     return settings
 
 
 def save_shards(accelerator: Any, folder: Path, step: int) -> None:
-    """Writes DeepSpeed's own checkpoint, which its sharded optimiser needs, under a name that appears when it is whole.
+    """Writes DeepSpeed's own checkpoint, which its sharded optimiser needs, under a name that appears when it
+    is whole.
 
     Every process must call it. `drop_shards` deletes the one before once nothing names it any more.
     """
@@ -149,7 +166,9 @@ def load_shards(accelerator: Any, folder: Path, step: int) -> None:
     """Brings DeepSpeed's engine to its checkpoint of `step`. Raises TrainingError where there is none."""
     path = folder / f"{step:06}"
     if not path.is_dir():
-        raise TrainingError(f"{path} is missing; it holds the optimiser's state at that step: begin again with another --out.")
+        raise TrainingError(
+            f"{path} is missing; it holds the optimiser's state at that step: begin again with another --out."
+        )
     accelerator.load_state(os.fspath(path))
 
 
@@ -172,9 +191,11 @@ def pick_device(name: str) -> str:
 
 
 def make_accelerator(config: LoopConfig) -> Any:
-    """accelerate's Accelerator as the launcher's environment and `config` want it. Raises TrainingError for fp16 without a GPU.
+    """accelerate's Accelerator as the launcher's environment and `config` want it. Raises TrainingError for
+    fp16 without a GPU.
 
-    Processes wait for one another for days: one may be caching videos, or be the last one with teachers' features.
+    Processes wait for one another for days: one may be caching videos, or be the last one with teachers'
+    features.
     """
     from accelerate.utils import InitProcessGroupKwargs
 

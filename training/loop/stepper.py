@@ -1,4 +1,5 @@
-"""How the optimiser steps: `Plain`, through accelerate or in one process. Another strategy has the same five attributes."""
+"""How the optimiser steps: `Plain`, through accelerate or in one process. Another strategy has the same five
+attributes."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ class Plain:
     """Backward passes that add up, then one clipped step of AdamW."""
 
     starts_together = False
-    """Whether all groups require a gradient from the phase's first step on, those too that begin to learn later."""
+    """Whether all groups require a gradient from the phase's first step on, those too that begin to learn
+    later."""
 
     def __init__(
         self,
@@ -33,12 +35,15 @@ class Plain:
         self.sharded = processes.deepspeed(accelerator)
         if accelerator.num_processes > 1:
             accelerator.free_memory()  # another phase's modules let go of the gradients that they average
-        processes.tell_deepspeed(accelerator, batch=config.batch, accumulate=config.accumulate, clip=config.clip)
+        processes.tell_deepspeed(
+            accelerator, batch=config.batch, accumulate=config.accumulate, clip=config.clip
+        )
         self.module: nn.Module
         self.module, self.optimizer = accelerator.prepare(task.module, optimizer)
 
     def thaw(self) -> None:
-        """Called when other parameters begin to learn; several processes agree anew on whose gradients they wait for."""
+        """Called when other parameters begin to learn; several processes agree anew on whose gradients they
+        wait for."""
         if self.accelerator.num_processes > 1:
             self.module = None  # lets go of the gradients it averages
             self.accelerator.free_memory()

@@ -1,4 +1,5 @@
-"""The border between the loop and what it trains: `Task`, its `Phase`s and `ParameterGroup`s; `Run`, `Report`, `Outcome`."""
+"""The border between the loop and what it trains: `Task`, its `Phase`s and `ParameterGroup`s; `Run`,
+`Report`, `Outcome`."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from .config import LoopConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A stretch of training with an optimiser of its own: the moments of another phase's losses mean nothing in it."""
+    """A stretch of training with an optimiser of its own: the moments of another phase's losses mean nothing
+    in it."""
 
     name: str
     steps: int
@@ -58,9 +60,11 @@ class Task:
     shown: tuple[str, ...] = ()
     """Columns that the progress line shows beside the loss."""
     pictures: Mapping[str, Mapping[str, Sequence[str]]] = {}
-    """Curves by file: panel -> columns drawn together. Left out, curves.png with each loss beside its validation."""
+    """Curves by file: panel -> columns drawn together. Left out, curves.png with each loss beside its
+    validation."""
     shared_draws: bool = False
-    """Whether every process draws the same micro-batch and takes its own share of it; otherwise each draws its own."""
+    """Whether every process draws the same micro-batch and takes its own share of it; otherwise each draws
+    its own."""
     whole_batches: bool = False
     """Whether `LoopConfig.batch` counts the clips of all processes together."""
 
@@ -69,14 +73,19 @@ class Task:
 
     def groups(self, config: LoopConfig) -> list[ParameterGroup]:
         """What learns in this phase; left out, all that requires a gradient, at `config.rate`."""
-        return [ParameterGroup(parameters=[p for p in self.module.parameters() if p.requires_grad], rate=config.rate)]
+        return [
+            ParameterGroup(
+                parameters=[p for p in self.module.parameters() if p.requires_grad], rate=config.rate
+            )
+        ]
 
     def weights(self, step: int) -> Mapping[str, float]:
         """Factors of the losses on a step."""
         return {self.names[0]: 1.0}
 
     def draw(self, number: int, generator: torch.Generator) -> tuple[Any, ...]:
-        """Arguments of the module's forward pass for micro-batch `number` of an endless sequence: tensors, or things with
+        """Arguments of the module's forward pass for micro-batch `number` of an endless sequence: tensors, or
+        things with
         `.to(device)`. May run in a thread, ahead of its step."""
         raise NotImplementedError
 
@@ -101,20 +110,24 @@ class Task:
         raise NotImplementedError
 
     def placed(self, accelerator: Any) -> None:
-        """Called before the first step with the run's `Accelerator`; the module is on its device afterwards."""
+        """Called before the first step with the run's `Accelerator`; the module is on its device
+        afterwards."""
 
     def state(self) -> Mapping[str, Tensor]:
-        """Tensors beyond the trained parameters that a resumed run needs; they are saved, and written into on resuming."""
+        """Tensors beyond the trained parameters that a resumed run needs; they are saved, and written into on
+        resuming."""
         return {}
 
     def show(self, step: int, folder: Path | None) -> None:
-        """Called by every process after each validation, without gradients: a chance to write samples into `folder`.
+        """Called by every process after each validation, without gradients: a chance to write samples into
+        `folder`.
 
         Only one process is given a folder.
         """
 
     def write(self, folder: Path, weights: Mapping[str, Tensor], report: Report) -> None:
-        """Called by one process after each checkpoint: writes the file that users load, of the `weights` to keep."""
+        """Called by one process after each checkpoint: writes the file that users load, of the `weights` to
+        keep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +185,8 @@ class Run:
     accelerator: Any = None
     """accelerate's Accelerator, or `processes.OneProcess`; made where None."""
     stepper: Any = None
-    """How the optimiser steps, `stepper.Plain` where None: called with (accelerator, task, optimizer, groups, config)."""
+    """How the optimiser steps, `stepper.Plain` where None: called with (accelerator, task, optimizer, groups,
+    config)."""
     on_step: OnStep | None = None
-    """Called after every step; the run ends where it returns False. An exception of it goes through once the state is saved."""
+    """Called after every step; the run ends where it returns False. An exception of it goes through once the
+    state is saved."""

@@ -17,7 +17,8 @@ from .task import Task
 def evaluating(
     accelerator: Any, module: nn.Module, average: Mapping[str, Tensor], values: Mapping[str, Tensor]
 ) -> Iterator[None]:
-    """The module in evaluation mode, without gradients; its trained `values` are exchanged for their `average` meanwhile."""
+    """The module in evaluation mode, without gradients; its trained `values` are exchanged for their
+    `average` meanwhile."""
     with torch.no_grad(), accelerator.autocast():
         exchange(average, values)
         module.eval()

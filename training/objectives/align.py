@@ -17,7 +17,9 @@ from .settings import AlignSettings, MtsaSettings, PdaSettings, SoftTrdSettings,
 
 def teacher_need(settings: AlignSettings) -> TeacherNeed:
     """The teacher's features that an alignment wants."""
-    forecast = {"context": settings.context, "window": settings.window} if isinstance(settings, PdaSettings) else {}
+    forecast = (
+        {"context": settings.context, "window": settings.window} if isinstance(settings, PdaSettings) else {}
+    )
     return TeacherNeed(name=settings.teacher, source=settings.source, **forecast)
 
 
@@ -50,7 +52,8 @@ class AlignObjective(Objective):
         return volume - volume.mean(dim=2, keepdim=True) if self.settings.centre else volume
 
     def on_grid(self, volume: Tensor, grid: relational.Grid) -> Tensor:
-        """Something of the teacher's, `B C F H W`, on the grid of the comparison; `grid` is that of the student's tokens."""
+        """Something of the teacher's, `B C F H W`, on the grid of the comparison; `grid` is that of the
+        student's tokens."""
         if self.settings.grid == "teacher":
             return volume
         return relational.fit(volume, tuple(map(min, volume.shape[2:], self.coarse(grid))))
@@ -110,7 +113,9 @@ class SoftTrdObjective(AlignObjective):
             return super().make_projector(width, channels)
         compressor = load_compressor(s.motion_head, channels)
         self.frozen = (compressor,)
-        return moalign.MotionProjector(width, compressor.pointwise.out_channels, compressor.temporal.out_channels, s.stride)
+        return moalign.MotionProjector(
+            width, compressor.pointwise.out_channels, compressor.temporal.out_channels, s.stride
+        )
 
     def teacher_volume(self, view: StepView) -> Tensor:
         volume = super().teacher_volume(view)
@@ -145,13 +150,14 @@ class MtsaObjective(AlignObjective):
 
 
 class PdaObjective(AlignObjective):
-    """`methods.ldo.pda_loss` on the changes that the world model expects, at the slower of the two rates: the student's tokens
-    are not stretched in time."""
+    """`methods.ldo.pda_loss` on the changes that the world model expects, at the slower of the two rates: the
+    student's tokens are not stretched in time."""
 
     kind = "pda"
 
     def changes(self, view: StepView) -> tuple[Tensor, int]:
-        """Expected changes between frames of tokens, `B C F H W`, and the frame from which the first one leads."""
+        """Expected changes between frames of tokens, `B C F H W`, and the frame from which the first one
+        leads."""
         found = view.features[self.teachers[0].key]
         per_token = view.latent.shape[2] // view.taps[self.settings.block].grid[0]
         return ldo.at_rate(found["features"], int(found["exact_first"].flatten()[0]), per_token)
@@ -174,7 +180,8 @@ class PdaObjective(AlignObjective):
 
 
 def load_compressor(path: str, channels: int) -> moalign.MotionCompressor:
-    """The frozen compressor of a motion head's file. Raises TrainingError where it does not fit the teacher."""
+    """The frozen compressor of a motion head's file. Raises TrainingError where it does not fit the
+    teacher."""
     try:
         state, info = load_weights(path, "motion_head")
     except WeightsError as error:
@@ -184,6 +191,7 @@ def load_compressor(path: str, channels: int) -> moalign.MotionCompressor:
     expected = head.compressor.temporal.in_channels
     if expected != channels:
         raise TrainingError(
-            f"{path} was trained on features of {expected} channels ({info.config['teacher']}), the teacher has {channels}."
+            f"{path} was trained on features of {expected} channels ({info.config['teacher']}), the teacher "
+            f"has {channels}."
         )
     return head.compressor.float().requires_grad_(False).eval()

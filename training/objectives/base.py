@@ -41,7 +41,8 @@ class Objective(nn.Module):
         self.settings = settings
 
     def calibrate(self, latents: Iterable[Tensor]) -> dict[str, float]:
-        """Fits what depends on the data's scale to clean latents `C T H W`; returns what the run's files say of it."""
+        """Fits what depends on the data's scale to clean latents `C T H W`; returns what the run's files say
+        of it."""
         return {}
 
     def forward(self, view: StepView) -> Tensor:

@@ -43,10 +43,10 @@ from .settings import (
     TsaSettings,
 )
 
-# -- settings ------------------------------------------------------------------------------------------------------------
+# -- settings ------------------------------------------------------------------------------------------------
 
 
-# -- objectives ----------------------------------------------------------------------------------------------------------
+# -- objectives ----------------------------------------------------------------------------------------------
 
 
 KINDS: dict[str, tuple[type[Settings], type[Objective]]] = {
@@ -61,11 +61,12 @@ KINDS: dict[str, tuple[type[Settings], type[Objective]]] = {
 """Kind -> settings and objective."""
 
 
-# -- from words ----------------------------------------------------------------------------------------------------------
+# -- from words ----------------------------------------------------------------------------------------------
 
 
 def parse(text: str) -> tuple[str, Settings]:
-    """Reads "kind key=value ...". Raises TrainingError for an unknown kind or key, or a value of the wrong type."""
+    """Reads "kind key=value ...". Raises TrainingError for an unknown kind or key, or a value of the wrong
+    type."""
     kind, *pairs = text.split() or [""]
     if kind not in KINDS:
         raise TrainingError(f"objective {kind!r} is unknown; choose one of {', '.join(KINDS)}.")
@@ -75,7 +76,9 @@ def parse(text: str) -> tuple[str, Settings]:
     for pair in pairs:
         key, equals, word = pair.partition("=")
         if not equals or key not in known:
-            raise TrainingError(f"{pair!r} is not a setting of the objective {kind}; it has {', '.join(known)}.")
+            raise TrainingError(
+                f"{pair!r} is not a setting of the objective {kind}; it has {', '.join(known)}."
+            )
         words[key] = word
     return kind, from_words(words, settings, lambda name: f"{name} of the objective {kind}")
 
@@ -88,7 +91,8 @@ TAUGHT_BY_DEFAULT = {
 
 
 def check_files(kind: str, settings: Settings) -> None:
-    """Raises TrainingError where the motion head that an objective names is missing, something else, or another teacher's."""
+    """Raises TrainingError where the motion head that an objective names is missing, something else, or
+    another teacher's."""
     path = getattr(settings, "motion_head", None)
     if path is None:
         return
@@ -96,7 +100,13 @@ def check_files(kind: str, settings: Settings) -> None:
         info = read_info(path)
     except WeightsError as error:
         raise TrainingError(f"{error} Make it with: latent-physics motion-head.") from error
-    check(info.kind == "motion_head", kind, "motion_head", path, f"a motion head's file, and this one holds a {info.kind}")
+    check(
+        info.kind == "motion_head",
+        kind,
+        "motion_head",
+        path,
+        f"a motion head's file, and this one holds a {info.kind}",
+    )
     teacher = TeacherNeed(name=settings.teacher, source=settings.source).key
     taught = TAUGHT_BY_DEFAULT.get(str(info.config.get("teacher")), str(info.config.get("teacher")))
     # Files may have moved between the stages: their names are compared, not their folders.
@@ -105,7 +115,8 @@ def check_files(kind: str, settings: Settings) -> None:
 
 
 def counted_from_one(about: Mapping[str, Any]) -> list[str]:
-    """The objectives that a checkpoint names, their blocks counted from 1: older ones counted from 0, and do not say so."""
+    """The objectives that a checkpoint names, their blocks counted from 1: older ones counted from 0, and do
+    not say so."""
     if about.get("blocks_from") == 1:
         return list(about["objectives"])
     texts = []
@@ -132,8 +143,8 @@ def needed_teachers(texts: Sequence[str]) -> list[TeacherNeed]:
 def build(texts: Sequence[str], *, width: int, blocks: int, channels: Mapping[str, int]) -> nn.ModuleDict:
     """Objectives by name (the kind, numbered where it occurs twice).
 
-    width: of the backbone's tokens; blocks: how many it has; channels: the teachers' widths by `TeacherNeed.key`.
-    Raises TrainingError.
+    width: of the backbone's tokens; blocks: how many it has; channels: the teachers' widths by
+    `TeacherNeed.key`. Raises TrainingError.
     """
     built = nn.ModuleDict()
     for text in texts:
@@ -141,7 +152,9 @@ def build(texts: Sequence[str], *, width: int, blocks: int, channels: Mapping[st
         name = kind if kind not in built else f"{kind}_{sum(key.startswith(kind) for key in built) + 1}"
         sizes: dict[str, int] = {}
         if isinstance(settings, AlignSettings):
-            check(1 <= settings.block <= blocks, kind, "block", settings.block, f"1 to {blocks} for this model")
+            check(
+                1 <= settings.block <= blocks, kind, "block", settings.block, f"1 to {blocks} for this model"
+            )
             sizes = {"width": width, "channels": channels[teacher_need(settings).key]}
         built[name] = KINDS[kind][1](settings, **sizes)
     return built

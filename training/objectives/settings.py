@@ -43,7 +43,8 @@ class DriftSettings(Settings):
     scale: Literal["relative", "raw"] = "relative"
     """"relative": divided by the target's own length. "raw": a plain squared difference."""
     eps: NotNegative = 1.0
-    """Epsilon of eq 5, as a share of the median |mu*|^2 of the clips trained on: at 1 a pair of median drift counts half."""
+    """Epsilon of eq 5, as a share of the median |mu*|^2 of the clips trained on: at 1 a pair of median drift
+    counts half."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +60,17 @@ class AlignSettings(Settings):
     source: str | None = None
     """Hub id, folder or file of its weights; None for the usual ones."""
     stride: Count = 3
-    """Tokens along a side of the teacher's patch: kernel and stride of the projector's convolution in space."""
+    """Tokens along a side of the teacher's patch: kernel and stride of the projector's convolution in
+    space."""
     hidden: Count = 2048
     """Width of the projector's MLP."""
     grid: Literal["teacher", "tokens"] = "teacher"
-    """"teacher": the tokens are brought to the teacher's grid, as in the papers. "tokens": where the teacher's is finer, its
-    features are averaged over what a token (after the stride) covers, for a teacher whose patch is smaller than a token's."""
+    """"teacher": the tokens are brought to the teacher's grid, as in the papers. "tokens": where the
+    teacher's is finer, its features are averaged over what a token (after the stride) covers, for a teacher
+    whose patch is smaller than a token's."""
     centre: bool = False
-    """Takes each place's mean over the clip's time off the teacher's features, so that only what changes is compared."""
+    """Takes each place's mean over the clip's time off the teacher's features, so that only what changes is
+    compared."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,5 @@
-"""Recipes: settings of a fine-tune, or of MoAlign's first stage, with each paper's numbers, one JSON file each, read
-strictly into typed settings."""
+"""Recipes: settings of a fine-tune, or of MoAlign's first stage, with each paper's numbers, one JSON file
+each, read strictly into typed settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def names(stage_one: bool = False) -> list[str]:
 
 
 def recipe_in(argv: Sequence[str], config: type[Config], stage_one: bool = False) -> Config | None:
-    """The settings of the recipe that a command line names, which its other words then change. Raises TrainingError."""
+    """The settings of the recipe that a command line names, which its other words then change. Raises
+    TrainingError."""
     for place, word in enumerate(argv):
         if word == "--recipe" and place + 1 < len(argv):
             return load_recipe(argv[place + 1], config, stage_one)
@@ -38,14 +39,19 @@ def recipe_in(argv: Sequence[str], config: type[Config], stage_one: bool = False
 def load_recipe(name: str, config: type[Config], stage_one: bool = False) -> Config:
     """A recipe by name, or from a JSON file of one's own, as the dataclass `config`.
 
-    Raises TrainingError for an unknown name, a file that is no JSON, an unknown key, or a value of the wrong type.
+    Raises TrainingError for an unknown name, a file that is no JSON, an unknown key, or a value of the wrong
+    type.
     """
     known = names(stage_one)
     path = FOLDER / f"{name}.json" if name in known else Path(name)
     if not path.is_file():
-        raise TrainingError(f"recipe {name!r} is unknown; choose one of {', '.join(known)}, or give a JSON file.")
+        raise TrainingError(
+            f"recipe {name!r} is unknown; choose one of {', '.join(known)}, or give a JSON file."
+        )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise TrainingError(f"{path.name} is not a readable JSON file ({' '.join(str(error).split())}).") from error
+        raise TrainingError(
+            f"{path.name} is not a readable JSON file ({' '.join(str(error).split())})."
+        ) from error
     return read({"recipe": path.stem, **values} if isinstance(values, dict) else values, config, path.name)

@@ -1,4 +1,5 @@
-"""PILA's ablation tables (Tables 4 and 9-12): each row is the shipped method with one module, law or label exchanged.
+"""PILA's ablation tables (Tables 4 and 9-12): each row is the shipped method with one module, law or label
+exchanged.
 
 An ablated adapter has the shipped one's signature, so training, sampling and files treat both alike.
 """
@@ -18,17 +19,26 @@ from ...methods.pila import PilaAdapter, PilaConfig, PilaOutput, residual_terms
 from ...methods.pila import bank as banks
 from ...methods.pila.afe import CORE_SLOTS, AnchoredFieldEstimation, centre, density
 from ...methods.pila.decoder import FlowDecoder
-from ...methods.pila.encoder import GROUPS, ConditionEncoder, NoiseLevel, PhysicalEncoder, ResidualBlock, count, head
+from ...methods.pila.encoder import (
+    GROUPS,
+    ConditionEncoder,
+    NoiseLevel,
+    PhysicalEncoder,
+    ResidualBlock,
+    count,
+    head,
+)
 from ...methods.pila.experts import Experts, add_updates
 from ...methods.pila.residuals import FAMILIES
 from ...methods.pila.routing import EXPERTS, Router, Routing
 from ..tasks.pila.stages import FULL, Method
 
-# --- modules that stand in for the shipped ones ---------------------------------------------------------------------------
+# --- modules that stand in for the shipped ones -------------------------------------------------------------
 
 
 class PlainAdapter(PilaAdapter):
-    """Encoder and decoder alone, with the full method's parameter count: no bank, no experts, no residuals."""
+    """Encoder and decoder alone, with the full method's parameter count: no bank, no experts, no
+    residuals."""
 
     architecture = "PlainAdapter"
 
@@ -59,7 +69,9 @@ class PlainAdapter(PilaAdapter):
 
     def estimate(self, x0: Tensor, sigma: Tensor, phase: str = "psi") -> dict[str, Tensor]:
         """Raises ValueError: there are no fields."""
-        raise ValueError("this adapter was trained without anchored field estimation; it has no fields to show.")
+        raise ValueError(
+            "this adapter was trained without anchored field estimation; it has no fields to show."
+        )
 
 
 def plain_blocks(config: PilaConfig) -> list[int]:
@@ -73,15 +85,20 @@ def plain_blocks(config: PilaConfig) -> list[int]:
         missing = count(PilaAdapter(config)) - count(PhysicalEncoder(config.channels, hidden, config.blocks))
         missing -= count(FlowDecoder(hidden, hidden, config.channels, []))
         missing -= count(ConditionEncoder(config.cond_dim, hidden)) + count(NoiseLevel(hidden))
-        narrow, narrowest = (count(ResidualBlock(hidden, hidden, inner=width)) for width in (2 * GROUPS, GROUPS))
+        narrow, narrowest = (
+            count(ResidualBlock(hidden, hidden, inner=width)) for width in (2 * GROUPS, GROUPS)
+        )
         whole = count(ResidualBlock(hidden, hidden))
     blocks = max(1, missing // whole)
-    steps = round((missing - blocks * whole - (2 * narrowest - narrow)) / (narrow - narrowest))  # linear in the width
+    steps = round(
+        (missing - blocks * whole - (2 * narrowest - narrow)) / (narrow - narrowest)
+    )  # linear in the width
     return [hidden] * blocks + [steps * GROUPS] * (steps > 0)
 
 
 class GenericFields(PilaAdapter):
-    """No physical encoder and no constructed fields: a 1x1x1 head makes the bank from the estimate and the velocity."""
+    """No physical encoder and no constructed fields: a 1x1x1 head makes the bank from the estimate and the
+    velocity."""
 
     architecture = "GenericFields"
 
@@ -111,7 +128,13 @@ class GenericFields(PilaAdapter):
         refined = add_updates(bank, updates, routing.weights)
         delta = self.decoder(refined, c, velocity)
         return PilaOutput(
-            delta=delta, cond=c, bank=bank, refined=refined, fields=self.read(bank), routing=routing, updates=updates
+            delta=delta,
+            cond=c,
+            bank=bank,
+            refined=refined,
+            fields=self.read(bank),
+            routing=routing,
+            updates=updates,
         )
 
     estimate = PlainAdapter.estimate
@@ -136,7 +159,9 @@ class UniformRouter(Router):
     def forward(self, cond: Tensor, labels: Tensor | None, top_k: int | None = None) -> Routing:
         """As `Router.forward`; labels and `top_k` change nothing."""
         logits = self.learned(cond)
-        return Routing(logits, torch.ones_like(logits, dtype=torch.bool), torch.full_like(logits, 1.0 / EXPERTS))
+        return Routing(
+            logits, torch.ones_like(logits, dtype=torch.bool), torch.full_like(logits, 1.0 / EXPERTS)
+        )
 
 
 class NoExperts(Experts):
@@ -158,7 +183,9 @@ class NoCorrection(FlowDecoder):
         return torch.zeros_like(velocity)
 
 
-def exchanged(part: str, module: Callable[[PilaConfig, Any], nn.Module]) -> Callable[[PilaConfig, Any], PilaAdapter]:
+def exchanged(
+    part: str, module: Callable[[PilaConfig, Any], nn.Module]
+) -> Callable[[PilaConfig, Any], PilaAdapter]:
     """A builder of the shipped adapter with another module in the place of `part`."""
 
     def build(config: PilaConfig, operations: Any = nn) -> PilaAdapter:
@@ -176,13 +203,19 @@ ARCHITECTURES: dict[str, Callable[[PilaConfig, Any], PilaAdapter]] = {
     "NoExperts": exchanged("experts", lambda config, operations: NoExperts()),
     "NoCorrection": exchanged(
         "decoder",
-        lambda c, operations: NoCorrection(banks.BANK_CHANNELS, c.hidden, c.channels, [c.hidden] * c.decoder_blocks, operations),
+        lambda c, operations: NoCorrection(
+            banks.BANK_CHANNELS, c.hidden, c.channels, [c.hidden] * c.decoder_blocks, operations
+        ),
     ),
     "UniformRouter": exchanged(
         "router",
-        lambda c, operations: UniformRouter(c.hidden, c.top_k, c.label_bias, c.temperature, c.bound_logits, operations),
+        lambda c, operations: UniformRouter(
+            c.hidden, c.top_k, c.label_bias, c.temperature, c.bound_logits, operations
+        ),
     ),
-    "ScaffoldFields": exchanged("afe", lambda c, operations: ScaffoldFields(c.hidden, c.head_width, operations)),
+    "ScaffoldFields": exchanged(
+        "afe", lambda c, operations: ScaffoldFields(c.hidden, c.head_width, operations)
+    ),
 }
 """The shipped architecture and those of the ablations, by the name that their files carry."""
 
@@ -190,13 +223,15 @@ ARCHITECTURES: dict[str, Callable[[PilaConfig, Any], PilaAdapter]] = {
 def build(architecture: str, config: PilaConfig, operations: Any = nn) -> PilaAdapter:
     """An adapter of any architecture. Raises ValueError for an unknown one."""
     if architecture not in ARCHITECTURES:
-        raise ValueError(f"its architecture is {architecture!r}; it must be one of {', '.join(ARCHITECTURES)}")
+        raise ValueError(
+            f"its architecture is {architecture!r}; it must be one of {', '.join(ARCHITECTURES)}"
+        )
     adapter = ARCHITECTURES[architecture](config, operations)
     adapter.architecture = architecture
     return adapter
 
 
-# --- laws and labels that stand in for the shipped ones -------------------------------------------------------------------
+# --- laws and labels that stand in for the shipped ones -----------------------------------------------------
 
 
 def no_laws(fields: dict[str, Tensor], category: str, **_: Any) -> dict[str, Tensor]:
@@ -224,7 +259,10 @@ ABLATIONS: dict[str, Method] = {
         Method(name="no_kinematic_anchor", architecture="ScaffoldFields", build=build),
         Method(name="no_staged_recovery", staged=False),
         Method(name="random_label", relabel=random_labels),
-        *(Method(name=f"no_{family}", laws=partial(residual_terms, drop_families=(family,))) for family in FAMILIES),
+        *(
+            Method(name=f"no_{family}", laws=partial(residual_terms, drop_families=(family,)))
+            for family in FAMILIES
+        ),
         Method(name="proxy_only", laws=slot_energy),
     )
 }

@@ -1,5 +1,5 @@
-"""`latent-physics compare`: the toy backbone fine-tuned plainly and with each objective, same steps and data; one table of
-physics.
+"""`latent-physics compare`: the toy backbone fine-tuned plainly and with each objective, same steps and data;
+one table of physics.
 
 Every fine-tune starts from the shipped toy model. A run that was stopped goes on with the same command.
 """
@@ -32,7 +32,9 @@ CONTROL, BEFORE = "toy-plain", "before"
 
 def toy_recipes() -> list[str]:
     """The toy twins, the control first."""
-    return sorted((name for name in names() if name.startswith("toy-")), key=lambda name: (name != CONTROL, name))
+    return sorted(
+        (name for name in names() if name.startswith("toy-")), key=lambda name: (name != CONTROL, name)
+    )
 
 
 @dataclass(kw_only=True)
@@ -59,8 +61,11 @@ class CompareConfig:
     """CPU threads; 0 leaves torch's choice."""
 
 
-def compare(config: CompareConfig, stop: StopRequest, progress: ProgressLine) -> dict[str, dict[str, list[float]]]:
-    """Runs what is not done yet; returns every clip's scores by model, the clips in the order of `prompts_of`. Raises what
+def compare(
+    config: CompareConfig, stop: StopRequest, progress: ProgressLine
+) -> dict[str, dict[str, list[float]]]:
+    """Runs what is not done yet; returns every clip's scores by model, the clips in the order of
+    `prompts_of`. Raises what
     `finetune` raises."""
     check(config)
     if config.threads:
@@ -92,13 +97,17 @@ def check(config: CompareConfig) -> None:
         settings = load_recipe(name, FinetuneConfig)
         if (settings.backbone, settings.tune.mode) != ("toy", "full"):
             what = f"a {settings.tune.mode} fine-tune of {settings.backbone}"
-            raise TrainingError(f"recipe {name} is {what}; comparing works on full fine-tunes of the toy backbone.")
+            raise TrainingError(
+                f"recipe {name} is {what}; comparing works on full fine-tunes of the toy backbone."
+            )
 
 
 def recipe_for(config: CompareConfig, name: str, data: Path) -> FinetuneConfig:
     """The recipe with this comparison's data, seed and steps."""
     settings = load_recipe(name, FinetuneConfig)
-    trainer = replace(settings.trainer, seed=config.seed, steps=config.steps or settings.trainer.steps, tensorboard=False)
+    trainer = replace(
+        settings.trainer, seed=config.seed, steps=config.steps or settings.trainer.steps, tensorboard=False
+    )
     return replace(settings, data=data, out=runs_of(config) / name, trainer=trainer, export_dtype="float32")
 
 
@@ -112,12 +121,16 @@ def load_trained(backbone: Backbone, settings: FinetuneConfig) -> None:
     backbone.dit.load_state_dict(to_diffusers(safetensors.torch.load_file(path), backbone.dit_keys))
 
 
-def scored(config: CompareConfig, path: Path, backbone: Backbone, progress: ProgressLine) -> dict[str, list[float]]:
+def scored(
+    config: CompareConfig, path: Path, backbone: Backbone, progress: ProgressLine
+) -> dict[str, list[float]]:
     """Every clip's scores with the backbone as it is now, also written to `path` with what they depend on."""
     progress.say(f"scoring {path.parent.name if path.stem == 'scores' else path.stem}")
     backbone.dit.eval()
     prompts, worlds = prompts_of(config)
-    scores = toy_scores(backbone, prompts, worlds, steps=config.sampling_steps, cfg=config.cfg, seed=config.seed + 77)
+    scores = toy_scores(
+        backbone, prompts, worlds, steps=config.sampling_steps, cfg=config.cfg, seed=config.seed + 77
+    )
     values = {name: value.tolist() for name, value in scores.items()}
     with saving(path.name, "the runs are safe"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,12 +150,14 @@ def basis(config: CompareConfig) -> dict[str, float | None]:
 
 
 def runs_of(config: CompareConfig) -> Path:
-    """The folder of the runs, named after the base model's file: runs of another base never go on, nor count."""
+    """The folder of the runs, named after the base model's file: runs of another base never go on, nor
+    count."""
     return config.out / f"base-{digest_of([load.TOY_WEIGHTS / 'toy_dit.safetensors'])}"
 
 
 def kept(config: CompareConfig, path: Path) -> dict[str, list[float]] | None:
-    """Scores of an earlier call with the same settings; None where there are none, so that no table mixes two."""
+    """Scores of an earlier call with the same settings; None where there are none, so that no table mixes
+    two."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         same = values.pop("settings") == basis(config)
@@ -152,10 +167,11 @@ def kept(config: CompareConfig, path: Path) -> dict[str, list[float]] | None:
 
 
 def table(results: Mapping[str, Mapping[str, Sequence[float]]], prompts: Sequence[str]) -> str:
-    """Markdown: mean and standard error of every score, and the paired difference to `CONTROL` with its 95 % interval.
+    """Markdown: mean and standard error of every score, and the paired difference to `CONTROL` with its 95 %
+    interval.
 
-    Errors and intervals count prompts. The model as it was before has no difference; nor has anything where the control is
-    missing.
+    Errors and intervals count prompts. The model as it was before has no difference; nor has anything where
+    the control is missing.
     """
     lines = ["| model | " + " | ".join(f"{name.replace('_', ' ')} | less plain" for name in SCORES) + " |"]
     lines.append("|---" * (1 + 2 * len(SCORES)) + "|")
@@ -164,6 +180,8 @@ def table(results: Mapping[str, Mapping[str, Sequence[float]]], prompts: Sequenc
         for name in SCORES:
             cells.append(f"{fmean(values[name]):.3f} +- {standard_error(values[name], prompts):.3f}")
             paired = CONTROL in results and model not in (CONTROL, BEFORE)
-            cells.append(str(paired_difference(values[name], results[CONTROL][name], prompts)) if paired else "")
+            cells.append(
+                str(paired_difference(values[name], results[CONTROL][name], prompts)) if paired else ""
+            )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

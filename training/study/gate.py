@@ -1,8 +1,9 @@
-"""Whether a comparison of alignment objectives could come out otherwise: what each one asks of a student, before any training.
+"""Whether a comparison of alignment objectives could come out otherwise: what each one asks of a student,
+before any training.
 
-An objective has something to teach about motion only if a clip that stands still does not satisfy it, if the student's own grid
-of tokens can express what it asks, if its correspondences are no uniform haze, and if its teacher knows more of motion than the
-student does already. Nothing is trained here; it takes minutes.
+An objective has something to teach about motion only if a clip that stands still does not satisfy it, if the
+student's own grid of tokens can express what it asks, if its correspondences are no uniform haze, and if its
+teacher knows more of motion than the student does already. Nothing is trained here; it takes minutes.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class Limits:
     frozen: float = 0.5
     """Largest share of an objective that a frozen clip may satisfy."""
     expressed: float = 0.5
-    """Smallest share of what the frozen clip leaves that perfect features on the student's grid must satisfy."""
+    """Smallest share of what the frozen clip leaves that perfect features on the student's grid must
+    satisfy."""
     entropy: float = 0.9
     """Largest entropy of P, as a share of the uniform distribution's, for the objectives that compare P."""
     lead: float = 0.0
@@ -61,10 +63,11 @@ class Reading:
     """Its kind."""
     teacher: str
     frozen: float
-    """1 - (loss of the best student that stands still) / (loss of the best student that knows nothing); both less the loss of
-    the teacher itself, as in the next figure."""
+    """1 - (loss of the best student that stands still) / (loss of the best student that knows nothing); both
+    less the loss of the teacher itself, as in the next figure."""
     expressed: float
-    """1 - (loss of the teacher's features squeezed through the student's grid) / (loss of the best student that stands still)."""
+    """1 - (loss of the teacher's features squeezed through the student's grid) / (loss of the best student
+    that stands still)."""
     entropy: float
     """Of the teacher's P[i, f] over all tokens i and frames f, 1 for uniform."""
     entropy_moving: float
@@ -79,11 +82,15 @@ class Reading:
         tempered = self.objective in ("tsa", "mtsa")
         found = [
             (self.frozen > limits.frozen, f"a frozen clip satisfies {self.frozen:.0%} of it"),
-            (self.expressed < limits.expressed, f"the student's grid expresses {self.expressed:.0%} of what moves"),
+            (
+                self.expressed < limits.expressed,
+                f"the student's grid expresses {self.expressed:.0%} of what moves",
+            ),
             (tempered and self.entropy > limits.entropy, f"P has {self.entropy:.0%} of a uniform entropy"),
             (
                 self.teacher_r2 <= self.base_r2 + limits.lead,
-                f"its teacher reads velocities no better than the base (R^2 {self.teacher_r2:.2f} against {self.base_r2:.2f})",
+                f"its teacher reads velocities no better than the base (R^2 {self.teacher_r2:.2f} against "
+                f"{self.base_r2:.2f})",
             ),
         ]
         return [words for closed, words in found if closed]
@@ -109,22 +116,34 @@ class Scene:
             latent=latent,
             x0=latent,
             signal=torch.ones(len(latent)),
-            taps={block: Activation(tokens=tap.tokens[rows], grid=tap.grid) for block, tap in self.taps.items()},
+            taps={
+                block: Activation(tokens=tap.tokens[rows], grid=tap.grid) for block, tap in self.taps.items()
+            },
             features={key: {n: v[rows] for n, v in found.items()} for key, found in self.features.items()},
         )
 
 
 def read_gate(
-    arms: Mapping[str, str], backbone: Backbone, clips: int = 32, seed: int = 0, progress: ProgressLine | None = None
+    arms: Mapping[str, str],
+    backbone: Backbone,
+    clips: int = 32,
+    seed: int = 0,
+    progress: ProgressLine | None = None,
 ) -> list[Reading]:
-    """The gate of every arm. arms: alignment objectives ("kind key=value ...") by name; backbone: whole, the base that
-    would be trained; clips: real clips of all worlds to look at, and `PROBES` times as many of those whose things can be
-    followed, for the probes.
+    """The gate of every arm. arms: alignment objectives ("kind key=value ...") by name; backbone: whole, the
+    base that would be trained; clips: real clips of all worlds to look at, and `PROBES` times as many of
+    those whose things can be followed, for the probes.
 
     Raises TrainingError for a bad objective and TeacherError for a teacher that cannot be loaded.
     """
     needs = parse.needed_teachers(list(arms.values()))
-    blocks = sorted({settings.block for _, settings in map(parse.parse, arms.values()) if isinstance(settings, AlignSettings)})
+    blocks = sorted(
+        {
+            settings.block
+            for _, settings in map(parse.parse, arms.values())
+            if isinstance(settings, AlignSettings)
+        }
+    )
     progress = progress or ProgressLine("gate")
     videos, prompts, _ = mixture(clips, seed, 0.0)
     progress.say(f"features of {clips} clips")
@@ -148,7 +167,12 @@ def plain(need: TeacherNeed) -> TeacherNeed:
 
 @torch.no_grad()
 def look(
-    videos: Tensor, prompts: Sequence[str], needs: Sequence[TeacherNeed], blocks: Sequence[int], backbone: Backbone, seed: int
+    videos: Tensor,
+    prompts: Sequence[str],
+    needs: Sequence[TeacherNeed],
+    blocks: Sequence[int],
+    backbone: Backbone,
+    seed: int,
 ) -> Scene:
     """The base's and the teachers' view of some clips."""
     latents, taps = [], {block: [] for block in blocks}
@@ -164,7 +188,8 @@ def look(
             taps[block].append(tap)
     step = (videos.shape[2] - 1) // (latents[0].shape[2] - 1)
     joined = {
-        block: Activation(tokens=torch.cat([tap.tokens for tap in found]), grid=found[0].grid) for block, found in taps.items()
+        block: Activation(tokens=torch.cat([tap.tokens for tap in found]), grid=found[0].grid)
+        for block, found in taps.items()
     }
     return Scene(videos=videos, latents=torch.cat(latents), taps=joined, features=taught(videos, needs, step))
 
@@ -191,7 +216,8 @@ def channels_of(scene: Scene, needs: Sequence[TeacherNeed]) -> dict[str, int]:
 
 @torch.no_grad()
 def read_arm(arm: str, objective: AlignObjective, scene: Scene, probed: Scene, paths: Tensor) -> Reading:
-    """The gate of one arm. probed, paths: clips whose things are followed, and their places (`probes.tracked_clips`)."""
+    """The gate of one arm. probed, paths: clips whose things are followed, and their places
+    (`probes.tracked_clips`)."""
     need, settings = objective.teachers[0], objective.settings
     nothing, still, squeezed = losses(objective, scene)
     temperature = settings.temperature if isinstance(settings, TsaSettings) else 0.1
@@ -213,11 +239,12 @@ def read_arm(arm: str, objective: AlignObjective, scene: Scene, probed: Scene, p
 
 
 def losses(objective: AlignObjective, scene: Scene) -> tuple[float, float, float]:
-    """Mean losses of the best student that knows nothing, of the best one that stands still, and of the teacher's features
-    squeezed through the student's grid; each less the loss of those features as they are, which is the least there is.
+    """Mean losses of the best student that knows nothing, of the best one that stands still, and of the
+    teacher's features squeezed through the student's grid; each less the loss of those features as they are,
+    which is the least there is.
 
-    Knows nothing: one feature everywhere. Stands still: one feature per place, all the clip long. Of each, several are tried and
-    the one that the objective likes best counts.
+    Knows nothing: one feature everywhere. Stands still: one feature per place, all the clip long. Of each,
+    several are tried and the one that the objective likes best counts.
     """
     parts = [slice(start, start + BATCH) for start in range(0, len(scene.videos), BATCH)]
     targets = [objective.target(scene.view(rows)) for rows in parts]
@@ -263,7 +290,8 @@ def squeeze(objective: AlignObjective, view: StepView, target: Tensor) -> Tensor
 
 
 def entropies(objective: AlignObjective, scene: Scene, temperature: float) -> tuple[float, float]:
-    """Entropy of the teacher's correspondences P[i, f] (TSA eq 8) over that of a uniform distribution: (all tokens, moving)."""
+    """Entropy of the teacher's correspondences P[i, f] (TSA eq 8) over that of a uniform distribution: (all
+    tokens, moving)."""
     total, moving, count = 0.0, 0.0, 0
     for start in range(0, len(scene.videos), BATCH):
         view = scene.view(slice(start, start + BATCH))
@@ -274,19 +302,25 @@ def entropies(objective: AlignObjective, scene: Scene, temperature: float) -> tu
             share = torch.special.entr(p).sum(dim=-1).mean(dim=-1) / math.log(places)
             change = (video[:, 1:] - video[:, :-1]).abs().mean(dim=0)[None, None]
             mask = relational.top_share(functional.adaptive_avg_pool3d(change, volume.shape[1:])[0], 0.2)
-            total, moving, count = total + float(share.mean()), moving + float(share[mask.flatten()].mean()), count + 1
+            total, moving, count = (
+                total + float(share.mean()),
+                moving + float(share[mask.flatten()].mean()),
+                count + 1,
+            )
     return total / count, moving / count
 
 
 def table(readings: Sequence[Reading], limits: Limits) -> str:
     """Markdown: what was read of each arm, and its gate."""
-    heads = ("arm", "teacher", "frozen clip satisfies", "student's grid expresses", "entropy of P, all / moving",
+    heads = ("arm", "teacher", "frozen clip "
+                               "satisfies", "student's grid expresses", "entropy of P, all / moving",
              "velocity R^2, teacher / base", "gate")  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for r in readings:
         faults = r.faults(limits)
         cells = (
-            r.arm, r.teacher, f"{r.frozen:.0%}", f"{r.expressed:.0%}", f"{r.entropy:.0%} / {r.entropy_moving:.0%}",
+            r.arm, r.teacher, f"{r.frozen:.0%}", f"{r.expressed:.0%}", f"{r.entropy:.0%} / "
+                                                                       f"{r.entropy_moving:.0%}",
             f"{r.teacher_r2:.2f} / {r.base_r2:.2f}", "closed: " + "; ".join(faults) if faults else "open",
         )  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
@@ -300,6 +334,7 @@ def require_open(readings: Sequence[Reading], limits: Limits) -> None:
         reasons = "; ".join(f"{arm}: {' and '.join(faults)}" for arm, faults in closed.items())
         rest = ", ".join(reading.arm for reading in readings if reading.arm not in closed) or "none"
         raise GateError(
-            f"the gate is closed for {len(closed)} of {len(readings)} arms, whose comparison could show nothing ({reasons}); "
+            f"the gate is closed for {len(closed)} of {len(readings)} arms, whose comparison could show "
+            f"nothing ({reasons}); "
             f"give --recipes without them (open: {rest}), or change their teacher or grid."
         )

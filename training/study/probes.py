@@ -15,8 +15,8 @@ RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
 def tracked_clips(count: int, seed: int) -> tuple[Tensor, Tensor, list[str]]:
-    """(clips `B 3 T H W`, the path of a thing `B T-1 2` as x and y in pixels, prompts), the clip's first frame left out of
-    the path; nan where the thing is gone. The largest thing of each clip is followed."""
+    """(clips `B 3 T H W`, the path of a thing `B T-1 2` as x and y in pixels, prompts), the clip's first
+    frame left out of the path; nan where the thing is gone. The largest thing of each clip is followed."""
     names = [name for name in TRACKED if name in WORLDS]
     each = -(-count // len(names))
     clips, paths, prompts = [], [], []
@@ -37,11 +37,12 @@ def tracked_clips(count: int, seed: int) -> tuple[Tensor, Tensor, list[str]]:
 
 
 def velocity_r2(volume: Tensor, paths: Tensor) -> float:
-    """Held-out R^2 of a ridge regression from the feature under a thing to the thing's velocity until the next step.
+    """Held-out R^2 of a ridge regression from the feature under a thing to the thing's velocity until the
+    next step.
 
-    volume: features `B C F H W` of clips without their first frame; paths: `B T 2` x and y in pixels, T a multiple of F.
-    Clips are split in halves: the ridge is chosen in the first by a split of its own, the R^2 is the second's. 0 is a probe
-    that knows the mean velocity only; it may be below.
+    volume: features `B C F H W` of clips without their first frame; paths: `B T 2` x and y in pixels, T a
+    multiple of F. Clips are split in halves: the ridge is chosen in the first by a split of its own, the R^2
+    is the second's. 0 is a probe that knows the mean velocity only; it may be below.
     """
     steps = paths.unflatten(1, (volume.shape[2], -1)).mean(dim=2)
     velocity = steps[:, 1:] - steps[:, :-1]
@@ -62,9 +63,12 @@ def velocity_r2(volume: Tensor, paths: Tensor) -> float:
 
 
 def r2(features: Tensor, wanted: Tensor, fitted: Tensor, judged: Tensor, ridge: float) -> float:
-    """R^2 on the rows `judged` of a ridge regression fitted on the rows `fitted`; features `N C`, wanted `N D`."""
+    """R^2 on the rows `judged` of a ridge regression fitted on the rows `fitted`; features `N C`, wanted `N
+    D`."""
     mean, deviation = features[fitted].mean(0), features[fitted].std(0)
-    deviation = deviation.clamp(min=max(1e-9, 0.05 * float(deviation.max())))  # a channel that hardly varied may vary later
+    deviation = deviation.clamp(
+        min=max(1e-9, 0.05 * float(deviation.max()))
+    )  # a channel that hardly varied may vary later
     x, centre = (features - mean) / deviation, wanted[fitted].mean(0)
     a = x[fitted]
     gram = a.T @ a + ridge * len(a) * torch.eye(a.shape[1], dtype=a.dtype)

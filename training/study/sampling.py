@@ -46,7 +46,8 @@ def sampled_clips(
 ) -> tuple[Tensor, float]:
     """One sampled clip per prompt, `B 3 33 64 64` in [0, 1] on the CPU, and the seconds of sampling per clip.
 
-    `corrections` gives those of a slice of the prompts. Noise of clip i is seeded by seed + i, whatever the batch.
+    `corrections` gives those of a slice of the prompts. Noise of clip i is seeded by seed + i, whatever the
+    batch.
     """
     null, latents, begin = backbone.embed_prompts([""]), [], time.perf_counter()
     for first in range(0, len(prompts), batch):

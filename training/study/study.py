@@ -29,13 +29,18 @@ class StudyConfig(CompareConfig):
 
 
 def arms(recipes: Sequence[str]) -> dict[str, str]:
-    """The alignment objectives of some recipes, by recipe (numbered where it has several). Others need no gate.
+    """The alignment objectives of some recipes, by recipe (numbered where it has several). Others need no
+    gate.
 
     Raises RecipeError and TrainingError.
     """
     found: dict[str, str] = {}
     for name in recipes:
-        texts = [text for text in load_recipe(name, FinetuneConfig).objectives if isinstance(parse.parse(text)[1], AlignSettings)]
+        texts = [
+            text
+            for text in load_recipe(name, FinetuneConfig).objectives
+            if isinstance(parse.parse(text)[1], AlignSettings)
+        ]
         found |= {name if number == 0 else f"{name} {number + 1}": text for number, text in enumerate(texts)}
     return found
 
@@ -48,8 +53,8 @@ def gate(config: StudyConfig, progress: ProgressLine) -> list[Reading]:
 def study(
     config: StudyConfig, readings: Sequence[Reading], stop: StopRequest, progress: ProgressLine
 ) -> Mapping[str, Mapping[str, Sequence[float]]]:
-    """The comparison, as `compare` returns it. Raises GateError where an arm's gate is closed: its result could only have been
-    a null result, whoever is right."""
+    """The comparison, as `compare` returns it. Raises GateError where an arm's gate is closed: its result
+    could only have been a null result, whoever is right."""
     check(config)
     require_open(readings, Limits())
     return compare(config, stop, progress)

@@ -22,7 +22,8 @@ from .preview import Samples
 
 
 class Student(nn.Module):
-    """The transformer and the objectives' projectors as one module, so that data parallelism sees one forward pass."""
+    """The transformer and the objectives' projectors as one module, so that data parallelism sees one forward
+    pass."""
 
     def __init__(self, backbone: Backbone, objectives: nn.ModuleDict) -> None:
         super().__init__()
@@ -45,10 +46,21 @@ class Student(nn.Module):
         losses = {"denoise": (noised.weight * error).mean()}
         if wanted:
             x0 = backbone.x0(noised.noisy.float(), out.float(), t)
-            view = StepView(latent=batch.latent, x0=x0, signal=backbone.signal_power(t), taps=taps, features=batch.features)
+            view = StepView(
+                latent=batch.latent,
+                x0=x0,
+                signal=backbone.signal_power(t),
+                taps=taps,
+                features=batch.features,
+            )
             losses |= {name: objective(view) for name, objective in wanted.items()}
         # Several processes wait for the gradient of every parameter, those of objectives without weight too.
-        unused = [p.sum() for name in self.objectives if name not in wanted for p in self.objectives[name].parameters()]
+        unused = [
+            p.sum()
+            for name in self.objectives
+            if name not in wanted
+            for p in self.objectives[name].parameters()
+        ]
         losses["denoise"] = losses["denoise"] + 0.0 * sum(unused) if unused else losses["denoise"]
         return losses
 
@@ -73,17 +85,21 @@ class DenoisingTask(Task):
         about: dict[str, Any] | None = None,
         samples: Samples | None = None,
     ) -> None:
-        """null_tokens: `L D` of the empty prompt, for `drop_prompt`. Raises TrainingError where clips and backbone do not fit."""
+        """null_tokens: `L D` of the empty prompt, for `drop_prompt`. Raises TrainingError where clips and
+        backbone do not fit."""
         if clips.latent_space != backbone.latent_space:
             raise TrainingError(
-                f"{clips.folder} holds clips of latent space {clips.latent_space}, the backbone's is {backbone.latent_space}; "
+                f"{clips.folder} holds clips of latent space {clips.latent_space}, the backbone's is "
+                f"{backbone.latent_space}; "
                 "cache the videos for this backbone."
             )
         if drop_prompt and null_tokens is None:
             raise TrainingError("drop_prompt needs the tokens of the empty prompt, which were not given.")
         self.backbone, self.clips, self.needs, self.features = backbone, clips, needs, features
         self.drop_prompt, self.null_tokens = drop_prompt, null_tokens
-        self.objectives = objectives if isinstance(objectives, nn.ModuleDict) else nn.ModuleDict(objectives or {})
+        self.objectives = (
+            objectives if isinstance(objectives, nn.ModuleDict) else nn.ModuleDict(objectives or {})
+        )
         self.module = Student(backbone, self.objectives)
         self.names = ("denoise", *self.objectives)
         self.latent_space = backbone.latent_space
@@ -110,7 +126,9 @@ class DenoisingTask(Task):
     def draw(self, number: int, generator: torch.Generator) -> tuple[Batch, Tensor, Tensor]:
         batch = self.clips.read(self.clips.chosen(number), self.needs, self.features)
         if self.drop_prompt:
-            drop_prompts(batch, self.null_tokens, torch.rand(len(batch.names), generator=generator) < self.drop_prompt)
+            drop_prompts(
+                batch, self.null_tokens, torch.rand(len(batch.names), generator=generator) < self.drop_prompt
+            )
         t = self.backbone.sample_t(len(batch.names), generator)
         return batch, t, torch.randn(batch.latent.shape, generator=generator)
 

@@ -1,7 +1,8 @@
 """`latent-physics export`: a checkpoint of a fine-tune -> a safetensors file that ComfyUI's own loaders take.
 
-A LoRA becomes `diffusion_model.<native name>.lora_A.weight`, `.lora_B.weight` and `.alpha` (Load LoRA); a full fine-tune
-becomes the whole transformer under native names (Load Diffusion Model). The projectors of the objectives stay behind.
+A LoRA becomes `diffusion_model.<native name>.lora_A.weight`, `.lora_B.weight` and `.alpha` (Load LoRA); a
+full fine-tune becomes the whole transformer under native names (Load Diffusion Model). The projectors of the
+objectives stay behind.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def keys_of(family: str) -> KeyMap:
 
 
 def lora_to_native(values: Mapping[str, Tensor], family: str, tune: TuneConfig) -> dict[str, Tensor]:
-    """LoRA weights under peft's names in diffusers' modules -> ComfyUI's names, with an alpha for every module.
+    """LoRA weights under peft's names in diffusers' modules -> ComfyUI's names, with an alpha for every
+    module.
 
     ComfyUI scales by alpha / rank; the alpha written gives the scale that was trained with, rslora or not.
     """
@@ -72,8 +74,11 @@ def lora_to_diffusers(native: Mapping[str, Tensor], family: str) -> dict[str, Te
         raise TrainingError(f"this LoRA does not fit a {family} model: {error}") from error
 
 
-def full_to_native(values: Mapping[str, Tensor], family: str, dit_config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A whole transformer under native names. CogVideoX without rotary positions also gets its position table."""
+def full_to_native(
+    values: Mapping[str, Tensor], family: str, dit_config: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """A whole transformer under native names. CogVideoX without rotary positions also gets its position
+    table."""
     native = to_native(values, keys_of(family))
     if family == "cogvideox" and not dit_config["use_rotary_positional_embeddings"]:
         native["patch_embed.pos_embedding"] = position_table(dit_config)
@@ -81,7 +86,8 @@ def full_to_native(values: Mapping[str, Tensor], family: str, dit_config: Mappin
 
 
 def position_table(dit_config: Mapping[str, Any]) -> Tensor:
-    """CogVideoX-2B's fixed position table, `1, 226 + F H W, C`; without it ComfyUI takes the model for a rotary one."""
+    """CogVideoX-2B's fixed position table, `1, 226 + F H W, C`; without it ComfyUI takes the model for a
+    rotary one."""
     from diffusers.models.embeddings import CogVideoXPatchEmbed
 
     return CogVideoXPatchEmbed(
@@ -105,7 +111,9 @@ def export(config: ExportConfig) -> Path:
     """Writes the file and returns its path. Raises TrainingError, WeightsError or TrainingError."""
     checkpoint = config.run / "checkpoint.safetensors" if config.run.is_dir() else config.run
     if not checkpoint.is_file():
-        raise TrainingError(f"{config.run} holds no checkpoint; train first with: latent-physics finetune --out {config.run}")
+        raise TrainingError(
+            f"{config.run} holds no checkpoint; train first with: latent-physics finetune --out {config.run}"
+        )
     tensors, info = load_weights(checkpoint, KIND)
     about = info.config
     if "tune" not in about:
@@ -118,9 +126,14 @@ def export(config: ExportConfig) -> Path:
     tune = TuneConfig(**about["tune"])
     lora = tune.mode == "lora"
     family = about["family"]
-    native = lora_to_native(values, family, tune) if lora else full_to_native(values, family, about["dit_config"])
+    native = (
+        lora_to_native(values, family, tune) if lora else full_to_native(values, family, about["dit_config"])
+    )
     dtype = DTYPES[config.dtype if config.dtype != "auto" else "float32" if lora else "bfloat16"]
-    native = {key: value if key.endswith(".alpha") else value.to(dtype).contiguous() for key, value in native.items()}
+    native = {
+        key: value if key.endswith(".alpha") else value.to(dtype).contiguous()
+        for key, value in native.items()
+    }
     recipe = {
         "step": info.recipe["progress"]["step"],
         "averaged": averaged,
@@ -133,17 +146,29 @@ def export(config: ExportConfig) -> Path:
         "versions": versions(),
     }
     kind = LORA_KIND if lora else FULL_KIND
-    out = config.out or checkpoint.parent / f"{about['recipe'] or family}-{'lora' if lora else 'full'}.safetensors"
+    out = (
+        config.out
+        or checkpoint.parent / f"{about['recipe'] or family}-{'lora' if lora else 'full'}.safetensors"
+    )
     described = {"family": family} | ({"rank": tune.rank} if lora else {"dit_config": about["dit_config"]})
     with saving(out.name, "the checkpoint is safe"):
-        save_weights(out, native, WeightsInfo(kind=kind, latent_space=info.latent_space, config=described, recipe=recipe))
+        save_weights(
+            out,
+            native,
+            WeightsInfo(kind=kind, latent_space=info.latent_space, config=described, recipe=recipe),
+        )
     return out
 
 
 def without_folder(word: str) -> str:
-    """A file's name alone: an exported file is given to others, and need not say where things lie on this disk. Hub ids stay."""
+    """A file's name alone: an exported file is given to others, and need not say where things lie on this
+    disk. Hub ids stay."""
     key, equals, path = word.rpartition("=")
-    return key + equals + Path(path).name if Path(path).is_absolute() or Path(path).suffix == ".safetensors" else word
+    return (
+        key + equals + Path(path).name
+        if Path(path).is_absolute() or Path(path).suffix == ".safetensors"
+        else word
+    )
 
 
 def versions() -> dict[str, str]:
@@ -160,23 +185,28 @@ def versions() -> dict[str, str]:
 
 
 def read_lora(path: Path, family: str, latent_space: str, tune: TuneConfig) -> dict[str, Tensor]:
-    """A LoRA file's weights under diffusers' names, to go on training it. Raises TrainingError where it fits another model, rank
-    or scale."""
+    """A LoRA file's weights under diffusers' names, to go on training it. Raises TrainingError where it fits
+    another model, rank or scale."""
     try:
         info = read_info(path)
         if info.latent_space != latent_space:
-            raise TrainingError(f"{path.name} is a LoRA for latent space {info.latent_space}; this backbone's is {latent_space}.")
+            raise TrainingError(
+                f"{path.name} is a LoRA for latent space {info.latent_space}; this backbone's is "
+                f"{latent_space}."
+            )
         native, info = load_weights(path, LORA_KIND)
     except WeightsError as error:
         raise TrainingError(str(error)) from error
     if info.config["rank"] != tune.rank:
         raise TrainingError(
-            f"{path.name} has rank {info.config['rank']}, the run's LoRA has {tune.rank}; give --rank {info.config['rank']}."
+            f"{path.name} has rank {info.config['rank']}, the run's LoRA has {tune.rank}; give --rank "
+            f"{info.config['rank']}."
         )
     alpha = scaling(tune) * tune.rank
     found = {value.item() for key, value in native.items() if key.endswith(".alpha")}
     if odd := [value for value in found if abs(value - alpha) > 1e-3]:
         raise TrainingError(
-            f"{path.name} acts with alpha {odd[0]:g}, the run's LoRA with {alpha:g}; give that --alpha (and its --rslora)."
+            f"{path.name} acts with alpha {odd[0]:g}, the run's LoRA with {alpha:g}; give that --alpha (and "
+            f"its --rslora)."
         )
     return lora_to_diffusers(native, family)

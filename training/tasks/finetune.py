@@ -54,15 +54,19 @@ class FinetuneConfig:
     """Fine-tunes a text-to-video model with any weighted set of physics objectives."""
 
     recipe: str = ""
-    """A recipe that comes with the pack, or a JSON file; everything given after it on the command line wins."""
+    """A recipe that comes with the pack, or a JSON file; everything given after it on the command line
+    wins."""
     about: str = ""
     """Where the recipe's numbers come from."""
     out: Path = Path("runs/finetune")
-    """Folder of the run: checkpoint, log.csv, curves.png, and the exported file. The same command goes on where it stopped."""
+    """Folder of the run: checkpoint, log.csv, curves.png, and the exported file. The same command goes on
+    where it stopped."""
     data: Path | None = None
-    """Clips cached by `latent-physics cache --tokens`; left out, `videos` are cached into the run's folder first."""
+    """Clips cached by `latent-physics cache --tokens`; left out, `videos` are cached into the run's folder
+    first."""
     videos: list[Path] = field(default_factory=list)
-    """Videos or folders of them: to cache, and for the teachers' features. Captions: .txt files of the same name."""
+    """Videos or folders of them: to cache, and for the teachers' features. Captions: .txt files of the same
+    name."""
     captions: Path | None = None
     """A list of captions instead of .txt files: .jsonl, .csv (as OpenVid's) or .json (as WISA-80K's)."""
     toy_clips: Number = 0
@@ -77,7 +81,8 @@ class FinetuneConfig:
     source: str | None = None
     """Diffusers folder or hub id; left out, the family's smallest model."""
     dit: Path | None = None
-    """A transformer file as ComfyUI's models/diffusion_models holds it (fp16 or bf16), instead of `source`."""
+    """A transformer file as ComfyUI's models/diffusion_models holds it (fp16 or bf16), instead of
+    `source`."""
     vae: Path | None = None
     """A VAE file, for caching."""
     text: Path | None = None
@@ -103,7 +108,8 @@ class FinetuneConfig:
     init: Path | None = None
     """A LoRA file of this pack to go on from."""
     samples: list[str] = field(default_factory=list)
-    """Prompts whose clips are written at every validation, so that progress can be seen; needs the VAE and the text encoder."""
+    """Prompts whose clips are written at every validation, so that progress can be seen; needs the VAE and
+    the text encoder."""
     export: bool = True
     """Write the file for ComfyUI at the end."""
     export_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -117,13 +123,18 @@ class FinetuneConfig:
 def finetune(
     config: FinetuneConfig, stop: StopRequest | None = None, progress: ProgressLine | None = None
 ) -> tuple[Outcome, Path | None]:
-    """Runs the fine-tune; returns what `train` returns (step 0 where it was stopped before the training) and the exported file.
-    Raises one of ERRORS or TrainingError."""
+    """Runs the fine-tune; returns what `train` returns (step 0 where it was stopped before the training) and
+    the exported file. Raises one of ERRORS or TrainingError."""
     check(config)
     accelerator = make_accelerator(config.trainer)
-    if "FSDP" in str(accelerator.distributed_type) and config.tune.mode == "lora" and config.weights != "float32":
+    if (
+        "FSDP" in str(accelerator.distributed_type)
+        and config.tune.mode == "lora"
+        and config.weights != "float32"
+    ):
         raise TrainingError(
-            f"weights is {config.weights}; FSDP2 shards weights of one format, and a LoRA's are float32: use float32."
+            f"weights is {config.weights}; FSDP2 shards weights of one format, and a LoRA's are float32: "
+            f"use float32."
         )
     progress = progress or ProgressLine("fine-tune")
     stop = stop or StopRequest()
@@ -133,16 +144,29 @@ def finetune(
     if config.data is None and accelerator.is_main_process:
         cache_videos(config, data, stop, progress)
     not_begun = Outcome(step=0, stopped=True, checkpoint=config.out / "checkpoint.safetensors"), None
-    if processes.stopping(accelerator, stop):  # a run that began on half of the clips could not go on with all of them
+    if processes.stopping(
+        accelerator, stop
+    ):  # a run that began on half of the clips could not go on with all of them
         return not_begun
     clips = TrainingClips(
-        data, batch=config.trainer.batch, seed=config.trainer.seed, held_out=config.trainer.held_out, limit=config.limit
+        data,
+        batch=config.trainer.batch,
+        seed=config.trainer.seed,
+        held_out=config.trainer.held_out,
+        limit=config.limit,
     )
     if accelerator.is_main_process:
         progress.say(clips.describe())
     share = (accelerator.process_index, accelerator.num_processes)
     prepare_features(
-        clips, needs, features, videos=config.videos, device=accelerator.device, progress=progress, share=share, stop=stop
+        clips,
+        needs,
+        features,
+        videos=config.videos,
+        device=accelerator.device,
+        progress=progress,
+        share=share,
+        stop=stop,
     )
     if processes.stopping(accelerator, stop):
         return not_begun
@@ -150,7 +174,9 @@ def finetune(
     backbone = load_dit(config)
     samples = make_samples(config, clips) if config.samples else None
     task = make_task(config, backbone, clips, needs, features, null_tokens, samples)
-    outcome = train(Run(config=config.trainer, task=task, out=config.out, accelerator=accelerator), stop, progress)
+    outcome = train(
+        Run(config=config.trainer, task=task, out=config.out, accelerator=accelerator), stop, progress
+    )
     path = None
     if config.export and not outcome.stopped and accelerator.is_main_process:
         path = export(ExportConfig(run=config.out, dtype=config.export_dtype))
@@ -167,19 +193,24 @@ def check(config: FinetuneConfig) -> None:
     if config.toy_clips and config.backbone != "toy":
         raise TrainingError(f"toy_clips are for the toy backbone, not for {config.backbone}; give --videos.")
     if config.data is None and not config.videos and config.captions is None and not config.toy_clips:
-        what = "--data (cached clips), --videos or --captions" + (", or --toy-clips" if config.backbone == "toy" else "")
+        what = "--data (cached clips), --videos or --captions" + (
+            ", or --toy-clips" if config.backbone == "toy" else ""
+        )
         raise TrainingError(f"there is nothing to train on; give {what}.")
     if config.dit and config.source:
         raise TrainingError("dit and source name two models; give one of them.")
     if config.tune.mode == "full" and (config.fp8_storage or config.init):
         what = "fp8_storage" if config.fp8_storage else "init"
-        raise TrainingError(f"{what} is for a LoRA; a full fine-tune starts from `source` or `dit` and keeps float32 weights.")
+        raise TrainingError(
+            f"{what} is for a LoRA; a full fine-tune starts from `source` or `dit` and keeps float32 weights."
+        )
     if config.tune.mode == "lora" and config.weights == "float16" and config.trainer.precision == "bf16":
         raise TrainingError("weights are float16 and precision is bf16; use bfloat16 weights.")
 
 
 def cache_videos(config: FinetuneConfig, out: Path, stop: StopRequest, progress: ProgressLine) -> None:
-    """Caches `config.videos` with their prompts' tokens, or draws toy clips; clips that are there already are kept."""
+    """Caches `config.videos` with their prompts' tokens, or draws toy clips; clips that are there already are
+    kept."""
     if config.toy_clips:
         backbone = load_backbone("toy", parts=("vae", "text"))
         make_toy_clips(out, backbone, config.toy_clips, config.trainer.seed + 1, progress=progress)
@@ -194,7 +225,9 @@ def cache_videos(config: FinetuneConfig, out: Path, stop: StopRequest, progress:
         files, device = {"vae": config.vae, "dit": config.dit}, pick_device(settings.device)
         load_vae = partial(load_backbone, config.backbone, files, parts=("vae",), device=device)
     found = gather(settings)
-    report = cache_clips(found.clips, settings, load_text, load_vae, left_out=found.left_out, stop=stop, progress=progress)
+    report = cache_clips(
+        found.clips, settings, load_text, load_vae, left_out=found.left_out, stop=stop, progress=progress
+    )
     summarise(report, settings)
 
 
@@ -224,7 +257,8 @@ def empty_prompt(config: FinetuneConfig) -> Tensor:
 
 
 def make_samples(config: FinetuneConfig, clips: TrainingClips) -> Samples:
-    """What is needed to show clips on the way: embedded prompts and the VAE. Raises TrainingError where a part is missing."""
+    """What is needed to show clips on the way: embedded prompts and the VAE. Raises TrainingError where a
+    part is missing."""
     source: Any = config.source
     if config.vae or config.text:
         found = {"vae": config.vae, "text": config.text, "tokenizer": config.tokenizer}
@@ -236,7 +270,15 @@ def make_samples(config: FinetuneConfig, clips: TrainingClips) -> Samples:
     gc.collect()
     vae = load_backbone(config.backbone, source, parts=("vae",)).vae
     shape = clips.entries[0].shape[1:]
-    return Samples(prompts=config.samples, tokens=tokens, mask=mask, null=null, vae=vae, shape=shape, fps=usual_fps(config))
+    return Samples(
+        prompts=config.samples,
+        tokens=tokens,
+        mask=mask,
+        null=null,
+        vae=vae,
+        shape=shape,
+        fps=usual_fps(config),
+    )
 
 
 def make_task(
@@ -248,7 +290,8 @@ def make_task(
     null_tokens: Tensor | None,
     samples: Samples | None = None,
 ) -> DenoisingTask:
-    """The task with its LoRA (or nothing frozen) and its objectives' projectors, all drawn from the run's seed."""
+    """The task with its LoRA (or nothing frozen) and its objectives' projectors, all drawn from the run's
+    seed."""
     attach(backbone, config.tune, config.trainer.seed)
     if config.init:
         load_init(config.init, backbone, config.tune)
@@ -257,7 +300,9 @@ def make_task(
     torch.manual_seed(config.trainer.seed)
     first = clips.entries[0].identity
     channels = {need.key: features.read(cache_name(need), first)["features"].shape[0] for need in needs}
-    built = parse.build(config.objectives, width=token_width(backbone), blocks=len(backbone.blocks), channels=channels)
+    built = parse.build(
+        config.objectives, width=token_width(backbone), blocks=len(backbone.blocks), channels=channels
+    )
     check_lengths(built, clips)
     calibrated = {name: objective.calibrate(some_latents(clips)) for name, objective in built.items()}
     return DenoisingTask(
@@ -268,13 +313,17 @@ def make_task(
         features=features,
         drop_prompt=config.trainer.drop_prompt,
         null_tokens=null_tokens,
-        about={**about(config, backbone), "calibrated": {name: found for name, found in calibrated.items() if found}},
+        about={
+            **about(config, backbone),
+            "calibrated": {name: found for name, found in calibrated.items() if found},
+        },
         samples=samples,
     )
 
 
 def some_latents(clips: TrainingClips, most: int = 64) -> Iterator[Tensor]:
-    """Clean latents `C T H W` of at most `most` training clips, spread over all of them: enough for a median."""
+    """Clean latents `C T H W` of at most `most` training clips, spread over all of them: enough for a
+    median."""
     stride = max(1, len(clips.training) // most)
     for index in clips.training[::stride][:most]:
         yield clips.read([index]).latent[0]
@@ -287,7 +336,8 @@ def check_lengths(built: nn.ModuleDict, clips: TrainingClips) -> None:
         lag = getattr(objective.settings, "lag", 0)
         if shortest <= lag:
             raise TrainingError(
-                f"the shortest clip has {shortest} latent frames, too few for a drift at lag {lag}; use longer clips."
+                f"the shortest clip has {shortest} latent frames, too few for a drift at lag {lag}; use "
+                f"longer clips."
             )
 
 
@@ -313,5 +363,7 @@ def about(config: FinetuneConfig, backbone: Backbone) -> dict[str, Any]:
 def load_init(path: Path, backbone: Backbone, tune: TuneConfig) -> None:
     """Puts a LoRA file's weights into the adapter just attached."""
     state = read_lora(path, backbone.family, backbone.latent_space, tune)
-    named: Mapping[str, Tensor] = {key.replace(".weight", ".default.weight"): value for key, value in state.items()}
+    named: Mapping[str, Tensor] = {
+        key.replace(".weight", ".default.weight"): value for key, value in state.items()
+    }
     fill(trainable(backbone.dit), named, path)

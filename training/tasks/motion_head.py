@@ -1,4 +1,5 @@
-"""`latent-physics motion-head`: MoAlign's stage 1, a motion subspace of a video encoder that predicts optical flow."""
+"""`latent-physics motion-head`: MoAlign's stage 1, a motion subspace of a video encoder that predicts optical
+flow."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ KIND = "motion_head"
 
 
 def paper_settings() -> TrainerConfig:
-    """Stage 1 as published: AdamW 1e-4, betas 0.9 and 0.95, weight decay 1e-3, batch 128, 50k steps, validation every 1000."""
+    """Stage 1 as published: AdamW 1e-4, betas 0.9 and 0.95, weight decay 1e-3, batch 128, 50k steps,
+    validation every 1000."""
     return TrainerConfig(
         steps=50_000,
         batch=128,
@@ -51,7 +53,8 @@ class MotionHeadConfig:
     """Trains MoAlign's motion head; a fine-tune then aligns with it: soft_trd motion_head=THE_FILE."""
 
     recipe: str = ""
-    """A recipe that comes with the pack, or a JSON file; everything given after it on the command line wins."""
+    """A recipe that comes with the pack, or a JSON file; everything given after it on the command line
+    wins."""
     about: str = ""
     """Where the recipe's numbers come from."""
     data: Path | None = None
@@ -67,7 +70,8 @@ class MotionHeadConfig:
     source: str | None = None
     """Its weights; left out, the usual ones."""
     raft: str = "raft_large"
-    """raft_large, raft_small, a safetensors file of one of them, or toy_oracle: what the toy world itself knows of its clips."""
+    """raft_large, raft_small, a safetensors file of one of them, or toy_oracle: what the toy world itself
+    knows of its clips."""
     flow_height: Count = FLOW_SIZE[0]
     """Height of the flow that is predicted."""
     flow_width: Count = FLOW_SIZE[1]
@@ -101,7 +105,13 @@ class FlowTask(Task):
     latent_space = "pixels"
 
     def __init__(
-        self, head: MotionHead, clips: TrainingClips, cache: FeatureCache, feature: str, flow: str, about: dict[str, Any]
+        self,
+        head: MotionHead,
+        clips: TrainingClips,
+        cache: FeatureCache,
+        feature: str,
+        flow: str,
+        about: dict[str, Any],
     ) -> None:
         """feature, flow: what they are cached under."""
         self.module, self.clips, self.cache, self.feature, self.flow, self.about = (
@@ -121,7 +131,9 @@ class FlowTask(Task):
             features = [self.cache.read(self.feature, entry.identity)["features"] for entry in entries]
             flow = [self.cache.read(self.flow, entry.identity)["flow"] for entry in entries]
         except WeightsError as error:
-            raise TrainingDataError(f"features or flow cannot be read ({error}); run the command again to mend them.") from error
+            raise TrainingDataError(
+                f"features or flow cannot be read ({error}); run the command again to mend them."
+            ) from error
         return torch.stack(features), torch.stack(flow)
 
     def draw(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -137,15 +149,19 @@ class FlowTask(Task):
 def train_motion_head(
     config: MotionHeadConfig, stop: StopRequest | None = None, progress: ProgressLine | None = None
 ) -> tuple[Outcome, Path]:
-    """Runs stage 1; returns what `train` returns and the file. Raises TrainingError, TeacherError, TrainingDataError,
-    VideoError or WeightsError."""
+    """Runs stage 1; returns what `train` returns and the file. Raises TrainingError, TeacherError,
+    TrainingDataError, VideoError or WeightsError."""
     progress = progress or ProgressLine("motion head")
     settings = config.trainer
     if config.data is None:
-        raise TrainingDataError("there is nothing to train on; give --data, a folder that latent-physics cache made.")
+        raise TrainingDataError(
+            "there is nothing to train on; give --data, a folder that latent-physics cache made."
+        )
     check(config)
     accelerator = make_accelerator(settings)
-    clips = TrainingClips(config.data, batch=settings.batch, seed=settings.seed, held_out=settings.held_out, limit=config.limit)
+    clips = TrainingClips(
+        config.data, batch=settings.batch, seed=settings.seed, held_out=settings.held_out, limit=config.limit
+    )
     need = TeacherNeed(name=config.teacher, source=config.source)
     cache = FeatureCache(config.features or config.data / "features")
     share = (accelerator.process_index, accelerator.num_processes)
@@ -181,8 +197,8 @@ def prepare_flow(
     share: tuple[int, int] = (0, 1),
     stop: StopRequest | None = None,
 ) -> None:
-    """Flow `2 F-1 h w` of every clip of this process's share that has none yet, between the teacher's feature frames: two video
-    frames apart, the first one left out."""
+    """Flow `2 F-1 h w` of every clip of this process's share that has none yet, between the teacher's feature
+    frames: two video frames apart, the first one left out."""
     missing = [entry for entry in clips.entries[share[0] :: share[1]] if not cache.has(name, entry.identity)]
     if not missing:
         return
@@ -204,7 +220,11 @@ def save_head(checkpoint: Path, path: Path) -> None:
     tensors, info = load_weights(checkpoint, CHECKPOINT)
     prefix = "average/head." if any(key.startswith("average/") for key in tensors) else "model/head."
     state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    recipe = {"step": info.recipe["progress"]["step"], "trainer": info.recipe["trainer"], "raft": info.config["raft"]}
+    recipe = {
+        "step": info.recipe["progress"]["step"],
+        "trainer": info.recipe["trainer"],
+        "raft": info.config["raft"],
+    }
     config = {"sizes": info.config["sizes"], "teacher": info.config["teacher"]}
     with saving(path.name, "the checkpoint is safe"):
         save_weights(path, state, WeightsInfo(kind=KIND, latent_space="pixels", config=config, recipe=recipe))

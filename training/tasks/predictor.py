@@ -1,4 +1,5 @@
-"""`latent-physics predictor`: trains LaMo's motion field predictor on cached latents (arXiv 2605.23878, section 3.3, eq 7).
+"""`latent-physics predictor`: trains LaMo's motion field predictor on cached latents (arXiv 2605.23878,
+section 3.3, eq 7).
 
 `train_predictor` is the whole training as one function, for scripts and nodes.
 """
@@ -38,7 +39,8 @@ FINAL_LR = 0.02
 
 @dataclass(kw_only=True)
 class PredictorConfig:
-    """How a predictor is built and trained. The defaults are the full recipe: about 10.8M parameters at 16 channels."""
+    """How a predictor is built and trained. The defaults are the full recipe: about 10.8M parameters at 16
+    channels."""
 
     lag: Count = 2
     """How many latent frames ahead it predicts (the paper's tau)."""
@@ -53,7 +55,8 @@ class PredictorConfig:
     noise_probability: Share = 0.5
     """How often the input is noised, as the sampler's estimates are (the paper's p_aug)."""
     shift: Positive = 3.0
-    """Shift of the noise levels of flow models, as their schedulers use it; CogVideoX brings its own levels."""
+    """Shift of the noise levels of flow models, as their schedulers use it; CogVideoX brings its own
+    levels."""
     drop_probability: Share = 0.2
     """How often the prompt is replaced by the learned null prompt (p_drop)."""
     batch: Count = 16
@@ -61,7 +64,8 @@ class PredictorConfig:
     steps: Count = 20000
     """Training steps."""
     minutes: Positive | None = None
-    """Stop cleanly after this many minutes, if that comes before `steps`; the learning rate then falls with the clock."""
+    """Stop cleanly after this many minutes, if that comes before `steps`; the learning rate then falls with
+    the clock."""
     lr: Positive = 3e-4
     """Learning rate of AdamW."""
     weight_decay: NotNegative = 0.01
@@ -73,14 +77,15 @@ class PredictorConfig:
     clip: Positive = 1.0
     """Gradients are scaled down to this norm."""
     ema: Decay = 0.999
-    """Decay of the running mean of the weights, which is what is validated and saved; 0 saves the weights themselves."""
+    """Decay of the running mean of the weights, which is what is validated and saved; 0 saves the weights
+    themselves."""
     validation: Share = 0.1
     """Fraction of the clips held out, at least one; 0 for none."""
     validation_pairs: Count = 512
     """At most so many frame pairs of them are looked at."""
     keep: Literal["best", "last"] = "best"
-    """Which averaged weights are saved: those with the least unexplained variance on held-out clips with noise on them, or the
-    last ones."""
+    """Which averaged weights are saved: those with the least unexplained variance on held-out clips with
+    noise on them, or the last ones."""
     every: Count = 500
     """Validate, save and draw the curves every so many steps."""
     seed: int = 0
@@ -93,11 +98,16 @@ class PredictorConfig:
 
 RECIPES: dict[str, PredictorConfig] = {
     "full": PredictorConfig(),
-    "toy": PredictorConfig(width=64, blocks=4, batch=32, steps=3000, lr=1e-3, warmup=50, ema=0.995, every=100, shift=1.0),
-    "quick": PredictorConfig(width=128, blocks=6, steps=3000, lr=5e-4, warmup=100, ema=0.998, every=250, bf16=True),
+    "toy": PredictorConfig(
+        width=64, blocks=4, batch=32, steps=3000, lr=1e-3, warmup=50, ema=0.995, every=100, shift=1.0
+    ),
+    "quick": PredictorConfig(
+        width=128, blocks=6, steps=3000, lr=5e-4, warmup=100, ema=0.998, every=250, bf16=True
+    ),
 }
-"""full: for a real backbone's latents on a GPU. toy: 0.5M parameters, for small latents on a CPU. quick: 2.2M parameters for a
-real backbone's latents: 4e15 operations at 480x832 pixels, minutes on a GPU that does 10 to 50 TFLOP/s, and at most 2.4 GiB."""
+"""full: for a real backbone's latents on a GPU. toy: 0.5M parameters, for small latents on a CPU. quick: 2.2M
+parameters for a real backbone's latents: 4e15 operations at 480x832 pixels, minutes on a GPU that does 10 to
+50 TFLOP/s, and at most 2.4 GiB."""
 
 
 def train_predictor(
@@ -110,11 +120,15 @@ def train_predictor(
 ) -> MotionFieldPredictor:
     """Trains a predictor on clips; returns it frozen, on the CPU, with the averaged weights.
 
-    With `config.keep` "best" and clips held out, the weights are those of the validation that left the least unexplained.
-    `on_step` is called after every step; the run ends where it returns False. An exception it raises (a host's cancel) goes
-    through, after the state has been saved. `folder` keeps checkpoint, log and curves, and a run found there is resumed; None
+    With `config.keep` "best" and clips held out, the weights are those of the validation that left the least
+    unexplained.
+    `on_step` is called after every step; the run ends where it returns False. An exception it raises (a
+    host's cancel) goes
+    through, after the state has been saved. `folder` keeps checkpoint, log and curves, and a run found there
+    is resumed; None
     keeps everything in memory. May be called under `torch.inference_mode()`.
-    Raises DatasetError or TrainingError where the data, a setting or the folder's run does not fit, or a file cannot be written.
+    Raises DatasetError or TrainingError where the data, a setting or the folder's run does not fit, or a file
+    cannot be written.
     """
     training = PredictorTraining(dataset, config or RECIPES["full"], folder)
     training.run(on_step, stop)
@@ -131,7 +145,8 @@ class PredictorStudent(nn.Module):
     def forward(self, pairs: Pairs, dropped: Tensor, where: Where | None = None) -> dict[str, Tensor]:
         """Pairs whose `after` is the change, and whose prompts are dropped -> the loss.
 
-        In evaluation mode the sums over the pairs of the clean loss and of the squared errors, which `metrics` divides.
+        In evaluation mode the sums over the pairs of the clean loss and of the squared errors, which
+        `metrics` divides.
         """
         predicted = self.predict(pairs, torch.where(dropped[:, None], self.model.null_prompt, pairs.cond))
         loss = predictor_loss(predicted, pairs.after, self.alpha)
@@ -159,7 +174,8 @@ class PredictorTask(Task):
     }
 
     def __init__(self, clips: Clips, config: PredictorConfig) -> None:
-        """Raises DatasetError where clips are too few or too short, TrainingError where the held-out ones do not move."""
+        """Raises DatasetError where clips are too few or too short, TrainingError where the held-out ones do
+        not move."""
         self.clips, self.config = clips, config
         training, held = clips.split(config.validation, config.seed)
         self.pairs = PairSet(clips, training, config.lag, config.order)
@@ -175,7 +191,9 @@ class PredictorTask(Task):
         if self.held is not None:
             self.variance = variance(self.held.after - self.held.frame)
             if self.variance <= 1e-12:
-                raise TrainingError("The held-out clips do not move, so nothing can be measured on them: cache moving ones.")
+                raise TrainingError(
+                    "The held-out clips do not move, so nothing can be measured on them: cache moving ones."
+                )
 
     @property
     def validation_count(self) -> int:
@@ -190,7 +208,10 @@ class PredictorTask(Task):
         """The held-out pairs at one noise level after the other, prompt given."""
         place, level = divmod(place, len(LEVELS))
         held, part = self.held, slice(place * self.config.batch, (place + 1) * self.config.batch)
-        before, change = None if held.before is None else held.before[part], held.after[part] - held.frame[part]
+        before, change = (
+            None if held.before is None else held.before[part],
+            held.after[part] - held.frame[part],
+        )
         pairs = Pairs(frame=held.frame[part], before=before, after=change, cond=held.cond[part])
         where = Where(LEVELS[level], self.numbers[part])
         return noised(pairs, where.level, generator), torch.zeros(len(change), dtype=torch.bool), where
@@ -216,14 +237,21 @@ class PredictorTask(Task):
     def network(self, weights: Mapping[str, Tensor]) -> MotionFieldPredictor:
         """The predictor with these weights: frozen, in evaluation mode, on the CPU."""
         with torch.inference_mode(False):
-            model = copy.deepcopy(self.model).cpu()  # a new one would draw its weights from the host's random state
+            model = copy.deepcopy(
+                self.model
+            ).cpu()  # a new one would draw its weights from the host's random state
             model.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
             return model.requires_grad_(False).eval()
 
     def recipe(self, report: Report) -> dict[str, object]:
         """How the weights came about, for their metadata."""
         settings = {key: value for key, value in asdict(self.config).items() if key != "device"}
-        facts = {"step": report.step, "seconds": round(report.seconds, 1), "clips": len(self.clips), "pairs": len(self.pairs)}
+        facts = {
+            "step": report.step,
+            "seconds": round(report.seconds, 1),
+            "clips": len(self.clips),
+            "pairs": len(self.pairs),
+        }
         return {**settings, **facts, "data": self.fingerprint(), "kept_step": report.kept_step, **report.kept}
 
 
@@ -231,13 +259,18 @@ class PredictorTraining:
     """One training run: what `train_predictor` does, for callers that want to look inside."""
 
     def __init__(self, clips: Clips, config: PredictorConfig, folder: Path | None = None) -> None:
-        """Raises DatasetError or TrainingError where the data, a setting or the run in `folder` does not fit."""
+        """Raises DatasetError or TrainingError where the data, a setting or the run in `folder` does not
+        fit."""
         check(config)
         self.config, self.task = config, PredictorTask(clips, config)
         accelerator = OneProcess(pick_device(config.device))
         out = Path(folder) if folder else None
         self._run = Run(
-            config=loop_config(config), settings=asdict(config), task=self.task, out=out, accelerator=accelerator
+            config=loop_config(config),
+            settings=asdict(config),
+            task=self.task,
+            out=out,
+            accelerator=accelerator,
         )
         self.loop = Loop(self._run)
 
@@ -257,14 +290,18 @@ class PredictorTraining:
         return self.loop.log
 
     def run(
-        self, on_step: OnStep | None = None, stop: StopRequest | None = None, progress: ProgressLine | None = None
+        self,
+        on_step: OnStep | None = None,
+        stop: StopRequest | None = None,
+        progress: ProgressLine | None = None,
     ) -> None:
         """Trains until finished, until `stop` is asked for, or until `on_step` returns False; then saves."""
         self._run.on_step = on_step
         self.loop.go(stop, progress)
 
     def averaged(self) -> MotionFieldPredictor:
-        """The predictor with the weights that `config.keep` says, averaged: frozen, in evaluation mode, on the CPU."""
+        """The predictor with the weights that `config.keep` says, averaged: frozen, in evaluation mode, on
+        the CPU."""
         return self.task.network(self.loop.kept())
 
     def kept(self) -> dict[str, float]:
@@ -294,11 +331,13 @@ def loop_config(config: PredictorConfig) -> LoopConfig:
 def augment(
     pairs: Pairs, config: PredictorConfig, levels: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The training input: (frame, before, dropped) with frames `N C H W`, and `N` bools saying whose prompt is dropped.
+    """The training input: (frame, before, dropped) with frames `N C H W`, and `N` bools saying whose prompt
+    is dropped.
 
-    With probability `noise_probability` a sample becomes z + sigma eps with sigma drawn uniformly from `levels` (the paper's
-    diffusion-aligned augmentation; not (1 - sigma) z + sigma eps, because f reads denoised estimates, whose signal is not scaled
-    down). Both frames of order 2 get the same sigma and different noise: they come from the same sampling step.
+    With probability `noise_probability` a sample becomes z + sigma eps with sigma drawn uniformly from
+    `levels` (the paper's diffusion-aligned augmentation; not (1 - sigma) z + sigma eps, because f reads
+    denoised estimates, whose signal is not scaled down). Both frames of order 2 get the same sigma and
+    different noise: they come from the same sampling step.
     """
     count = len(pairs.frame)
     noised = torch.rand(count, generator=generator) < config.noise_probability
@@ -319,7 +358,9 @@ def noise_levels(latent_space: str, shift: float = 3.0) -> Tensor:
     if latent_space.startswith("cogvideox"):
         from ..backbones.cogvideox import alphas_cumprod
 
-        return (1 - alphas_cumprod(1.0 if latent_space == "cogvideox1.5" else 3.0)).clamp(min=0).sqrt().float()
+        return (
+            (1 - alphas_cumprod(1.0 if latent_space == "cogvideox1.5" else 3.0)).clamp(min=0).sqrt().float()
+        )
     u = torch.arange(1, TIMESTEPS + 1) / TIMESTEPS
     return shift * u / (1 + (shift - 1) * u)
 
@@ -331,8 +372,8 @@ def unexplained_variance(prediction: Tensor, change: Tensor) -> float:
 
 
 def held_out_pairs(clips: Clips, held: Sequence[int], config: PredictorConfig) -> tuple[Pairs, Tensor]:
-    """(held-out pairs, the frame each begins at). Those that both orders have, i from 1, where clips are long enough, so
-    that a predictor of order 1 and one of order 2 are measured on the same."""
+    """(held-out pairs, the frame each begins at). Those that both orders have, i from 1, where clips are long
+    enough, so that a predictor of order 1 and one of order 2 are measured on the same."""
     shared = max(clips.lengths[clip] for clip in held) > config.lag + 1
     pairs = PairSet(clips, held, config.lag, config.order, first=1 if shared else None)
     chosen = pairs.evenly(config.validation_pairs)

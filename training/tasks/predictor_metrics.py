@@ -12,8 +12,8 @@ from torch import Tensor
 from ..data.pairs import Pairs
 
 LEVELS = (0.0, 0.3, 0.6, 0.9)
-"""Noise levels sigma of z + sigma eps at which a predictor is measured; guidance asks it where the sampler's estimates are
-rough, so it is chosen on the noisy ones."""
+"""Noise levels sigma of z + sigma eps at which a predictor is measured; guidance asks it where the sampler's
+estimates are rough, so it is chosen on the noisy ones."""
 
 
 @dataclass(frozen=True)
@@ -42,27 +42,36 @@ def noised(pairs: Pairs, level: float, generator: torch.Generator) -> Pairs:
 
 
 def error_sums(prediction: Tensor, change: Tensor, where: Where) -> dict[str, Tensor]:
-    """Sums of the squared error of `N C H W`: over the micro-batch by its level, and of clean ones by pair."""
+    """Sums of the squared error of `N C H W`: over the micro-batch by its level, and of clean ones by
+    pair."""
     errors = (prediction - change).square().sum(dim=(1, 2, 3))
     found = {f"squared at {where.level:g}": errors.sum()}
     if where.level == 0:
-        found |= {f"squared of pair {int(i)}": errors[where.numbers == i].sum() for i in where.numbers.unique()}
+        found |= {
+            f"squared of pair {int(i)}": errors[where.numbers == i].sum() for i in where.numbers.unique()
+        }
     return found
 
 
 def names(numbers: Tensor) -> tuple[str, ...]:
     """Names of the figures of `figures` for pairs that begin at these frames."""
     noisy = [f"unexplained_{level:g}" for level in LEVELS if level]
-    return ("unexplained", *noisy, "unexplained_noisy", *(f"unexplained_pair_{int(i)}" for i in numbers.unique()))
+    return (
+        "unexplained",
+        *noisy,
+        "unexplained_noisy",
+        *(f"unexplained_pair_{int(i)}" for i in numbers.unique()),
+    )
 
 
 def figures(sums: Mapping[str, float], change: Tensor, numbers: Tensor) -> dict[str, float]:
-    """MSE(f, D) / Var(D), 1 for a predictor that knows nothing and 0 for a perfect one, from the sums of `error_sums` over
-    all pairs of `change` `N C H W`.
+    """MSE(f, D) / Var(D), 1 for a predictor that knows nothing and 0 for a perfect one, from the sums of
+    `error_sums` over all pairs of `change` `N C H W`.
 
-    "unexplained" on clean input; "unexplained_0.3" and so on by noise level, and their mean, "unexplained_noisy";
-    "unexplained_pair_3" on the clean pairs that begin at latent frame 3 against their own variance. The first pairs of a
-    causal VAE's latents hold most of all change, so a figure over all pairs is mostly theirs.
+    "unexplained" on clean input; "unexplained_0.3" and so on by noise level, and their mean,
+    "unexplained_noisy"; "unexplained_pair_3" on the clean pairs that begin at latent frame 3 against their
+    own variance. The first pairs of a causal VAE's latents hold most of all change, so a figure over all
+    pairs is mostly theirs.
     """
     whole = change.numel() * variance(change)
     found = {f"unexplained_{level:g}": sums[f"squared at {level:g}"] / whole for level in LEVELS}
@@ -71,7 +80,9 @@ def figures(sums: Mapping[str, float], change: Tensor, numbers: Tensor) -> dict[
     pairs = {}
     for i in numbers.unique():
         part = change[numbers == i]
-        pairs[f"unexplained_pair_{int(i)}"] = ratio(sums[f"squared of pair {int(i)}"], part.numel() * variance(part))
+        pairs[f"unexplained_pair_{int(i)}"] = ratio(
+            sums[f"squared of pair {int(i)}"], part.numel() * variance(part)
+        )
     return {"unexplained": clean, **found, "unexplained_noisy": noisy, **pairs}
 
 
@@ -79,7 +90,11 @@ def said(found: Mapping[str, float]) -> Sequence[str]:
     """The figures as lines for a reader; none where nothing was held out."""
     if "unexplained" not in found:
         return []
-    levels = [f"sigma {name.rpartition('_')[2]}: {value:.3f}" for name, value in found.items() if name[12:13].isdigit()]
+    levels = [
+        f"sigma {name.rpartition('_')[2]}: {value:.3f}"
+        for name, value in found.items()
+        if name[12:13].isdigit()
+    ]
     pairs = [f"{name.rpartition('_')[2]}: {value:.3f}" for name, value in found.items() if "_pair_" in name]
     return [
         f"Unexplained variance on noisy input: {', '.join(levels)}.",

@@ -58,5 +58,8 @@ def write_video(path: Path, video: Tensor, fps: float) -> None:
     frames = (video.permute(1, 2, 3, 0).cpu() * 255).round().to(torch.uint8).numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(
-        path, imageio.imwrite("<bytes>", frames, extension=".mp4", plugin="pyav", codec="libx264", fps=round(fps) or 8)
+        path,
+        imageio.imwrite(
+            "<bytes>", frames, extension=".mp4", plugin="pyav", codec="libx264", fps=round(fps) or 8
+        ),
     )

@@ -19,7 +19,8 @@ TIME, Y, X = 2, 3, 4
 
 
 def change(field: Tensor, dim: int) -> Tensor:
-    """Channel mean of absolute forward differences along `dim`, `B 1 T H W`; the last difference is repeated."""
+    """Channel mean of absolute forward differences along `dim`, `B 1 T H W`; the last difference is
+    repeated."""
     if field.shape[dim] == 1:
         return torch.zeros_like(field[:, :1])
     step = field.diff(dim=dim).abs().mean(dim=1, keepdim=True)
@@ -39,7 +40,8 @@ def with_floor(energy: Tensor) -> Tensor:
 
 @torch.no_grad()
 def bootstrap_mask(velocity: Tensor, x0: Tensor) -> Tensor:
-    """0.55 |dv/dt| + 0.25 |dx0/dt| + 0.20 |grad v| of the frozen prediction and its estimate, `B C T H W` each."""
+    """0.55 |dv/dt| + 0.25 |dx0/dt| + 0.20 |grad v| of the frozen prediction and its estimate, `B C T H W`
+    each."""
     velocity, x0 = velocity.float(), x0.float()
     slope = 0.5 * (change(velocity, X) + change(velocity, Y))
     return with_floor(0.55 * change(velocity, TIME) + 0.25 * change(x0, TIME) + 0.20 * slope)
@@ -47,17 +49,30 @@ def bootstrap_mask(velocity: Tensor, x0: Tensor) -> Tensor:
 
 MULTIPLIERS: dict[str, dict[str, float]] = {
     "Thermal": {"T": 2.0, "u": 0.5, "grad T": 2.0},
-    "Phase Change": {"T": 1.5, "rho": 1.5, "alpha": 1.5, "u": 0.75, "grad T": 1.5, "grad rho": 1.5, "grad alpha": 1.5},
+    "Phase Change": {
+        "T": 1.5,
+        "rho": 1.5,
+        "alpha": 1.5,
+        "u": 0.75,
+        "grad T": 1.5,
+        "grad rho": 1.5,
+        "grad alpha": 1.5,
+    },
     "Optical": {"psi": 1.5, "alpha": 1.25},
     "Collision": {"j": 1.5},
 }
 """What a category looks at more, or less, than at the rest."""
-GROUPS = (0.65, ("d", "u", "rho", "T", "alpha", "psi")), (0.25, ("j",)), (0.10, ("grad rho", "grad alpha", "grad T"))
+GROUPS = (
+    (0.65, ("d", "u", "rho", "T", "alpha", "psi")),
+    (0.25, ("j",)),
+    (0.10, ("grad rho", "grad alpha", "grad T")),
+)
 """Evolution, events, boundaries, and their shares."""
 
 
 def activity(fields: dict[str, Tensor], name: str) -> Tensor:
-    """One map of activity: speed for u, size for j, slope for "grad f", rate of change for the rest; standardised."""
+    """One map of activity: speed for u, size for j, slope for "grad f", rate of change for the rest;
+    standardised."""
     if name.startswith("grad "):
         field = fields[name.removeprefix("grad ")]
         energy = change(field, X) + change(field, Y)
@@ -72,8 +87,8 @@ def activity(fields: dict[str, Tensor], name: str) -> Tensor:
 def physical_mask(fields: dict[str, Tensor], labels: Tensor) -> Tensor:
     """Where the labelled categories' slots are active, from fields in physical units; `labels` is `B 8`.
 
-    Each map is standardised by its own quantile first, because the slots' scales are arbitrary. A sample without labels gets
-    all ones.
+    Each map is standardised by its own quantile first, because the slots' scales are arbitrary. A sample
+    without labels gets all ones.
     """
     sample = next(iter(fields.values()))
     total = sample.new_zeros(sample.shape[0], 1, *sample.shape[2:])

@@ -13,7 +13,9 @@ from ..adapter import PilaAdapter, PilaOutput
 from ..experts import RECIPES
 from ..residuals import TERMS, ResidualSettings, residual_terms
 
-TERM_NAMES: tuple[str, ...] = tuple(f"{category}/{name}" for category in CATEGORIES for name in TERMS[category])
+TERM_NAMES: tuple[str, ...] = tuple(
+    f"{category}/{name}" for category in CATEGORIES for name in TERMS[category]
+)
 PHYSICS_WEIGHT = 0.30
 PHYSICS_WARMUP = 2000
 FIRST_SIGMA = 0.40
@@ -30,10 +32,11 @@ def largest_sigma(step: int, warmup: int = PHYSICS_WARMUP) -> float:
 
 
 class AdaptiveWeights(nn.Module):
-    """w of Eq 6: within a category, terms that are usually small get more weight, usually large ones less, by at most 2.
+    """w of Eq 6: within a category, terms that are usually small get more weight, usually large ones less, by
+    at most 2.
 
-    w = clamp(median of the running means / own running mean, 0.5, 2), detached. `synchronise` averages a tensor over the
-    processes of a run. Unseen terms have weight 1.
+    w = clamp(median of the running means / own running mean, 0.5, 2), detached. `synchronise` averages a
+    tensor over the processes of a run. Unseen terms have weight 1.
     """
 
     def __init__(self, decay: float = 0.99, adaptive: bool = True) -> None:
@@ -72,7 +75,8 @@ class AdaptiveWeights(nn.Module):
 
 
 Laws = Callable[..., dict[str, Tensor]]
-"""(fields, category, mask=..., settings=...) -> residuals per sample: `residual_terms`, or an ablation of it."""
+"""(fields, category, mask=..., settings=...) -> residuals per sample: `residual_terms`, or an ablation of
+it."""
 
 
 @dataclass
@@ -108,11 +112,13 @@ def physics_loss(
     laws: Laws = residual_terms,
     synchronise: Callable[[Tensor], Tensor] | None = None,
 ) -> PhysicsLoss:
-    """Eq 7: residuals of experts that are both selected and labelled, weighted by the renormalised routing weights.
+    """Eq 7: residuals of experts that are both selected and labelled, weighted by the renormalised routing
+    weights.
 
-    The routing weights are detached: a live one would teach the router to prefer whichever law is easiest. Samples without such
-    an expert, or noisier than `sigma_max`, do not count at all. `synchronise` averages a tensor over the processes of a run:
-    with it, the mean of their losses is the mean over all their samples that count, however they are spread.
+    The routing weights are detached: a live one would teach the router to prefer whichever law is easiest.
+    Samples without such an expert, or noisier than `sigma_max`, do not count at all. `synchronise` averages a
+    tensor over the processes of a run: with it, the mean of their losses is the mean over all their samples
+    that count, however they are spread.
     """
     result = PhysicsLoss(out.delta.sum() * 0.0)
     if out.routing is None:
@@ -130,7 +136,9 @@ def physics_loss(
         values = laws(fields, category, mask=None if mask is None else mask[samples], settings=settings)
         if not values:
             continue
-        known = {f"{category}/{name}": term.detach() for name, term in values.items() if name in TERMS[category]}
+        known = {
+            f"{category}/{name}": term.detach() for name, term in values.items() if name in TERMS[category]
+        }
         result.terms.update(known)
         result.judged[category] = sigma[samples], sum(values.values()).detach() / len(values)
         loss = category_loss(values, {} if weights is None else weights.of(category))
@@ -164,7 +172,8 @@ def coupling_loss(
 ) -> CouplingLoss:
     """Eq 11: |v + g dv - (eps - x0)|^2 + lambda(step) L_phys; `target` is eps - x0.
 
-    Nothing penalises dv, as in the paper: a penalty on the ungated dv shrinks the best correction by g^2 / (g^2 + its weight).
+    Nothing penalises dv, as in the paper: a penalty on the ungated dv shrinks the best correction by g^2 /
+    (g^2 + its weight).
     """
     gate = adapter.gate(sigma)[:, None, None, None, None]
     velocity, target = velocity.detach().float(), target.float()

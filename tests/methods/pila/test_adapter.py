@@ -50,7 +50,9 @@ def step(batch=2, channels=4, size=(5, 6, 7), sigma=0.5, index=2, count=10, cond
     noisy = (1 - sigma) * x0 + sigma * torch.randn(x0.shape, generator=generator)
     level = torch.full((batch,), sigma)
     embedding = torch.randn(batch, 6, generator=generator) if cond else None
-    return x0.to(dtype), SamplingStep(noisy=noisy.to(dtype), sigma=level, gain=level, index=index, count=count, cond=embedding)
+    return x0.to(dtype), SamplingStep(
+        noisy=noisy.to(dtype), sigma=level, gain=level, index=index, count=count, cond=embedding
+    )
 
 
 def test_parameter_counts_of_the_full_size():
@@ -86,14 +88,23 @@ def test_the_correction_is_the_velocity_correction_of_equation_10():
 
 def test_sigma_gate_values_of_the_specification():
     sigma = torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    torch.testing.assert_close(sigma_gate(sigma), torch.tensor([1, 0.658, 0.392, 0.202, 0.088, 0.05]), atol=5e-4, rtol=0)
+    torch.testing.assert_close(
+        sigma_gate(sigma), torch.tensor([1, 0.658, 0.392, 0.202, 0.088, 0.05]), atol=5e-4, rtol=0
+    )
     torch.testing.assert_close(sigma_gate(sigma, "linear", 0.3)[[0, -1]], torch.tensor([1.0, 0.3]))
     with pytest.raises(ValueError, match="quadratic"):
         sigma_gate(sigma, "cubic")
 
 
 @settings(deadline=None, max_examples=10)
-@given(some.integers(1, 3), some.integers(1, 6), some.integers(3, 8), some.integers(3, 8), some.integers(0, 8), some.booleans())
+@given(
+    some.integers(1, 3),
+    some.integers(1, 6),
+    some.integers(3, 8),
+    some.integers(3, 8),
+    some.integers(0, 8),
+    some.booleans(),
+)
 def test_any_size_any_top_k_with_and_without_a_prompt(batch, frames, height, width, top_k, cond):
     x0, now = step(batch, size=(frames, height, width), cond=cond)
     result = PilaCorrection(adapter(), PilaSettings(top_k=top_k)).correct(x0, now)
@@ -145,7 +156,9 @@ def test_refined_bank_is_the_weighted_sum_of_updates():
     for index, (samples, update) in out.updates.items():
         for place, b in enumerate(samples.tolist()):
             expected[b] += out.routing.weights[b, index] * update[place]
-            torch.testing.assert_close(out.expert_bank(index, samples[place : place + 1])[0], out.bank[b] + update[place])
+            torch.testing.assert_close(
+                out.expert_bank(index, samples[place : place + 1])[0], out.bank[b] + update[place]
+            )
     torch.testing.assert_close(out.refined, expected)
     assert sum(len(samples) for samples, _ in out.updates.values()) == 2 * 4
 
@@ -158,7 +171,9 @@ def test_the_decoder_can_read_the_feature_and_be_deeper():
     assert count(module.decoder) - count(adapter().decoder) == 16 * 16 + 2 * count(ResidualBlock(16, 16))
     blind = module.decoder(out.refined, out.cond, now.noisy, torch.zeros_like(out.feature))
     assert not torch.allclose(blind, out.delta)
-    assert adapter()(x0, now.noisy, now.sigma, now.cond).feature is None  # by default the bank is all it reads
+    assert (
+        adapter()(x0, now.noisy, now.sigma, now.cond).feature is None
+    )  # by default the bank is all it reads
 
 
 @pytest.mark.parametrize(
@@ -205,7 +220,10 @@ def test_expert_maps_show_selected_experts_only():
 
 
 def test_an_adapter_survives_its_file(tmp_path):
-    module, path = adapter(dataclasses.replace(SMALL, gate="linear", gate_floor=0.3)), tmp_path / "pila.safetensors"
+    module, path = (
+        adapter(dataclasses.replace(SMALL, gate="linear", gate_floor=0.3)),
+        tmp_path / "pila.safetensors",
+    )
     save_adapter(path, module, "toy", {"steps": 3})
     loaded, info = load_adapter(path)
     assert (info.kind, info.latent_space, info.recipe) == ("pila_adapter", "toy", {"steps": 3})
@@ -219,10 +237,15 @@ def test_files_that_do_not_fit_are_refused_with_a_reason(tmp_path):
     path = tmp_path / "pila.safetensors"
     state = adapter().state_dict()
     for config, words in [
-        ({"hidden": 17}, "multiple of 8"), ({"speed": 3}, "cannot be built"), ({"hidden": 24}, "tensors"),
-        ({"version": 3}, "version is 3; this pack reads 1 to 2"), ({"architecture": "PlainAdapter"}, "an ablation"),
+        ({"hidden": 17}, "multiple of 8"),
+        ({"speed": 3}, "cannot be built"),
+        ({"hidden": 24}, "tensors"),
+        ({"version": 3}, "version is 3; this pack reads 1 to 2"),
+        ({"architecture": "PlainAdapter"}, "an ablation"),
     ]:
-        save_weights(path, state, WeightsInfo(kind="pila_adapter", latent_space="toy", config={**VERSION_2, **config}))
+        save_weights(
+            path, state, WeightsInfo(kind="pila_adapter", latent_space="toy", config={**VERSION_2, **config})
+        )
         with pytest.raises(WeightsError, match=words):
             load_adapter(path)
     save_weights(path, state, WeightsInfo(kind="motion_predictor", latent_space="toy", config={}))
@@ -235,7 +258,10 @@ def test_files_that_do_not_fit_are_refused_with_a_reason(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"hidden": 20}, "20"), ({"top_k": 9}, "0 to 8"), ({"gate": "cubic"}, "cubic"), ({"gate_floor": 2.0}, "2.0"),
+        ({"hidden": 20}, "20"),
+        ({"top_k": 9}, "0 to 8"),
+        ({"gate": "cubic"}, "cubic"),
+        ({"gate_floor": 2.0}, "2.0"),
         ({"label_bias": 0.0}, "label bias"),
     ],
 )
@@ -301,22 +327,29 @@ def test_files_of_version_1_load_and_act_as_their_training_meant(tmp_path):
     """Raw prompt, unbounded router, and the gate that undoes the penalty on the ungated correction."""
     state, path = adapter().state_dict(), tmp_path / "old.safetensors"
     recipe = {"correction_weight": 0.01}
-    save_weights(path, state, WeightsInfo(kind="pila_adapter", latent_space="toy", config=VERSION_1, recipe=recipe))
+    save_weights(
+        path, state, WeightsInfo(kind="pila_adapter", latent_space="toy", config=VERSION_1, recipe=recipe)
+    )
     old, _ = load_adapter(path)
     x0, now = step(sigma=0.8)
     raw = adapter(dataclasses.replace(SMALL, normalise_prompt=False, bound_logits=False))
-    expected = x0 - (raw(x0, (now.noisy - x0) / 0.8, now.sigma, now.cond).delta) * 0.8 * (0.088 + 0.01 / 0.088)
+    expected = x0 - (raw(x0, (now.noisy - x0) / 0.8, now.sigma, now.cond).delta) * 0.8 * (
+        0.088 + 0.01 / 0.088
+    )
     torch.testing.assert_close(old.correct(x0, now), expected, atol=1e-5, rtol=1e-5)
     gone, generic = {"tie_duplicates": False}, {"ablation": {"afe": False}}
     for change, words in [(gone, "tie_duplicates is False"), (generic, "GenericFields")]:
-        save_weights(path, state, WeightsInfo(kind="pila_adapter", latent_space="toy", config={**VERSION_1, **change}))
+        save_weights(
+            path, state, WeightsInfo(kind="pila_adapter", latent_space="toy", config={**VERSION_1, **change})
+        )
         with pytest.raises(WeightsError, match=words):
             load_adapter(path)
 
 
 @pytest.mark.parametrize("sigma", [1.0, 0.8, 0.5])
 def test_the_unshrunk_gate_restores_what_a_penalty_took(sigma):
-    """dv that minimises |g dv - r|^2 + w |dv|^2, found by gradient descent, gives r again under the unshrunk gate."""
+    """dv that minimises |g dv - r|^2 + w |dv|^2, found by gradient descent, gives r again under the unshrunk
+    gate."""
     gate, wanted, weight = float(sigma_gate(torch.tensor(sigma))), 0.7, 0.01
     dv = torch.zeros((), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([dv], max_iter=50, line_search_fn="strong_wolfe")
@@ -328,13 +361,16 @@ def test_the_unshrunk_gate_restores_what_a_penalty_took(sigma):
         return value
 
     optimizer.step(loss)
-    assert gate * dv.item() == pytest.approx(wanted * gate**2 / (gate**2 + weight), rel=1e-6)  # 0.2 of it at sigma 1
+    assert gate * dv.item() == pytest.approx(
+        wanted * gate**2 / (gate**2 + weight), rel=1e-6
+    )  # 0.2 of it at sigma 1
     assert unshrunk(gate, weight) * dv.item() == pytest.approx(wanted, rel=1e-6)
     assert unshrunk(gate, 0.0) == gate
 
 
 def test_the_prompt_is_normalised_so_that_small_embeddings_are_read():
-    """umT5's pooled embeddings are about 1e-3 in size; another prompt must still change the condition as much."""
+    """umT5's pooled embeddings are about 1e-3 in size; another prompt must still change the condition as
+    much."""
     cond = torch.randn(3, 6)
     torch.testing.assert_close(normalised(cond), torch.nn.functional.layer_norm(cond, (6,), eps=0.0))
     torch.testing.assert_close(normalised(1e-3 * cond), normalised(cond))

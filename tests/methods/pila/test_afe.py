@@ -20,7 +20,9 @@ def estimation(hidden=16):
 
 
 @settings(deadline=None, max_examples=8)
-@given(some.integers(1, 3), some.integers(1, 6), some.integers(3, 7), some.integers(3, 7), some.integers(0, 99))
+@given(
+    some.integers(1, 3), some.integers(1, 6), some.integers(3, 7), some.integers(3, 7), some.integers(0, 99)
+)
 def test_invariances_hold_for_any_size(batch, frames, height, width, seed):
     feature = torch.randn(batch, 16, frames, height, width, generator=torch.Generator().manual_seed(seed))
     fields, scaffold = estimation()(feature)

@@ -6,7 +6,10 @@ from latent_physics.methods.pila.experts import RECIPES, recipe_mask
 
 def compact_fields(batch=2, size=(3, 4, 5), scale=1.0):
     generator = torch.Generator().manual_seed(0)
-    fields = {name: scale * torch.randn(batch, width, *size, generator=generator) for name, width in bank.COMPACT.items()}
+    fields = {
+        name: scale * torch.randn(batch, width, *size, generator=generator)
+        for name, width in bank.COMPACT.items()
+    }
     fields["alpha"] = fields["alpha"].sigmoid()
     return fields
 
@@ -63,7 +66,11 @@ def test_phase_readout_is_clipped_but_keeps_its_gradient():
 
 @pytest.mark.parametrize(
     ("fields", "words"),
-    [({}, "at least one"), ({"mass": torch.zeros(1, 1, 2, 2, 2)}, "not a slot"), ({"d": torch.zeros(1, 4, 2, 2, 2)}, "must be")],
+    [
+        ({}, "at least one"),
+        ({"mass": torch.zeros(1, 1, 2, 2, 2)}, "not a slot"),
+        ({"d": torch.zeros(1, 4, 2, 2, 2)}, "must be"),
+    ],
 )
 def test_bad_fields_are_refused(fields, words):
     with pytest.raises(ValueError, match=words):

@@ -7,7 +7,10 @@ from latent_physics.methods.pila.flow import checked_flow, latent_flow, lucas_ka
 def texture(size=64, channels=3, seed=0):
     """Detail at several scales, as pictures have."""
     generator = torch.Generator().manual_seed(seed)
-    parts = [(scale, torch.rand(1, channels, size // scale, size // scale, generator=generator)) for scale in (4, 8, 16)]
+    parts = [
+        (scale, torch.rand(1, channels, size // scale, size // scale, generator=generator))
+        for scale in (4, 8, 16)
+    ]
     return sum(scale / 16 * F.interpolate(part, size=(size, size), mode="bicubic") for scale, part in parts)
 
 
@@ -45,7 +48,9 @@ def test_video_flow_adds_up_over_a_latent_frame_in_latent_pixels():
 
 def test_latent_flow_of_a_moving_latent():
     picture = texture(32, 16)
-    latent = torch.cat([warp(picture, torch.full((1, 2, 32, 32), -0.8 * n)) for n in range(4)]).transpose(0, 1)
+    latent = torch.cat([warp(picture, torch.full((1, 2, 32, 32), -0.8 * n)) for n in range(4)]).transpose(
+        0, 1
+    )
     flow, confidence = latent_flow(latent)
     assert flow.shape == (2, 3, 32, 32)
     assert confidence.min() >= 0

@@ -65,4 +65,8 @@ def test_labels_are_few_sorted_and_within_range_for_any_text():
 
 def test_the_offline_parser_keeps_the_prompt_and_says_what_it_is():
     parsed = parse_by_rules("A river flows", note="the endpoint did not answer.")
-    assert (parsed.description, parsed.source, parsed.note) == ("A river flows", "offline rules", "the endpoint did not answer.")
+    assert (parsed.description, parsed.source, parsed.note) == (
+        "A river flows",
+        "offline rules",
+        "the endpoint did not answer.",
+    )

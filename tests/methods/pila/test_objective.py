@@ -2,7 +2,14 @@ import dataclasses
 
 import pytest
 import torch
-from latent_physics.methods.pila import CATEGORIES, PilaAdapter, PilaConfig, PilaOutput, label_batch, residual_terms
+from latent_physics.methods.pila import (
+    CATEGORIES,
+    PilaAdapter,
+    PilaConfig,
+    PilaOutput,
+    label_batch,
+    residual_terms,
+)
 from latent_physics.methods.pila.experts import RECIPES
 from latent_physics.methods.pila.losses import masks as masking
 from latent_physics.methods.pila.losses.objective import (
@@ -106,7 +113,9 @@ def test_gradients_of_the_flow_loss_reach_router_and_decoder_but_not_the_backbon
     assert x0.grad is None
     assert velocity.grad is None
     for root in ("router", "decoder", "encoder", "afe", "experts", "condition", "level"):
-        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in getattr(module, root).parameters()), root
+        assert any(
+            p.grad is not None and p.grad.abs().sum() > 0 for p in getattr(module, root).parameters()
+        ), root
 
 
 def test_a_frozen_velocity_head_is_transparent():
@@ -190,7 +199,9 @@ def test_adaptive_weights_follow_the_median_within_a_factor_of_two():
 
 def test_adaptive_weights_synchronise_over_ranks():
     weights = AdaptiveWeights()
-    weights.update({"Thermal/heat_transport": torch.tensor([1.0])}, lambda vector: vector * 0.5)  # the other rank saw none
+    weights.update(
+        {"Thermal/heat_transport": torch.tensor([1.0])}, lambda vector: vector * 0.5
+    )  # the other rank saw none
     assert float(weights.mean[TERM_NAMES.index("Thermal/heat_transport")]) == pytest.approx(1.0)
 
 
@@ -225,7 +236,10 @@ def test_physical_mask_looks_where_the_labelled_slots_act():
 
 def test_masks_blend_from_ones_to_bootstrap_to_physical():
     bootstrap, physical = torch.full((1, 1, 2, 2, 2), 0.5), torch.full((1, 1, 2, 2, 2), 0.1)
-    values = [float(masking.blended_mask(step, bootstrap, physical).mean()) for step in (0, 150, 300, 800, 1300, 9999)]
+    values = [
+        float(masking.blended_mask(step, bootstrap, physical).mean())
+        for step in (0, 150, 300, 800, 1300, 9999)
+    ]
     assert values == pytest.approx([1.0, 0.75, 0.5, 0.3, 0.1, 0.1])
 
 
@@ -265,13 +279,22 @@ def test_recovery_losses_are_finite_and_train_their_head(phase):
 
 
 def test_every_free_slot_is_guarded_against_constants():
-    """A constant field is charged 1, one that varies enough nothing; pressure is asked for a tenth of Bernoulli's."""
+    """A constant field is charged 1, one that varies enough nothing; pressure is asked for a tenth of
+    Bernoulli's."""
     generator = torch.Generator().manual_seed(0)
-    varied = {name: torch.randn(2, 2 if name == "j" else 1, *SIZE, generator=generator) for name in FREE_SLOTS}
+    varied = {
+        name: torch.randn(2, 2 if name == "j" else 1, *SIZE, generator=generator) for name in FREE_SLOTS
+    }
     varied["u"] = torch.randn(2, 2, *SIZE, generator=generator)
-    assert {name: float(value) for name, value in spread_guards(varied).items()} == dict.fromkeys(FREE_SLOTS, 0.0)
-    flat = {name: torch.full_like(value, 0.3) for name, value in varied.items() if name != "u"} | {"u": varied["u"]}
-    assert {name: round(float(value), 4) for name, value in spread_guards(flat).items()} == dict.fromkeys(FREE_SLOTS, 1.0)
+    assert {name: float(value) for name, value in spread_guards(varied).items()} == dict.fromkeys(
+        FREE_SLOTS, 0.0
+    )
+    flat = {name: torch.full_like(value, 0.3) for name, value in varied.items() if name != "u"} | {
+        "u": varied["u"]
+    }
+    assert {name: round(float(value), 4) for name, value in spread_guards(flat).items()} == dict.fromkeys(
+        FREE_SLOTS, 1.0
+    )
     for name in FREE_SLOTS:  # and the guard pulls towards variation
         field = (0.3 + 1e-4 * varied[name]).requires_grad_()
         spread_guards({**flat, name: field})[name].backward()
@@ -288,8 +311,13 @@ def test_dead_slots_are_named():
 
 
 def test_recovery_charges_constant_pressure_density_and_phase():
-    still = {name: torch.full((1, width, *SIZE), 0.5) for name, width in [("p", 1), ("rho", 1), ("alpha", 1), ("T", 1)]}
-    zero = {name: torch.zeros(1, width, *SIZE) for name, width in [("u", 2), ("d", 2), ("eps", 4), ("sigma", 4)]}
+    still = {
+        name: torch.full((1, width, *SIZE), 0.5)
+        for name, width in [("p", 1), ("rho", 1), ("alpha", 1), ("T", 1)]
+    }
+    zero = {
+        name: torch.zeros(1, width, *SIZE) for name, width in [("u", 2), ("d", 2), ("eps", 4), ("sigma", 4)]
+    }
     losses = recovery_losses({**still, **zero}, {"core": 1.0, "alpha": 1.0, "T": 1.0})
     for name in ("core/spread p", "core/spread rho", "alpha/spread alpha", "T/spread T"):
         assert float(losses[name]) == pytest.approx(1.0, abs=1e-4), name

@@ -38,7 +38,10 @@ def test_a_good_answer_is_taken_over():
     assert parsed.description == "A rubber ball falls and bounces."
     assert parsed.labels == {"Collision": 0.9, "Rigid Body": 0.7}
     assert (parsed.source, parsed.note) == ("a model", "")
-    assert [(q[0], q[2], q[3]) for q in questions] == [(REWRITE_SYSTEM, 0.2, "description"), (LABEL_SYSTEM, 0.0, "labels")]
+    assert [(q[0], q[2], q[3]) for q in questions] == [
+        (REWRITE_SYSTEM, 0.2, "description"),
+        (LABEL_SYSTEM, 0.0, "labels"),
+    ]
     assert "A rubber ball falls" in questions[1][1]
 
 
@@ -73,7 +76,9 @@ def test_at_most_three_labels():
 
 @pytest.mark.parametrize(
     "answer",
-    ["", "   ", "no", "{", "[]", "null", '{"labels": "Fluid"}', '{"labels": ["Plasma"]}', '{"labels": [1]}', '{"labels": [null]}',
+    ["", "   ", "no", "{", "[]", "null", '{"labels": '
+                                         '"Fluid"}', '{"labels": '
+                                                     '["Plasma"]}', '{"labels": [1]}', '{"labels": [null]}',
      '{"labels": {"Fluid": 1}}', "{" * 5000, "[" * 5000, '{"labels":' + "[" * 5000, None, 7],
 )  # fmt: skip
 def test_broken_labels_are_refused(answer):
@@ -82,7 +87,8 @@ def test_broken_labels_are_refused(answer):
 
 
 @pytest.mark.parametrize(
-    "answer", ['{"description": ""}', '{"description": 4}', '{"description": "\\u0000\\u202e"}', "A ball falls."]
+    "answer",
+    ['{"description": ""}', '{"description": 4}', '{"description": "\\u0000\\u202e"}', "A ball falls."],
 )
 def test_broken_descriptions_are_refused(answer):
     with pytest.raises(AnswerError):

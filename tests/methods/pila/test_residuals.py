@@ -21,7 +21,14 @@ from latent_physics.methods.pila.residuals import (
 
 sides = some.integers(5, 9)
 EXACT = ResidualSettings(smooth=False)
-COUNTS = {"Rigid Body": 4, "Elastic": 4, "Fluid": 4, "Compressible Flow": 4, "Collision": 4, "Phase Change": 4}
+COUNTS = {
+    "Rigid Body": 4,
+    "Elastic": 4,
+    "Fluid": 4,
+    "Compressible Flow": 4,
+    "Collision": 4,
+    "Phase Change": 4,
+}
 COUNTS |= {"Thermal": 2, "Optical": 3}
 
 
@@ -62,7 +69,10 @@ def test_lawful_fields_score_low_and_broken_ones_several_times_higher():
 
 def test_noise_of_five_percent_keeps_the_order_on_filtered_fields():
     rows = benchmark.measure(0.05, ResidualSettings())
-    weak = {("turning dye", "continuity"), ("drifting vortices", "continuity")}  # a faint dye drowns in a noisy velocity
+    weak = {
+        ("turning dye", "continuity"),
+        ("drifting vortices", "continuity"),
+    }  # a faint dye drowns in a noisy velocity
     for name, _, term, lawful, what, broken in rows:
         if (name, term) in weak | benchmark.DEGENERATE:
             continue
@@ -127,9 +137,15 @@ def test_interior_weight_leaves_out_outlines_and_rest():
 
 
 @settings(deadline=None, max_examples=10)
-@given(some.sampled_from(CATEGORIES), some.integers(1, 2), some.integers(4, 7), sides, sides, some.integers(0, 9))
-def test_residuals_are_finite_bounded_and_differentiable_on_any_size(category, batch, frames, height, width, seed):
-    bank = torch.randn(batch, 32, frames, height, width, generator=torch.Generator().manual_seed(seed)).requires_grad_(True)
+@given(
+    some.sampled_from(CATEGORIES), some.integers(1, 2), some.integers(4, 7), sides, sides, some.integers(0, 9)
+)
+def test_residuals_are_finite_bounded_and_differentiable_on_any_size(
+    category, batch, frames, height, width, seed
+):
+    bank = torch.randn(
+        batch, 32, frames, height, width, generator=torch.Generator().manual_seed(seed)
+    ).requires_grad_(True)
     terms = residual_terms(bank, category)
     for name, value in terms.items():
         assert value.shape == (batch,), name
@@ -143,7 +159,14 @@ def test_residuals_are_finite_bounded_and_differentiable_on_any_size(category, b
 def test_scale_of_the_fields_hardly_matters(category):
     fields = random_fields()
     large = {name: (3.0 * f if name not in ("alpha", "rho") else f) for name, f in fields.items()}
-    for name in ("stress_strain", "displacement_wave", "velocity_wave", "kinematic", "wave_propagation", "impulse_response"):
+    for name in (
+        "stress_strain",
+        "displacement_wave",
+        "velocity_wave",
+        "kinematic",
+        "wave_propagation",
+        "impulse_response",
+    ):
         if name in TERMS[category]:
             a, b = (residual_terms(f, category, settings=EXACT)[name] for f in (fields, large))
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
@@ -152,17 +175,26 @@ def test_scale_of_the_fields_hardly_matters(category):
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_still_nothing_costs_nothing_and_noise_costs_much(category):
     widths = {**COMPACT, "u": 2}
-    nothing = {name: torch.zeros(1, width, 6, 9, 8) for name, width in widths.items()} | {"rho": torch.ones(1, 1, 6, 9, 8)}
+    nothing = {name: torch.zeros(1, width, 6, 9, 8) for name, width in widths.items()} | {
+        "rho": torch.ones(1, 1, 6, 9, 8)
+    }
     assert max(float(value) for value in residual_terms(nothing, category).values()) < 1e-6
     noise = residual_terms(random_fields(size=(12, 20, 20)), category, settings=EXACT)
-    balances = [float(noise[name]) for name, term in TERMS[category].items() if term.family in ("pde", "kinematic")]
+    balances = [
+        float(noise[name]) for name, term in TERMS[category].items() if term.family in ("pde", "kinematic")
+    ]
     assert all(value > 0.3 for value in balances)
 
 
 def test_the_mask_decides_where_a_law_is_looked_at():
     fields = random_fields(size=(8, 16, 16))
     lawful = an.rigid_translation(an.Lattice.of(8, 16, 16))
-    mixed = {"u": fields["u"].clone(), "d": fields["d"].clone(), "eps": fields["eps"], "sigma": fields["sigma"]}
+    mixed = {
+        "u": fields["u"].clone(),
+        "d": fields["d"].clone(),
+        "eps": fields["eps"],
+        "sigma": fields["sigma"],
+    }
     for name in ("u", "d"):
         mixed[name][..., :8] = lawful[name].float()[..., :8]
     mask = torch.zeros(1, 1, 8, 16, 16)

@@ -55,13 +55,18 @@ def test_several_labels_route_several_experts(labels):
 
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_a_label_selects_its_expert_whatever_was_learned(category):
-    """Learned logits stay below the prior: the worst-placed expert with a label ranks above the best without one."""
+    """Learned logits stay below the prior: the worst-placed expert with a label ranks above the best without
+    one."""
     router, index = Router(32, 4, 2.0, 2.0), CATEGORIES.index(category)
     with torch.no_grad():
         router.net[-1].bias.fill_(100.0)
         router.net[-1].bias[index] = -100.0
-    assert router(torch.zeros(1, 32), label_vector([category])[None], 1).selected[0].nonzero().flatten().tolist() == [index]
-    assert not router(torch.zeros(1, 32), None, 7).selected[0, index]  # without a label what was learned decides
+    assert router(torch.zeros(1, 32), label_vector([category])[None], 1).selected[
+        0
+    ].nonzero().flatten().tolist() == [index]
+    assert not router(torch.zeros(1, 32), None, 7).selected[
+        0, index
+    ]  # without a label what was learned decides
     free = Router(32, 4, 2.0, 2.0, bounded=False)
     free.load_state_dict(router.state_dict())
     assert not free(torch.zeros(1, 32), label_vector([category])[None], 4).selected[0, index]

@@ -74,7 +74,11 @@ def test_cogvideox_schedule_is_the_published_one(shift):
     from diffusers import CogVideoXDPMScheduler
 
     theirs = CogVideoXDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", snr_shift_scale=shift, rescale_betas_zero_snr=True
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        snr_shift_scale=shift,
+        rescale_betas_zero_snr=True,
     )
     torch.testing.assert_close(alphas_cumprod(shift), theirs.alphas_cumprod.double(), rtol=1e-5, atol=1e-9)
     backbone = CogVideoXBackbone(latent_space="cogvideox", snr_shift=shift)
@@ -86,13 +90,16 @@ def test_cogvideox_schedule_is_the_published_one(shift):
     answer = torch.randn_like(latent)
     ours = noised.weight * (answer - noised.target).square().mean(dim=(1, 2, 3, 4))
     published = (theirs.get_velocity(answer, noised.noisy, t) - latent).square().mean(dim=(1, 2, 3, 4))
-    torch.testing.assert_close(ours, (published / (1 - theirs.alphas_cumprod[t])).float(), rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(
+        ours, (published / (1 - theirs.alphas_cumprod[t])).float(), rtol=1e-2, atol=1e-3
+    )
 
 
 @pytest.mark.comfy
 @pytest.mark.parametrize(("heads", "right"), [(48, True), (30, False)])
 def test_comfyui_has_the_schedule_of_the_5b_models_alone(comfy, heads, right):
-    """What the recipes' page says of CogVideoX-2B: ComfyUI samples it without the SNR shift that the model was trained with."""
+    """What the recipes' page says of CogVideoX-2B: ComfyUI samples it without the SNR shift that the model
+    was trained with."""
     from comfy import model_base, supported_models
 
     config = supported_models.CogVideoX_T2V({"image_model": "cogvideox", "num_attention_heads": heads})
@@ -115,7 +122,9 @@ def test_tap_sees_the_block_and_its_gradient(backbone):
     backbone.dit.enable_gradient_checkpointing()
     with backbone.tap(2) as taps:
         backbone.predict(latent, t, tokens)
-    checkpointed = torch.autograd.grad(taps[2].tokens.square().sum(), next(backbone.blocks[0].parameters()))[0]
+    checkpointed = torch.autograd.grad(taps[2].tokens.square().sum(), next(backbone.blocks[0].parameters()))[
+        0
+    ]
     backbone.dit.disable_gradient_checkpointing()
     backbone.dit.requires_grad_(False)
     torch.testing.assert_close(plain, checkpointed)
@@ -148,7 +157,9 @@ def test_cogvideox_predicts_what_comfyui_predicts(comfy, style, tmp_path):
     latent = torch.randn(1, 16, 1, 8, 90) if style == "2b" else torch.randn(1, 16, 4, 8, 10)
     tokens = torch.randn(1, 226, 4096)
     out = ours.predict(latent, torch.tensor([500]), tokens)
-    torch.testing.assert_close(out, theirs.diffusion_model(latent, torch.tensor([500.0]), tokens), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        out, theirs.diffusion_model(latent, torch.tensor([500.0]), tokens), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -207,9 +218,21 @@ def test_native_umt5_file_with_its_tokenizer(tmp_path):
     from transformers import UMT5Config, UMT5EncoderModel
 
     model = io.BytesIO()
-    words = ["a red ball falls", "the blue spring swings", "smoke rises over the floor", "ice melts in the warm room"] * 20
+    words = [
+        "a red ball falls",
+        "the blue spring swings",
+        "smoke rises over the floor",
+        "ice melts in the warm room",
+    ] * 20
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(words), model_writer=model, vocab_size=32, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2
+        sentence_iterator=iter(words),
+        model_writer=model,
+        vocab_size=32,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
     )
     size = {
         "vocab_size": 32,
@@ -255,7 +278,11 @@ def scaled_fp8(state):
     """The state with its linear layers in float8, scales beside them."""
     out = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
     for key, value in state.items():
-        if value.ndim == 2 and any(name in key for name in ("SelfAttention.", "DenseReluDense.")) and "bias" not in key:
+        if (
+            value.ndim == 2
+            and any(name in key for name in ("SelfAttention.", "DenseReluDense."))
+            and "bias" not in key
+        ):
             out[key], out[key.replace(".weight", ".scale_weight")] = in_fp8(value)
             out[key.replace(".weight", ".scale_input")] = torch.ones(())
         else:
@@ -266,10 +293,15 @@ def scaled_fp8(state):
 @pytest.mark.parametrize("name", ["scale_weight", "weight_scale"])
 def test_scales_stand_for_a_tensor_or_for_its_rows_and_need_their_weight(name):
     weight = torch.tensor([[1.0, 2.0], [4.0, 8.0]]).to(torch.float8_e4m3fn)
-    rows = unscaled({"a.weight": weight, f"a.{name}": torch.tensor([[0.5], [2.0]]), "a.comfy_quant": torch.zeros(3)})
+    rows = unscaled(
+        {"a.weight": weight, f"a.{name}": torch.tensor([[0.5], [2.0]]), "a.comfy_quant": torch.zeros(3)}
+    )
     assert rows.keys() == {"a.weight"}
     assert rows["a.weight"].tolist() == [[0.5, 1.0], [8.0, 16.0]]
-    assert unscaled({"a.weight": weight, f"a.{name}": torch.tensor(2.0)})["a.weight"].tolist() == [[2.0, 4.0], [8.0, 16.0]]
+    assert unscaled({"a.weight": weight, f"a.{name}": torch.tensor(2.0)})["a.weight"].tolist() == [
+        [2.0, 4.0],
+        [8.0, 16.0],
+    ]
     with pytest.raises(TrainingError, match=r"b\.weight, which the file does not hold"):
         unscaled({"a.weight": weight, f"b.{name}": torch.tensor(2.0)})
     with pytest.raises(TrainingError, match="3 scales for the 2 rows"):
@@ -300,7 +332,10 @@ def test_the_transformer_says_which_scale_a_cogvideox_vae_file_has(width, space,
     """A VAE file is the same for 2B and 5B, but its latents are not scaled alike."""
     monkeypatch.setattr(load, "_fill", lambda model_type, *args: tiny.cog_vae())
     save_file({"x": torch.zeros(1)}, tmp_path / "vae.safetensors")
-    save_file({"model.diffusion_model.patch_embed.proj.weight": torch.zeros(width, 16, 2, 2)}, tmp_path / "dit.safetensors")
+    save_file(
+        {"model.diffusion_model.patch_embed.proj.weight": torch.zeros(width, 16, 2, 2)},
+        tmp_path / "dit.safetensors",
+    )
     files = {name: tmp_path / f"{name}.safetensors" for name in ("vae", "dit")}
     assert load_backbone("cogvideox", files, parts=("vae",)).latent_space == space
     (tmp_path / "dit.safetensors").write_bytes(b"x")
@@ -337,7 +372,9 @@ def test_fp8_storage_computes_with_the_rounded_weights(tmp_path):
     for backbone in (stored, plain):
         attach(backbone, TuneConfig(rank=2), 0)
         for value in trainable(backbone.dit).values():
-            value.data.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(value.numel())) * 0.1)
+            value.data.copy_(
+                torch.randn(value.shape, generator=torch.Generator().manual_seed(value.numel())) * 0.1
+            )
         out = backbone.predict(latent, t, tokens)
         out.square().sum().backward()
         results.append((out.detach(), [value.grad for value in trainable(backbone.dit).values()]))

@@ -1,4 +1,5 @@
-"""The key maps: same weights and input give ComfyUI's and diffusers' models the same output; real configurations map whole."""
+"""The key maps: same weights and input give ComfyUI's and diffusers' models the same output; real
+configurations map whole."""
 
 from __future__ import annotations
 
@@ -22,7 +23,13 @@ WAN_14B = {"num_attention_heads": 40, "num_layers": 40, "ffn_dim": 13824}
 WAN_1_3B = {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960}
 COG_2B = {"num_attention_heads": 30, "num_layers": 30}
 COG_5B = {"num_attention_heads": 48, "num_layers": 42, "use_rotary_positional_embeddings": True}
-COG_15_5B = COG_5B | {"patch_size_t": 2, "patch_bias": False, "sample_height": 96, "sample_width": 170, "sample_frames": 81}
+COG_15_5B = COG_5B | {
+    "patch_size_t": 2,
+    "patch_bias": False,
+    "sample_height": 96,
+    "sample_width": 170,
+    "sample_frames": 81,
+}
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
@@ -35,7 +42,9 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 @torch.inference_mode()
 def test_wan_dit_gives_the_same_output(comfy):
     ours = randomised(
-        WanTransformer3DModel(num_attention_heads=1, attention_head_dim=128, num_layers=2, ffn_dim=256, text_dim=4096)
+        WanTransformer3DModel(
+            num_attention_heads=1, attention_head_dim=128, num_layers=2, ffn_dim=256, text_dim=4096
+        )
     )
     theirs = comfy.ldm.wan.model.WanModel(
         dim=128, ffn_dim=256, num_heads=1, num_layers=2, operations=comfy.ops.disable_weight_init
@@ -62,15 +71,28 @@ def test_wan_vae_gives_the_same_output(comfy, width):
 @pytest.mark.parametrize("style", ["2b", "1.5"])
 @torch.inference_mode()
 def test_cogvideox_dit_gives_the_same_output(comfy, style):
-    size = {"num_attention_heads": 3, "num_layers": 2, "sample_height": 8, "sample_width": 12, "sample_frames": 9}
+    size = {
+        "num_attention_heads": 3,
+        "num_layers": 2,
+        "sample_height": 8,
+        "sample_width": 12,
+        "sample_frames": 9,
+    }
     if style == "1.5":
-        size |= {"use_rotary_positional_embeddings": True, "patch_size_t": 2, "patch_bias": False, "sample_frames": 13}
+        size |= {
+            "use_rotary_positional_embeddings": True,
+            "patch_size_t": 2,
+            "patch_bias": False,
+            "sample_frames": 13,
+        }
     ours = randomised(CogVideoXTransformer3DModel(**size))
     state = to_native(ours.state_dict(), COGVIDEOX_DIT)
     if style == "2b":
         state["patch_embed.pos_embedding"] = ours.patch_embed.pos_embedding
         size |= {"use_learned_positional_embeddings": True}
-    theirs = comfy.ldm.cogvideo.model.CogVideoXTransformer3DModel(**size, operations=comfy.ops.disable_weight_init).eval()
+    theirs = comfy.ldm.cogvideo.model.CogVideoXTransformer3DModel(
+        **size, operations=comfy.ops.disable_weight_init
+    ).eval()
     theirs.load_state_dict(state)
     latent, text = torch.randn(2, 16, 4 if style == "1.5" else 3, 8, 12), torch.randn(2, 226, 4096)
     t = torch.tensor([700, 31])
@@ -83,7 +105,8 @@ def test_cogvideox_dit_gives_the_same_output(comfy, style):
 
 @pytest.mark.comfy
 @pytest.mark.parametrize(
-    ("family", "config"), [("wan", WAN_1_3B), ("wan", WAN_14B), ("vae", {}), ("cog", COG_2B), ("cog", COG_5B), ("cog", COG_15_5B)]
+    ("family", "config"),
+    [("wan", WAN_1_3B), ("wan", WAN_14B), ("vae", {}), ("cog", COG_2B), ("cog", COG_5B), ("cog", COG_15_5B)],
 )
 def test_real_models_map_whole(comfy, family, config):
     """On the meta device: every key maps both ways and every shape agrees."""
@@ -92,7 +115,12 @@ def test_real_models_map_whole(comfy, family, config):
         if family == "wan":
             ours, maps = WanTransformer3DModel(**config), WAN_DIT
             heads = config["num_attention_heads"]
-            size = {"dim": heads * 128, "num_heads": heads, "ffn_dim": config["ffn_dim"], "num_layers": config["num_layers"]}
+            size = {
+                "dim": heads * 128,
+                "num_heads": heads,
+                "ffn_dim": config["ffn_dim"],
+                "num_layers": config["num_layers"],
+            }
             theirs = comfy.ldm.wan.model.WanModel(**size, operations=operations)
         elif family == "vae":
             ours, maps = AutoencoderKLWan(base_dim=96, z_dim=16), WAN_VAE
@@ -101,7 +129,9 @@ def test_real_models_map_whole(comfy, family, config):
             ours, maps = CogVideoXTransformer3DModel(**config), COGVIDEOX_DIT
             theirs = comfy.ldm.cogvideo.model.CogVideoXTransformer3DModel(**config, operations=operations)
     native = to_native(ours.state_dict(), maps)
-    assert {key: value.shape for key, value in native.items()} == {key: value.shape for key, value in theirs.state_dict().items()}
+    assert {key: value.shape for key, value in native.items()} == {
+        key: value.shape for key, value in theirs.state_dict().items()
+    }
     assert list(to_diffusers(native, maps)) == list(ours.state_dict())
 
 
@@ -114,7 +144,9 @@ def test_lora_keys_and_prefixes_map_too():
 
 def test_families_are_told_apart():
     with torch.device("meta"):
-        cog = CogVideoXTransformer3DModel(num_attention_heads=3, num_layers=1, use_rotary_positional_embeddings=True).state_dict()
+        cog = CogVideoXTransformer3DModel(
+            num_attention_heads=3, num_layers=1, use_rotary_positional_embeddings=True
+        ).state_dict()
         wan = WanTransformer3DModel(num_attention_heads=1, num_layers=1, ffn_dim=64).state_dict()
     assert not is_native(wan, WAN_DIT)
     assert is_native(to_native(wan, WAN_DIT), WAN_DIT)
@@ -126,11 +158,14 @@ def test_families_are_told_apart():
 @pytest.mark.comfy
 @torch.inference_mode()
 def test_stock_loaders_take_exported_files(comfy, tmp_path):
-    """What Load Diffusion Model and Load VAE call: every weight lands, and the VAE gives diffusers' latent."""
+    """What Load Diffusion Model and Load VAE call: every weight lands, and the VAE gives diffusers'
+    latent."""
     from safetensors.torch import save_file
 
     dit = randomised(
-        WanTransformer3DModel(num_attention_heads=1, attention_head_dim=128, num_layers=2, ffn_dim=256, text_dim=4096)
+        WanTransformer3DModel(
+            num_attention_heads=1, attention_head_dim=128, num_layers=2, ffn_dim=256, text_dim=4096
+        )
     )
     save_file(to_native(dit.state_dict(), WAN_DIT), tmp_path / "dit.safetensors")
     model = comfy.sd.load_diffusion_model(str(tmp_path / "dit.safetensors"))

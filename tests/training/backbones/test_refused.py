@@ -1,4 +1,5 @@
-"""Model files that look like a backbone's and are not are refused by their true name, before anything is built."""
+"""Model files that look like a backbone's and are not are refused by their true name, before anything is
+built."""
 
 from __future__ import annotations
 
@@ -22,13 +23,24 @@ def as_bytes(value: object) -> torch.Tensor:
 QUANTISED = {
     "scaled": ({"blocks.0.ffn.0.scale_weight": torch.ones(1)}, {}, "scaled fp8 weights"),
     "scales": ({"blocks.0.ffn.0.weight_scale": torch.ones(1)}, {}, "scaled fp8 weights"),
-    "layers": ({"blocks.0.ffn.0.comfy_quant": as_bytes({"format": "nvfp4"})}, {}, r"quantised layer by layer \(nvfp4\)"),
+    "layers": (
+        {"blocks.0.ffn.0.comfy_quant": as_bytes({"format": "nvfp4"})},
+        {},
+        r"quantised layer by layer \(nvfp4\)",
+    ),
     "mixed": (
-        {"a.comfy_quant": as_bytes({"format": "float8_e4m3fn"}), "b.comfy_quant": as_bytes({"format": "int8_tensorwise"})},
+        {
+            "a.comfy_quant": as_bytes({"format": "float8_e4m3fn"}),
+            "b.comfy_quant": as_bytes({"format": "int8_tensorwise"}),
+        },
         {},
         r"layer by layer \(float8_e4m3fn, int8_tensorwise\)",
     ),
-    "metadata": ({}, {"_quantization_metadata": json.dumps({"layers": {"a": {"format": "mxfp8"}}})}, r"layer by layer \(mxfp8\)"),
+    "metadata": (
+        {},
+        {"_quantization_metadata": json.dumps({"layers": {"a": {"format": "mxfp8"}}})},
+        r"layer by layer \(mxfp8\)",
+    ),
     "odd": ({"a.comfy_quant": torch.zeros(3, dtype=torch.uint8)}, {}, r"layer by layer \(unknown format\)"),
     "bitsandbytes": ({"a.weight.absmax": torch.ones(2)}, {}, r"layer by layer \(bitsandbytes\)"),
 }
@@ -44,7 +56,9 @@ def test_quantised_files_are_refused_by_name(tmp_path, kind, part):
     save_file({**WEIGHT, **tensors}, path, metadata=metadata or None)
     read_text = partial(from_native_file, path, None, torch.float32)
     load = read_text if part == "text" else partial(load_backbone, "wan", {part: path}, parts=(part,))
-    with pytest.raises(TrainingError, match=rf"^model\.safetensors holds .*{words}.*; use the fp16 or bf16 file\.$"):
+    with pytest.raises(
+        TrainingError, match=rf"^model\.safetensors holds .*{words}.*; use the fp16 or bf16 file\.$"
+    ):
         load()
 
 
@@ -61,5 +75,7 @@ def test_quantised_files_are_refused_by_name(tmp_path, kind, part):
 def test_wan_2_2_5b_is_refused_by_name(tmp_path, part, name, shape):
     path = tmp_path / "wan.safetensors"
     save_file({name: torch.zeros(shape)}, path)
-    with pytest.raises(TrainingError, match=r"^wan\.safetensors is of Wan 2\.2 5B \(TI2V\), .* use their files\.$"):
+    with pytest.raises(
+        TrainingError, match=r"^wan\.safetensors is of Wan 2\.2 5B \(TI2V\), .* use their files\.$"
+    ):
         load_backbone("wan", {part: path}, parts=(part,))

@@ -42,7 +42,8 @@ def drawn(cfg, *corrections, steps=1):
 
 @pytest.mark.parametrize("cfg", [1.0, 2.0, 6.0])
 def test_cfg_carries_the_conditional_branch_along(cfg):
-    """A step of one: the change of the guided estimate is the correction's times CFG, times 1 with both branches or after CFG."""
+    """A step of one: the change of the guided estimate is the correction's times CFG, times 1 with both
+    branches or after CFG."""
     plain = drawn(cfg)
     for branch, factor in [("conditional", cfg), ("both", 1.0), ("guided", 1.0), (None, 1.0)]:
         torch.testing.assert_close(drawn(cfg, Push(branch)), plain + factor * 0.1, msg=str(branch))

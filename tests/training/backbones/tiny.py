@@ -16,7 +16,11 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for name, value in model.named_parameters():
             spread = 0.1 if value.ndim < 2 or "table" in name else value[0].numel() ** -0.5
-            centre = 1 if name.endswith("gamma") or ("norm" in name and name.endswith("weight") and value.ndim == 1) else 0
+            centre = (
+                1
+                if name.endswith("gamma") or ("norm" in name and name.endswith("weight") and value.ndim == 1)
+                else 0
+            )
             value.copy_(torch.randn(value.shape, generator=generator) * spread + centre)
     return model.eval()
 
@@ -25,7 +29,13 @@ def wan_dit(layers: int = 2, text_dim: int = 4096) -> nn.Module:
     """Dim 128, one head: the smallest Wan that ComfyUI recognises."""
     from diffusers import WanTransformer3DModel
 
-    size = {"num_attention_heads": 1, "attention_head_dim": 128, "num_layers": layers, "ffn_dim": 256, "text_dim": text_dim}
+    size = {
+        "num_attention_heads": 1,
+        "attention_head_dim": 128,
+        "num_layers": layers,
+        "ffn_dim": 256,
+        "text_dim": text_dim,
+    }
     return randomised(WanTransformer3DModel(**size))
 
 
@@ -56,7 +66,11 @@ def cog_vae() -> nn.Module:
     down, up = ("CogVideoXDownBlock3D",) * 4, ("CogVideoXUpBlock3D",) * 4
     return randomised(
         AutoencoderKLCogVideoX(
-            block_out_channels=(8, 8, 8, 8), down_block_types=down, up_block_types=up, layers_per_block=1, norm_num_groups=2
+            block_out_channels=(8, 8, 8, 8),
+            down_block_types=down,
+            up_block_types=up,
+            layers_per_block=1,
+            norm_num_groups=2,
         )
     )
 
@@ -67,7 +81,9 @@ def text_encoder(folder: Path, family: str) -> int:
     from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
     words = ["<pad>", "</s>", "<unk>", *["a", "red", "ball", "falls", "and", "bounces", "on", "the", "floor"]]
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(dict.fromkeys(words))}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: index for index, word in enumerate(dict.fromkeys(words))}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -89,7 +105,11 @@ def text_encoder(folder: Path, family: str) -> int:
 def diffusers_folder(folder: Path, family: str) -> Path:
     """A whole tiny pipeline as a diffusers folder."""
     width = text_encoder(folder, family)
-    dit, vae = (cog_dit(text_dim=width), cog_vae()) if family == "cogvideox" else (wan_dit(text_dim=width), wan_vae())
+    dit, vae = (
+        (cog_dit(text_dim=width), cog_vae())
+        if family == "cogvideox"
+        else (wan_dit(text_dim=width), wan_vae())
+    )
     dit.save_pretrained(folder / "transformer")
     vae.save_pretrained(folder / "vae")
     return folder
@@ -100,7 +120,9 @@ def native_files(folder: Path, family: str = "wan") -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     if family == "cogvideox":
         model = cog_dit()
-        state = to_native(model.state_dict(), COGVIDEOX_DIT) | {"patch_embed.pos_embedding": model.patch_embed.pos_embedding}
+        state = to_native(model.state_dict(), COGVIDEOX_DIT) | {
+            "patch_embed.pos_embedding": model.patch_embed.pos_embedding
+        }
         save_file(state, folder / "dit.safetensors")
         return {"dit": folder / "dit.safetensors"}
     save_file(to_native(wan_dit().state_dict(), WAN_DIT), folder / "dit.safetensors")

@@ -24,7 +24,9 @@ def as_read(folder: Path, name: str) -> dict[str, str]:
     return {path.name: caption for path, caption in read_captions(folder / name).items()}
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "marked utf-16-be"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "marked utf-16-be"]
+)
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
 def test_every_encoding_of_unicode_is_read(folder, encoding, ending):
     """Python's utf-16 writes a mark; -le and -be write none, as some exports do."""
@@ -34,7 +36,9 @@ def test_every_encoding_of_unicode_is_read(folder, encoding, ending):
     rows = ["video,caption", *(f'{name},"{text}"' for name, text in quoted.items())]
     (folder / "list.csv").write_bytes(mark + (ending.join(rows) + ending).encode(encoding))
     assert as_read(folder, "list.csv") == CAPTIONS
-    lines = [json.dumps({"video": name, "caption": text}, ensure_ascii=False) for name, text in CAPTIONS.items()]
+    lines = [
+        json.dumps({"video": name, "caption": text}, ensure_ascii=False) for name, text in CAPTIONS.items()
+    ]
     (folder / "list.jsonl").write_bytes(mark + ending.join(lines).encode(encoding))
     assert as_read(folder, "list.jsonl") == CAPTIONS
     (folder / "list.json").write_bytes(mark + json.dumps(CAPTIONS).encode(encoding))
@@ -53,19 +57,27 @@ def test_other_code_pages_are_refused_and_not_guessed(folder):
 
 
 def test_line_breaks_inside_a_quoted_cell_belong_to_it(folder):
-    (folder / "list.csv").write_bytes(b'video,caption\r\na.mp4,"a ball\r\nbounces,\n\ntwice"\r\nb.mp4,ice\r\n')
+    (folder / "list.csv").write_bytes(
+        b'video,caption\r\na.mp4,"a ball\r\nbounces,\n\ntwice"\r\nb.mp4,ice\r\n'
+    )
     assert as_read(folder, "list.csv") == {"a.mp4": "a ball bounces, twice", "b.mp4": "ice"}
 
 
 @pytest.mark.parametrize("letter", ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c"])
 def test_letters_that_python_takes_for_line_ends_are_none(folder, letter):
-    line = json.dumps({"video": "a.mp4", "caption": f"a{letter}ball"}, ensure_ascii=False).replace("\\u000b", "\x0b")
-    (folder / "list.jsonl").write_text(line + "\n" + '{"video": "b.mp4", "caption": "ice"}\n', encoding="utf-8", newline="")
+    line = json.dumps({"video": "a.mp4", "caption": f"a{letter}ball"}, ensure_ascii=False).replace(
+        "\\u000b", "\x0b"
+    )
+    (folder / "list.jsonl").write_text(
+        line + "\n" + '{"video": "b.mp4", "caption": "ice"}\n', encoding="utf-8", newline=""
+    )
     found = as_read(folder, "list.jsonl")
     assert found["b.mp4"] == "ice"
     if letter > "\x1f":  # a raw control character is no JSON
         assert found["a.mp4"] == "a ball"
-    (folder / "list.csv").write_text(f"video,caption\na.mp4,a{letter}ball\nb.mp4,ice\n", encoding="utf-8", newline="")
+    (folder / "list.csv").write_text(
+        f"video,caption\na.mp4,a{letter}ball\nb.mp4,ice\n", encoding="utf-8", newline=""
+    )
     assert as_read(folder, "list.csv") == {"a.mp4": "a ball", "b.mp4": "ice"}
 
 
@@ -116,7 +128,8 @@ def test_rows_that_cannot_be_used_are_left_out_and_counted(folder):
 
 
 @pytest.mark.parametrize(
-    "content", ["<!DOCTYPE html><p>Sign in", "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n"]
+    "content",
+    ["<!DOCTYPE html><p>Sign in", "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n"],
 )
 def test_what_only_stands_for_a_text_is_called_what_it_is(folder, content):
     (folder / "list.csv").write_text(content)
@@ -129,8 +142,12 @@ def test_what_only_stands_for_a_text_is_called_what_it_is(folder, content):
 
 @pytest.mark.parametrize("name", ["list.jsonl", "list.json"])
 def test_rows_that_ran_into_one_another_swap_no_captions(folder, name):
-    """A gap in the file took the end of the first row and the start of the second; JSON lets the last caption win."""
-    rows = ['{"video": "a.mp4", "caption": "a b", "caption": "ice"}', '{"video": "c.mp4", "caption": "steam"}']
+    """A gap in the file took the end of the first row and the start of the second; JSON lets the last caption
+    win."""
+    rows = [
+        '{"video": "a.mp4", "caption": "a b", "caption": "ice"}',
+        '{"video": "c.mp4", "caption": "steam"}',
+    ]
     (folder / name).write_text("\n".join(rows) if name == "list.jsonl" else f"[{', '.join(rows)}]")
     found = read_list(folder / name)
     assert {path.name: text for path, text in found.texts.items()} == {"c.mp4": "steam"}
@@ -141,11 +158,15 @@ def test_rows_that_ran_into_one_another_swap_no_captions(folder, name):
 
 
 def test_halves_of_surrogate_pairs_and_control_characters_are_no_caption(folder):
-    (folder / "list.jsonl").write_text(r'{"video": "a.mp4", "caption": "a \ud83d ball\u0000 \u200b\ud83d\ude00"}')
+    (folder / "list.jsonl").write_text(
+        r'{"video": "a.mp4", "caption": "a \ud83d ball\u0000 \u200b\ud83d\ude00"}'
+    )
     assert as_read(folder, "list.jsonl") == {"a.mp4": "a ball \U0001f600"}
 
 
 def test_a_list_may_name_folders_of_frames(folder):
     (folder / "shot").mkdir()
-    (folder / "list.jsonl").write_text('{"video": "shot", "caption": "ice"}\n{"video": "..", "caption": "all"}')
+    (folder / "list.jsonl").write_text(
+        '{"video": "shot", "caption": "ice"}\n{"video": "..", "caption": "all"}'
+    )
     assert as_read(folder, "list.jsonl")["shot"] == "ice"

@@ -22,7 +22,9 @@ from PIL import Image
 WIDTH, HEIGHT, FRAMES = 32, 16, 9
 
 
-def animation(path: Path, colour: tuple[int, int, int], count: int = FRAMES, size: tuple[int, int] = (2 * WIDTH, HEIGHT)) -> Path:
+def animation(
+    path: Path, colour: tuple[int, int, int], count: int = FRAMES, size: tuple[int, int] = (2 * WIDTH, HEIGHT)
+) -> Path:
     """A left half of one colour; the right half of a wide one is cut away on both sides."""
     pictures = [Image.new("RGB", size, colour) for _ in range(count)]
     for number, picture in enumerate(pictures):
@@ -33,7 +35,8 @@ def animation(path: Path, colour: tuple[int, int, int], count: int = FRAMES, siz
 
 @pytest.fixture
 def videos(tmp_path) -> Path:
-    """Two clips with captions, one of them longer than the toy encoder reads, one without, and seven things left out."""
+    """Two clips with captions, one of them longer than the toy encoder reads, one without, and seven things
+    left out."""
     folder = tmp_path / "videos"
     folder.mkdir()
     animation(folder / "red.webp", (200, 0, 0))
@@ -83,7 +86,13 @@ def test_the_table_says_what_would_be_trained_on(videos, capsys):
 
 def test_the_contact_sheet_shows_first_frames_as_the_model_will_see_them(videos):
     config = CacheConfig(
-        videos=[videos], out=videos.parent / "out", backbone="toy", width=WIDTH, height=HEIGHT, frames=FRAMES, device="cpu"
+        videos=[videos],
+        out=videos.parent / "out",
+        backbone="toy",
+        width=WIDTH,
+        height=HEIGHT,
+        frames=FRAMES,
+        device="cpu",
     )
     found = check.check_clips(gather(config), config)
     assert [tile.path.name for tile in found.tiles] == ["blue.webp", "green.webp", "red.webp"]
@@ -100,7 +109,9 @@ def test_many_clips_take_many_sheets_and_old_ones_go(tmp_path):
     from latent_physics.training.data.contact_sheet import Tile, write_sheets
 
     tiles = [Tile(Path(f"{number}.mp4"), "a ball", np.zeros((4, 6, 3), np.uint8)) for number in range(450)]
-    assert [path.name for path in write_sheets(tmp_path, tiles)] == [f"contact_sheet_{number}.png" for number in (1, 2, 3)]
+    assert [path.name for path in write_sheets(tmp_path, tiles)] == [
+        f"contact_sheet_{number}.png" for number in (1, 2, 3)
+    ]
     write_sheets(tmp_path, tiles[:1])
     assert [path.name for path in tmp_path.iterdir()] == ["contact_sheet_1.png"]
     assert write_sheets(tmp_path, []) == []
@@ -136,7 +147,9 @@ def test_a_console_that_cannot_print_a_name_ends_nothing(videos, mode):
     (videos / "red.webp").rename(videos / "赤.webp")
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0", "HF_HUB_OFFLINE": "1"}
     run = "import sys; from latent_physics.training.commands import cache; sys.exit(cache.main(sys.argv[1:]))"
-    done = subprocess.run([sys.executable, "-c", run, *arguments(videos, *mode)], capture_output=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", run, *arguments(videos, *mode)], capture_output=True, env=environment
+    )
     assert done.returncode == 0, done.stderr.decode("cp1252")
     assert b"Traceback" not in done.stderr
     assert rb"\u6c34" in done.stdout
@@ -155,7 +168,7 @@ def test_skipped_names_the_kind_and_counts_it(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# --- identity -----------------------------------------------------------------------------------------------------------------
+# --- identity -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -195,10 +208,16 @@ def test_a_film_that_did_not_change_is_read_once(twins, tmp_path, monkeypatch):
     data[len(data) // 2] = 7
     twins[0].write_bytes(data)
     os.utime(twins[0], ns=(1, 1))
-    assert identify(twins, ContentHashes(folder), cached=())[twins[0]] == content_hash(twins[0]) != before[twins[0]]
+    assert (
+        identify(twins, ContentHashes(folder), cached=())[twins[0]]
+        == content_hash(twins[0])
+        != before[twins[0]]
+    )
     assert read == [twins[0]]
     (folder / sources.HASHES_FILE).write_text("[1")
-    assert identify(twins[1:], ContentHashes(folder), cached=()) == {path: content_hash(path) for path in twins[1:]}
+    assert identify(twins[1:], ContentHashes(folder), cached=()) == {
+        path: content_hash(path) for path in twins[1:]
+    }
 
 
 def test_a_list_without_a_folder_and_templates_without_a_match_say_so(tmp_path):

@@ -30,7 +30,8 @@ def write_film(
     prepare: Callable = lambda stream: None,
     change: Callable = lambda frame, number: frame,
 ) -> Path:
-    """`prepare` sets up the stream, `change` each frame before it is encoded; lossless unless another codec is given."""
+    """`prepare` sets up the stream, `change` each frame before it is encoded; lossless unless another codec
+    is given."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps)
         stream.height, stream.width = frames.shape[1:3]
@@ -43,7 +44,8 @@ def write_film(
 
 
 def corners(count: int = 6) -> np.ndarray:
-    """Red above left, green above right, blue below left, white below right: turned or mirrored, another picture."""
+    """Red above left, green above right, blue below left, white below right: turned or mirrored, another
+    picture."""
     frames = np.full((count, HEIGHT, WIDTH, 3), 255, np.uint8)
     frames[:, : HEIGHT // 2, : WIDTH // 2] = [255, 0, 0]
     frames[:, : HEIGHT // 2, WIDTH // 2 :] = [0, 255, 0]
@@ -55,13 +57,14 @@ def first(path: Path) -> np.ndarray:
     return next(iter(decode(path))).picture()
 
 
-# --- display matrices and pixel aspect ----------------------------------------------------------------------------------------
+# --- display matrices and pixel aspect ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("turn", [0, 90, 180, 270])
 @pytest.mark.parametrize("mirror", ["none", "hflip", "vflip"])
 def test_a_turned_and_mirrored_film_is_shown_upright(tmp_path, turn, mirror):
-    """The matrix is written by hand: FFmpeg's own is what is tested. It maps stored points (x, y) to (a x + c y, b x + d y)."""
+    """The matrix is written by hand: FFmpeg's own is what is tested. It maps stored points (x, y) to (a x + c
+    y, b x + d y)."""
     cos, sin = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[turn]
     a, b, c, d = cos, sin, -sin, cos  # turned clockwise, as y grows downwards
     if mirror == "hflip":
@@ -80,7 +83,11 @@ def test_a_turned_and_mirrored_film_is_shown_upright(tmp_path, turn, mirror):
 
 def shown_by_matrix(picture: np.ndarray, a: int, b: int, c: int, d: int) -> np.ndarray:
     """Pixel by pixel: every stored point is moved, then all are shifted into view."""
-    points = {(a * x + c * y, b * x + d * y): picture[y, x] for y in range(picture.shape[0]) for x in range(picture.shape[1])}
+    points = {
+        (a * x + c * y, b * x + d * y): picture[y, x]
+        for y in range(picture.shape[0])
+        for x in range(picture.shape[1])
+    }
     left, top = min(x for x, _ in points), min(y for _, y in points)
     right, bottom = max(x for x, _ in points), max(y for _, y in points)
     return np.array([[points[x, y] for x in range(left, right + 1)] for y in range(top, bottom + 1)])
@@ -116,7 +123,7 @@ def test_square_pixels_are_cropped_as_pillow_crops():
         assert (fit(frame, *size) == expected).all(), "cached clips would not be found again"
 
 
-# --- alpha --------------------------------------------------------------------------------------------------------------------
+# --- alpha --------------------------------------------------------------------------------------------------
 
 
 ALPHA = {
@@ -148,10 +155,17 @@ def test_half_transparent_red_is_pink(tmp_path):
     assert (first(path) == [255, 204, 204]).all()
 
 
-# --- colour -------------------------------------------------------------------------------------------------------------------
+# --- colour -------------------------------------------------------------------------------------------------
 
-COEFFICIENTS = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114), 9: (0.2627, 0.0593), 2: (0.299, 0.114)}
-"""FFmpeg's number of a matrix -> weights of red and blue in luma. 2 (not said) is read as BT.601, as FFmpeg writes it."""
+COEFFICIENTS = {
+    1: (0.2126, 0.0722),
+    5: (0.299, 0.114),
+    6: (0.299, 0.114),
+    9: (0.2627, 0.0593),
+    2: (0.299, 0.114),
+}
+"""FFmpeg's number of a matrix -> weights of red and blue in luma. 2 (not said) is read as BT.601, as FFmpeg
+writes it."""
 COLOURS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [200, 120, 40], [128, 128, 128], [255, 255, 255]])
 
 
@@ -164,7 +178,9 @@ def test_colour_matrices_and_ranges_are_those_that_the_film_names(tmp_path, matr
     cb, cr = (rgb[:, 2] - luma) / (2 - 2 * blue), (rgb[:, 0] - luma) / (2 - 2 * red)
     scale, zero, chroma = (255, 0, 255) if full else (219, 16, 224)
     planes = [np.rint(zero + scale * luma), np.rint(128 + chroma * cb), np.rint(128 + chroma * cr)]
-    bars = np.stack([np.repeat(np.repeat(plane.clip(0, 255), 8)[None], HEIGHT, axis=0) for plane in planes]).astype(np.uint8)
+    bars = np.stack(
+        [np.repeat(np.repeat(plane.clip(0, 255), 8)[None], HEIGHT, axis=0) for plane in planes]
+    ).astype(np.uint8)
 
     def prepare(stream):
         stream.options = {"qp": "0"}
@@ -187,7 +203,9 @@ def test_colour_matrices_and_ranges_are_those_that_the_film_names(tmp_path, matr
     assert abs(seen - COLOURS).max() <= 3
 
 
-def write_hdr(path: Path, signal: float, transfer: int, colour: tuple[float, float, float] = (1, 1, 1)) -> Path:
+def write_hdr(
+    path: Path, signal: float, transfer: int, colour: tuple[float, float, float] = (1, 1, 1)
+) -> Path:
     """A film of one colour, 10 bits, BT.2020, limited range; `signal` is its code value in 0..1."""
     red, blue = COEFFICIENTS[9]
     rgb = signal * np.array(colour)
@@ -198,7 +216,12 @@ def write_hdr(path: Path, signal: float, transfer: int, colour: tuple[float, flo
         stream = container.add_stream("ffv1", rate=8)
         stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv444p10le"
         context = stream.codec_context
-        context.colorspace, context.color_range, context.color_trc, context.color_primaries = 9, 1, transfer, 9
+        context.colorspace, context.color_range, context.color_trc, context.color_primaries = (
+            9,
+            1,
+            transfer,
+            9,
+        )
         for _ in range(5):
             frame = av.VideoFrame(WIDTH, HEIGHT, "yuv444p10le")
             for plane, value in zip(frame.planes, values):
@@ -232,7 +255,9 @@ def test_hlg_keeps_dark_and_middle_tones(tmp_path, signal):
 
 @pytest.mark.parametrize(("transfer", "brightest"), [(16, pq(1000)), (18, 1.0)])
 def test_hdr_lights_are_rolled_off_and_the_brightest_is_white(tmp_path, transfer, brightest):
-    films = [write_hdr(tmp_path / f"{share}.mkv", brightest * share, transfer) for share in (0.7, 0.8, 0.9, 1)]
+    films = [
+        write_hdr(tmp_path / f"{share}.mkv", brightest * share, transfer) for share in (0.7, 0.8, 0.9, 1)
+    ]
     greys = [int(first(film)[0, 0, 0]) for film in films]
     assert greys == sorted(set(greys))
     assert greys[-1] >= 253
@@ -267,7 +292,7 @@ def test_sixteen_bit_grey_film_is_a_ramp(tmp_path):
     assert abs(seen - (ramp / 257)[..., None]).max() <= 2
 
 
-# --- time ---------------------------------------------------------------------------------------------------------------------
+# --- time ---------------------------------------------------------------------------------------------------
 
 
 def numbered(count: int) -> np.ndarray:
@@ -327,7 +352,9 @@ def test_edit_lists_leave_out_what_editors_cut(tmp_path):
     version, count = data[place + 4], struct.unpack(">I", data[place + 8 : place + 12])[0]
     assert (version, count) == (0, 1)
     timescale = struct.unpack(">I", data[data.index(b"mdhd") + 16 : data.index(b"mdhd") + 20])[0]
-    data[place + 16 : place + 20] = struct.pack(">i", struct.unpack(">i", data[place + 16 : place + 20])[0] + timescale)
+    data[place + 16 : place + 20] = struct.pack(
+        ">i", struct.unpack(">i", data[place + 16 : place + 20])[0] + timescale
+    )
     path.write_bytes(data)
     shown = numbers(np.stack([frame.picture() for frame in decode(path)]))
     assert shown == list(range(8, 24))
@@ -351,7 +378,7 @@ def test_sizes_that_change_in_mid_stream_are_fitted_one_by_one(tmp_path):
     assert abs(window - window[0]).mean() < 6
 
 
-# --- damage and stand-ins -----------------------------------------------------------------------------------------------------
+# --- damage and stand-ins -----------------------------------------------------------------------------------
 
 
 def damaged(monkeypatch, *places: int) -> None:
@@ -370,9 +397,11 @@ def test_corrupt_frames_cost_only_their_own_windows(tmp_path, monkeypatch):
     damaged(monkeypatch, 7, 21)
     cut = list(windows(path, frames=5, width=WIDTH, height=HEIGHT, limit=0))
     assert [numbers(window.frames)[0] for window in cut] == [0, 10, 15]
-    assert [(window.index, window.last, window.corrupt) for window in cut] == [(0, False, 0), (1, False, 1), (2, True, 1)], (
-        "the second is counted when the window behind it is made"
-    )
+    assert [(window.index, window.last, window.corrupt) for window in cut] == [
+        (0, False, 0),
+        (1, False, 1),
+        (2, True, 1),
+    ], "the second is counted when the window behind it is made"
     assert numbers(next(windows(path, frames=5, width=WIDTH, height=HEIGHT)).frames) == [0, 1, 2, 3, 4]
     with pytest.raises(VideoError, match="corrupt or missing in every window of 17") as caught:
         list(windows(path, frames=17, width=WIDTH, height=HEIGHT))
@@ -380,7 +409,8 @@ def test_corrupt_frames_cost_only_their_own_windows(tmp_path, monkeypatch):
 
 
 def test_a_decoder_that_conceals_errors_marks_them(tmp_path):
-    """A real one: bytes of one MPEG-4 frame are overwritten, and what is shown in their place is not taken."""
+    """A real one: bytes of one MPEG-4 frame are overwritten, and what is shown in their place is not
+    taken."""
     generator = np.random.default_rng(0)
     frames = generator.integers(0, 255, (20, HEIGHT * 2, WIDTH * 2, 3)).astype(np.uint8)
     path = write_film(tmp_path / "a.avi", frames, codec="mpeg4", pix_fmt="yuv420p")
@@ -388,7 +418,9 @@ def test_a_decoder_that_conceals_errors_marks_them(tmp_path):
         packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
     data = bytearray(path.read_bytes())
     position, size = packets[12]
-    data[position + size // 2 : position + size // 2 + 400] = bytes(generator.integers(0, 255, 400).astype(np.uint8))
+    data[position + size // 2 : position + size // 2 + 400] = bytes(
+        generator.integers(0, 255, 400).astype(np.uint8)
+    )
     path.write_bytes(data)
     marks = [frame.damaged for frame in decode(path)]
     assert any(marks[12:]), "this build of FFmpeg conceals without a word"
@@ -409,7 +441,9 @@ def test_windows_before_a_break_are_kept(tmp_path, monkeypatch):
     cut = [next(reading), next(reading)]
     assert [numbers(window.frames) for window in cut] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
     assert [window.last for window in cut] == [False, True]
-    with pytest.raises(VideoError, match=r"a\.mkv breaks off after 2 windows of 5 frames, which are kept \(.*pulled out"):
+    with pytest.raises(
+        VideoError, match=r"a\.mkv breaks off after 2 windows of 5 frames, which are kept \(.*pulled out"
+    ):
         next(reading)
 
 

@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 from latent_physics.training.data import finding
 from latent_physics.training.data.left_out import LeftOut, VideoError, count_kinds
-from latent_physics.training.data.videos import caption_of, content_hash, decode, find_clips, sampled_hash, scan, windows
+from latent_physics.training.data.videos import (
+    caption_of,
+    content_hash,
+    decode,
+    find_clips,
+    sampled_hash,
+    scan,
+    windows,
+)
 from PIL import Image
 
 SIZE = (16, 12)
@@ -35,11 +43,20 @@ def kinds(left_out: list[LeftOut]) -> list[tuple[str, str]]:
     return sorted((entry.path.name, entry.kind) for entry in left_out)
 
 
-# --- folders of frames --------------------------------------------------------------------------------------------------------
+# --- folders of frames --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "name", ["{:04}.png", "frame_{}.jpg", "shot3_take2_{:03}.PNG", "f{0}_t{0}.png", "{:05}.webp", "{:03}.tif", "a{:02}.bmp"]
+    "name",
+    [
+        "{:04}.png",
+        "frame_{}.jpg",
+        "shot3_take2_{:03}.PNG",
+        "f{0}_t{0}.png",
+        "{:05}.webp",
+        "{:03}.tif",
+        "a{:02}.bmp",
+    ],
 )
 def test_numbered_pictures_are_a_clip(tmp_path, name):
     folder = frames(tmp_path / "shot", 12, name)
@@ -87,7 +104,9 @@ def test_pictures_beside_films_are_counted_unless_they_are_thumbnails(tmp_path):
     frames(tmp_path)
     found = scan([tmp_path])
     assert found.clips == [tmp_path / "a.mp4"]
-    assert [entry.reason for entry in found.left_out] == [f"6 pictures in {tmp_path.name}, beside films: no clip."]
+    assert [entry.reason for entry in found.left_out] == [
+        f"6 pictures in {tmp_path.name}, beside films: no clip."
+    ]
 
 
 def test_no_window_spans_missing_frames(tmp_path):
@@ -115,7 +134,7 @@ def test_sixty_thousand_files_are_looked_at_once(tmp_path, monkeypatch):
     assert len(stats) < 10, "a network disk answers a thousand of these a second"
 
 
-# --- what is passed over ------------------------------------------------------------------------------------------------------
+# --- what is passed over ------------------------------------------------------------------------------------
 
 
 def test_formats_that_are_not_read_are_named_once(tmp_path):
@@ -174,7 +193,12 @@ def test_what_may_not_be_read_is_named_and_the_rest_is_found(open_folder):
     (open_folder / "c.mp4").write_bytes(b"x")
     (open_folder / "c.txt").write_text("a ball")
     shot = frames(open_folder / "shot")
-    for path in (open_folder / "locked", open_folder / "c.txt", open_folder / "a.mp4", shot / "frame_0003.png"):
+    for path in (
+        open_folder / "locked",
+        open_folder / "c.txt",
+        open_folder / "a.mp4",
+        shot / "frame_0003.png",
+    ):
         path.chmod(0)
     with without_rights():
         found = scan([open_folder])
@@ -212,7 +236,7 @@ def test_names_of_bytes_that_are_no_text_are_found_and_printable(tmp_path):
     assert content_hash(clip) == content_hash(odd / "a.mp4")
 
 
-# --- content ------------------------------------------------------------------------------------------------------------------
+# --- content ------------------------------------------------------------------------------------------------
 
 
 def test_films_that_agree_at_both_ends_are_told_apart(tmp_path):
@@ -240,7 +264,7 @@ def test_hashes_of_short_files_are_those_of_earlier_versions(tmp_path):
         assert content_hash(path) == sampled_hash(path) == old.hexdigest()
 
 
-# --- pixels of pictures -------------------------------------------------------------------------------------------------------
+# --- pixels of pictures -------------------------------------------------------------------------------------
 
 
 def shown(path: Path) -> np.ndarray:
@@ -270,7 +294,9 @@ def test_transparent_pixels_of_pictures_are_white(tmp_path, mode):
     left = np.zeros((8, 16), bool)
     left[:, :8] = True
     if mode == "RGBA":
-        Image.fromarray(np.where(left[..., None], [9, 9, 9, 0], [40, 40, 40, 255]).astype(np.uint8)).save(path)
+        Image.fromarray(np.where(left[..., None], [9, 9, 9, 0], [40, 40, 40, 255]).astype(np.uint8)).save(
+            path
+        )
     elif mode == "LA":
         Image.fromarray(np.where(left[..., None], [9, 0], [40, 255]).astype(np.uint8), "LA").save(path)
     elif mode in ("P", "PA"):
@@ -278,7 +304,9 @@ def test_transparent_pixels_of_pictures_are_white(tmp_path, mode):
         image.putpalette([9, 9, 9, 40, 40, 40])
         image.save(path, transparency=bytes([0, 255]) if mode == "PA" else 0)
     elif mode == "RGB key":
-        Image.fromarray(np.where(left[..., None], [9, 9, 9], [40, 40, 40]).astype(np.uint8)).save(path, transparency=(9, 9, 9))
+        Image.fromarray(np.where(left[..., None], [9, 9, 9], [40, 40, 40]).astype(np.uint8)).save(
+            path, transparency=(9, 9, 9)
+        )
     elif mode == "L key":
         Image.fromarray(np.where(left, 9, 40).astype(np.uint8)).save(path, transparency=9)
     else:
@@ -301,7 +329,9 @@ def test_pictures_are_turned_as_their_exif_says(tmp_path, turn, suffix):
     image = Image.fromarray(np.ascontiguousarray(stored))
     exif = Image.Exif()
     exif[0x0112] = turn
-    image.save(tmp_path / f"a{suffix}", exif=exif, **({"quality": 100, "subsampling": 0} if suffix == ".jpg" else {}))
+    image.save(
+        tmp_path / f"a{suffix}", exif=exif, **({"quality": 100, "subsampling": 0} if suffix == ".jpg" else {})
+    )
     seen = shown(tmp_path / f"a{suffix}").astype(int)
     assert seen.shape == upright.shape
     assert abs(seen - upright).mean() < 3
@@ -314,11 +344,15 @@ def test_a_picture_is_not_broken_because_its_exif_is(tmp_path):
 
 def test_a_frame_that_is_a_pointer_is_called_so(tmp_path):
     folder = frames(tmp_path / "shot")
-    (folder / "frame_0002.png").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    (folder / "frame_0002.png").write_bytes(
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    )
     with pytest.raises(VideoError, match=r"shot: frame_0002\.png is a git-lfs pointer"):
         list(decode(folder))
 
 
 def test_the_order_of_numbers_is_that_of_counting():
     names = [Path(f"f{number}.png") for number in (10, 9, 1, 2, 3, 4, 5, 6, 7, 8)]
-    assert [path.name for path in finding.choose_sequence(Path("x"), names)] == [f"f{number}.png" for number in range(1, 11)]
+    assert [path.name for path in finding.choose_sequence(Path("x"), names)] == [
+        f"f{number}.png" for number in range(1, 11)
+    ]

@@ -1,4 +1,5 @@
-"""One reader and one writer of cached clips: every view of a folder sees the same clips, toys are written as films are."""
+"""One reader and one writer of cached clips: every view of a folder sees the same clips, toys are written as
+films are."""
 
 from __future__ import annotations
 
@@ -57,10 +58,14 @@ def test_every_view_of_a_folder_sees_the_same_clips(folder):
         assert torch.equal(stored.cond, example.cond)
 
 
-@pytest.mark.parametrize("read", [Clips.from_folder, lambda folder: TrainingClips(folder, batch=1, seed=0), ClipFolder.scan])
+@pytest.mark.parametrize(
+    "read", [Clips.from_folder, lambda folder: TrainingClips(folder, batch=1, seed=0), ClipFolder.scan]
+)
 def test_every_view_refuses_the_same_folders(folder, read):
     cached(folder / "d-w000.safetensors", "d", space="wan2.1")
-    with pytest.raises(DatasetError, match=r"mixes latent spaces toy and wan2\.1; keep one folder for each backbone"):
+    with pytest.raises(
+        DatasetError, match=r"mixes latent spaces toy and wan2\.1; keep one folder for each backbone"
+    ):
         read(folder)
     cached(folder / "d-w000.safetensors", "d", width=7)
     with pytest.raises(DatasetError, match=r"mixes prompt embeddings of widths \[3, 7\]"):
@@ -85,7 +90,8 @@ def test_windows_of_a_film_stay_on_one_side():
 
 
 def test_epochs_are_those_of_earlier_versions():
-    """Written out: runs that were begun before there was one class for it go on with the clips that they would have seen."""
+    """Written out: runs that were begun before there was one class for it go on with the clips that they
+    would have seen."""
     epochs = Epochs(7, seed=5)
     expected = np.concatenate([np.random.default_rng((5, epoch)).permutation(7) for epoch in range(4)])
     assert [epochs[number] for number in range(28)] == expected.tolist()
@@ -102,8 +108,14 @@ def test_toy_clips_are_written_as_films_are(tmp_path):
         def encode_video(self, video):
             return torch.nn.functional.avg_pool3d(video[:, :, 1:], (4, 8, 8))
 
-    clip, tokens, mask = torch.rand(3, 9, 16, 16), torch.randn(6, 3), torch.tensor([True, True, False, True, False, False])
-    write_toy_clip(tmp_path / "toy.safetensors", Backbone(), clip, "a ball", tokens, mask, source="rigid_body-1")
+    clip, tokens, mask = (
+        torch.rand(3, 9, 16, 16),
+        torch.randn(6, 3),
+        torch.tensor([True, True, False, True, False, False]),
+    )
+    write_toy_clip(
+        tmp_path / "toy.safetensors", Backbone(), clip, "a ball", tokens, mask, source="rigid_body-1"
+    )
     found = ClipFolder.scan(tmp_path)
     stored = read_clip(found.entries[0].path)
     frames = (clip * 255).round() / 255

@@ -1,4 +1,5 @@
-"""Kills a run with SIGKILL at random moments, lets it end, and compares its weights with those of an uninterrupted run.
+"""Kills a run with SIGKILL at random moments, lets it end, and compares its weights with those of an
+uninterrupted run.
 
 python tests/training/finetune/kill_many.py --kills 20 --seed 0
 """
@@ -26,7 +27,8 @@ def the_run(out: Path, data: Path, steps: int) -> Run:
 
 
 def killed_run(out: Path, data: Path, kills: int, steps: int, seed: int = 0) -> int:
-    """Starts the run in processes of its own and kills `kills` of them; the last one ends. Returns how many died in mid-run."""
+    """Starts the run in processes of its own and kills `kills` of them; the last one ends. Returns how many
+    died in mid-run."""
     rng, died = random.Random(seed), 0
     command = [sys.executable, str(Path(__file__)), "--child", str(out), str(data), str(steps)]
     quietly = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -44,7 +46,9 @@ def killed_run(out: Path, data: Path, kills: int, steps: int, seed: int = 0) -> 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
@@ -63,7 +67,9 @@ def main() -> int:
         train(the_run(place / "whole", data, args.steps))
         one, other = (load_file(place / name / "checkpoint.safetensors") for name in ("whole", "killed"))
         different = [key for key in one if not one[key].equal(other[key])]
-    print(f"{died} of {args.kills} kills hit a running process; {len(different)} of {len(one)} tensors differ.")
+    print(
+        f"{died} of {args.kills} kills hit a running process; {len(different)} of {len(one)} tensors differ."
+    )
     return bool(different)
 
 

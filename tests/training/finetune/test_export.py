@@ -36,7 +36,16 @@ def trained(folder: Path, family: str, tune: TuneConfig, **settings):
     length = 226 if family == "cogvideox" else 5
     data = tiny_run.clips(folder / "data", [SHAPES[family]] * 2, family, length=length, width=4096)
     run = tiny_run.make_run(
-        folder / "run", data, tune=tune, family=family, width=4096, steps=2, batch=1, rate=3e-2, held_out=0, **settings
+        folder / "run",
+        data,
+        tune=tune,
+        family=family,
+        width=4096,
+        steps=2,
+        batch=1,
+        rate=3e-2,
+        held_out=0,
+        **settings,
     )
     train(run, progress=ProgressLine("test", io.StringIO()))
     return run
@@ -104,7 +113,11 @@ def test_the_file_says_how_it_was_made_and_goes_on(tmp_path):
     state = load_file(path)
     assert all(value.item() == 12 for key, value in state.items() if key.endswith(".alpha"))
     again = read_lora(path, "wan", "toy", TuneConfig(rank=4, alpha=12))
-    values = {key.replace(".default.", "."): value for key, value in run.task.backbone.dit.named_parameters() if "lora_" in key}
+    values = {
+        key.replace(".default.", "."): value
+        for key, value in run.task.backbone.dit.named_parameters()
+        if "lora_" in key
+    }
     assert again.keys() == values.keys()
     raw = load_file(export(ExportConfig(run=tmp_path / "run", out=tmp_path / "raw.safetensors", raw=True)))
     for key, value in lora_to_diffusers(raw, "wan").items():
@@ -114,7 +127,11 @@ def test_the_file_says_how_it_was_made_and_goes_on(tmp_path):
 
 def test_a_file_does_not_say_where_things_lie():
     words = ["soft_trd", "weight=0.5", "motion_head=/home/someone/head.safetensors"]
-    assert [without_folder(word) for word in words] == ["soft_trd", "weight=0.5", "motion_head=head.safetensors"]
+    assert [without_folder(word) for word in words] == [
+        "soft_trd",
+        "weight=0.5",
+        "motion_head=head.safetensors",
+    ]
     assert without_folder("models/dit.safetensors") == "dit.safetensors"
     assert without_folder("THUDM/CogVideoX-2b") == "THUDM/CogVideoX-2b"
 

@@ -23,7 +23,8 @@ LIMITS = gate.Limits()
 
 
 def paths() -> torch.Tensor:
-    """Places of a thing, `B T 2` x and y in pixels: four pixels a frame to the left or to the right, every 4th frame a token."""
+    """Places of a thing, `B T 2` x and y in pixels: four pixels a frame to the left or to the right, every
+    4th frame a token."""
     generator = torch.Generator().manual_seed(0)
     way = torch.randint(0, 2, (CLIPS, 1), generator=generator) * 2 - 1
     x = 32 + 3.5 * way * (torch.arange(FRAMES) - FRAMES / 2)
@@ -31,12 +32,15 @@ def paths() -> torch.Tensor:
     return torch.stack([x, y], dim=-1).clamp(1, 62)
 
 
-def scene(*, moves: bool = True, coarse: bool = True, haze: float = 0.0, teacher_knows=True, base_knows=False):
-    """(a scene of 8 x 8 x 8 teacher cells and 4 x 4 x 4 tokens, the paths). The thing's cell says that it is there and
-    how it moves; every other cell has the code of its place.
+def scene(
+    *, moves: bool = True, coarse: bool = True, haze: float = 0.0, teacher_knows=True, base_knows=False
+):
+    """(a scene of 8 x 8 x 8 teacher cells and 4 x 4 x 4 tokens, the paths). The thing's cell says that it is
+    there and how it moves; every other cell has the code of its place.
 
-    moves: or stands still in its first place. coarse: a step is as large as a token; otherwise the thing jumps inside its token.
-    haze: length of what all features have in common. *_knows: whether the velocity is in the features.
+    moves: or stands still in its first place. coarse: a step is as large as a token; otherwise the thing
+    jumps inside its token. haze: length of what all features have in common. *_knows: whether the velocity is
+    in the features.
     """
     generator = torch.Generator().manual_seed(1)
     where = paths()
@@ -61,10 +65,14 @@ def scene(*, moves: bool = True, coarse: bool = True, haze: float = 0.0, teacher
     if base_knows:
         tokens[:, :, 0] += way[:, None]
     need = parse.needed_teachers(["tsa block=1 teacher=toy_oracle"])[0]
-    features = {need.key: {"features": volume, "exact_saliency": torch.rand(CLIPS, 8, 8, 8, generator=generator)}}
+    features = {
+        need.key: {"features": volume, "exact_saliency": torch.rand(CLIPS, 8, 8, 8, generator=generator)}
+    }
     videos = torch.rand(CLIPS, 3, FRAMES + 1, 64, 64, generator=generator)
     taps = {1: Activation(tokens=tokens, grid=(5, 4, 4))}
-    return gate.Scene(videos=videos, latents=torch.zeros(CLIPS, 4, 5, 8, 8), taps=taps, features=features), where
+    return gate.Scene(
+        videos=videos, latents=torch.zeros(CLIPS, 4, 5, 8, 8), taps=taps, features=features
+    ), where
 
 
 def reading(text: str, **kinds) -> gate.Reading:
@@ -112,12 +120,14 @@ def test_a_teacher_that_knows_less_than_the_base_is_closed():
 
 
 def test_shares_equal_their_closed_forms():
-    """Orthogonal codes of 4 places that stand still: REPA costs who knows nothing 1 - 1/2 and a frozen clip 0. Two codes in turn
-    everywhere: both know the mean, 1 - 1/sqrt 2."""
+    """Orthogonal codes of 4 places that stand still: REPA costs who knows nothing 1 - 1/2 and a frozen clip
+    0. Two codes in turn everywhere: both know the mean, 1 - 1/sqrt 2."""
     eye = torch.eye(8)
     places = eye[:4].T.reshape(1, 8, 1, 2, 2).repeat(2, 1, 4, 1, 1)
     turns = eye[[0, 1, 0, 1]].T.reshape(1, 8, 4, 1, 1).repeat(2, 1, 1, 2, 2)
-    (objective,) = parse.build([f"repa {ARM}"], width=6, blocks=1, channels={"toy_oracle, default": 8}).values()
+    (objective,) = parse.build(
+        [f"repa {ARM}"], width=6, blocks=1, channels={"toy_oracle, default": 8}
+    ).values()
     for volume, expected in ((places, (0.5, 0.0)), (turns, (1 - 0.5**0.5, 1 - 0.5**0.5))):
         made, _ = scene()
         made.videos, made.latents = made.videos[:2], made.latents[:2]
@@ -150,7 +160,8 @@ def test_the_probe_is_ridge_regression_on_held_out_clips():
 
 
 def test_the_oracle_knows_places_and_velocities():
-    """Against the scene that was drawn: the balls' horizontal speed, their mass, and a code for every place of the background."""
+    """Against the scene that was drawn: the balls' horizontal speed, their mass, and a code for every place
+    of the background."""
     world, rng = WORLDS["rigid_body"], np.random.default_rng(5)
     drawn = world.draw(rng)
     clip = torch.from_numpy(world.render(drawn)).movedim(1, 0)
@@ -160,7 +171,9 @@ def test_the_oracle_knows_places_and_velocities():
     assert float(velocity[2:-2, k, 0].median()) == pytest.approx(drawn.values["speed"], abs=0.05)
     found = oracle_features(clip[:, 1:], (2, 8, 8))
     assert found.shape == (CHANNELS, 16, 8, 8)
-    seen = opacity[1:].unflatten(0, (16, 2)).mean(1).unflatten(2, (8, 8)).unflatten(4, (8, 8)).mean(dim=(3, 5))
+    seen = (
+        opacity[1:].unflatten(0, (16, 2)).mean(1).unflatten(2, (8, 8)).unflatten(4, (8, 8)).mean(dim=(3, 5))
+    )
     torch.testing.assert_close(found[:5], seen.movedim(1, 0))
     empty = seen.sum(dim=1).sum(dim=0) == 0
     codes = found[15:, :, empty]
@@ -195,9 +208,14 @@ def test_the_study_refuses_a_comparison_whose_gate_is_closed(monkeypatch, capsys
     readings = [planted(), planted(arm="toy-trd", objective="trd", frozen=0.89)]
     monkeypatch.setattr(command, "gate", lambda config, progress: readings)
     compared = []
-    monkeypatch.setattr(study, "compare", lambda config, stop, progress: compared.append(config.recipes) or {})
+    monkeypatch.setattr(
+        study, "compare", lambda config, stop, progress: compared.append(config.recipes) or {}
+    )
     assert command.main(["--gate"]) == 0
-    assert "| toy-trd | toy_videomae | 89% | 90% | 60% / 50% | 0.40 / 0.20 | closed: a frozen clip" in capsys.readouterr().out
+    assert (
+        "| toy-trd | toy_videomae | 89% | 90% | 60% / 50% | 0.40 / 0.20 | closed: a frozen clip"
+        in capsys.readouterr().out
+    )
     assert command.main(["--recipes", "toy-plain", "toy-tsa", "toy-trd"]) == 1
     error = capsys.readouterr().err
     assert "closed for 1 of 2 arms" in error
@@ -211,4 +229,6 @@ def test_the_study_refuses_a_comparison_whose_gate_is_closed(monkeypatch, capsys
 
 def test_every_toy_alignment_has_an_arm_and_drift_needs_none():
     found = study.arms(study.StudyConfig().recipes)
-    assert set(found) == {f"toy-{name}" for name in ("repa", "trd", "soft-trd", "tsa", "mtsa", "pda", "oracle")}
+    assert set(found) == {
+        f"toy-{name}" for name in ("repa", "trd", "soft-trd", "tsa", "mtsa", "pda", "oracle")
+    }

@@ -1,12 +1,13 @@
-"""VideoREPA's loss (arXiv 2505.23656, eqs 3 to 6, and the settings of its published training) written again from its description,
-in float64 and with every pair of tokens formed, against the objective `trd` as a recipe builds it: value and gradient.
+"""VideoREPA's loss (arXiv 2505.23656, eqs 3 to 6, and the settings of its published training) written again
+from its description, in float64 and with every pair of tokens formed, against the objective `trd` as a recipe
+builds it: value and gradient.
 
 What its description says, step by step:
   the 18th block's tokens (counted from 1) go through Linear, SiLU, Linear, SiLU, Linear, each by itself;
   the tokens of the first latent frame are dropped, as the video's first frame is before the teacher sees it;
-  time is doubled by linear interpolation (sample centres, borders held): 12 latent frames meet 24 tubelets of 2 frames;
-  a 3 x 3 convolution of stride 3 without padding brings 30 x 45 tokens to the teacher's 10 x 15;
-  L = mean over all pairs of tokens, of one frame and of two, of relu(|cos_student - cos_teacher| - 0.1).
+  time is doubled by linear interpolation (sample centres, borders held): 12 latent frames meet 24 tubelets of
+  2 frames; a 3 x 3 convolution of stride 3 without padding brings 30 x 45 tokens to the teacher's 10 x 15; L
+  = mean over all pairs of tokens, of one frame and of two, of relu(|cos_student - cos_teacher| - 0.1).
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ def scene() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_the_recipes_objective_is_videorepas_loss_to_the_last_digit():
-    objective = build_one(f"trd block=18 hidden={HIDDEN}", width=CHANNELS, blocks=30, channels=TEACHER).double()
+    objective = build_one(
+        f"trd block=18 hidden={HIDDEN}", width=CHANNELS, blocks=30, channels=TEACHER
+    ).double()
     assert objective.blocks == (18,)
     assert (objective.settings.margin, objective.settings.stride, objective.settings.weight) == (
         MARGIN,
@@ -107,7 +110,8 @@ def test_the_recipes_objective_is_videorepas_loss_to_the_last_digit():
 
 
 def test_the_recipes_carry_the_scripts_numbers():
-    """VideoREPA's training script, and what the papers that build on it state; the teacher is VideoMAEv2-B in all of them."""
+    """VideoREPA's training script, and what the papers that build on it state; the teacher is VideoMAEv2-B in
+    all of them."""
     for name, steps, rate in (("videorepa-2b", 4000, 2e-6), ("videorepa-5b", 2000, 1e-4), ("tsa-2b", 4000, 2e-6),
                               ("mtsa-2b", 4000, 2e-6), ("moalign-2b", 4000, 2e-6), ("repa-2b", 4000, 2e-6)):  # fmt: skip
         recipe = load_recipe(name, FinetuneConfig)

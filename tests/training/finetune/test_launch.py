@@ -1,4 +1,5 @@
-"""`accelerate launch` with the config files in training/recipes: two processes on the CPU end where one process ends."""
+"""`accelerate launch` with the config files in training/recipes: two processes on the CPU end where one
+process ends."""
 
 from __future__ import annotations
 
@@ -28,8 +29,20 @@ without_deepspeed = pytest.mark.skipif(not DEEPSPEED, reason="deepspeed, an opti
 
 def launch(recipe: str, *arguments: object) -> list[str]:
     """Lines that two processes print, started as the recipe's first line says, with --num_processes 2."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(RECIPES / f"{recipe}.yaml")]
-    command += ["--num_processes", "2", "--main_process_port", str(free_port()), str(Path(__file__).with_name("launched.py"))]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(RECIPES / f"{recipe}.yaml"),
+    ]
+    command += [
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        str(free_port()),
+        str(Path(__file__).with_name("launched.py")),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run([*command, *map(str, arguments)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -45,19 +58,24 @@ def launch(recipe: str, *arguments: object) -> list[str]:
     ],
 )
 def test_two_processes_stop_go_on_and_end_where_one_ends(recipe, mode, said, tmp_path):
-    """Weights, their average and the log after two steps, a new start from the checkpoint, and a third; and the export."""
+    """Weights, their average and the log after two steps, a new start from the checkpoint, and a third; and
+    the export."""
     data = tmp_path / "data"
     data.mkdir()
     tiny_run.clips(data)
     for steps in (2, 3):
         lines = launch(recipe, tmp_path / "two", data, steps, mode)
         assert {said.format(0), said.format(1)} <= set(lines), lines
-    one = tiny_run.make_run(tmp_path / "one", data, steps=3, batch=1, accumulate=2, ema=0.5, tune=TuneConfig(mode=mode, rank=4))
+    one = tiny_run.make_run(
+        tmp_path / "one", data, steps=3, batch=1, accumulate=2, ema=0.5, tune=TuneConfig(mode=mode, rank=4)
+    )
     train(one, progress=ProgressLine("test", io.StringIO()))
     ours, theirs = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("two", "one"))
     for key in (key for key in theirs if key.startswith(("model/", "average/"))):
         # AdamW turns rounding noise into a step where a gradient is all but zero; a step is 1e-3.
-        torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(
+            ours[key], theirs[key], rtol=0, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}"
+        )
     rows = [read_log(tmp_path / name / "log.csv") for name in ("two", "one")]
     for two, alone in zip(*rows, strict=True):
         for name in ("loss", "gradient"):

@@ -69,7 +69,10 @@ def tiny_teachers(monkeypatch):
     monkeypatch.setattr(features, "load_teacher", load)
 
 
-MAE_KEY, JEPA_KEY = "videomae, OpenGVLab/VideoMAEv2-Base", "vjepa2, facebook/vjepa2-vitl-fpc64-256, context 0.5 of 16"
+MAE_KEY, JEPA_KEY = (
+    "videomae, OpenGVLab/VideoMAEv2-Base",
+    "vjepa2, facebook/vjepa2-vitl-fpc64-256, context 0.5 of 16",
+)
 
 
 def view(grid=(4, 2, 2), target=(4, 4, 4), channels=6, seed=0, frames=4, block=1) -> StepView:
@@ -119,7 +122,10 @@ def test_drift_is_equation_six_weighted_by_each_sample_s_signal_and_has_the_pape
             for b, signal in enumerate((0.9, 0.3)):
                 for i in range(ours.shape[2]):
                     error = (ours[b, :, i] - theirs[b, :, i]).square().sum()
-                    terms.append(signal * (error / (theirs[b, :, i].square().sum() + 0.2) if scale == "relative" else error))
+                    terms.append(
+                        signal
+                        * (error / (theirs[b, :, i].square().sum() + 0.2) if scale == "relative" else error)
+                    )
             expected = torch.stack(terms).mean()
             found = built(f"drift lag=1 eps=0.2 target={target} scale={scale}")(seen)
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
@@ -133,7 +139,9 @@ def test_the_same_clips_give_one_drift_loss_and_gradient_in_one_batch_and_in_mic
 
     def loss_and_gradient(parts):
         x0 = (latent + 0.3).requires_grad_()
-        losses = [objective(StepView(latent=latent[part], x0=x0[part], signal=signal[part])) for part in parts]
+        losses = [
+            objective(StepView(latent=latent[part], x0=x0[part], signal=signal[part])) for part in parts
+        ]
         total = torch.stack(losses).mean()
         return total.detach(), torch.autograd.grad(total, x0)[0]
 
@@ -145,23 +153,29 @@ def test_the_same_clips_give_one_drift_loss_and_gradient_in_one_batch_and_in_mic
 
 @pytest.mark.parametrize("target", ["mean", "dense"])
 def test_epsilon_follows_the_scale_of_the_data(target):
-    """Latents ten times as large give the same loss, because epsilon is a share of the median squared drift."""
+    """Latents ten times as large give the same loss, because epsilon is a share of the median squared
+    drift."""
     seen, losses, units = view(), [], []
     for factor in (1.0, 10.0):
         objective = built(f"drift lag=1 eps=0.5 target={target}")
         assert objective.unit == 1.0
         units.append(objective.calibrate(factor * seen.latent)["median_squared_drift"])
         assert objective.unit == units[-1]
-        losses.append(objective(StepView(latent=factor * seen.latent, x0=factor * seen.x0, signal=seen.signal)))
+        losses.append(
+            objective(StepView(latent=factor * seen.latent, x0=factor * seen.x0, signal=seen.signal))
+        )
     change = seen.latent[:, :, 1:] - seen.latent[:, :, :-1]
-    sizes = (change if target == "dense" else change.mean(dim=(3, 4), keepdim=True)).square().sum(dim=(1, 3, 4))
+    sizes = (
+        (change if target == "dense" else change.mean(dim=(3, 4), keepdim=True)).square().sum(dim=(1, 3, 4))
+    )
     assert units[0] == pytest.approx(float(sizes.flatten().median()), rel=1e-5)
     assert units[1] == pytest.approx(100 * units[0], rel=1e-5)
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=0)
 
 
 def test_pairs_that_stand_still_do_not_rule_the_drift_loss():
-    """A thousandth of a median drift, estimated wrong by the same amount as the others, weighs no more than they do."""
+    """A thousandth of a median drift, estimated wrong by the same amount as the others, weighs no more than
+    they do."""
     torch.manual_seed(0)
     latent = torch.randn(1, 16, 3, 4, 4)
     latent[:, :, 2] = latent[:, :, 1] + 1e-3
@@ -180,7 +194,8 @@ def test_pairs_that_stand_still_do_not_rule_the_drift_loss():
 
 @pytest.mark.parametrize("text", ["repa", "trd", "soft_trd", "tsa", "mtsa keep=0.3", "pda"])
 def test_alignments_are_the_methods_on_projected_tokens(text):
-    """The objective projects the block without its first frame and calls the method; gradients reach block and projector."""
+    """The objective projects the block without its first frame and calls the method; gradients reach block
+    and projector."""
     kind = text.split()[0]
     objective, seen = built(f"{text} block=1 stride=1 hidden=8"), view()
     seen.taps[1].tokens.requires_grad_(True)
@@ -207,11 +222,17 @@ def test_alignments_are_the_methods_on_projected_tokens(text):
 
 @pytest.mark.parametrize("text", ["repa", "trd", "soft_trd", "tsa", "mtsa keep=0.3"])
 def test_a_teacher_on_the_tokens_grid_less_its_mean_over_time(text):
-    """Its features are averaged over what a token covers, its saliency too; the tokens are neither stretched nor mixed."""
+    """Its features are averaged over what a token covers, its saliency too; the tokens are neither stretched
+    nor mixed."""
     kind = text.split()[0]
-    objective, seen = built(f"{text} block=1 stride=1 hidden=8 grid=tokens centre=true"), view(target=(6, 4, 4))
+    objective, seen = (
+        built(f"{text} block=1 stride=1 hidden=8 grid=tokens centre=true"),
+        view(target=(6, 4, 4)),
+    )
     found = seen.features[MAE_KEY]
-    means = lambda x: x.unflatten(-3, (3, 2)).unflatten(-2, (2, 2)).unflatten(-1, (2, 2)).mean(dim=(-5, -3, -1))  # noqa: E731
+    means = lambda x: (
+        x.unflatten(-3, (3, 2)).unflatten(-2, (2, 2)).unflatten(-1, (2, 2)).mean(dim=(-5, -3, -1))
+    )
     volume = means(found["features"])
     teacher = relational.to_tokens(volume - volume.mean(dim=2, keepdim=True))
     student = objective.projector(seen.taps[1].tokens[:, 4:], (3, 2, 2), (3, 2, 2))
@@ -226,8 +247,9 @@ def test_a_teacher_on_the_tokens_grid_less_its_mean_over_time(text):
 
 
 def test_cogvideox_1_5_drops_one_latent_frame_and_compares_changes_of_tokens():
-    """Two latent frames a token: 4 frames of tokens are 8 latent frames, of which the first alone is left out; PDA's changes are
-    those between tokens, and the first token, half of which is that frame, plays no part."""
+    """Two latent frames a token: 4 frames of tokens are 8 latent frames, of which the first alone is left
+    out; PDA's changes are those between tokens, and the first token, half of which is that frame, plays no
+    part."""
     seen = view(grid=(4, 2, 2), target=(14, 4, 4), frames=8)
     objective = built("tsa block=1 stride=1 hidden=8")
     later, grid = relational.without_first_frame(seen.taps[1].tokens, (4, 2, 2), 8)
@@ -241,21 +263,32 @@ def test_cogvideox_1_5_drops_one_latent_frame_and_compares_changes_of_tokens():
     seen.features = {**seen.features, JEPA_KEY: features}
     objective = built("pda block=1 stride=1 hidden=8")
     tokens = relational.to_volume(seen.taps[1].tokens, (4, 2, 2))[:, :, 1:]
-    student = relational.to_volume(objective.projector(relational.to_tokens(tokens), (3, 2, 2), (3, 4, 4)), (3, 4, 4))
+    student = relational.to_volume(
+        objective.projector(relational.to_tokens(tokens), (3, 2, 2), (3, 4, 4)), (3, 4, 4)
+    )
     pairs = latents[:, :, 1:].unflatten(2, (3, 2)).mean(3)
     moved, expected = (relational.to_tokens(x[:, :, 1:] - x[:, :, :-1]) for x in (student, pairs))
-    torch.testing.assert_close(objective(seen), ldo.pda_loss(moved, expected, (2, 4, 4)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        objective(seen), ldo.pda_loss(moved, expected, (2, 4, 4)), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_blocks_of_older_checkpoints_keep_their_meaning(tmp_path):
-    """They counted from 0 and do not say so: an exported file counts from 1, and such a run is not resumed by mistake."""
+    """They counted from 0 and do not say so: an exported file counts from 1, and such a run is not resumed by
+    mistake."""
     old = {"objectives": ["drift lag=2", "tsa weight=0.5 block=17 temperature=0.1", "repa weight=0.5"]}
-    assert parse.counted_from_one(old) == ["drift lag=2", "tsa weight=0.5 block=18 temperature=0.1", "repa weight=0.5 block=19"]
+    assert parse.counted_from_one(old) == [
+        "drift lag=2",
+        "tsa weight=0.5 block=18 temperature=0.1",
+        "repa weight=0.5 block=19",
+    ]
     assert parse.counted_from_one(old | {"blocks_from": 1}) == old["objectives"]
     config = settings(tmp_path, objectives=["repa block=2 stride=1 hidden=8"])
     _, path = finetune(config, progress=quiet())
     assert read_info(path).recipe["objectives"] == config.objectives
-    tensors, info = load_weights(checkpoint := tmp_path / "run" / "checkpoint.safetensors", "training_checkpoint")
+    tensors, info = load_weights(
+        checkpoint := tmp_path / "run" / "checkpoint.safetensors", "training_checkpoint"
+    )
     before = dict(info.config, objectives=["repa block=1 stride=1 hidden=8"])
     del before["blocks_from"]
     save_weights(checkpoint, tensors, replace(info, config=before))
@@ -278,7 +311,9 @@ def test_soft_trd_with_a_motion_head_aligns_with_its_subspace(tmp_path):
     with torch.no_grad():
         motion = head.compressor(seen.features[MAE_KEY]["features"])
     later, grid = relational.without_first_frame(seen.taps[1].tokens, (4, 2, 2))
-    expected = relational.soft_trd(objective.projector(later, grid, (4, 4, 4)), relational.to_tokens(motion), (4, 4, 4))
+    expected = relational.soft_trd(
+        objective.projector(later, grid, (4, 4, 4)), relational.to_tokens(motion), (4, 4, 4)
+    )
     torch.testing.assert_close(objective(seen), expected)
     with pytest.raises(TrainingError, match="trained on features of 6 channels"):
         load_compressor(str(path), 7)
@@ -297,7 +332,10 @@ def test_weights_follow_their_schedule():
         ("drift lag=two", "lag of the objective drift is 'two'"),
         ("tsa block=9", "block of the objective tsa is 9; it must be 1 to 2 for this model"),
         ("tsa block=0", "block of the objective tsa is '0'; it must be at least 1"),
-        ("tsa block=1 grid=both", "grid of the objective tsa is 'both'; it must be one of 'teacher' or 'tokens'"),
+        (
+            "tsa block=1 grid=both",
+            "grid of the objective tsa is 'both'; it must be one of 'teacher' or 'tokens'",
+        ),
         ("mtsa block=1 keep=0", "keep of the objective mtsa is '0'"),
         ("drift target=sparse", "it must be one of 'mean' or 'dense'"),
         ("drift lag=0", "lag of the objective drift is '0'; it must be at least 1"),
@@ -305,7 +343,10 @@ def test_weights_follow_their_schedule():
         ("tsa block=1 temperature=0", "temperature of the objective tsa is '0'; it must be above 0"),
         ("soft_trd block=1 decay=-1", "decay of the objective soft_trd is '-1'; it must be above 0"),
         ("repa block=1 stride=0", "stride of the objective repa is '0'"),
-        ("repa block=1 teacher=dino", "teacher of the objective repa is 'dino'; it must be one of 'videomae', 'vjepa2'"),
+        (
+            "repa block=1 teacher=dino",
+            "teacher of the objective repa is 'dino'; it must be one of 'videomae', 'vjepa2'",
+        ),
         ("pda block=1 context=1", "context of the objective pda is '1'; it must be below 1"),
         ("pda block=1 teacher=videomae", "it must be one of 'vjepa2' or 'toy_vjepa2'"),
         ("soft_trd block=1 motion_head=no.safetensors", "no.safetensors does not exist"),
@@ -336,9 +377,18 @@ def settings(tmp_path, **changes) -> FinetuneConfig:
         data.mkdir()
         tiny_run.clips(data, shapes=[(4, 4, 4)] * 6, width=4096)
         tiny.native_files(tmp_path / "base")
-    trainer = TrainerConfig(steps=2, batch=2, rate=1e-3, held_out=0.2, validate_every=1, save_every=1, tensorboard=False)
-    defaults = {"out": tmp_path / "run", "data": data, "backbone": "toy", "dit": tmp_path / "base" / "dit.safetensors"}
-    return FinetuneConfig(**(defaults | {"tune": TuneConfig(rank=2), "trainer": trainer, "objectives": ALL} | changes))
+    trainer = TrainerConfig(
+        steps=2, batch=2, rate=1e-3, held_out=0.2, validate_every=1, save_every=1, tensorboard=False
+    )
+    defaults = {
+        "out": tmp_path / "run",
+        "data": data,
+        "backbone": "toy",
+        "dit": tmp_path / "base" / "dit.safetensors",
+    }
+    return FinetuneConfig(
+        **(defaults | {"tune": TuneConfig(rank=2), "trainer": trainer, "objectives": ALL} | changes)
+    )
 
 
 def test_the_command_trains_with_every_objective_at_once(tmp_path):
@@ -351,7 +401,9 @@ def test_the_command_trains_with_every_objective_at_once(tmp_path):
         assert math.isfinite(row[kind])
         assert math.isfinite(row[f"val_{kind}"])
     weights = {text.split()[0]: parse.parse(text)[1].weight for text in ALL}
-    assert row["loss"] == pytest.approx(row["denoise"] + sum(weights[kind] * row[kind] for kind in weights), rel=1e-4)
+    assert row["loss"] == pytest.approx(
+        row["denoise"] + sum(weights[kind] * row[kind] for kind in weights), rel=1e-4
+    )
     made = list((tmp_path / "data" / "features").glob("*.safetensors"))
     assert len(made) == 12  # six clips, two teachers
     before = {path: path.stat().st_mtime_ns for path in made}
@@ -364,7 +416,10 @@ def test_missing_videos_and_damaged_features_are_told(tmp_path):
     frames = tmp_path / "data" / "frames" / "clip3.safetensors"
     kept = frames.read_bytes()
     frames.unlink()
-    with pytest.raises(TrainingDataError, match=r"clip3\.mp4 is needed for a teacher's features; give its folder with --videos"):
+    with pytest.raises(
+        TrainingDataError,
+        match=r"clip3\.mp4 is needed for a teacher's features; give its folder with --videos",
+    ):
         finetune(config, progress=quiet())
     frames.write_bytes(kept)
     finetune(config, progress=quiet())
@@ -386,7 +441,10 @@ def test_missing_videos_and_damaged_features_are_told(tmp_path):
         ({"tune": TuneConfig(rank=0)}, "rank is 0"),
         ({"trainer": TrainerConfig(beta2=1.0)}, "beta2 is 1.0"),
         ({"trainer": TrainerConfig(precision="fp16")}, "fp16, which needs a CUDA GPU"),
-        ({"objectives": ["drift lag=4"]}, "the shortest clip has 4 latent frames, too few for a drift at lag 4"),
+        (
+            {"objectives": ["drift lag=4"]},
+            "the shortest clip has 4 latent frames, too few for a drift at lag 4",
+        ),
     ],
 )
 def test_bad_commands_are_one_sentence(changes, message, tmp_path):
@@ -405,16 +463,26 @@ def test_motion_head_learns_flow_and_serves_stage_two(tmp_path, monkeypatch):
 
     monkeypatch.setattr(stage_one, "load_raft", lambda *args: Flow())
     config = settings(tmp_path)
-    trainer = TrainerConfig(steps=60, batch=3, rate=1e-2, held_out=0.2, validate_every=30, save_every=30, tensorboard=False)
+    trainer = TrainerConfig(
+        steps=60, batch=3, rate=1e-2, held_out=0.2, validate_every=30, save_every=30, tensorboard=False
+    )
     head = stage_one.MotionHeadConfig(
-        data=config.data, out=tmp_path / "head", flow_height=16, flow_width=16, motion=4, hidden=8, trainer=trainer
+        data=config.data,
+        out=tmp_path / "head",
+        flow_height=16,
+        flow_width=16,
+        motion=4,
+        hidden=8,
+        trainer=trainer,
     )
     outcome, path = stage_one.train_motion_head(head, progress=quiet())
     rows = read_log(tmp_path / "head" / "log.csv")
     assert rows[-1]["flow"] < 0.3 * rows[0]["flow"]
     assert outcome.step == 60
     text = f"soft_trd block=2 stride=1 motion_head={path}"
-    with pytest.raises(TrainingError, match=f"it must be {MAE_KEY!r}, with which the motion head was trained"):
+    with pytest.raises(
+        TrainingError, match=f"it must be {MAE_KEY!r}, with which the motion head was trained"
+    ):
         finetune(settings(tmp_path, objectives=[f"{text} source=other/encoder"]), progress=quiet())
     finetune(settings(tmp_path, objectives=[text]), progress=quiet())
     assert math.isfinite(read_log(tmp_path / "run" / "log.csv")[-1]["soft_trd"])
@@ -440,7 +508,13 @@ def test_stage_one_has_recipes_with_the_papers_numbers(tmp_path, capsys):
     t = recipe.trainer
     assert (t.steps, t.batch, t.rate, t.weight_decay, t.validate_every) == (50_000, 128, 1e-4, 1e-3, 1000)
     assert (t.beta1, t.beta2) == (0.9, 0.95)
-    assert (recipe.motion, recipe.hidden, recipe.flow_height, recipe.flow_width, t.precision) == (64, 256, 128, 192, "bf16")
+    assert (recipe.motion, recipe.hidden, recipe.flow_height, recipe.flow_width, t.precision) == (
+        64,
+        256,
+        128,
+        192,
+        "bf16",
+    )
     assert motion_head_command.main(["--recipe", "toy-stage1"]) == 1
     assert "there is nothing to train on; give --data" in capsys.readouterr().err
     assert motion_head_command.main(["--recipe", "toy-stage1", "--data", str(tmp_path / "none")]) == 1
@@ -453,13 +527,16 @@ def test_clips_too_short_for_a_teacher_are_told_before_any_feature_is_made(tmp_p
     tiny_run.clips(data, shapes=[(3, 4, 4)] * 2 + [(2, 4, 4)])
     clips, cache = batches.TrainingClips(data, batch=1, seed=0), FeatureCache(tmp_path / "features")
     need = TeacherNeed(name="vjepa2", context=0.5)
-    with pytest.raises(TrainingDataError, match=r"clip2\.mp4 has 5 frames; vjepa2 needs clips of at least 17 here"):
+    with pytest.raises(
+        TrainingDataError, match=r"clip2\.mp4 has 5 frames; vjepa2 needs clips of at least 17 here"
+    ):
         prepare_features(clips, [need], cache)
     assert not cache.folder.exists()
 
 
 def test_stopping_before_the_training_leaves_no_run_behind(tmp_path):
-    """A run begun on half of the clips would refuse the others: none is begun, and the same command then trains."""
+    """A run begun on half of the clips would refuse the others: none is begun, and the same command then
+    trains."""
     stop = StopRequest()
 
     class Line(ProgressLine):
@@ -478,7 +555,11 @@ def test_processes_share_the_teachers_work(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     tiny_run.clips(data, shapes=[(3, 4, 4)] * 3)
-    clips, cache, need = batches.TrainingClips(data, batch=1, seed=0), FeatureCache(tmp_path), TeacherNeed(name="videomae")
+    clips, cache, need = (
+        batches.TrainingClips(data, batch=1, seed=0),
+        FeatureCache(tmp_path),
+        TeacherNeed(name="videomae"),
+    )
     made = []
     for number in range(2):
         prepare_features(clips, [need], cache, share=(number, 2))
@@ -540,9 +621,20 @@ def test_the_command_line_changes_a_recipe(tmp_path, capsys):
     config = settings(tmp_path, objectives=[])
     recipe = tmp_path / "mine.json"
     recipe.write_text(
-        json.dumps({"backbone": "toy", "objectives": ["drift lag=1"], "tune": {"rank": 2}, "trainer": {"steps": 5}})
+        json.dumps(
+            {"backbone": "toy", "objectives": ["drift lag=1"], "tune": {"rank": 2}, "trainer": {"steps": 5}}
+        )
     )
-    argv = ["--recipe", str(recipe), "--data", str(config.data), "--dit", str(config.dit), "--out", str(tmp_path / "cli")]
+    argv = [
+        "--recipe",
+        str(recipe),
+        "--data",
+        str(config.data),
+        "--dit",
+        str(config.dit),
+        "--out",
+        str(tmp_path / "cli"),
+    ]
     assert finetune_command.main([*argv, "--steps", "1", "--no-tensorboard", "--held-out", "0"]) == 0
     assert "mine-lora.safetensors" in capsys.readouterr().out
     assert finetune_command.main([*argv, "--objectives", "dirft"]) == 1
@@ -554,10 +646,19 @@ def test_caption_lists(tmp_path):
 
     for name in ("a.mp4", "b.mp4", "c.webm"):
         (tmp_path / name).write_bytes(b"")
-    (tmp_path / "list.jsonl").write_text('{"video": "a.mp4", "caption": "one  ball"}\n\n{"file_name": "b", "text": "two"}\n')
-    (tmp_path / "openvid.csv").write_text("video,caption,aesthetic score\na.mp4,a ball,5.1\nmissing.mp4,none,4\n")
-    (tmp_path / "wisa.json").write_text(json.dumps({"c": {"captions": {"short": "ice", "long": "ice melts in the sun"}}}))
-    assert read_captions(tmp_path / "list.jsonl") == {tmp_path / "a.mp4": "one ball", tmp_path / "b.mp4": "two"}
+    (tmp_path / "list.jsonl").write_text(
+        '{"video": "a.mp4", "caption": "one  ball"}\n\n{"file_name": "b", "text": "two"}\n'
+    )
+    (tmp_path / "openvid.csv").write_text(
+        "video,caption,aesthetic score\na.mp4,a ball,5.1\nmissing.mp4,none,4\n"
+    )
+    (tmp_path / "wisa.json").write_text(
+        json.dumps({"c": {"captions": {"short": "ice", "long": "ice melts in the sun"}}})
+    )
+    assert read_captions(tmp_path / "list.jsonl") == {
+        tmp_path / "a.mp4": "one ball",
+        tmp_path / "b.mp4": "two",
+    }
     assert read_captions(tmp_path / "openvid.csv") == {tmp_path / "a.mp4": "a ball"}
     assert read_captions(tmp_path / "wisa.json") == {tmp_path / "c.webm": "ice melts in the sun"}
     bad = {
@@ -594,7 +695,9 @@ def test_frames_of_a_real_clip_come_back_as_they_were_cut(tmp_path):
     source = FrameSource(tmp_path / "none", [film])
     entry = Entry(path=tmp_path / "x.safetensors", shape=(16, 3, 4, 4), info=info)
     source.check(entry)
-    torch.testing.assert_close(source.read(entry), torch.from_numpy(cut[1].frames).permute(3, 0, 1, 2).float() / 255)
+    torch.testing.assert_close(
+        source.read(entry), torch.from_numpy(cut[1].frames).permute(3, 0, 1, 2).float() / 255
+    )
     thinned = next(windows(film, frames=4, width=32, height=32, fps=2, limit=1))
     slow = replace(info, window=0, start=0.0, frames=4, fps=thinned.fps, fps_limit=2)
     expected = torch.from_numpy(thinned.frames).permute(3, 0, 1, 2).float() / 255
@@ -604,7 +707,9 @@ def test_frames_of_a_real_clip_come_back_as_they_were_cut(tmp_path):
 
 
 def test_objectives_get_names_of_their_own():
-    together = parse.build(["repa block=1", "drift", "tsa block=1", "tsa block=2"], width=8, blocks=2, channels={MAE_KEY: 6})
+    together = parse.build(
+        ["repa block=1", "drift", "tsa block=1", "tsa block=2"], width=8, blocks=2, channels={MAE_KEY: 6}
+    )
     assert list(together) == ["repa", "drift", "tsa", "tsa_2"]
 
 
@@ -631,7 +736,14 @@ def test_caching_takes_captions_from_a_list(tmp_path):
             return torch.zeros(1, 16, 3, 4, 4)
 
     config = CacheConfig(
-        out=tmp_path / "out", captions=tmp_path / "list.csv", backbone="toy", width=32, height=32, frames=9, fps=0, tokens=True
+        out=tmp_path / "out",
+        captions=tmp_path / "list.csv",
+        backbone="toy",
+        width=32,
+        height=32,
+        frames=9,
+        fps=0,
+        tokens=True,
     )
     cache_clips(sorted(listed_captions(config)), config, Encoder, Encoder, progress=quiet())
     found = [read_clip(path) for path in sorted((tmp_path / "out").glob("*.safetensors"))]
@@ -649,14 +761,23 @@ def test_a_lora_goes_on_from_a_file(tmp_path):
     clips = batches.TrainingClips(config.data, batch=2, seed=0)
     command.make_task(config, first, clips, [], FeatureCache(tmp_path / "none"), None)
     file = load_file(path)
-    found = {key.replace(".default.", "."): value for key, value in first.dit.named_parameters() if "lora_" in key}
+    found = {
+        key.replace(".default.", "."): value for key, value in first.dit.named_parameters() if "lora_" in key
+    }
     for key, value in lora_to_diffusers(file, "wan").items():
         torch.testing.assert_close(found[key], value)
     other = TuneConfig(rank=2, alpha=8)
-    with pytest.raises(command.TrainingError, match="acts with alpha 64, the run's LoRA with 8; give that --alpha"):
-        finetune(settings(tmp_path, objectives=[], init=path, tune=other, out=tmp_path / "other"), progress=quiet())
+    with pytest.raises(
+        command.TrainingError, match="acts with alpha 64, the run's LoRA with 8; give that --alpha"
+    ):
+        finetune(
+            settings(tmp_path, objectives=[], init=path, tune=other, out=tmp_path / "other"), progress=quiet()
+        )
     with pytest.raises(command.TrainingError, match="give --rank 2"):
-        finetune(settings(tmp_path, objectives=[], init=path, tune=TuneConfig(rank=3), out=tmp_path / "other"), progress=quiet())
+        finetune(
+            settings(tmp_path, objectives=[], init=path, tune=TuneConfig(rank=3), out=tmp_path / "other"),
+            progress=quiet(),
+        )
 
 
 def test_toy_clips_are_for_the_toy_backbone(tmp_path):

@@ -40,7 +40,12 @@ def test_a_model_that_knows_the_answer_gives_it(family):
             return x0
 
     out = sample(
-        backbone, tokens, torch.ones(2, backbone.text_length, dtype=torch.bool), (3, 4, 4), steps=5, corrections=[Watch()]
+        backbone,
+        tokens,
+        torch.ones(2, backbone.text_length, dtype=torch.bool),
+        (3, 4, 4),
+        steps=5,
+        corrections=[Watch()],
     )
     torch.testing.assert_close(out, clean, rtol=1e-3, atol=1e-3)
     assert [step.index for step in seen] == [0, 1, 2, 3, 4]
@@ -92,7 +97,14 @@ def test_samples_are_written_as_clips(tmp_path):
     vae = load_backbone("toy", files, parts=("vae",)).vae
     tokens, mask = torch.randn(1, 8, tiny_run.WIDTH), torch.ones(1, 8, dtype=torch.bool)
     samples = Samples(
-        prompts=["a ball"], tokens=tokens, mask=mask, null=(tokens * 0, mask), vae=vae, shape=(2, 4, 4), fps=8, steps=2
+        prompts=["a ball"],
+        tokens=tokens,
+        mask=mask,
+        null=(tokens * 0, mask),
+        vae=vae,
+        shape=(2, 4, 4),
+        fps=8,
+        steps=2,
     )
     samples.write(backbone, 12, None)
     assert not (tmp_path / "samples").exists()

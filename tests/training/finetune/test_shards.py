@@ -1,4 +1,5 @@
-"""Checkpoints of sharded models (FSDP2): shards are gathered on saving and spread again on loading. Two processes on the CPU."""
+"""Checkpoints of sharded models (FSDP2): shards are gathered on saving and spread again on loading. Two
+processes on the CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Teachers: grids, positions, causality, key maps, flow, the cache on disk. Tiny random models of transformers' own classes."""
+"""Teachers: grids, positions, causality, key maps, flow, the cache on disk. Tiny random models of
+transformers' own classes."""
 
 from __future__ import annotations
 
@@ -51,10 +52,14 @@ def test_videomae_at_its_own_size_is_transformers_model():
     expected.load_state_dict(teacher.model.state_dict())
     with torch.no_grad():
         tokens = expected.eval()(imagenet(video).transpose(1, 2)).last_hidden_state
-    torch.testing.assert_close(teacher.features(video).flatten(2).transpose(1, 2), tokens, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        teacher.features(video).flatten(2).transpose(1, 2), tokens, rtol=1e-4, atol=1e-5
+    )
 
 
-@pytest.mark.parametrize(("shape", "grid"), [((8, 96, 144), (4, 4, 6)), ((13, 32, 16), (6, 4, 2)), ((4, 24, 24), (2, 3, 3))])
+@pytest.mark.parametrize(
+    ("shape", "grid"), [((8, 96, 144), (4, 4, 6)), ((13, 32, 16), (6, 4, 2)), ((4, 24, 24), (2, 3, 3))]
+)
 def test_videomae_takes_any_clip(shape, grid):
     teacher = videomae()
     assert teacher.features(torch.rand(1, 3, *shape)).shape == (1, 32, *grid)
@@ -82,7 +87,8 @@ def v2_state() -> dict[str, torch.Tensor]:
 
 
 def v2_repository(folder: Path, state: dict[str, torch.Tensor] | None = None) -> Path:
-    """A folder as the hub's repository: config.json of a type that transformers does not know, and one safetensors file."""
+    """A folder as the hub's repository: config.json of a type that transformers does not know, and one
+    safetensors file."""
     folder.mkdir()
     code = {"AutoModel": "modeling_videomaev2.VideoMAEv2", "AutoConfig": "modeling_config.VideoMAEv2Config"}
     config = {"model_type": "VideoMAEv2_Base", "auto_map": code, "model_config": V2}
@@ -93,18 +99,25 @@ def v2_repository(folder: Path, state: dict[str, torch.Tensor] | None = None) ->
 
 
 def v2_tokens(state: dict[str, torch.Tensor], clip: torch.Tensor) -> torch.Tensor:
-    """VideoMAE v2's tokens after its last block, written from its description: `B 3 T H W`, normalised -> `B N C`."""
+    """VideoMAE v2's tokens after its last block, written from its description: `B 3 T H W`, normalised -> `B
+    N C`."""
     state = {key.removeprefix("model."): value for key, value in state.items()}
-    norm = lambda x, name: F.layer_norm(x, (64,), state[f"{name}.weight"], state[f"{name}.bias"], 1e-6)  # noqa: E731
-    full = lambda x, name: F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])  # noqa: E731
+    norm = lambda x, name: F.layer_norm(x, (64,), state[f"{name}.weight"], state[f"{name}.bias"], 1e-6)
+    full = lambda x, name: F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
     x = F.conv3d(clip, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=(2, 8, 8))
     x = x.flatten(2).transpose(1, 2)
-    angle = torch.arange(x.shape[1], dtype=torch.float64)[:, None] / 10000 ** (2 * (torch.arange(64) // 2) / 64)
+    angle = torch.arange(x.shape[1], dtype=torch.float64)[:, None] / 10000 ** (
+        2 * (torch.arange(64) // 2) / 64
+    )
     x = x + torch.where(torch.arange(64) % 2 == 0, angle.sin(), angle.cos()).float()
     for block in (f"blocks.{index}" for index in range(V2["depth"])):
         q_bias, v_bias = state[f"{block}.attn.q_bias"], state[f"{block}.attn.v_bias"]
         joint = norm(x, f"{block}.norm1") @ state[f"{block}.attn.qkv.weight"].T
-        q, k, v = (joint + torch.cat([q_bias, torch.zeros(64), v_bias])).unflatten(2, (3, V2["num_heads"], 16)).unbind(2)
+        q, k, v = (
+            (joint + torch.cat([q_bias, torch.zeros(64), v_bias]))
+            .unflatten(2, (3, V2["num_heads"], 16))
+            .unbind(2)
+        )
         weight = torch.einsum("bihc,bjhc->bhij", q, k).div(4).softmax(-1)
         x = x + full(torch.einsum("bhij,bjhc->bihc", weight, v).flatten(2), f"{block}.attn.proj")
         x = x + full(F.gelu(full(norm(x, f"{block}.norm2"), f"{block}.mlp.fc1")), f"{block}.mlp.fc2")
@@ -112,7 +125,8 @@ def v2_tokens(state: dict[str, torch.Tensor], clip: torch.Tensor) -> torch.Tenso
 
 
 def test_the_hub_repository_of_videomae_v2_gives_its_last_blocks_raw_tokens(tmp_path):
-    """From the repository and from its file alone; no foreign code runs, no norm of the pooled head is applied."""
+    """From the repository and from its file alone; no foreign code runs, no norm of the pooled head is
+    applied."""
     video = torch.rand(2, 3, 8, 32, 32)
     loaded = load_teacher("videomae", v2_repository(tmp_path / "VideoMAEv2-Base"))
     tokens = loaded.features(video).flatten(2).transpose(1, 2)
@@ -131,33 +145,42 @@ def with_changes(state: dict[str, torch.Tensor], change: str) -> dict[str, torch
     key = next(key for key in state if key.endswith(".bias") and "norm" not in key)
     if change == "missing":
         return {name: value for name, value in state.items() if name != key}
-    return state | {"missing": {}, "unknown": {"blocks.0.gamma": torch.ones(3)}, "size": {key: torch.ones(3)}}[change]
+    return (
+        state
+        | {"missing": {}, "unknown": {"blocks.0.gamma": torch.ones(3)}, "size": {key: torch.ones(3)}}[change]
+    )
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown", "size"])
-@pytest.mark.parametrize("kind", ["v2 repository", "v2 file", "v1 folder", "v-jepa folder", "our file", "raft file"])
+@pytest.mark.parametrize(
+    "kind", ["v2 repository", "v2 file", "v1 folder", "v-jepa folder", "our file", "raft file"]
+)
 def test_weights_that_are_not_the_whole_encoder_are_refused_in_one_sentence(kind, change, tmp_path):
     """A network whose missing part is random looks at nothing: every way in refuses it."""
     path = tmp_path / "model.safetensors"
     if kind == "v2 repository":
-        load = lambda: load_teacher("videomae", v2_repository(tmp_path / "hub", with_changes(v2_state(), change)))  # noqa: E731
+        load = lambda: load_teacher(
+            "videomae", v2_repository(tmp_path / "hub", with_changes(v2_state(), change))
+        )
     elif kind == "v2 file":
         save_file(with_changes(v2_state(), change), path)
-        load = lambda: load_teacher("videomae", path)  # noqa: E731
+        load = lambda: load_teacher("videomae", path)
     elif kind == "raft file":
         save_file(with_changes(raft_small(weights=None).state_dict(), change), path)
-        load = lambda: load_raft(path)  # noqa: E731
+        load = lambda: load_raft(path)
     elif kind == "our file":
         videomae().save(path, {}, torch.float32)
         info = read_info(path)
         save_weights(path, with_changes(load_file(path), change), info)
-        load = lambda: load_teacher("toy_videomae", path)  # noqa: E731
+        load = lambda: load_teacher("toy_videomae", path)
     else:
         teacher, name = (videomae(), "videomae") if kind == "v1 folder" else (vjepa(), "vjepa2")
         teacher.model.save_pretrained(tmp_path)
         save_file(with_changes(load_file(path), change), path, metadata={"format": "pt"})
-        load = lambda: load_teacher(name, tmp_path)  # noqa: E731
-    with pytest.raises(TeacherError, match="hold the unknown 'blocks.0.gamma'" if change == "unknown" else "lack '") as caught:
+        load = lambda: load_teacher(name, tmp_path)
+    with pytest.raises(
+        TeacherError, match="hold the unknown 'blocks.0.gamma'" if change == "unknown" else "lack '"
+    ) as caught:
         load()
     assert "\n" not in str(caught.value)
 
@@ -165,7 +188,11 @@ def test_weights_that_are_not_the_whole_encoder_are_refused_in_one_sentence(kind
 @pytest.mark.parametrize("whole", [VideoMAEForPreTraining, VideoMAEForVideoClassification])
 def test_a_decoder_or_a_head_beside_the_encoder_is_left_out(whole, tmp_path):
     torch.manual_seed(1)
-    model = whole(VideoMAEConfig(**MAE, decoder_num_hidden_layers=1, use_mean_pooling=whole is VideoMAEForVideoClassification))
+    model = whole(
+        VideoMAEConfig(
+            **MAE, decoder_num_hidden_layers=1, use_mean_pooling=whole is VideoMAEForVideoClassification
+        )
+    )
     model.save_pretrained(tmp_path)
     for key, value in load_teacher("videomae", tmp_path).model.state_dict().items():
         torch.testing.assert_close(value, model.state_dict()[f"videomae.{key}"])
@@ -173,7 +200,8 @@ def test_a_decoder_or_a_head_beside_the_encoder_is_left_out(whole, tmp_path):
 
 @pytest.mark.parametrize(("height", "width"), [(480, 720), (480, 832), (544, 960), (720, 1280), (350, 500)])
 def test_a_patch_of_a_large_clip_is_48_pixels_of_it(height, width):
-    """Changing the pixels of one 48 x 48 square far from its border changes that patch's input and no other's."""
+    """Changing the pixels of one 48 x 48 square far from its border changes that patch's input and no
+    other's."""
     teacher = VideoMAETeacher(VideoMAEModel(VideoMAEConfig(hidden_size=8, num_hidden_layers=0, num_attention_heads=1,
                                                            intermediate_size=8)), "tiny")  # fmt: skip
     rows, columns = height // 48, width // 48
@@ -189,10 +217,13 @@ def test_a_patch_of_a_large_clip_is_48_pixels_of_it(height, width):
 
 
 def test_positions_are_resized_as_videorepa_resizes_them():
-    """Cubic in space, then linear in time: 8 x 14 x 14 becomes 24 x 10 x 15. A grid of the table's own size is left alone."""
+    """Cubic in space, then linear in time: 8 x 14 x 14 becomes 24 x 10 x 15. A grid of the table's own size
+    is left alone."""
     table = torch.randn(1, 4, 8, 14, 14)
     found = positions(table, (24, 10, 15))
-    space = torch.stack([F.interpolate(table[:, :, f], (10, 15), mode="bicubic")[0] for f in range(8)], dim=1)[None]
+    space = torch.stack(
+        [F.interpolate(table[:, :, f], (10, 15), mode="bicubic")[0] for f in range(8)], dim=1
+    )[None]
     expected = torch.zeros(1, 4, 24, 10, 15)
     for frame in range(24):
         place = min(max((frame + 0.5) / 3 - 0.5, 0), 7)
@@ -221,10 +252,12 @@ def test_vjepa_prediction_does_not_see_the_future():
 
 
 @pytest.mark.parametrize(
-    ("frames", "window", "context", "step"), [(32, 16, 0.5, 4), (40, 24, 0.25, 4), (22, 16, 0.25, 4), (32, 32, 0.5, 8)]
+    ("frames", "window", "context", "step"),
+    [(32, 16, 0.5, 4), (40, 24, 0.25, 4), (22, 16, 0.25, 4), (32, 32, 0.5, 8)],
 )
 def test_every_change_of_a_clip_is_forecast_once_from_what_came_before(frames, window, context, step):
-    """Against a loop: each change comes from the first window that holds it; every step after the first context has one."""
+    """Against a loop: each change comes from the first window that holds it; every step after the first
+    context has one."""
     teacher, video = vjepa(), torch.rand(1, 3, frames, 32, 32)
     found, first = teacher.expected_changes(video, step, window, context)
     steps, width = frames // step, window // step
@@ -237,18 +270,26 @@ def test_every_change_of_a_clip_is_forecast_once_from_what_came_before(frames, w
         part = video[:, :, start * step : (start + width) * step]
         forecast = teacher.predicted(part, seen * step // 2)
         at = [
-            forecast[:, :, (s - start - seen) * step // 2 : (s - start - seen + 1) * step // 2].mean(2) for s in (left, left + 1)
+            forecast[:, :, (s - start - seen) * step // 2 : (s - start - seen + 1) * step // 2].mean(2)
+            for s in (left, left + 1)
         ]
         torch.testing.assert_close(found[:, :, change], at[1] - at[0])
     other = video.clone()
     other[:, :, (steps - 1) * step :] = torch.rand_like(other[:, :, (steps - 1) * step :])
-    torch.testing.assert_close(teacher.expected_changes(other, step, window, context)[0], found)  # the end is never seen
+    torch.testing.assert_close(
+        teacher.expected_changes(other, step, window, context)[0], found
+    )  # the end is never seen
 
 
 @pytest.mark.parametrize(
     ("frames", "window", "step", "message"),
     [
-        (32, 16, 8, "forecasts 1 steps of 8 frames after 1 seen ones; a change needs two, as a window of 24 would"),
+        (
+            32,
+            16,
+            8,
+            "forecasts 1 steps of 8 frames after 1 seen ones; a change needs two, as a window of 24 would",
+        ),
         (12, 16, 4, "a clip of 12 frames is shorter than one window of 16"),
         (32, 16, 3, "steps of 3 frames are no multiple of the world model's tubelets of 2"),
     ],
@@ -271,7 +312,8 @@ def test_raft_gives_the_last_flow_between_tubelets():
 
 
 def test_the_toy_encoders_that_ship_are_small_and_know_something():
-    """The file sizes; and V-JEPA 2 expects of a clip rather its own future than that of another clip of the same world."""
+    """The file sizes; and V-JEPA 2 expects of a clip rather its own future than that of another clip of the
+    same world."""
     from latent_physics.toyworld import mixture
 
     files = [TOY_WEIGHTS / f"toy_{name}.safetensors" for name in ("videomae", "vjepa2")]
@@ -290,7 +332,9 @@ def test_raft_files_that_are_none_are_one_sentence(tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(b"x")
     save_file({"other.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     for name in ("cut", "other"):
-        with pytest.raises(TeacherError, match=f"{name}.safetensors does not hold torchvision's RAFT weights"):
+        with pytest.raises(
+            TeacherError, match=f"{name}.safetensors does not hold torchvision's RAFT weights"
+        ):
             load_raft(tmp_path / f"{name}.safetensors")
     with pytest.raises(TeacherError, match="neither raft_large, raft_small nor a safetensors file"):
         load_raft("raft_medium")
@@ -312,7 +356,10 @@ def test_other_weights_under_the_same_name_are_another_teacher(tmp_path):
             teacher.model.embeddings.patch_embeddings.projection.bias.add_(shift)
         teacher.save(tmp_path / "toy_videomae.safetensors", {"identity": "toy videomae"}, torch.float32)
         teacher.model.save_pretrained(tmp_path / "folder")
-        file, folder = load_teacher("toy_videomae", tmp_path / "toy_videomae.safetensors"), tmp_path / "folder"
+        file, folder = (
+            load_teacher("toy_videomae", tmp_path / "toy_videomae.safetensors"),
+            tmp_path / "folder",
+        )
         assert file.identity == load_teacher("toy_videomae", tmp_path / "toy_videomae.safetensors").identity
         seen.append((file.identity, load_teacher("videomae", folder).identity))
     cache = FeatureCache(tmp_path)
@@ -333,7 +380,9 @@ def test_folders_with_pickles_are_not_opened(tmp_path, name, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "load", opened)
-        with pytest.raises(TeacherError, match="holds no safetensors weights; pickles can run code") as caught:
+        with pytest.raises(
+            TeacherError, match="holds no safetensors weights; pickles can run code"
+        ) as caught:
             load_teacher(name, tmp_path)
         assert "\n" not in str(caught.value)
     model.save_pretrained(tmp_path)
@@ -345,7 +394,9 @@ def test_folders_with_pickles_are_not_opened(tmp_path, name, monkeypatch):
 def test_features_are_found_by_content_and_damage_is_noticed(tmp_path):
     cache = FeatureCache(tmp_path)
     assert not cache.has("a", "clip")
-    cache.write("a", "clip", {"features": torch.full((2, 3), 1 / 3), "exact_saliency": torch.full((2,), 1 / 3)})
+    cache.write(
+        "a", "clip", {"features": torch.full((2, 3), 1 / 3), "exact_saliency": torch.full((2,), 1 / 3)}
+    )
     assert cache.has("a", "clip")
     assert not cache.has("b", "clip")
     read = cache.read("a", "clip")
@@ -359,7 +410,9 @@ def test_features_are_found_by_content_and_damage_is_noticed(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "source", "message"),
-    [("dino", None, "choose one of"), ("videomae", "/nowhere/at/all", "could not be loaded"), ("videomae", "x.pth", "pickle"),
+    [("dino", None, "choose one "
+                    "of"), ("videomae", "/nowhere/at/all", "could not be "
+                                                           "loaded"), ("videomae", "x.pth", "pickle"),
      ("toy_videomae", "no.safetensors", "does not exist")],
 )  # fmt: skip
 def test_teachers_that_cannot_be_loaded_are_one_sentence(name, source, message):

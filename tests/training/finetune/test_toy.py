@@ -27,9 +27,21 @@ def quiet() -> ProgressLine:
 
 def settings(tmp_path, **changes) -> encoders.ToyTeachersConfig:
     trainer = TrainerConfig(
-        **({"steps": 2, "batch": 2, "rate": 1e-3, "validate_every": 2, "validation_clips": 1, "tensorboard": False} | changes)
+        **(
+            {
+                "steps": 2,
+                "batch": 2,
+                "rate": 1e-3,
+                "validate_every": 2,
+                "validation_clips": 1,
+                "tensorboard": False,
+            }
+            | changes
+        )
     )
-    return encoders.ToyTeachersConfig(out=tmp_path / "runs", export=tmp_path, width=32, layers=1, trainer=trainer)
+    return encoders.ToyTeachersConfig(
+        out=tmp_path / "runs", export=tmp_path, width=32, layers=1, trainer=trainer
+    )
 
 
 @pytest.mark.parametrize("name", ["videomae", "vjepa2"])
@@ -51,12 +63,28 @@ def test_the_comparison_prints_a_table_and_is_resumed(tmp_path, monkeypatch):
     ToyTextEncoder().save(weights / "toy_text.safetensors", {})
     monkeypatch.setattr(load, "TOY_WEIGHTS", weights)
     config = compare.CompareConfig(
-        out=tmp_path / "out", recipes=["toy-plain", "toy-drift"], steps=1, clips=4, prompts=2, sampling_steps=1
+        out=tmp_path / "out",
+        recipes=["toy-plain", "toy-drift"],
+        steps=1,
+        clips=4,
+        prompts=2,
+        sampling_steps=1,
     )
     results = compare.compare(config, StopRequest(), quiet())
     assert list(results) == ["before", "toy-plain", "toy-drift"]
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in compare.table(results, ["a", "b"]).splitlines()]
-    assert lines[0] == ["model", "law", "less plain", "adherence", "less plain", "dynamic degree", "less plain"]
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in compare.table(results, ["a", "b"]).splitlines()
+    ]
+    assert lines[0] == [
+        "model",
+        "law",
+        "less plain",
+        "adherence",
+        "less plain",
+        "dynamic degree",
+        "less plain",
+    ]
     assert [line[0] for line in lines[2:]] == list(results)
     assert [line[2] != "" for line in lines[2:]] == [False, False, True]
     law = [results[name]["law"] for name in ("toy-drift", "toy-plain")]
@@ -65,7 +93,9 @@ def test_the_comparison_prints_a_table_and_is_resumed(tmp_path, monkeypatch):
     assert compare.compare(config, StopRequest(), quiet()) == results
     assert {path: path.stat().st_mtime_ns for path in config.out.rglob("*.json")} == scored
     assert compare.toy_recipes()[0] == "toy-plain"
-    more = compare.compare(replace(config, sampling_steps=2), StopRequest(), quiet())  # other scores, not those on disk
+    more = compare.compare(
+        replace(config, sampling_steps=2), StopRequest(), quiet()
+    )  # other scores, not those on disk
     assert all(more[name] != results[name] for name in results)
     (weights / "toy_dit.safetensors").write_bytes((weights / "toy_dit.safetensors").read_bytes() + b" ")
     assert not compare.runs_of(config).exists()  # runs of another base model do not count
@@ -74,7 +104,10 @@ def test_the_comparison_prints_a_table_and_is_resumed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"recipes": ["toy-plain", "tsa-2b"]}, "recipe tsa-2b is a full fine-tune of cogvideox; comparing works on full"),
+        (
+            {"recipes": ["toy-plain", "tsa-2b"]},
+            "recipe tsa-2b is a full fine-tune of cogvideox; comparing works on full",
+        ),
         ({"recipes": ["toy-none"]}, "'toy-none' is unknown"),
         ({"prompts": 1}, "prompts is 1"),
     ],

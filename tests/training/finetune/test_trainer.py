@@ -59,13 +59,24 @@ def test_a_run_leaves_checkpoint_log_and_curves_and_changes_what_it_should(mode,
     state = weights(tmp_path)
     for key, value in state.items():
         if key.startswith("model/"):
-            assert not torch.equal(value, state[key.replace("model/", "average/")]) or "lora_A" in key or mode == "full"
+            assert (
+                not torch.equal(value, state[key.replace("model/", "average/")])
+                or "lora_A" in key
+                or mode == "full"
+            )
 
 
 def test_training_learns(data, tmp_path):
     """On six clips the loss on fixed noise falls by a quarter."""
     run = tiny_run.make_run(
-        tmp_path, data, tune=TuneConfig(mode="full"), steps=60, rate=2e-3, held_out=0.2, validate_every=60, save_every=60
+        tmp_path,
+        data,
+        tune=TuneConfig(mode="full"),
+        steps=60,
+        rate=2e-3,
+        held_out=0.2,
+        validate_every=60,
+        save_every=60,
     )
     train(run, progress=quiet())
     rows = read_log(tmp_path / "log.csv")
@@ -73,9 +84,12 @@ def test_training_learns(data, tmp_path):
     assert late < 0.75 * early
 
 
-@pytest.mark.parametrize("settings", [{}, {"ema": 0.9, "accumulate": 2, "drop_prompt": 0.5, "warmup": 3, "schedule": "cosine"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"ema": 0.9, "accumulate": 2, "drop_prompt": 0.5, "warmup": 3, "schedule": "cosine"}]
+)
 def test_stopping_anywhere_changes_nothing(settings, data, tmp_path):
-    """Stop after every step and go on: weights, average, moments and log equal an uninterrupted run's, bit for bit."""
+    """Stop after every step and go on: weights, average, moments and log equal an uninterrupted run's, bit
+    for bit."""
     train(tiny_run.make_run(tmp_path / "whole", data, **settings), progress=quiet())
     for _ in range(6):
         stop = StopRequest()
@@ -99,8 +113,11 @@ def test_stopping_anywhere_changes_nothing(settings, data, tmp_path):
 
 
 def test_accumulation_sees_the_same_clips_as_a_larger_batch(data, tmp_path):
-    """Two micro-batches of one clip give the gradient of one batch of the same two clips with the same draws."""
-    run = tiny_run.make_run(tmp_path / "a", data, tune=TuneConfig(rank=4), steps=1, batch=1, accumulate=2, held_out=0)
+    """Two micro-batches of one clip give the gradient of one batch of the same two clips with the same
+    draws."""
+    run = tiny_run.make_run(
+        tmp_path / "a", data, tune=TuneConfig(rank=4), steps=1, batch=1, accumulate=2, held_out=0
+    )
     parts = [run.task.draw(number, torch.Generator().manual_seed(number)) for number in (0, 1)]
     run.task.draw = lambda number, generator: parts[number]
     train(run, progress=quiet())
@@ -125,7 +142,9 @@ def test_buckets_never_mix_sizes_and_every_clip_is_seen(tmp_path):
             assert len({clips.entries[index].shape for index in batch}) == 1
     again = TrainingClips(folder, batch=2, seed=1)
     assert [again.chosen(number) for number in (7, 2, 5)] == [clips.chosen(number) for number in (7, 2, 5)]
-    assert "3 of 3x4x4, 2 of 2x4x6" in clips.describe().replace("2 of 2x4x6, 3 of 3x4x4", "3 of 3x4x4, 2 of 2x4x6")
+    assert "3 of 3x4x4, 2 of 2x4x6" in clips.describe().replace(
+        "2 of 2x4x6, 3 of 3x4x4", "3 of 3x4x4, 2 of 2x4x6"
+    )
 
 
 def test_dropped_prompts_become_the_empty_one(data):
@@ -143,7 +162,9 @@ def test_a_run_with_other_settings_is_not_continued(data, tmp_path):
     with pytest.raises(TrainingError, match=r"rate 0\.001 -> 0\.01"):
         train(tiny_run.make_run(tmp_path, data, rate=1e-2), progress=quiet())
     with pytest.raises(TrainingError, match=r"other settings \(tune.rank 4 -> 8"):
-        train(tiny_run.make_run(tmp_path, data, tune=TuneConfig(rank=8, alpha=8, dropout=0.1)), progress=quiet())
+        train(
+            tiny_run.make_run(tmp_path, data, tune=TuneConfig(rank=8, alpha=8, dropout=0.1)), progress=quiet()
+        )
     with pytest.raises(TrainingError, match=r"'a' is \(2,\), here it is \(3,\)"):
         fill({"a": torch.zeros(3)}, {"a": torch.zeros(2)}, tmp_path / "checkpoint.safetensors")
     with pytest.raises(TrainingError, match="2 clips a step, this one has 4"):
@@ -161,7 +182,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(data, t
         return batch, t, eps * (float("nan") if number == 3 else 1)
 
     run.task.draw = draw
-    with pytest.raises(TrainingError, match=r"The denoise loss is nan at step 4; the checkpoint of step 2 is safe: lower"):
+    with pytest.raises(
+        TrainingError, match=r"The denoise loss is nan at step 4; the checkpoint of step 2 is safe: lower"
+    ):
         train(run, progress=quiet())
     assert weights(tmp_path)
     assert all(torch.isfinite(value).all() for value in weights(tmp_path).values())
@@ -252,7 +275,11 @@ def test_gradient_checkpointing_and_bf16_train_too(data, tmp_path):
         value.data = value.data.float()
     half.task.backbone.dtype = torch.bfloat16
     train(half, progress=quiet())
-    assert all(value.dtype == torch.float32 for key, value in weights(tmp_path / "half").items() if key.startswith("model/"))
+    assert all(
+        value.dtype == torch.float32
+        for key, value in weights(tmp_path / "half").items()
+        if key.startswith("model/")
+    )
 
 
 def test_two_processes_train_one_model(data, tmp_path):
@@ -269,7 +296,10 @@ print(f"process {run.accelerator.process_index}\\n", end="", flush=True)
 """
     said = run_two(tmp_path / "two.py", code, tmp_path / "two", data)
     assert {"process 0", "process 1"} <= set(said.splitlines())
-    train(tiny_run.make_run(tmp_path / "one", data, steps=3, batch=1, accumulate=2, tune=TuneConfig(rank=4)), progress=quiet())
+    train(
+        tiny_run.make_run(tmp_path / "one", data, steps=3, batch=1, accumulate=2, tune=TuneConfig(rank=4)),
+        progress=quiet(),
+    )
     logs = [read_log(tmp_path / name / "log.csv") for name in ("one", "two")]
     for one, two in zip(*logs):
         for name in ("denoise", "gradient"):

@@ -30,7 +30,12 @@ def backbone(family: str = "toy", width: int = WIDTH) -> Backbone:
 
 
 def clips(
-    folder: Path, shapes=((3, 4, 4),) * 6, latent_space: str = "toy", tokens: bool = True, length: int = 5, width: int = WIDTH
+    folder: Path,
+    shapes=((3, 4, 4),) * 6,
+    latent_space: str = "toy",
+    tokens: bool = True,
+    length: int = 5,
+    width: int = WIDTH,
 ) -> Path:
     """Writes random clips `16 T H W`, one film each."""
     for index, shape in enumerate(shapes):
@@ -48,16 +53,35 @@ def clips(
         from safetensors.torch import save_file
 
         save_file(
-            {"frames": torch.randint(0, 256, (frames, high, wide, 3), generator=generator, dtype=torch.uint8)},
+            {
+                "frames": torch.randint(
+                    0, 256, (frames, high, wide, 3), generator=generator, dtype=torch.uint8
+                )
+            },
             folder / "frames" / path.name,
         )
     return folder
 
 
 def make_run(
-    out: Path, data: Path, *, tune: TuneConfig | None = None, family: str = "toy", objectives=None, width: int = WIDTH, **settings
+    out: Path,
+    data: Path,
+    *,
+    tune: TuneConfig | None = None,
+    family: str = "toy",
+    objectives=None,
+    width: int = WIDTH,
+    **settings,
 ) -> Run:
-    defaults = {"steps": 6, "batch": 2, "rate": 1e-3, "save_every": 2, "validate_every": 3, "held_out": 0.2, "tensorboard": False}
+    defaults = {
+        "steps": 6,
+        "batch": 2,
+        "rate": 1e-3,
+        "save_every": 2,
+        "validate_every": 3,
+        "held_out": 0.2,
+        "tensorboard": False,
+    }
     config = TrainerConfig(**(defaults | settings))
     made = backbone(family, width)
     tune = tune or TuneConfig(rank=4, alpha=8, dropout=0.1)

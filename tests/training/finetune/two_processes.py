@@ -17,10 +17,21 @@ def free_port() -> int:
 
 
 def run_two(script: Path, code: str, *arguments: object) -> str:
-    """Writes `code` to `script`, runs it as two processes and returns what they print. Fails with their errors."""
+    """Writes `code` to `script`, runs it as two processes and returns what they print. Fails with their
+    errors."""
     script.write_text(code)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(free_port()),
+    ]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, str(script), *map(str, arguments)], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, str(script), *map(str, arguments)], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -18,12 +18,18 @@ COLUMNS = (
     *ROUTING_COLUMNS,
     *SIGMA_COLUMNS,
 )  # fmt: skip
-"""gain: 1 - flow / base, the share of the frozen model's error that the correction removes. off_label: routing weight given to
-experts without a label. recall: share of the labels whose expert ran. route X: mean routing weight of an expert. X + Y: share of
-the clips for which both experts ran. X at sigma S: mean residual of a category by noise level. std X: deviation of a field within
-a clip before the experts; constants obey every law, so a fall towards 0 means that the residuals judge nothing any more."""
-VALIDATION_COLUMNS = ("val_gain", *(f"val_std {name}" for name in SLOTS), *(f"val_runs {name}" for name in CATEGORIES))
-"""val_gain, val_std X: as gain and std X, on held-out clips. val_runs X: share of those for which an expert ran."""
+"""gain: 1 - flow / base, the share of the frozen model's error that the correction removes. off_label:
+routing weight given to experts without a label. recall: share of the labels whose expert ran. route X: mean
+routing weight of an expert. X + Y: share of the clips for which both experts ran. X at sigma S: mean residual
+of a category by noise level. std X: deviation of a field within a clip before the experts; constants obey
+every law, so a fall towards 0 means that the residuals judge nothing any more."""
+VALIDATION_COLUMNS = (
+    "val_gain",
+    *(f"val_std {name}" for name in SLOTS),
+    *(f"val_runs {name}" for name in CATEGORIES),
+)
+"""val_gain, val_std X: as gain and std X, on held-out clips. val_runs X: share of those for which an expert
+ran."""
 CURVE_PANELS = {
     "flow target": ("observable",),
     "flow matching": ("flow", "base"),

@@ -76,11 +76,14 @@ class PilaClips:
         return hashlib.blake2b("\n".join(self.names).encode(), digest_size=8).hexdigest()
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Several examples as one batch; shorter prompts are filled up with zeros. Raises DatasetError for unequal clip sizes."""
+        """Several examples as one batch; shorter prompts are filled up with zeros. Raises DatasetError for
+        unequal clip sizes."""
         examples = [self.load(index) for index in indices]
         sizes = {tuple(example.latent.shape) for example in examples}
         if len(sizes) > 1:
-            raise DatasetError(f"clips of sizes {sorted(sizes)} cannot share a batch: cache one size, or use batch 1.")
+            raise DatasetError(
+                f"clips of sizes {sorted(sizes)} cannot share a batch: cache one size, or use batch 1."
+            )
         longest = max(example.tokens.shape[0] for example in examples)
         tokens = [torch.nn.functional.pad(e.tokens, (0, 0, 0, longest - e.tokens.shape[0])) for e in examples]
         names = ("latent", "cond", "labels", "flow", "confidence")
@@ -102,31 +105,38 @@ def read_labels(path: Path | None) -> dict[str, Iterable[str]]:
             label_vector(row["labels"])
             found[row["prompt"]] = row["labels"]
         except (ValueError, KeyError, TypeError) as error:
-            raise DatasetError(f"line {number} of {path.name} is not a prompt with labels ({error}).") from error
+            raise DatasetError(
+                f"line {number} of {path.name} is not a prompt with labels ({error})."
+            ) from error
     return found
 
 
 def labels_of(caption: str, known: dict[str, Iterable[str]]) -> Tensor:
-    """The multi-hot label vector of a caption: from the file where it is there, otherwise by the offline rules."""
+    """The multi-hot label vector of a caption: from the file where it is there, otherwise by the offline
+    rules."""
     return (label_vector(known[caption] if caption in known else rule_labels(caption)) > 0).float()
 
 
-# --- optical flow, cached per clip ----------------------------------------------------------------------------------------
+# --- optical flow, cached per clip --------------------------------------------------------------------------
 
 
-# --- sources --------------------------------------------------------------------------------------------------------------
+# --- sources ------------------------------------------------------------------------------------------------
 
 
 def cached_clips(
     folder: Path, flows: Path, source: FlowSource, backbone: Any, labels: Path | None = None, raft: Any = None
 ) -> PilaClips:
-    """Clips that `latent-physics cache --tokens` left in `folder`; their flow is made as they are read and kept in `flows`.
+    """Clips that `latent-physics cache --tokens` left in `folder`; their flow is made as they are read and
+    kept in `flows`.
 
-    Raises DatasetError where the folder holds no clip, a clip lacks its tokens, or the latents are another backbone's.
+    Raises DatasetError where the folder holds no clip, a clip lacks its tokens, or the latents are another
+    backbone's.
     """
     known, found = read_labels(labels), ClipFolder.scan(folder, tokens=True)
     if found.latent_space != backbone.latent_space:
-        raise DatasetError(f"{folder} holds {found.latent_space} latents; this backbone has {backbone.latent_space} ones.")
+        raise DatasetError(
+            f"{folder} holds {found.latent_space} latents; this backbone has {backbone.latent_space} ones."
+        )
     paths = [entry.path for entry in found.entries]
 
     def load(index: int) -> Example:
@@ -137,7 +147,9 @@ def cached_clips(
         flow, confidence = cached_flow(flows / paths[index].name, latent, source, backbone, raft)
         tokens, cond = clip.tokens.float(), clip.cond.float()
         labels = labels_of(clip.info.caption, known)
-        return Example(latent=latent, tokens=tokens, cond=cond, labels=labels, flow=flow, confidence=confidence)
+        return Example(
+            latent=latent, tokens=tokens, cond=cond, labels=labels, flow=flow, confidence=confidence
+        )
 
     return PilaClips(
         names=[path.name for path in paths],
@@ -148,8 +160,11 @@ def cached_clips(
     )
 
 
-def toy_clips(count: int, seed: int, folder: Path, backbone: Any, on_part: Callable[[int], None] | None = None) -> PilaClips:
-    """`count` clips of the toy worlds with the right dynamics, encoded once into `folder` (in parts: a stopped run goes on).
+def toy_clips(
+    count: int, seed: int, folder: Path, backbone: Any, on_part: Callable[[int], None] | None = None
+) -> PilaClips:
+    """`count` clips of the toy worlds with the right dynamics, encoded once into `folder` (in parts: a
+    stopped run goes on).
 
     Flow comes from the rendered frames, labels from the worlds' names. Raises OSError.
     """
@@ -165,7 +180,9 @@ def toy_clips(count: int, seed: int, folder: Path, backbone: Any, on_part: Calla
         except WeightsError:
             clips, prompts, worlds = mixture(size, seed * 1_000_003 + start, 0.0)
             state = _encode_toys(clips, prompts, worlds, backbone)
-            save_weights(path, state, WeightsInfo(kind=TOY_KIND, latent_space="toy", config={"prompts": prompts}))
+            save_weights(
+                path, state, WeightsInfo(kind=TOY_KIND, latent_space="toy", config={"prompts": prompts})
+            )
         stored.append(state)
         if on_part is not None:
             on_part(start + size)
@@ -176,11 +193,14 @@ def toy_clips(count: int, seed: int, folder: Path, backbone: Any, on_part: Calla
 
     shape = columns["latent"].shape
     names = [f"toy clip {seed}/{index}" for index in range(count)]
-    return PilaClips(names=names, latent_space="toy", channels=shape[1], cond_dim=columns["cond"].shape[1], load=load)
+    return PilaClips(
+        names=names, latent_space="toy", channels=shape[1], cond_dim=columns["cond"].shape[1], load=load
+    )
 
 
 def shuffled_index(number: int, count: int, seed: int, epochs: dict[tuple[int, int], Epochs]) -> int:
-    """Place `number` of an endless sequence of shuffled epochs over `count` clips; `epochs` remembers the last sequence."""
+    """Place `number` of an endless sequence of shuffled epochs over `count` clips; `epochs` remembers the
+    last sequence."""
     if (seed, count) not in epochs:
         epochs.clear()
         epochs[seed, count] = Epochs(count, seed)

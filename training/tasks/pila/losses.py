@@ -97,7 +97,8 @@ def stage_b(adapter: PilaAdapter, step: Step, clips: Noised) -> tuple[Tensor, di
 
 
 def law_mask(step: Step, clips: Noised, fields: Mapping[str, Tensor]) -> Tensor:
-    """Where the laws are judged on this step, `B 1 T H W`: everywhere, then the bootstrap mask, then the physical one."""
+    """Where the laws are judged on this step, `B 1 T H W`: everywhere, then the bootstrap mask, then the
+    physical one."""
     physical = physical_mask({name: value.detach() for name, value in fields.items()}, clips.batch.labels)
     return blended_mask(step.number, bootstrap_mask(clips.velocity, clips.estimate), physical)
 
@@ -131,9 +132,15 @@ def stage_c(adapter: PilaAdapter, step: Step, clips: Noised) -> tuple[Tensor, di
 def coupling_row(
     adapter: PilaAdapter, out: PilaOutput, result: CouplingLoss, velocity: Tensor, sigma: Tensor
 ) -> dict[str, float]:
-    """Columns of the log: errors, size of the correction, every residual, and each category's by noise level."""
+    """Columns of the log: errors, size of the correction, every residual, and each category's by noise
+    level."""
     law, gate = result.physics, wide(adapter.gate(sigma))
-    row = {"flow": result.flow.item(), "base": result.base.item(), "physics": law.loss.item(), "samples": law.samples}
+    row = {
+        "flow": result.flow.item(),
+        "base": result.base.item(),
+        "physics": law.loss.item(),
+        "samples": law.samples,
+    }
     row["ratio"] = ((gate * out.delta).norm() / velocity.norm()).item()
     row |= {name: value.mean().item() for name, value in law.terms.items()}
     for category, (levels, residuals) in law.judged.items():
@@ -145,7 +152,8 @@ def coupling_row(
 
 
 def routing_row(routing: Routing, labels: Tensor) -> dict[str, float]:
-    """Columns of the log: mean weight of each expert, weight without a label, label recall, and which experts ran together."""
+    """Columns of the log: mean weight of each expert, weight without a label, label recall, and which experts
+    ran together."""
     weights, together = routing.weights.detach(), coactivation(routing)
     row = {f"route {name}": value for name, value in zip(CATEGORIES, weights.mean(dim=0).tolist())}
     row["off_label"] = (weights * (labels == 0)).sum(dim=1).mean().item()
@@ -155,7 +163,8 @@ def routing_row(routing: Routing, labels: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def variation(fields: Mapping[str, Tensor]) -> dict[str, float]:
-    """Standard deviation of each field over space and time, in its units; mean over channels and clips: columns of the log."""
+    """Standard deviation of each field over space and time, in its units; mean over channels and clips:
+    columns of the log."""
     return {f"std {name}": value.flatten(2).std(dim=2).mean().item() for name, value in fields.items()}
 
 

@@ -40,10 +40,11 @@ class PilaTraining:
     observable_anchor: NotNegative = 0.1
     """Weight of the flow target in stage B."""
     coupling_anchor: NotNegative = 0.0
-    """Weight of the flow target in stage C. The paper's Eq 11 has none; without it the velocity slot can forget the flow."""
+    """Weight of the flow target in stage C. The paper's Eq 11 has none; without it the velocity slot can
+    forget the flow."""
     coupling_spread: NotNegative = 0.0
-    """Weight, in stage C, of the guards against pressure, density, phase, temperature, impulse and wave fields that collapse to a
-    constant."""
+    """Weight, in stage C, of the guards against pressure, density, phase, temperature, impulse and wave
+    fields that collapse to a constant."""
     drop_prompt: Share = 0.1
     """Share of samples trained without a prompt."""
     shift: Positive = 5.0
@@ -53,13 +54,15 @@ class PilaTraining:
     lr: Positive = 1e-5
     """Learning rate of AdamW, constant until the cooldown."""
     cooldown: Share = 0.1
-    """Share of stage C over which the learning rate falls to 0 along a cosine, at its end. The paper's rate is constant: 0."""
+    """Share of stage C over which the learning rate falls to 0 along a cosine, at its end. The paper's rate
+    is constant: 0."""
     weight_decay: NotNegative = 0.01
     """Weight decay of AdamW."""
     clip: Positive = 0.5
     """Gradients are scaled down to this norm."""
     ema: Decay = 0.0
-    """Decay of an exponential moving average of the adapter; 0 keeps none. The average is validated and exported."""
+    """Decay of an exponential moving average of the adapter; 0 keeps none. The average is validated and
+    exported."""
     keep: Literal["best", "last"] = "last"
     """Which weights are exported: those with the largest gain on held-out clips, or the last ones."""
     read_ahead: Number = 1
@@ -111,4 +114,6 @@ def check(config: PilaTraining) -> None:
     settings.check(config)
     if not config.alpha_start <= config.impulse_start <= config.wave_start:
         starts = (config.alpha_start, config.impulse_start, config.wave_start)
-        raise TrainingError(f"the recovery phases start at {starts}; each must start at or after the one before.")
+        raise TrainingError(
+            f"the recovery phases start at {starts}; each must start at or after the one before."
+        )

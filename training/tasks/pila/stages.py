@@ -1,4 +1,5 @@
-"""The stages of PILA's training (arXiv 2606.04737, section B.3): which parts learn in each, how fast, and how noisy it gets."""
+"""The stages of PILA's training (arXiv 2606.04737, section B.3): which parts learn in each, how fast, and how
+noisy it gets."""
 
 from __future__ import annotations
 
@@ -62,20 +63,30 @@ def stages_of(config: PilaTraining, method: Method = FULL) -> list[Stage]:
     coupling = Stage(name="C", steps=config.coupling_steps, low=0.0)
     if not method.staged:
         return [coupling]
-    observable = [Stage(name=f"A{i}", steps=config.observable_steps, low=low) for i, low in enumerate((0.90, 0.75, 0.50), 1)]
+    observable = [
+        Stage(name=f"A{i}", steps=config.observable_steps, low=low)
+        for i, low in enumerate((0.90, 0.75, 0.50), 1)
+    ]
     return [*observable, Stage(name="B", steps=config.recovery_steps, low=0.0), coupling]
 
 
 def parts_of(adapter: PilaAdapter, stage: str, staged: bool = True) -> dict[str, list[nn.Module]]:
-    """Which modules learn in a stage: "main" at the full rate, "slow" (frozen at first) in the coupling stage."""
+    """Which modules learn in a stage: "main" at the full rate, "slow" (frozen at first) in the coupling
+    stage."""
     if not staged:
         return {"main": [adapter], "slow": []}  # nothing was trained before, so there is nothing to protect
     if stage.startswith("A"):
-        return {"main": [adapter.encoder, adapter.level, adapter.afe.scaffold, adapter.afe.u_head], "slow": []}
+        return {
+            "main": [adapter.encoder, adapter.level, adapter.afe.scaffold, adapter.afe.u_head],
+            "slow": [],
+        }
     if stage == "B":
         return {"main": [adapter.afe.p_rho_head, adapter.afe.heads], "slow": []}
     rest = [adapter.level, adapter.condition, adapter.router, adapter.experts, adapter.decoder]
-    return {"main": [*rest, adapter.afe.p_rho_head, adapter.afe.heads], "slow": [adapter.encoder, adapter.afe.scaffold]}
+    return {
+        "main": [*rest, adapter.afe.p_rho_head, adapter.afe.heads],
+        "slow": [adapter.encoder, adapter.afe.scaffold],
+    }
 
 
 def draw_sigma(count: int, low: float, shift: float, generator: torch.Generator) -> Tensor:

@@ -1,6 +1,7 @@
 """PILA's training (arXiv 2606.04737, section B.3) as a task of the one loop: its stages are phases of it.
 
-Every random draw is a function of (seed, stage, step), and each process takes its own stretch of what is drawn for all.
+Every random draw is a function of (seed, stage, step), and each process takes its own stretch of what is
+drawn for all.
 """
 
 from __future__ import annotations
@@ -37,15 +38,17 @@ from .zero import ZeroStepper, check_stage, units
 
 
 def make_accelerator(config: PilaTraining, device: str | None = None) -> Any:
-    """accelerate's Accelerator for a run; `device` goes before the config's. Raises TrainingError where the launch shards
-    weights.
+    """accelerate's Accelerator for a run; `device` goes before the config's. Raises TrainingError where the
+    launch shards weights.
 
     Mixed precision is the module's own business, so that weights and fields stay float32 under DeepSpeed too.
     """
     from accelerate import DistributedDataParallelKwargs
 
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        raise TrainingError("PILA's adapter takes 48 MB, nothing worth sharding; launch it with ddp.yaml or zero2.yaml.")
+        raise TrainingError(
+            "PILA's adapter takes 48 MB, nothing worth sharding; launch it with ddp.yaml or zero2.yaml."
+        )
     # A step uses the experts that its clips are routed to, so some parameters get no gradient.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     accelerator = processes.start("no", device=pick_device(device or config.device), handlers=[unused])
@@ -66,10 +69,11 @@ class PilaStudent(nn.Module):
         self.mean: Callable[[Tensor], Tensor] = Tensor.detach
 
     def forward(self, batch: Batch, sigma: Tensor, noise: Tensor, kept: Tensor) -> dict[str, Tensor]:
-        """Clips, noise levels `B`, noise `B C T H W` and whose prompt is kept `B 1` -> the loss, and what is logged of it.
+        """Clips, noise levels `B`, noise `B C T H W` and whose prompt is kept `B 1` -> the loss, and what is
+        logged of it.
 
-        In evaluation mode, of the coupling: sums of the squared errors with and without the correction, the variation of the
-        fields, and which experts ran.
+        In evaluation mode, of the coupling: sums of the squared errors with and without the correction, the
+        variation of the fields, and which experts ran.
         """
         clips = self.noised(batch, sigma, noise, kept)
         with torch.autocast(sigma.device.type, torch.bfloat16) if self.config.bf16 else nullcontext():
@@ -79,7 +83,9 @@ class PilaStudent(nn.Module):
                 number=self.step, config=self.config, weights=self.weights, laws=self.laws, mean=self.mean
             )
             loss, row = self.formula(self.adapter, step, clips)
-        if self.several and not loss.requires_grad:  # an ablation in which no clip of this process counted: zeros, not silence
+        if (
+            self.several and not loss.requires_grad
+        ):  # an ablation in which no clip of this process counted: zeros, not silence
             loss = loss + 0.0 * sum(p.sum() for p in self.adapter.parameters() if p.requires_grad)
         return {"loss": loss, **{name: loss.new_tensor(value) for name, value in row.items()}}
 
@@ -101,24 +107,30 @@ class PilaStudent(nn.Module):
         corrected = velocity + wide(self.adapter.gate(clips.sigma)) * out.delta
         found = {"error": (corrected - target).square().sum(), "base": (velocity - target).square().sum()}
         if out.routing is not None:
-            found |= {f"val_{name}": target.new_tensor(value) for name, value in variation(out.fields).items()}
+            found |= {
+                f"val_{name}": target.new_tensor(value) for name, value in variation(out.fields).items()
+            }
             runs = out.routing.selected.float().mean(dim=0)
             found |= {f"val_runs {name}": share for name, share in zip(CATEGORIES, runs)}
         return found
 
 
 class PilaTask(Task):
-    """The stages on cached or drawn clips. `backbone`: any object with `predict`, `latent_space`, `prediction`."""
+    """The stages on cached or drawn clips. `backbone`: any object with `predict`, `latent_space`,
+    `prediction`."""
 
     names, validation_names, shown = COLUMNS, VALIDATION_COLUMNS, ("physics", "val_gain")
     pictures = {CURVES: CURVE_PANELS, RESIDUALS: RESIDUAL_PANELS}
     may_change, shared_draws = ("coupling_steps",), True
 
-    def __init__(self, backbone: Any, clips: PilaClips, config: PilaTraining, adapter: PilaConfig, method: Method) -> None:
+    def __init__(
+        self, backbone: Any, clips: PilaClips, config: PilaTraining, adapter: PilaConfig, method: Method
+    ) -> None:
         """Raises TrainingError where the backbone predicts no velocity."""
         if backbone.prediction != "flow":
             raise TrainingError(
-                f"PILA corrects a flow's velocity; the {backbone.family} backbone predicts {backbone.prediction!r}."
+                f"PILA corrects a flow's velocity; the {backbone.family} backbone predicts "
+                f"{backbone.prediction!r}."
             )
         self.clips, self.config, self.method = clips, config, method
         self.latent_space, self.about = clips.latent_space, {"recipe": "PILA"}
@@ -152,7 +164,10 @@ class PilaTask(Task):
             slow = name == "slow"
             for modules in [[unit] for unit in units(parts[name])] if self.sharded else [parts[name]]:
                 parameters = [p for module in modules for p in module.parameters()]
-                rate, starts = config.rate * (self.config.slow if slow else 1.0), self.config.freeze_steps if slow else 0
+                rate, starts = (
+                    config.rate * (self.config.slow if slow else 1.0),
+                    self.config.freeze_steps if slow else 0,
+                )
                 groups.append(ParameterGroup(parameters=parameters, rate=rate, starts=starts))
         return groups
 
@@ -171,17 +186,22 @@ class PilaTask(Task):
         noise = torch.randn(count, *batch.latent.shape[1:], generator=generator)
         kept = torch.ones(count, 1)
         if stage.name == "C":
-            labels = batch.labels.repeat(self.processes, 1)  # each row is drawn by itself: the others' do not matter
+            labels = batch.labels.repeat(
+                self.processes, 1
+            )  # each row is drawn by itself: the others' do not matter
             batch = replace(batch, labels=self.share(self.method.relabel(labels, generator)))
             kept = (torch.rand(count, 1, generator=generator) >= config.drop_prompt).float()
         return batch, self.share(sigma), self.share(noise), self.share(kept)
 
     def read(self, number: int) -> Batch:
-        """This process's clips of a step: a stretch of an endless sequence of shuffled epochs over the clips not held out."""
+        """This process's clips of a step: a stretch of an endless sequence of shuffled epochs over the clips
+        not held out."""
         count, size = len(self.clips) - self.held, self.config.batch
         first = (number * self.processes + self.rank) * size
         seed = self.config.seed * 16 + self.stage
-        return self.clips.batch([self.held + shuffled_index(first + i, count, seed, self._epochs) for i in range(size)])
+        return self.clips.batch(
+            [self.held + shuffled_index(first + i, count, seed, self._epochs) for i in range(size)]
+        )
 
     @property
     def validation_count(self) -> int:
@@ -190,14 +210,17 @@ class PilaTask(Task):
     def draw_validation(self, place: int, generator: torch.Generator) -> tuple[Batch, Tensor, Tensor, Tensor]:
         """One clip; the noise levels of all of them are spread as training's are."""
         batch = self.clips.batch([place])
-        sigma = draw_sigma(self.held, 0.0, self.config.shift, torch.Generator().manual_seed(977))[place : place + 1]
+        sigma = draw_sigma(self.held, 0.0, self.config.shift, torch.Generator().manual_seed(977))[
+            place : place + 1
+        ]
         return batch, sigma, torch.randn(batch.latent.shape, generator=generator), torch.ones(1, 1)
 
     def derive(self, row: dict[str, float]) -> dict[str, float]:
         return row | {"gain": 1.0 - row["flow"] / row["base"]} if "flow" in row else row
 
     def metrics(self, sums: Mapping[str, float], count: int) -> dict[str, float]:
-        """val_gain: the share of the frozen model's flow-matching error that the correction removes on held-out clips."""
+        """val_gain: the share of the frozen model's flow-matching error that the correction removes on
+        held-out clips."""
         means = {name: value / count for name, value in sums.items() if name.startswith("val_")}
         return {"val_gain": 1.0 - sums["error"] / sums["base"], **means}
 
@@ -228,14 +251,19 @@ class PilaTask(Task):
     def export(self, path: Path, weights: Mapping[str, Tensor], report: Report) -> None:
         """Writes the adapter file that ComfyUI loads, in half precision for the toy world. Raises OSError."""
         adapter = copy.deepcopy(self.adapter)
-        adapter.load_state_dict({name.removeprefix("adapter."): value for name, value in weights.items()}, strict=False)
+        adapter.load_state_dict(
+            {name.removeprefix("adapter."): value for name, value in weights.items()}, strict=False
+        )
         dtype = torch.float16 if self.latent_space == "toy" else torch.float32
         save_adapter(path, adapter, self.latent_space, self.recipe(report), dtype)
 
 
 def findings(found: Mapping[str, float]) -> dict[str, list[str]]:
-    """What a validation found wrong: free slots that are constant, and experts that no held-out clip was routed to."""
-    spread = {name.removeprefix("val_std "): value for name, value in found.items() if name.startswith("val_std ")}
+    """What a validation found wrong: free slots that are constant, and experts that no held-out clip was
+    routed to."""
+    spread = {
+        name.removeprefix("val_std "): value for name, value in found.items() if name.startswith("val_std ")
+    }
     if not spread:
         return {}
     unused = [name for name in CATEGORIES if found.get(f"val_runs {name}") == 0]
@@ -293,11 +321,15 @@ class PilaRun:
 
     @property
     def val_gain(self) -> float | None:
-        """What the weights that are kept remove of the frozen model's error on held-out clips; None before stage C."""
+        """What the weights that are kept remove of the frozen model's error on held-out clips; None before
+        stage C."""
         return self.loop.report().kept.get("val_gain")
 
     def run(
-        self, stop: StopRequest | None = None, on_step: OnStep | None = None, progress: ProgressLine | None = None
+        self,
+        stop: StopRequest | None = None,
+        on_step: OnStep | None = None,
+        progress: ProgressLine | None = None,
     ) -> None:
         """Trains until every stage is done, `stop` is asked for, or `on_step` returns False; then saves."""
         self._run.on_step = on_step
@@ -309,7 +341,8 @@ class PilaRun:
 
 
 def loop_config(config: PilaTraining) -> LoopConfig:
-    """The part of the settings that any training has; stages A and B keep their rate, stage C ends in a cosine to 0."""
+    """The part of the settings that any training has; stages A and B keep their rate, stage C ends in a
+    cosine to 0."""
     return LoopConfig(
         batch=config.batch, rate=config.lr, schedule="cosine" if config.cooldown else "constant", final_rate=0.0,
         tail=config.cooldown or 1.0, weight_decay=config.weight_decay, beta1=0.9, beta2=0.999, clip=config.clip,
@@ -319,13 +352,17 @@ def loop_config(config: PilaTraining) -> LoopConfig:
 
 
 def train(run: PilaRun, stop: StopRequest) -> None:
-    """Runs it until it is finished or `stop` is asked for, with a line that says how far it is. Raises as `loop.train`."""
+    """Runs it until it is finished or `stop` is asked for, with a line that says how far it is. Raises as
+    `loop.train`."""
     say, task, accelerator = run.accelerator.print, run.task, run.accelerator
     size = sum(p.numel() for p in run.adapter.parameters()) / 1e6
     plan = ", ".join(f"{stage.name} {stage.steps}" for stage in task.stages)
     several = accelerator.num_processes
     where = f"{accelerator.device}" if several == 1 else f"{several} processes"
-    say(f"{len(task.clips)} clips of {task.latent_space} latents; {size:.2f}M parameters on {where}; steps: {plan}.")
+    say(
+        f"{len(task.clips)} clips of {task.latent_space} latents; {size:.2f}M parameters on {where}; steps: "
+        f"{plan}."
+    )
     if run.total_steps:
         say(f"Resumed at step {run.total_steps} ({clock(run.loop.seconds)} of training so far).")
     run.run(stop, progress=ProgressLine("PILA"))

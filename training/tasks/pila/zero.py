@@ -1,12 +1,13 @@
 """PILA's optimiser step under DeepSpeed ZeRO-2, which keeps gradients and moments in shards.
 
-DeepSpeed assumes that every process finds the same gradients in the same order: it packs them into a bucket as they come, and
-averages buckets. A routed adapter breaks that, because the experts that run, and the order in which backward reaches them,
-depend on a process's clips. Here gradients are therefore found first and then handed over in one fixed order.
+DeepSpeed assumes that every process finds the same gradients in the same order: it packs them into a bucket
+as they come, and averages buckets. A routed adapter breaks that, because the experts that run, and the order
+in which backward reaches them, depend on a process's clips. Here gradients are therefore found first and then
+handed over in one fixed order.
 
-DeepSpeed also steps every tensor, with a gradient of zero where there was none; AdamW alone leaves such a tensor, its moments
-and its count of steps as they are. Each part that may go unused is a group of its own here, and a group that no process used
-sits a step out.
+DeepSpeed also steps every tensor, with a gradient of zero where there was none; AdamW alone leaves such a
+tensor, its moments and its count of steps as they are. Each part that may go unused is a group of its own
+here, and a group that no process used sits a step out.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def check_stage(accelerator: Any) -> None:
     """Raises TrainingError for a ZeRO stage that shards the weights too, and for one that shards nothing."""
     stage = accelerator.state.deepspeed_plugin.zero_stage
     if stage not in STAGES:
-        raise TrainingError(f"the launch asks for ZeRO stage {stage}; PILA's adapter trains with stage 2, as in zero2.yaml.")
+        raise TrainingError(
+            f"the launch asks for ZeRO stage {stage}; PILA's adapter trains with stage 2, as in zero2.yaml."
+        )
 
 
 def units(modules: Sequence[nn.Module]) -> Iterator[nn.Module]:
@@ -71,16 +74,21 @@ class ZeroStepper:
         groups: Sequence[ParameterGroup],
         config: LoopConfig,
     ) -> None:
-        """`groups` are the `units` of `task.adapter`; every one of their parameters must require a gradient."""
+        """`groups` are the `units` of `task.adapter`; every one of their parameters must require a
+        gradient."""
         self.accelerator, self.task, self.module = accelerator, task, task.module
         self.groups = [group for group in groups if group.parameters]
         self.parameters = [parameter for group in self.groups for parameter in group.parameters]
         accelerator.free_memory()  # the stage before lets go of its gradients
         settings = processes.tell_deepspeed(accelerator, batch=config.batch, accumulate=1, clip=config.clip)
         # DeepSpeed sets aside a buffer of 2 GB by default; everything there is to average fits into this one.
-        settings["zero_optimization"]["reduce_bucket_size"] = sum(parameter.numel() for parameter in self.parameters)
+        settings["zero_optimization"]["reduce_bucket_size"] = sum(
+            parameter.numel() for parameter in self.parameters
+        )
         self.engine, self.optimizer = accelerator.prepare(Handover(task.adapter), optimizer)
-        base = self.optimizer.optimizer.optimizer  # below accelerate's and DeepSpeed's: AdamW, or its twin for the CPU
+        base = (
+            self.optimizer.optimizer.optimizer
+        )  # below accelerate's and DeepSpeed's: AdamW, or its twin for the CPU
         base.register_step_pre_hook(hide_unused_groups)
         base.register_step_post_hook(restore_groups)
 
@@ -93,13 +101,19 @@ class ZeroStepper:
         found: list[Tensor | None] = [None] * len(learning)
         if loss.requires_grad:
             found = list(torch.autograd.grad(loss, learning, allow_unused=True))
-        own = {id(parameter): gradient for parameter, gradient in zip(learning, found, strict=True) if gradient is not None}
+        own = {
+            id(parameter): gradient
+            for parameter, gradient in zip(learning, found, strict=True)
+            if gradient is not None
+        }
         counts = [float(any(id(parameter) in own for parameter in group.parameters)) for group in self.groups]
         used = self.accelerator.reduce(torch.tensor(counts, device=self.accelerator.device), "sum") > 0
         gradients = [own.get(id(parameter), torch.zeros_like(parameter)) for parameter in self.parameters]
         for group, flag in zip(self.optimizer.param_groups, used.tolist(), strict=True):
             group["used"] = flag
-        self.accelerator.backward(self.engine(self.parameters, gradients))  # DeepSpeed steps in here, group by group
+        self.accelerator.backward(
+            self.engine(self.parameters, gradients)
+        )  # DeepSpeed steps in here, group by group
 
     def clip(self) -> float:
         """The gradient's norm before DeepSpeed clipped it by its own settings."""

@@ -55,20 +55,26 @@ def run_stage(
     ema: float = 0.0,
     stop: StopRequest | None = None,
 ) -> None:
-    """Trains a stage in a folder of its own and leaves its module with the weights to use, averaged where there is an average.
+    """Trains a stage in a folder of its own and leaves its module with the weights to use, averaged where
+    there is an average.
 
-    Several processes (torchrun) average their gradients. Raises StageStoppedError, and TrainingError as `loop.train` does.
+    Several processes (torchrun) average their gradients. Raises StageStoppedError, and TrainingError as
+    `loop.train` does.
     """
     from accelerate import DistributedDataParallelKwargs
 
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    settings = {"seed": config.seed, "rate": rate} | {key: getattr(config, key) for key in SHAPED_BY.get(task.name, ())}
+    settings = {"seed": config.seed, "rate": rate} | {
+        key: getattr(config, key) for key in SHAPED_BY.get(task.name, ())
+    }
     plan = LoopConfig(
         steps=steps, rate=rate, batch=batch, ema=ema, warmup=100, schedule="cosine", final_rate=0.02, beta2=0.98,
         seed=config.seed, save_every=config.save_every,
     )  # fmt: skip
     accelerator = processes.start(device="cpu", handlers=[unused])
-    loop = Loop(Run(config=plan, settings=settings, task=task, out=config.out / task.name, accelerator=accelerator))
+    loop = Loop(
+        Run(config=plan, settings=settings, task=task, out=config.out / task.name, accelerator=accelerator)
+    )
     outcome = loop.go(stop, ProgressLine(f"toy world: {task.name}"))
     if outcome.stopped:
         raise StageStoppedError(f"Stopped after step {outcome.step} of {steps} of stage {task.name}")
@@ -98,7 +104,10 @@ class BaseStudent(nn.Module):
     def __init__(self, dit: nn.Module, text: ToyTextEncoder, config: ToyWorldConfig) -> None:
         super().__init__()
         self.dit, self.bf16 = dit, config.bf16
-        self._frozen = (torch.compile(dit) if config.compiled else dit, text)  # in a tuple: no parameters of this module
+        self._frozen = (
+            torch.compile(dit) if config.compiled else dit,
+            text,
+        )  # in a tuple: no parameters of this module
 
     def forward(self, clean: Tensor, eps: Tensor, sigma: Tensor, texts: Texts) -> dict[str, Tensor]:
         """Latents and noise `B C T H W`, noise levels `B` -> the mean squared error of the velocity."""
@@ -107,14 +116,19 @@ class BaseStudent(nn.Module):
             tokens, _ = text(list(texts))
         mixed = sigma.view(-1, 1, 1, 1, 1)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            velocity = predict((1 - mixed) * clean + mixed * eps, sigma * TIMESTEPS, tokens, return_dict=False)[0]
+            velocity = predict(
+                (1 - mixed) * clean + mixed * eps, sigma * TIMESTEPS, tokens, return_dict=False
+            )[0]
         return {"flow": nn.functional.mse_loss(velocity.float(), eps - clean)}
 
 
 class BaseTask(StageTask):
-    """The base model on the mixture's latents, at shifted uniform noise levels; each process takes every n-th clip."""
+    """The base model on the mixture's latents, at shifted uniform noise levels; each process takes every n-th
+    clip."""
 
-    def __init__(self, config: ToyWorldConfig, text: ToyTextEncoder, latents: Tensor, prompts: list[str]) -> None:
+    def __init__(
+        self, config: ToyWorldConfig, text: ToyTextEncoder, latents: Tensor, prompts: list[str]
+    ) -> None:
         super().__init__("base", BaseStudent(build_dit(config), text, config), ("flow",))
         self.config, self.latents, self.prompts = config, latents, prompts
 
@@ -129,14 +143,28 @@ class BaseTask(StageTask):
         u = (torch.arange(config.batch) + torch.rand(config.batch, generator=generator)) / config.batch
         sigma = config.shift * u / (1 + (config.shift - 1) * u)
         dropped = torch.rand(config.batch, generator=generator) < config.drop_prompt
-        texts = ["" if drop else self.prompts[index] for drop, index in zip(dropped.tolist(), chosen.tolist())]
+        texts = [
+            "" if drop else self.prompts[index] for drop, index in zip(dropped.tolist(), chosen.tolist())
+        ]
         return clean[mine], eps[mine], sigma[mine], Texts(texts[mine])
 
 
 def train_base(
-    config: ToyWorldConfig, text: ToyTextEncoder, latents: Tensor, prompts: list[str], stop: StopRequest | None = None
+    config: ToyWorldConfig,
+    text: ToyTextEncoder,
+    latents: Tensor,
+    prompts: list[str],
+    stop: StopRequest | None = None,
 ) -> nn.Module:
     """The base model, averaged, in evaluation mode. Raises as `run_stage`."""
     task = BaseTask(config, text, latents, prompts)
-    run_stage(task, config, steps=config.base_steps, rate=config.base_rate, batch=config.batch, ema=config.ema, stop=stop)
+    run_stage(
+        task,
+        config,
+        steps=config.base_steps,
+        rate=config.base_rate,
+        batch=config.batch,
+        ema=config.ema,
+        stop=stop,
+    )
     return task.module.dit

@@ -1,6 +1,8 @@
-"""`latent-physics toy-teachers`: small VideoMAE and V-JEPA 2 encoders (transformers' classes), trained on toy clips alone.
+"""`latent-physics toy-teachers`: small VideoMAE and V-JEPA 2 encoders (transformers' classes), trained on toy
+clips alone.
 
-They stand in for the real teachers wherever the toy world is used: same interfaces, seconds instead of minutes.
+They stand in for the real teachers wherever the toy world is used: same interfaces, seconds instead of
+minutes.
 """
 
 from __future__ import annotations
@@ -71,7 +73,9 @@ class ToyClips(Task):
         """`B 3 T H W` in [0, 1]."""
         from ....toyworld import mixture
 
-        return mixture(self.config.trainer.batch, seed, self.config.wrong)[0][:, :, 1 : FRAMES + 1].contiguous()
+        return mixture(self.config.trainer.batch, seed, self.config.wrong)[0][
+            :, :, 1 : FRAMES + 1
+        ].contiguous()
 
     def draw(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Clips, one of each world where the batch is 8, and draws in [0, 1) that the module masks with."""
@@ -113,9 +117,11 @@ class MAEStudent(nn.Module):
 
 
 class JEPAStudent(nn.Module):
-    """V-JEPA 2's pre-training, on the one task it is used for: the features of later frames from earlier ones (arXiv 2506.09985).
+    """V-JEPA 2's pre-training, on the one task it is used for: the features of later frames from earlier ones
+    (arXiv 2506.09985).
 
-    The target is the moving average of the encoder on the whole clip, LayerNormed; the context is encoded alone.
+    The target is the moving average of the encoder on the whole clip, LayerNormed; the context is encoded
+    alone.
     """
 
     def __init__(self, config: ToyTeachersConfig) -> None:
@@ -145,7 +151,9 @@ class JEPAStudent(nn.Module):
             target = functional.layer_norm(whole, whole.shape[-1:])[:, border:]
         seen = self.model.encoder(clips[:, : context * TUBELET]).last_hidden_state
         ids = torch.arange(whole.shape[1], device=clips.device).expand(len(clips), -1)
-        guess = self.model.predictor(seen, context_mask=[ids[:, :border]], target_mask=[ids[:, border:]]).last_hidden_state
+        guess = self.model.predictor(
+            seen, context_mask=[ids[:, :border]], target_mask=[ids[:, border:]]
+        ).last_hidden_state
         return {"prediction": (guess - target).abs().mean()}
 
     @torch.no_grad()
@@ -155,7 +163,9 @@ class JEPAStudent(nn.Module):
             slow.lerp_(fast, 1 - self.momentum)
 
 
-def train_teacher(name: str, config: ToyTeachersConfig, stop: StopRequest, progress: ProgressLine) -> Path | None:
+def train_teacher(
+    name: str, config: ToyTeachersConfig, stop: StopRequest, progress: ProgressLine
+) -> Path | None:
     """Trains one teacher and writes its file; None where it was stopped. Raises TrainingError."""
     task = ToyClips(config)
     torch.manual_seed(config.trainer.seed)
@@ -179,7 +189,9 @@ def teacher(module: nn.Module, name: str) -> VideoMAETeacher | VJEPATeacher:
 
     model = VideoMAEModel(module.model.config)
     state = {
-        key.removeprefix("videomae."): value for key, value in module.model.state_dict().items() if key.startswith("videomae.")
+        key.removeprefix("videomae."): value
+        for key, value in module.model.state_dict().items()
+        if key.startswith("videomae.")
     }
     missing, _ = model.load_state_dict(state, strict=False)
     if missing:

@@ -12,8 +12,9 @@ SHAPED_BY = {
     "latents": ("seed", "wrong", "vae_width", "fit_clips"),
     "base": ("clips", "wrong", "layers", "batch", "shift", "drop_prompt", "ema"),
 }
-"""Which settings a stage's run depends on, beside its seed and rate: it goes on with the same ones alone. The number of steps may
-change (the learning rate then follows the new schedule from there), and how a step is computed."""
+"""Which settings a stage's run depends on, beside its seed and rate: it goes on with the same ones alone. The
+number of steps may change (the learning rate then follows the new schedule from there), and how a step is
+computed."""
 SHIPPED = Path(__file__).resolve().parents[3] / "toyworld" / "weights"
 
 
@@ -40,7 +41,8 @@ class ToyWorldConfig:
     vae_steps: int = 1900
     """Steps on 5-frame windows (two latent frames), batch 4."""
     decoder_steps: int = 1900
-    """Steps that train the decoder alone after those; the latents stay as they are, so this can run beside the base stage."""
+    """Steps that train the decoder alone after those; the latents stay as they are, so this can run beside
+    the base stage."""
     vae_rate: float = 1.5e-3
     """Peak learning rate of the VAE, falling along a cosine."""
 
@@ -67,7 +69,8 @@ class ToyWorldConfig:
     drop_prompt: float = 0.1
     """Share of prompts replaced by the empty one, for classifier-free guidance."""
     bf16: bool = True
-    """Compute the base model in bfloat16 (weights stay float32): 2.6 times as fast where the CPU has the instructions for it."""
+    """Compute the base model in bfloat16 (weights stay float32): 2.6 times as fast where the CPU has the
+    instructions for it."""
     compiled: bool = False
     """Compile the base model first (needs a C++ compiler), so that a step takes less time."""
     ema: float = 0.998

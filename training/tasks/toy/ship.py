@@ -18,7 +18,8 @@ from .settings import ToyWorldConfig
 
 
 def export(config: ToyWorldConfig, text: ToyTextEncoder, vae: nn.Module, dit: nn.Module) -> None:
-    """Writes toy_vae, toy_dit (native names: ComfyUI's own loaders read them) and toy_text, in half precision."""
+    """Writes toy_vae, toy_dit (native names: ComfyUI's own loaders read them) and toy_text, in half
+    precision."""
     recipe = {
         key: value if isinstance(value, (int, float, str)) else str(value)
         for key, value in asdict(config).items()
@@ -26,13 +27,16 @@ def export(config: ToyWorldConfig, text: ToyTextEncoder, vae: nn.Module, dit: nn
     }
     for name, module, keys in (("vae", vae, WanBackbone.vae_keys), ("dit", dit, WanBackbone.dit_keys)):
         state = {key: value.half() for key, value in to_native(module.state_dict(), keys).items()}
-        info = WeightsInfo(kind=f"toy_{name}", latent_space="toy", config={"frames": FRAMES, "size": SIZE}, recipe=recipe)
+        info = WeightsInfo(
+            kind=f"toy_{name}", latent_space="toy", config={"frames": FRAMES, "size": SIZE}, recipe=recipe
+        )
         save_weights(config.export / f"toy_{name}.safetensors", state, info)
     text.save(config.export / "toy_text.safetensors", recipe)
 
 
 def cache_real_clips(config: ToyWorldConfig) -> None:
-    """Caches clips of the right dynamics as `latent-physics cache` would have cached videos of them; finished ones are kept."""
+    """Caches clips of the right dynamics as `latent-physics cache` would have cached videos of them; finished
+    ones are kept."""
     from ...backbones.load import load_backbone
 
     backbone, out = load_backbone("toy", parts=("vae", "text")), config.out / "clips"

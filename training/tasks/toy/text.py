@@ -14,7 +14,20 @@ from ...console import StopRequest
 from .base import StageTask, Texts, run_stage
 from .settings import ToyWorldConfig
 
-WORDS = ("small", "large", "thin", "thick", "left", "right", "up", "above", "below", "middle", "clockwise", "counterclockwise")
+WORDS = (
+    "small",
+    "large",
+    "thin",
+    "thick",
+    "left",
+    "right",
+    "up",
+    "above",
+    "below",
+    "middle",
+    "clockwise",
+    "counterclockwise",
+)
 """What the text encoder learns to tell beside worlds and colours."""
 
 
@@ -51,7 +64,8 @@ class ReaderStudent(nn.Module):
         self.reader = PromptReader()
 
     def forward(self, prompts: Texts, target: Tensor) -> dict[str, Tensor]:
-        """Prompts and what each asks for `B answers`, 0 or 1 -> cross-entropy, and the share of right answers."""
+        """Prompts and what each asks for `B answers`, 0 or 1 -> cross-entropy, and the share of right
+        answers."""
         logits = self.reader(list(prompts))
         right = ((logits > 0) == (target > 0.5)).float().mean()
         return {"reading": nn.functional.binary_cross_entropy_with_logits(logits, target), "right": right}
@@ -67,7 +81,9 @@ class TextTask(StageTask):
 
     def draw(self, number: int, generator: torch.Generator) -> tuple[Texts, Tensor]:
         prompts, asked = draw_prompts(64, np.random.default_rng((self.seed, 3, number)))
-        return Texts(prompts), torch.tensor([[float(answer in wanted) for answer in self.answers] for wanted in asked])
+        return Texts(prompts), torch.tensor(
+            [[float(answer in wanted) for answer in self.answers] for wanted in asked]
+        )
 
 
 def train_text(config: ToyWorldConfig, stop: StopRequest | None = None) -> ToyTextEncoder:

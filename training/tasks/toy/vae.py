@@ -19,9 +19,11 @@ from .settings import ToyWorldConfig
 
 
 def build_vae(config: ToyWorldConfig) -> nn.Module:
-    """An untrained Wan 2.1 VAE of reduced width (diffusers' class), initialised so that signals keep their size from end to end.
+    """An untrained Wan 2.1 VAE of reduced width (diffusers' class), initialised so that signals keep their
+    size from end to end.
 
-    torch's own initialisation shrinks them so much that training sits on a plateau (a grey picture) for hundreds of steps.
+    torch's own initialisation shrinks them so much that training sits on a plateau (a grey picture) for
+    hundreds of steps.
     """
     from diffusers import AutoencoderKLWan
     from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, WanResidualBlock
@@ -45,11 +47,13 @@ def build_vae(config: ToyWorldConfig) -> nn.Module:
 
 
 def forget_the_past(vae: nn.Module) -> None:
-    """Lets every convolution over three frames see the present frame alone, in place; its other two taps stay zero.
+    """Lets every convolution over three frames see the present frame alone, in place; its other two taps stay
+    zero.
 
-    Time is then compressed and restored by the resampling layers only, so what a window of five frames teaches holds for clips
-    of any length (with memory, errors grew from frame to frame beyond the trained length), and a step costs less than half. The
-    weights keep their shapes: ComfyUI and diffusers load and run them as any Wan VAE.
+    Time is then compressed and restored by the resampling layers only, so what a window of five frames
+    teaches holds for clips of any length (with memory, errors grew from frame to frame beyond the trained
+    length), and a step costs less than half. The weights keep their shapes: ComfyUI and diffusers load and
+    run them as any Wan VAE.
     """
     from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 
@@ -65,26 +69,33 @@ def forget_the_past(vae: nn.Module) -> None:
 def present_frame(conv: nn.Conv3d, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
     """A causal convolution's last tap as one 2-D convolution over all frames."""
     kernel = conv.weight[:, :, -1]
-    out = nn.functional.conv2d(x.transpose(1, 2).flatten(0, 1), kernel, conv.bias, padding=kernel.shape[-1] // 2)
+    out = nn.functional.conv2d(
+        x.transpose(1, 2).flatten(0, 1), kernel, conv.bias, padding=kernel.shape[-1] // 2
+    )
     return out.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
 
 
 def windows(count: int, length: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Random windows of random clips, half of them corrupted: frames (B,3,length,H,W) in [0,1] and backgrounds (B,3,1,H,W)."""
+    """Random windows of random clips, half of them corrupted: frames (B,3,length,H,W) in [0,1] and
+    backgrounds (B,3,1,H,W)."""
     frames, backgrounds = [], []
     for _ in range(count):
         world = WORLDS[list(WORLDS)[rng.integers(len(WORLDS))]]
         scene, start = world.draw(rng), rng.integers(0, FRAMES - length + 1)
         part = slice(start, start + length)
         right = rng.random() < 0.5
-        frames.append(world.render(scene, np.arange(FRAMES)[part]) if right else corrupted(world, scene, rng, part))
+        frames.append(
+            world.render(scene, np.arange(FRAMES)[part]) if right else corrupted(world, scene, rng, part)
+        )
         backgrounds.append(world.background)
-    return torch.from_numpy(np.stack(frames)).movedim(1, 2).contiguous(), torch.from_numpy(np.stack(backgrounds))[:, :, None]
+    return torch.from_numpy(np.stack(frames)).movedim(1, 2).contiguous(), torch.from_numpy(
+        np.stack(backgrounds)
+    )[:, :, None]
 
 
 def vae_loss(vae: nn.Module, clips: Tensor, backgrounds: Tensor, noise: Tensor) -> dict[str, Tensor]:
-    """Absolute and squared error, moving things counted five times (they are few pixels), and a small KL that keeps the latent
-    smooth; beside that loss the two terms alone. noise: `B 16 t h w`, standard normal.
+    """Absolute and squared error, moving things counted five times (they are few pixels), and a small KL that
+    keeps the latent smooth; beside that loss the two terms alone. noise: `B 16 t h w`, standard normal.
 
     The squared error gets training off the ground; the absolute error keeps edges sharp.
     """
@@ -110,13 +121,18 @@ def weigh(error: Tensor, clips: Tensor, backgrounds: Tensor) -> Tensor:
 
 
 def decode_unclamped(vae: nn.Module, z: Tensor) -> Tensor:
-    """What `vae.decode` computes, without its clamp to [-1, 1]: a clamped pixel would have no gradient to come back with."""
+    """What `vae.decode` computes, without its clamp to [-1, 1]: a clamped pixel would have no gradient to
+    come back with."""
     vae.clear_cache()
     hidden, frames = vae.post_quant_conv(z), []
     for index in range(z.shape[2]):
         vae._conv_idx = [0]
         first = {"first_chunk": True} if index == 0 else {}
-        frames.append(vae.decoder(hidden[:, :, index : index + 1], feat_cache=vae._feat_map, feat_idx=vae._conv_idx, **first))
+        frames.append(
+            vae.decoder(
+                hidden[:, :, index : index + 1], feat_cache=vae._feat_map, feat_idx=vae._conv_idx, **first
+            )
+        )
     vae.clear_cache()
     return torch.cat(frames, 2)
 
@@ -137,7 +153,12 @@ class WindowTask(StageTask):
     """The VAE, or its decoder alone, on windows of clips."""
 
     def __init__(
-        self, name: str, student: PictureStudent, names: tuple[str, ...], seeds: tuple[int, int], size: tuple[int, int]
+        self,
+        name: str,
+        student: PictureStudent,
+        names: tuple[str, ...],
+        seeds: tuple[int, int],
+        size: tuple[int, int],
     ) -> None:
         """seeds: of the run and of the stage. size: windows per step and frames per window."""
         super().__init__(name, student, names)
@@ -151,30 +172,36 @@ class WindowTask(StageTask):
 
 
 def train_vae(config: ToyWorldConfig, stop: StopRequest | None = None) -> nn.Module:
-    """Windows of five frames: the first latent frame codes one frame, the second four, as every later one does."""
+    """Windows of five frames: the first latent frame codes one frame, the second four, as every later one
+    does."""
     vae = build_vae(config)
     forget_the_past(vae)
-    task = WindowTask("vae", PictureStudent(vae, vae_loss), ("picture", "error", "kl"), (config.seed, 1), (4, 5))
+    task = WindowTask(
+        "vae", PictureStudent(vae, vae_loss), ("picture", "error", "kl"), (config.seed, 1), (4, 5)
+    )
     run_stage(task, config, steps=config.vae_steps, rate=config.vae_rate, stop=stop)
     return vae
 
 
 def train_decoder(config: ToyWorldConfig, vae: nn.Module, stop: StopRequest | None = None) -> None:
-    """Sharpens the pictures with the encoder fixed. Windows of nine frames: the third latent frame is coded as all later ones."""
+    """Sharpens the pictures with the encoder fixed. Windows of nine frames: the third latent frame is coded
+    as all later ones."""
     vae.requires_grad_(False)
     vae.decoder.requires_grad_(True)
     vae.post_quant_conv.requires_grad_(True)
-    task = WindowTask("decoder", PictureStudent(vae, decoder_loss), ("picture", "error"), (config.seed, 2), (2, 9))
+    task = WindowTask(
+        "decoder", PictureStudent(vae, decoder_loss), ("picture", "error"), (config.seed, 2), (2, 9)
+    )
     run_stage(task, config, steps=config.decoder_steps, rate=config.vae_rate, stop=stop)
 
 
 @torch.no_grad()
 def fit_latent_scale(vae: nn.Module, clips: Tensor) -> None:
-    """Moves and scales the latent, in place and without changing a single decoded picture, to the statistics of Wan 2.1's
-    latents.
+    """Moves and scales the latent, in place and without changing a single decoded picture, to the statistics
+    of Wan 2.1's latents.
 
-    ComfyUI and diffusers subtract Wan's channel means and divide by its deviations whichever VAE of this architecture is
-    loaded; after this, what the transformer sees has mean 0 and deviation 1.
+    ComfyUI and diffusers subtract Wan's channel means and divide by its deviations whichever VAE of this
+    architecture is loaded; after this, what the transformer sees has mean 0 and deviation 1.
     """
     latents = torch.cat([vae.encode(part * 2 - 1).latent_dist.mean for part in clips.split(8)])
     mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
