@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sys
 
-if sys.version_info < (3, 10):
+if sys.version_info < (3, 10):  # noqa: UP036 - an older Python gets this sentence
     sys.exit(f"dev.py needs Python 3.10 or newer; this is {sys.version.split()[0]}.")
 
 import argparse

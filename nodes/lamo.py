@@ -442,9 +442,8 @@ def _images_input() -> io.Image.Input:
 
 
 def _lag_input(default: int, least: int) -> io.Int.Input:
-    tooltip = "Latent frames between the two frames that are compared. 2 is the paper's value."
-    if least == 0:
-        tooltip = "Latent frames between the two frames that are compared. 0 uses the lag the predictor was trained with."
+    usual = "2 is the paper's value." if least else "0 uses the lag the predictor was trained with."
+    tooltip = f"Latent frames between the two frames that are compared. {usual}"
     return io.Int.Input("lag", default=default, min=least, max=16, tooltip=tooltip)
 
 

@@ -378,7 +378,8 @@ def keep(
             save_predictor(path, network, space, lag, recipe)
             line = f"saved as {path.name} in models/{files.FOLDER}"
         except OSError as error:
-            line = f"NOT SAVED: {path} could not be written ({error.strerror}); the predictor is on the wire only"
+            why = f"{path} could not be written ({error.strerror})"
+            line = f"NOT SAVED: {why}; the predictor is on the wire only"
             logging.error("Train Motion Predictor: %s", line)
     return MotionPredictor(name=path.name, patcher=patching.manage(loaded), info=info), line
 

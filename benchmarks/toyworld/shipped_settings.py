@@ -212,7 +212,8 @@ def row(schedule: Schedule, plain: Mapping[str, list[float]], guided: Mapping[st
     """One line of the table: means unguided, and the paired differences with their 95 % intervals."""
     mean = " | ".join(f"{sum(plain[name]) / len(plain[name]):.3f}" for name in SCORES)
     less = " | ".join(str(paired_difference(guided[name], plain[name], plain["prompts"])) for name in SCORES)
-    return f"| {schedule.name} | {schedule.sampler}, {schedule.steps} | {schedule.cfg:g} | {schedule.shift:g} | {mean} | {less} |"
+    run = f"{schedule.sampler}, {schedule.steps} | {schedule.cfg:g} | {schedule.shift:g}"
+    return f"| {schedule.name} | {run} | {mean} | {less} |"
 
 
 HEAD = (

@@ -37,12 +37,11 @@ def field_heatmap(
 ) -> tuple[Tensor, Tensor]:
     """(maps `(B, T-lag, H, W)`, peak `(B,)`): where the predictor answers to motion.
 
-    R[t] = |f(z[t], c) - f(z_static, c)| per position, z_static the temporal mean of the latent, which cancels what f answers to a
-    still scene (eqs 13 and 14), for every t; peak is that of `drift_heatmap`, so that both show the same
-    event. An order-2
-    predictor reads the true last change at t >= 1, and no change at t = 0 and for the static frame. skip: as
-    in
-    `drift_heatmap`. Raises ValueError where T <= lag or skip is negative.
+    R[t] = |f(z[t], c) - f(z_static, c)| per position, z_static the temporal mean of the latent, which cancels
+    what f answers to a still scene (eqs 13 and 14), for every t; peak is that of `drift_heatmap`, so that
+    both show the same event. An order-2 predictor reads the true last change at t >= 1, and no change at t =
+    0 and for the static frame. skip: as in `drift_heatmap`. Raises ValueError where T <= lag or skip is
+    negative.
     """
     _, peak = drift_heatmap(latent, lag, skip=skip)
     latent = latent.to(torch.promote_types(latent.dtype, torch.float32))

@@ -7,7 +7,7 @@ sigma) v) / sigma for this path, so the kinds differ in the noise s alone:
 
     Flow-SDE    s = a sqrt(sigma / (1 - sigma))         Flow-GRPO, eq 9
     Dance-SDE   s = a                                   DanceGRPO, arXiv 2505.07818
-    CPS         s = sigma_next sin(a pi / 2), with the noise predicted from x taken out again   Flow-CPS, arXiv 2509.05952
+    CPS         s = sigma_next sin(a pi / 2), x0 and noise mixed anew   Flow-CPS, arXiv 2509.05952
     ODE         s = 0
 
 CPS keeps the noise level of every step exactly, for any number of steps, but not the marginals: fresh noise

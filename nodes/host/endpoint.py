@@ -166,7 +166,7 @@ class Endpoint:
         """
         require_known(base_url)
         try:
-            import openai
+            import openai  # noqa: F401 - before the clock starts: it takes seconds
         except ImportError as error:
             raise EndpointError("the openai package is not installed: pip install openai") from error
         if not model.strip():

@@ -3,16 +3,17 @@ sampling.
 
 A correction is an object with `correct(x0, step) -> x0`. What else it has is used where it is there:
     reset()                         called when a sampler starts
-    check(shape)                    raises ValueError for a latent (B, C, T, H, W) it cannot correct; called before models load
-    check_condition(size)           raises ValueError for a prompt embedding of a size it cannot read; called before models load
+    check(shape)                    raises ValueError for a latent (B, C, T, H, W) it cannot correct; called
+                                    before models load
+    check_condition(size)           raises ValueError for a prompt embedding of a size it cannot read; called
+                                    before models load
     memory_required(shape) -> int   bytes of activations in float32, beyond the weights
-    context_frames                  how many finished frames before a block of a video it can use, where blocks are made one
-                                    after the other
+    context_frames                  how many finished frames before a block of a video it can use, if blocks
+                                    are made one after the other
     branch                          "guided" (the default): it corrects the result of CFG; "conditional": the
-    prompt's estimate
-                                    before CFG; "both": both estimates
-    edits_noisy                     True where `correct` writes into `step.noisy`, an ablation; the sampler's
-    latent changes too
+                                    prompt's estimate before CFG; "both": both estimates
+    edits_noisy                     True if `correct` writes into `step.noisy`, an ablation; the sampler's
+                                    latent changes too
 """
 
 from __future__ import annotations
@@ -271,7 +272,8 @@ class _CorrectionHook:
             self.protected, self.blocks = None, frames.Blocks()
 
     def begin(
-        self, executor: Callable[..., Any], guider: Any, sigmas: Tensor, extra: Any, callback: Any, noise: Tensor,
+        self, executor: Callable[..., Any], guider: Any, sigmas: Tensor, extra: Any, callback: Any,
+        noise: Tensor,
         latent_image: Tensor | None = None, denoise_mask: Tensor | None = None, *args: Any, **kwargs: Any,
     ) -> Any:  # fmt: skip
         """Around the sampler itself, which gets the mask and the latent in the model's own scaling. Other

@@ -184,7 +184,8 @@ def summary(training: PredictorTraining, kept_as: str, skipped: list[str]) -> st
     task, kept = training.task, training.kept()
     held = "no clip was held out, so nothing is known of new clips"
     if "unexplained" in kept:
-        held = f"unexplained change in held-out clips: {kept['unexplained']:.3f}, at step {kept['kept_step']}, which is kept"
+        left = f"{kept['unexplained']:.3f}, at step {kept['kept_step']}, which is kept"
+        held = f"unexplained change in held-out clips: {left}"
     rows = [row["loss"] for row in training.log.rows if "loss" in row]
     return "\n".join(
         [

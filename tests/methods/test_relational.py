@@ -90,13 +90,16 @@ def test_losses_equal_their_definitions():
         lambda s: naive_tsa(s, teacher, GRID, 0.1, mask),
         student,
     )
-    decayed = lambda s: sum(naive_l1(s, teacher, GRID, lambda gap: math.exp(-gap / 10)))
+    decayed = lambda s: sum(naive_l1(s, teacher, GRID, lambda gap: math.exp(-gap / 10)))  # noqa: E731
     assert_same(lambda s: relational.soft_trd(s, teacher, GRID), decayed, student)
 
 
 def test_trd_is_videorepas_single_mean():
     student, teacher = features(5, 2), features(7, 3)
-    naive = lambda s: torch.relu((naive_relations(s) - naive_relations(teacher)).abs() - 0.1).mean()
+
+    def naive(s):
+        return torch.relu((naive_relations(s) - naive_relations(teacher)).abs() - 0.1).mean()
+
     assert_same(lambda s: relational.trd(s, teacher, GRID), naive, student)
 
 

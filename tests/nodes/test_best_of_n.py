@@ -219,7 +219,7 @@ def test_progress_runs_over_every_candidates_steps(inputs: Any, monkeypatch: pyt
     import comfy.utils
 
     seen: list[tuple[int, int]] = []
-    hook = lambda value, total, preview, **_: seen.append((value, total))
+    hook = lambda value, total, preview, **_: seen.append((value, total))  # noqa: E731
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
     with torch.inference_mode():
         tournament(inputs("dpmpp_2m"), BySeed(range(5, 9))).run(4, (0.5,))

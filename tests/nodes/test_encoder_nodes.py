@@ -255,7 +255,8 @@ def test_tap_hears_the_positive_prompt_and_changes_nothing(
     assert torch.allclose(tap.tapped(alone).tokens.float(), tap.tapped(many).tokens.float(), atol=5e-3)
     images = torch.rand(2 * 17, 64, 64, 3)
     overlay, maps = execute(
-        alignment.CorrespondenceMap, images=images, x=63, y=0, frame=16, temperature=0.1, opacity=0.7, model=tapped,
+        alignment.CorrespondenceMap, images=images, x=63, y=0, frame=16, temperature=0.1, opacity=0.7,
+        model=tapped,
         latent={"samples": latent},
     )  # fmt: skip
     assert overlay.shape == (17, 64, 64, 3)

@@ -166,7 +166,7 @@ def test_context_windows_are_corrected_one_by_one(models, wan, conditioning, mon
     assert windows_a_step > 1
     assert trace_of(model).index == [step for step in range(3) for _ in range(windows_a_step)]
     seen, apply_to = [], PilaAdapter.apply_to
-    spy = lambda self, x0, *a, **k: seen.append(x0.shape[2]) or apply_to(self, x0, *a, **k)
+    spy = lambda self, x0, *a, **k: seen.append(x0.shape[2]) or apply_to(self, x0, *a, **k)  # noqa: E731
     monkeypatch.setattr(PilaAdapter, "apply_to", spy)
     sample(model, conditioning, size=(7, 8, 8))
     assert set(seen) == {
@@ -250,7 +250,7 @@ def test_one_call_of_the_adapter_a_step_and_two_for_both_branches(models, wan, c
 
 def test_the_boundary_is_the_models_own(models, wan, monkeypatch):
     adapter = loaded(models)
-    boundary = lambda **options: (
+    boundary = lambda **options: (  # noqa: E731
         patching.corrections(corrected(wan, adapter, **options))[-1][1].settings.boundary
     )
     assert boundary() == 0.875

@@ -213,8 +213,10 @@ def test_a_slow_server_costs_the_timeout_and_no_more(serve):
 
 @pytest.mark.parametrize(
     ("url", "model"),
-    [("http://127.0.0.1:1/v1", "m"), ("ftp://host/v1", "m"), ("nonsense", "m"), ("http://user:pass@host/v1", "m"),
-     ("http://host:99999/v1", "m"), ("http://127.0.0.1:1/v1?x=", "m"), ("", "m"), ("http://127.0.0.1:1/v1", " ")],
+    [("http://127.0.0.1:1/v1", "m"), ("ftp://host/v1", "m"), ("nonsense", "m"), ("http://user:pass@host/v1",
+    "m"),
+     ("http://host:99999/v1", "m"), ("http://127.0.0.1:1/v1?x=", "m"), ("", "m"), ("http://127.0.0.1:1/v1",
+     " ")],
 )  # fmt: skip
 def test_addresses_that_lead_nowhere(url, model):
     labels, report = run(base_url=url, model=model, timeout=2.0, retries=0)[1:]
@@ -394,7 +396,8 @@ def gemma():
         ["<start_of_turn>user water boils<end_of_turn> model system You are a helpful assistant."],
     )
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(words * 20), model_writer=vocabulary, vocab_size=60, model_type="char", minloglevel=2,
+        sentence_iterator=iter(words * 20), model_writer=vocabulary, vocab_size=60, model_type="char",
+        minloglevel=2,
         hard_vocab_limit=False, pad_id=0, unk_id=3, bos_id=2, eos_id=1, character_coverage=1.0,
     )  # fmt: skip
     spiece = torch.frombuffer(bytearray(vocabulary.getvalue()), dtype=torch.uint8)

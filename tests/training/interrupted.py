@@ -28,7 +28,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 PRELOADED = (accelerate, matplotlib.figure, peft, tyro)
 PRELOADED_LAZILY = (
-    diffusers.AutoencoderKLWan, diffusers.WanTransformer3DModel, transformers.VideoMAEModel, transformers.VJEPA2Model,
+    diffusers.AutoencoderKLWan, diffusers.WanTransformer3DModel, transformers.VideoMAEModel,
+    transformers.VJEPA2Model,
 )  # fmt: skip
 
 

@@ -573,7 +573,10 @@ def test_clip_of_another_version_is_one_sentence_and_cached_again(videos, recipe
         for part, change in {"recipe": recipe, "config": config}.items()
     }
     save_weights(path, tensors, dataclasses.replace(info, **changed))
-    sentence = f"^{re.escape(path.name)} was cached by another version \\({words}\\); run the cache command again: [a-z ]+\\.$"
+    name = re.escape(path.name)
+    sentence = (
+        f"^{name} was cached by another version \\({words}\\); run the cache command again: [a-z ]+\\.$"
+    )
     for read in (lambda: read_clip(path), lambda: Clips.from_folder(path.parent)):
         with pytest.raises(DatasetError, match=sentence):
             read()

@@ -297,7 +297,8 @@ def test_stages_and_noise_ranges_are_the_papers():
 
 def info(caption):
     return ClipInfo(
-        source="a.mp4", source_hash="0", key="0", caption=caption, caption_from="file", window=0, last=True, start=0.0, frames=17,
+        source="a.mp4", source_hash="0", key="0", caption=caption, caption_from="file", window=0, last=True,
+        start=0.0, frames=17,
         width=64, height=64, fps=16.0,
     )  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""PILA under DeepSpeed ZeRO-2: two processes on the CPU, stopped within stages, against one process and an unstopped run."""
+"""PILA under DeepSpeed ZeRO-2: two processes on the CPU, stopped within stages, against one process and a run
+that was not stopped."""
 
 import dataclasses
 import importlib.util
@@ -94,7 +95,7 @@ def launch(folder, *words):
 
 @pytest.mark.skipif(not DEEPSPEED, reason="deepspeed, an optional extra, is not installed")
 def test_a_stopped_sharded_run_ends_as_an_unstopped_one_and_as_one_process(tmp_path, monkeypatch):
-    """Stopped inside stage B, at the end of stage B, and in stage C after encoder and scaffold began to learn."""
+    """Stopped inside stage B, at its end, and in stage C after encoder and scaffold began to learn."""
     monkeypatch.setattr(loop, "draw_curves", lambda *arguments: None)
     lines = launch(tmp_path, "whole:99", "stopped:7", "stopped:12", "stopped:15")
     assert {f"DEEPSPEED {rank} of 2: stopped 15" for rank in (0, 1)} <= set(lines), lines

@@ -79,7 +79,8 @@ def save_folder(folder: Path, clips: Clips) -> Path:
     folder.mkdir()
     for index in range(len(clips)):
         info = ClipInfo(
-            source=f"{index}.mp4", source_hash=f"hash{index}", key="k", caption="c", caption_from="file", window=0, last=True,
+            source=f"{index}.mp4", source_hash=f"hash{index}", key="k", caption="c", caption_from="file",
+            window=0, last=True,
             start=0.0, frames=25, width=48, height=48, fps=8.0,
         )  # fmt: skip
         write_clip(

@@ -107,7 +107,8 @@ def files(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("resume")
     torch.manual_seed(0)
     save_file(raft_small(weights=None).state_dict(), folder / "raft_small.safetensors")
-    words = f"finetune --backbone toy --toy-clips 4 --out {folder} --steps 1 --held-out 0 --rank 1 --no-export --no-tensorboard"
+    words = f"finetune --backbone toy --toy-clips 4 --out {folder} --steps 1 --held-out 0 --rank 1"
+    words += " --no-export --no-tensorboard"
     assert run(words.split()) == 0
     return {"data": str(folder / "cache"), "raft": str(folder / "raft_small.safetensors")}
 

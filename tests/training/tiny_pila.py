@@ -11,7 +11,8 @@ from latent_physics.training.tasks.pila.task import PilaRun
 
 SMALL = PilaConfig(channels=4, hidden=8, blocks=1, head_width=8, cond_dim=6)
 QUICK = PilaTraining(
-    observable_steps=2, recovery_steps=6, alpha_start=1, impulse_start=2, wave_start=4, coupling_steps=4, freeze_steps=2,
+    observable_steps=2, recovery_steps=6, alpha_start=1, impulse_start=2, wave_start=4, coupling_steps=4,
+    freeze_steps=2,
     batch=2, lr=1e-3, every=3, validation=2, physics_warmup=2, condition_warmup=2,
 )  # fmt: skip
 

@@ -230,7 +230,8 @@ def _heads(path: Path) -> int:
 
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            name = next((key for key in file.keys() if strip_prefix(key) == "patch_embed.proj.weight"), None)
+            keys = file.keys()  # an opened safetensors file cannot be iterated over
+            name = next((key for key in keys if strip_prefix(key) == "patch_embed.proj.weight"), None)
             if name is None:
                 raise TrainingError(
                     f"{path.name} is not a CogVideoX transformer: it has no 'patch_embed.proj.weight'."

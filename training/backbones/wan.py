@@ -13,9 +13,11 @@ from .base import Backbone, Noised
 from .keys import WAN_DIT, WAN_VAE, strip_prefix
 
 # The statistics of the Wan 2.1 VAE's latents, which ComfyUI applies to every VAE of this architecture.
-LATENTS_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508, 0.4134, -0.0715, 0.5517, -0.3632, -0.1922,
+LATENTS_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508, 0.4134, -0.0715, 0.5517,
+-0.3632, -0.1922,
                 -0.9497, 0.2503, -0.2921)  # fmt: skip
-LATENTS_STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743, 3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253,
+LATENTS_STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743, 3.2687, 2.1526, 2.8652, 1.5579,
+1.6382, 1.1253,
                2.8251, 1.9160)  # fmt: skip
 TIMESTEPS = 1000
 """The transformer is told sigma * TIMESTEPS."""
@@ -29,7 +31,8 @@ class WanBackbone(Backbone):
     prediction = "flow"
     dit_keys = WAN_DIT
     vae_keys = WAN_VAE
-    lora_targets = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k", "attn2.to_v",
+    lora_targets = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k",
+    "attn2.to_v",
                     "attn2.to_out.0", "ffn.net.0.proj", "ffn.net.2")  # fmt: skip
     block_list = "blocks"
     text_length = 512

@@ -90,7 +90,8 @@ class TrainingClips:
         sizes = ", ".join(
             f"{len(clips)} of {shape[1]}x{shape[2]}x{shape[3]}" for shape, clips in self.buckets.items()
         )
-        return f"{len(self.training)} clips to train on ({sizes} latents), {len(self.validation)} for validation."
+        found = f"{len(self.training)} clips to train on ({sizes} latents)"
+        return f"{found}, {len(self.validation)} for validation."
 
     def fingerprint(self) -> str:
         """Which clips these are; a resumed run must go on with the same."""

@@ -98,7 +98,8 @@ def _jobs(found: Found, config: CacheConfig, check: Check) -> list[Job]:
             if isinstance(content := contents[clip], VideoError):
                 raise content
             if content in jobs:
-                message = f"{clip.name} has the same content as {jobs[content].path.name}; kept {jobs[content].path.name}."
+                kept = jobs[content].path.name
+                message = f"{clip.name} has the same content as {kept}; kept {kept}."
                 raise VideoError(message, "duplicate")
             caption, origin = caption_for(clip, listed, config.name_captions)
         except VideoError as error:

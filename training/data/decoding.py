@@ -264,7 +264,8 @@ def still_pixels(image: Any, turn: int = 1) -> np.ndarray:
         pixels = np.asarray(image.convert("RGB"))
     methods = {
         2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
     }  # fmt: skip
     return np.asarray(Image.fromarray(pixels).transpose(methods[turn])) if turn in methods else pixels
 

@@ -14,8 +14,10 @@ from .left_out import LeftOut, VideoError, reason_of
 
 FILM_SUFFIXES = frozenset(
     {
-        ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".h264", ".hevc", ".ivf", ".m1v", ".m2ts", ".m2v", ".m4v",
-        ".mjpeg", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogm", ".ogv", ".qt", ".rm", ".rmvb",
+        ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".h264", ".hevc", ".ivf", ".m1v",
+        ".m2ts", ".m2v", ".m4v",
+        ".mjpeg", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogm", ".ogv",
+        ".qt", ".rm", ".rmvb",
         ".ts", ".vob", ".webm", ".wmv", ".y4m",
     }
 )  # fmt: skip
@@ -26,7 +28,8 @@ FRAME_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff"})
 """Frames of a clip that is a folder. WebP stills count too."""
 UNREAD_SUFFIXES = frozenset(
     {
-        ".7z", ".ari", ".avif", ".braw", ".crdownload", ".dpx", ".exr", ".heic", ".heif", ".insv", ".jxl", ".part", ".r3d",
+        ".7z", ".ari", ".avif", ".braw", ".crdownload", ".dpx", ".exr", ".heic", ".heif", ".insv", ".jxl",
+        ".part", ".r3d",
         ".rar", ".swf", ".tar", ".tgz", ".zip",
     }
 )  # fmt: skip

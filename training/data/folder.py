@@ -35,7 +35,8 @@ class ClipFolder:
         clips do not fit together.
         """
         folder = Path(folder)
-        hint = f"make it with: latent-physics cache {'--tokens ' if tokens else ''}--videos YOUR_CLIPS --out {folder}"
+        options = f"{'--tokens ' if tokens else ''}--videos YOUR_CLIPS --out {folder}"
+        hint = f"make it with: latent-physics cache {options}"
         if not folder.is_dir():
             raise DatasetError(f"{folder} is not a folder; {hint}")
         entries, spaces, widths = [], set(), set()

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 Kind = Literal[
-    "unreadable", "unknown format", "no sequence", "stray picture", "broken link", "missing", "no caption", "broken",
+    "unreadable", "unknown format", "no sequence", "stray picture", "broken link", "missing", "no caption",
+    "broken",
     "no film", "too short", "corrupt frames", "duplicate", "outside",
 ]  # fmt: skip
 """Why something was left out, in one or two words: what a summary counts."""

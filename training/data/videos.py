@@ -20,7 +20,8 @@ from .finding import find_clips, frame_files, is_inside, scan
 from .left_out import LeftOut, VideoError, reason_of
 
 __all__ = [
-    "LeftOut", "VideoError", "Window", "caption_file", "caption_of", "content_hash", "decode", "find_clips", "fit", "frame_files",
+    "LeftOut", "VideoError", "Window", "caption_file", "caption_of", "content_hash", "decode", "find_clips",
+    "fit", "frame_files",
     "is_inside", "leads_out", "sampled_hash", "scan", "template_clips", "thin", "windows",
 ]  # fmt: skip
 
@@ -150,7 +151,8 @@ def windows(
         if taking.ready is None:
             raise
         yield taking.last()
-        message = f"{clip.name} breaks off after {taking.count} windows of {frames} frames, which are kept ({error})"
+        kept = f"{taking.count} windows of {frames} frames, which are kept"
+        message = f"{clip.name} breaks off after {kept} ({error})"
         raise VideoError(message, error.kind) from error
     if taking.ready is None:
         taking.cut_short(allow_short)
@@ -196,7 +198,8 @@ class _Taking:
 
     def _make(self, length: int) -> None:
         self.ready = Window(
-            frames=np.stack(self.held[:length]), index=self.count, last=False, start=self.times[0] or 0.0, fps=_rate(self.times),
+            frames=np.stack(self.held[:length]), index=self.count, last=False, start=self.times[0] or 0.0,
+            fps=_rate(self.times),
             source_size=self.size, corrupt=self.corrupt,
         )  # fmt: skip
         self.count += 1

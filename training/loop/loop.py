@@ -124,7 +124,8 @@ class Loop:
         """How far the run is."""
         return Report(
             step=self.step, fraction=self.fraction, seconds=self.seconds, row=self.row, found=self.found,
-            kept_step=self.best_step if self.best else self.step, kept=self.best_found if self.best else self.found,
+            kept_step=self.best_step if self.best else self.step,
+            kept=self.best_found if self.best else self.found,
         )  # fmt: skip
 
     # --- resuming -------------------------------------------------------------------------------------------

@@ -216,8 +216,10 @@ def cache_videos(config: FinetuneConfig, out: Path, stop: StopRequest, progress:
         make_toy_clips(out, backbone, config.toy_clips, config.trainer.seed + 1, progress=progress)
         return
     settings = CacheConfig(
-        out=out, videos=config.videos, backbone=config.backbone, source=config.source, vae=config.vae, text=config.text,
-        tokenizer=config.tokenizer, width=config.width, height=config.height, frames=config.frames, fps=config.fps,
+        out=out, videos=config.videos, backbone=config.backbone, source=config.source, vae=config.vae,
+        text=config.text,
+        tokenizer=config.tokenizer, width=config.width, height=config.height, frames=config.frames,
+        fps=config.fps,
         limit=config.limit, captions=config.captions, tokens=True,
     )  # fmt: skip
     load_text, load_vae = loaders(settings)

@@ -322,7 +322,8 @@ def loop_config(config: PredictorConfig) -> LoopConfig:
     """The part of the settings that any training has."""
     return LoopConfig(
         steps=config.steps, minutes=config.minutes, batch=config.batch, rate=config.lr, warmup=config.warmup,
-        schedule=config.schedule, final_rate=FINAL_LR, weight_decay=config.weight_decay, beta1=0.9, beta2=0.999,
+        schedule=config.schedule, final_rate=FINAL_LR, weight_decay=config.weight_decay, beta1=0.9,
+        beta2=0.999,
         clip=config.clip, ema=config.ema, keep=config.keep, seed=config.seed, validate_every=config.every,
         save_every=config.every, validate_first=True, validation_clips=len(LEVELS) * config.validation_pairs,
     )  # fmt: skip

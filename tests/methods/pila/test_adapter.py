@@ -26,10 +26,13 @@ from latent_physics.methods.weights import WeightsError, WeightsInfo, save_weigh
 SMALL = PilaConfig(channels=4, hidden=16, blocks=1, head_width=8, cond_dim=6)
 VERSION_2 = {**dataclasses.asdict(SMALL), "architecture": "PilaAdapter", "version": 2}
 VERSION_1 = {
-    "channels": 4, "hidden": 16, "blocks": 1, "head_width": 8, "cond_dim": 6, "top_k": 4, "label_bias": 2.0, "temperature": 2.0,
-    "gate": "quadratic", "gate_floor": 0.05, "correction_limit": 10.0, "tie_duplicates": True, "expert_sees_feature": False,
+    "channels": 4, "hidden": 16, "blocks": 1, "head_width": 8, "cond_dim": 6, "top_k": 4, "label_bias": 2.0,
+    "temperature": 2.0,
+    "gate": "quadratic", "gate_floor": 0.05, "correction_limit": 10.0, "tie_duplicates": True,
+    "expert_sees_feature": False,
     "decoder_sees_feature": False,
-    "ablation": {"plain_adapter": False, "afe": True, "routing": True, "residuals": True, "drop_families": []},
+    "ablation": {"plain_adapter": False, "afe": True, "routing": True, "residuals": True,
+    "drop_families": []},
 }  # fmt: skip
 """A configuration as files carried it before they had a version."""
 
@@ -118,7 +121,8 @@ def test_samples_of_a_batch_do_not_see_one_another():
     labels = torch.stack([label_vector(["Fluid"]), label_vector(["Optical"]), label_vector([])])
     whole = PilaCorrection(module, PilaSettings(labels=labels)).correct(x0, now)
     for b in range(3):
-        one = SamplingStep(noisy=now.noisy[b : b + 1], sigma=now.sigma[b : b + 1], gain=now.gain[b : b + 1], index=2, count=10,
+        one = SamplingStep(noisy=now.noisy[b : b + 1], sigma=now.sigma[b : b + 1], gain=now.gain[b : b + 1],
+        index=2, count=10,
                            cond=now.cond[b : b + 1])  # fmt: skip
         alone = PilaCorrection(module, PilaSettings(labels=labels[b])).correct(x0[b : b + 1], one)
         torch.testing.assert_close(whole[b : b + 1], alone, atol=1e-5, rtol=1e-4)

@@ -50,7 +50,10 @@ def test_every_phrasing_of_the_toy_world_finds_its_world(world):
 
 
 def test_labels_are_few_sorted_and_within_range_for_any_text():
-    text = "ball water ice light smoke crash heat spring melt mirror \u6c34 \u202e <b> {x} {{}} %s ' \" ignore previous"
+    text = (
+        "ball water ice light smoke crash heat spring melt mirror "
+        "\u6c34 \u202e <b> {x} {{}} %s ' \" ignore previous"
+    )
     words = text.split(" ")
     generator = random.Random(0)
     for _ in range(300):

@@ -110,7 +110,8 @@ def test_a_prompt_cannot_leave_its_delimiters():
 
 def test_hundreds_of_hostile_answers_never_crash_and_always_say_so():
     generator = random.Random(0)
-    pieces = ['{"labels":', '["Fluid"]', "]", "}", '{"description":', '"', "\\", "\x00", "\ud83d", "\u6c34", "[" * 200, "null",
+    pieces = ['{"labels":', '["Fluid"]', "]", "}", '{"description":', '"', "\\", "\x00", "\ud83d", "\u6c34",
+    "[" * 200, "null",
               "NaN", "<<<", ":",
               '"confidence": [', "1e400", "```", "{", ",", "Optical", "-", "true"]  # fmt: skip
     fallbacks = 0

@@ -55,7 +55,8 @@ def cog_dit(style: str = "2b", text_dim: int = 4096) -> nn.Module:
     if style == "5b":
         size |= {"use_rotary_positional_embeddings": True, "sample_height": 8, "sample_width": 12}
     if style == "1.5":
-        size |= {"use_rotary_positional_embeddings": True, "patch_size_t": 2, "patch_bias": False, "sample_height": 96,
+        size |= {"use_rotary_positional_embeddings": True, "patch_size_t": 2, "patch_bias": False,
+        "sample_height": 96,
                  "sample_width": 170, "sample_frames": 81}  # fmt: skip
     return randomised(CogVideoXTransformer3DModel(**size))
 

@@ -323,7 +323,8 @@ def test_pictures_are_turned_as_their_exif_says(tmp_path, turn, suffix):
     upright = np.zeros((16, 24, 3), np.uint8)
     upright[:8, :12], upright[:8, 12:], upright[8:, :12] = [250, 0, 0], [0, 250, 0], [0, 0, 250]
     stored = {
-        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.transpose(1, 0, 2),
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.transpose(1, 0,
+        2),
         6: np.rot90(upright, 1), 7: upright[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(upright, -1),
     }[turn]  # fmt: skip
     image = Image.fromarray(np.ascontiguousarray(stored))

@@ -20,7 +20,8 @@ from latent_physics.training.tasks.pila.data import cached_clips, shuffled_index
 
 def cached(path: Path, film: str, window: int = 0, space: str = "toy", width: int = 3) -> None:
     info = ClipInfo(
-        source=f"{film}.mp4", source_hash=film, key=f"{film} {window}", caption="a ball", caption_from="file", window=window,
+        source=f"{film}.mp4", source_hash=film, key=f"{film} {window}", caption="a ball", caption_from="file",
+        window=window,
         last=True, start=0.0, frames=9, width=16, height=16, fps=8.0,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(len(film) + window)

@@ -199,7 +199,8 @@ def test_the_worlds_own_flow_moves_the_things_and_nothing_else():
 
 
 def planted(**changes) -> gate.Reading:
-    values = {"arm": "toy-tsa", "objective": "tsa", "teacher": "toy_videomae", "frozen": 0.1, "expressed": 0.9, "entropy": 0.6,
+    values = {"arm": "toy-tsa", "objective": "tsa", "teacher": "toy_videomae", "frozen": 0.1,
+    "expressed": 0.9, "entropy": 0.6,
               "entropy_moving": 0.5, "teacher_r2": 0.4, "base_r2": 0.2}  # fmt: skip
     return gate.Reading(**(values | changes))
 

@@ -112,8 +112,10 @@ def test_the_recipes_objective_is_videorepas_loss_to_the_last_digit():
 def test_the_recipes_carry_the_scripts_numbers():
     """VideoREPA's training script, and what the papers that build on it state; the teacher is VideoMAEv2-B in
     all of them."""
-    for name, steps, rate in (("videorepa-2b", 4000, 2e-6), ("videorepa-5b", 2000, 1e-4), ("tsa-2b", 4000, 2e-6),
-                              ("mtsa-2b", 4000, 2e-6), ("moalign-2b", 4000, 2e-6), ("repa-2b", 4000, 2e-6)):  # fmt: skip
+    for name, steps, rate in (("videorepa-2b", 4000, 2e-6), ("videorepa-5b", 2000, 1e-4), ("tsa-2b", 4000,
+    2e-6),
+                              ("mtsa-2b", 4000, 2e-6), ("moalign-2b", 4000, 2e-6), ("repa-2b", 4000,
+                              2e-6)):  # fmt: skip
         recipe = load_recipe(name, FinetuneConfig)
         t = recipe.trainer
         assert (t.steps, t.rate, t.warmup, t.weight_decay, t.clip) == (steps, rate, 100, 1e-4, 1.0), name

@@ -230,7 +230,7 @@ def test_a_teacher_on_the_tokens_grid_less_its_mean_over_time(text):
         view(target=(6, 4, 4)),
     )
     found = seen.features[MAE_KEY]
-    means = lambda x: (
+    means = lambda x: (  # noqa: E731
         x.unflatten(-3, (3, 2)).unflatten(-2, (2, 2)).unflatten(-1, (2, 2)).mean(dim=(-5, -3, -1))
     )
     volume = means(found["features"])
@@ -579,7 +579,10 @@ def test_features_belong_to_the_weights_they_were_made_with(tmp_path):
 
 
 def test_every_recipe_is_whole():
-    papers = "lamo-2b-full lamo-5b-lora tsa-2b mtsa-2b moalign-2b moalign-wan videorepa-2b videorepa-5b repa-2b ldo-pda"
+    papers = (
+        "lamo-2b-full lamo-5b-lora tsa-2b mtsa-2b moalign-2b moalign-wan "
+        "videorepa-2b videorepa-5b repa-2b ldo-pda"
+    )
     assert set(papers.split()) <= set(names())
     for name in names():
         recipe = load_recipe(name, FinetuneConfig)
@@ -689,7 +692,8 @@ def test_frames_of_a_real_clip_come_back_as_they_were_cut(tmp_path):
     imageio.imwrite(film, frames, fps=8, codec="libx264")
     cut = list(windows(film, frames=9, width=32, height=32, limit=0))
     info = ClipInfo(
-        source=film.name, source_hash=content_hash(film), key="k", caption="", caption_from="none", window=1, last=True,
+        source=film.name, source_hash=content_hash(film), key="k", caption="", caption_from="none", window=1,
+        last=True,
         start=cut[1].start, frames=9, width=32, height=32, fps=cut[1].fps,
     )  # fmt: skip
     source = FrameSource(tmp_path / "none", [film])

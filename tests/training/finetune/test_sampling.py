@@ -60,7 +60,8 @@ def test_ddim_is_the_published_schedulers():
 
     backbone = tiny_run.backbone("cogvideox")
     theirs = CogVideoXDDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", snr_shift_scale=3.0, rescale_betas_zero_snr=True,
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", snr_shift_scale=3.0,
+        rescale_betas_zero_snr=True,
         prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True,
     )  # fmt: skip
     theirs.set_timesteps(10)

@@ -66,7 +66,8 @@ def test_videomae_takes_any_clip(shape, grid):
     assert teacher.features(torch.rand(1, 3, 8, 32, 32)).shape == (1, 32, 4, 4, 4)
 
 
-V2 = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 4, "tubelet_size": 2, "num_frames": 8,
+V2 = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 4, "tubelet_size": 2,
+"num_frames": 8,
       "use_mean_pooling": True}  # fmt: skip
 """`model_config` in config.json of a hub repository of VideoMAE v2, small."""
 
@@ -74,13 +75,16 @@ V2 = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads":
 def v2_state() -> dict[str, torch.Tensor]:
     """Random weights under the key names of OpenGVLab/VideoMAEv2-Base's model.safetensors."""
     generator = torch.Generator().manual_seed(3)
-    shapes = {"patch_embed.proj.weight": (64, 3, 2, 8, 8), "patch_embed.proj.bias": (64,), "fc_norm.weight": (64,),
+    shapes = {"patch_embed.proj.weight": (64, 3, 2, 8, 8), "patch_embed.proj.bias": (64,),
+    "fc_norm.weight": (64,),
               "fc_norm.bias": (64,)}  # fmt: skip
     for block in range(V2["depth"]):
         for name, shape in {
-            "norm1.weight": (64,), "norm1.bias": (64,), "attn.q_bias": (64,), "attn.v_bias": (64,), "attn.qkv.weight": (192, 64),
+            "norm1.weight": (64,), "norm1.bias": (64,), "attn.q_bias": (64,), "attn.v_bias": (64,),
+            "attn.qkv.weight": (192, 64),
             "attn.proj.weight": (64, 64), "attn.proj.bias": (64,), "norm2.weight": (64,), "norm2.bias": (64,),
-            "mlp.fc1.weight": (128, 64), "mlp.fc1.bias": (128,), "mlp.fc2.weight": (64, 128), "mlp.fc2.bias": (64,),
+            "mlp.fc1.weight": (128, 64), "mlp.fc1.bias": (128,), "mlp.fc2.weight": (64, 128),
+            "mlp.fc2.bias": (64,),
         }.items():  # fmt: skip
             shapes[f"blocks.{block}.{name}"] = shape
     return {f"model.{key}": 0.2 * torch.randn(shape, generator=generator) for key, shape in shapes.items()}
@@ -102,8 +106,11 @@ def v2_tokens(state: dict[str, torch.Tensor], clip: torch.Tensor) -> torch.Tenso
     """VideoMAE v2's tokens after its last block, written from its description: `B 3 T H W`, normalised -> `B
     N C`."""
     state = {key.removeprefix("model."): value for key, value in state.items()}
-    norm = lambda x, name: F.layer_norm(x, (64,), state[f"{name}.weight"], state[f"{name}.bias"], 1e-6)
-    full = lambda x, name: F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    def norm(x, name):
+        return F.layer_norm(x, (64,), state[f"{name}.weight"], state[f"{name}.bias"], 1e-6)
+
+    full = lambda x, name: F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])  # noqa: E731
     x = F.conv3d(clip, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=(2, 8, 8))
     x = x.flatten(2).transpose(1, 2)
     angle = torch.arange(x.shape[1], dtype=torch.float64)[:, None] / 10000 ** (
@@ -159,25 +166,25 @@ def test_weights_that_are_not_the_whole_encoder_are_refused_in_one_sentence(kind
     """A network whose missing part is random looks at nothing: every way in refuses it."""
     path = tmp_path / "model.safetensors"
     if kind == "v2 repository":
-        load = lambda: load_teacher(
+        load = lambda: load_teacher(  # noqa: E731
             "videomae", v2_repository(tmp_path / "hub", with_changes(v2_state(), change))
         )
     elif kind == "v2 file":
         save_file(with_changes(v2_state(), change), path)
-        load = lambda: load_teacher("videomae", path)
+        load = lambda: load_teacher("videomae", path)  # noqa: E731
     elif kind == "raft file":
         save_file(with_changes(raft_small(weights=None).state_dict(), change), path)
-        load = lambda: load_raft(path)
+        load = lambda: load_raft(path)  # noqa: E731
     elif kind == "our file":
         videomae().save(path, {}, torch.float32)
         info = read_info(path)
         save_weights(path, with_changes(load_file(path), change), info)
-        load = lambda: load_teacher("toy_videomae", path)
+        load = lambda: load_teacher("toy_videomae", path)  # noqa: E731
     else:
         teacher, name = (videomae(), "videomae") if kind == "v1 folder" else (vjepa(), "vjepa2")
         teacher.model.save_pretrained(tmp_path)
         save_file(with_changes(load_file(path), change), path, metadata={"format": "pt"})
-        load = lambda: load_teacher(name, tmp_path)
+        load = lambda: load_teacher(name, tmp_path)  # noqa: E731
     with pytest.raises(
         TeacherError, match="hold the unknown 'blocks.0.gamma'" if change == "unknown" else "lack '"
     ) as caught:
@@ -202,7 +209,8 @@ def test_a_decoder_or_a_head_beside_the_encoder_is_left_out(whole, tmp_path):
 def test_a_patch_of_a_large_clip_is_48_pixels_of_it(height, width):
     """Changing the pixels of one 48 x 48 square far from its border changes that patch's input and no
     other's."""
-    teacher = VideoMAETeacher(VideoMAEModel(VideoMAEConfig(hidden_size=8, num_hidden_layers=0, num_attention_heads=1,
+    teacher = VideoMAETeacher(VideoMAEModel(VideoMAEConfig(hidden_size=8, num_hidden_layers=0,
+    num_attention_heads=1,
                                                            intermediate_size=8)), "tiny")  # fmt: skip
     rows, columns = height // 48, width // 48
     assert teacher.size(height, width) == (16 * rows, 16 * columns)

@@ -44,7 +44,8 @@ def clips(
         words = torch.randn(length, width, generator=generator)
         frames, high, wide = (shape[0] - 1) * 4 + 1, shape[1] * 8, shape[2] * 8
         info = ClipInfo(
-            source=f"clip{index}.mp4", source_hash=f"{index:032x}", key=f"key{index}", caption="", caption_from="none", window=0,
+            source=f"clip{index}.mp4", source_hash=f"{index:032x}", key=f"key{index}", caption="",
+            caption_from="none", window=0,
             last=True, start=0.0, frames=frames, width=wide, height=high, fps=0,
         )  # fmt: skip
         path = folder / f"clip{index}.safetensors"

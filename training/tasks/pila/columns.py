@@ -11,7 +11,8 @@ from .losses import ROUTING_COLUMNS, SIGMA_COLUMNS
 
 EXPORT, RESIDUALS = "pila_adapter.safetensors", "residuals.png"
 COLUMNS = (
-    "loss", "observable", "flow", "base", "gain", "physics", "samples", "ratio", "mask", "off_label", "recall",
+    "loss", "observable", "flow", "base", "gain", "physics", "samples", "ratio", "mask", "off_label",
+    "recall",
     *(f"B {name}" for name in RECOVERY_NAMES),
     *TERM_NAMES,
     *(f"std {name}" for name in SLOTS),

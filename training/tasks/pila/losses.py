@@ -110,7 +110,8 @@ def stage_c(adapter: PilaAdapter, step: Step, clips: Noised) -> tuple[Tensor, di
     out = adapter(clips.estimate, velocity, sigma, batch.cond, batch.labels, ramp=fade)
     mask = None if out.refined is None else law_mask(step, clips, adapter.read(out.refined.detach()))
     law = physics_loss(
-        adapter, out, batch.labels, sigma, mask=mask, sigma_max=largest_sigma(step.number, config.physics_warmup),
+        adapter, out, batch.labels, sigma, mask=mask, sigma_max=largest_sigma(step.number,
+        config.physics_warmup),
         weights=step.weights, laws=step.laws, synchronise=step.mean,
     )  # fmt: skip
     step.weights.update(law.terms, step.mean)

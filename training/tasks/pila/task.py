@@ -96,7 +96,8 @@ class PilaStudent(nn.Module):
         noisy = (1.0 - wide(sigma)) * batch.latent + wide(sigma) * noise
         velocity = backbone.predict(noisy, sigma, batch.tokens).float()
         return Noised(
-            batch=batch, estimate=noisy - wide(sigma) * velocity, velocity=velocity, target=noise - batch.latent, sigma=sigma,
+            batch=batch, estimate=noisy - wide(sigma) * velocity, velocity=velocity,
+            target=noise - batch.latent, sigma=sigma,
             kept=kept,
         )  # fmt: skip
 
@@ -289,7 +290,8 @@ class PilaRun:
         accelerator = accelerator or make_accelerator(config, str(backbone.device))
         stepper = ZeroStepper if processes.deepspeed(accelerator) else None
         self._run = Run(
-            config=loop_config(config), settings=self.task.settings(), task=self.task, out=folder, accelerator=accelerator,
+            config=loop_config(config), settings=self.task.settings(), task=self.task, out=folder,
+            accelerator=accelerator,
             stepper=stepper,
         )  # fmt: skip
         self.accelerator, self.loop = accelerator, Loop(self._run)
@@ -344,9 +346,12 @@ def loop_config(config: PilaTraining) -> LoopConfig:
     """The part of the settings that any training has; stages A and B keep their rate, stage C ends in a
     cosine to 0."""
     return LoopConfig(
-        batch=config.batch, rate=config.lr, schedule="cosine" if config.cooldown else "constant", final_rate=0.0,
-        tail=config.cooldown or 1.0, weight_decay=config.weight_decay, beta1=0.9, beta2=0.999, clip=config.clip,
-        ema=config.ema, keep=config.keep, seed=config.seed, validate_every=config.every, save_every=config.every,
+        batch=config.batch, rate=config.lr, schedule="cosine" if config.cooldown else "constant",
+        final_rate=0.0,
+        tail=config.cooldown or 1.0, weight_decay=config.weight_decay, beta1=0.9, beta2=0.999,
+        clip=config.clip,
+        ema=config.ema, keep=config.keep, seed=config.seed, validate_every=config.every,
+        save_every=config.every,
         validation_clips=max(1, config.validation), read_ahead=config.read_ahead,
     )  # fmt: skip
 

@@ -68,7 +68,8 @@ def run_stage(
         key: getattr(config, key) for key in SHAPED_BY.get(task.name, ())
     }
     plan = LoopConfig(
-        steps=steps, rate=rate, batch=batch, ema=ema, warmup=100, schedule="cosine", final_rate=0.02, beta2=0.98,
+        steps=steps, rate=rate, batch=batch, ema=ema, warmup=100, schedule="cosine", final_rate=0.02,
+        beta2=0.98,
         seed=config.seed, save_every=config.save_every,
     )  # fmt: skip
     accelerator = processes.start(device="cpu", handlers=[unused])

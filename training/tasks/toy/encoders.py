@@ -30,7 +30,8 @@ GRID = (FRAMES // TUBELET, SIZE // PATCH, SIZE // PATCH)
 def usual_settings() -> TrainerConfig:
     """Sizes and rates for two cores."""
     return TrainerConfig(
-        steps=1500, batch=8, rate=1e-3, warmup=50, schedule="cosine", weight_decay=0.05, validate_every=250, save_every=250,
+        steps=1500, batch=8, rate=1e-3, warmup=50, schedule="cosine", weight_decay=0.05, validate_every=250,
+        save_every=250,
         validation_clips=4, tensorboard=False,
     )  # fmt: skip
 
@@ -102,9 +103,12 @@ class MAEStudent(nn.Module):
         self.share = config.mask
         self.model = VideoMAEForPreTraining(
             VideoMAEConfig(
-                image_size=SIZE, patch_size=PATCH, num_frames=FRAMES, tubelet_size=TUBELET, hidden_size=config.width,
-                num_hidden_layers=config.layers, num_attention_heads=config.width // 32, intermediate_size=4 * config.width,
-                decoder_hidden_size=64, decoder_num_hidden_layers=2, decoder_num_attention_heads=2, decoder_intermediate_size=256,
+                image_size=SIZE, patch_size=PATCH, num_frames=FRAMES, tubelet_size=TUBELET,
+                hidden_size=config.width,
+                num_hidden_layers=config.layers, num_attention_heads=config.width // 32,
+                intermediate_size=4 * config.width,
+                decoder_hidden_size=64, decoder_num_hidden_layers=2, decoder_num_attention_heads=2,
+                decoder_intermediate_size=256,
                 norm_pix_loss=False, use_mean_pooling=False,
             )
         )  # fmt: skip
@@ -132,8 +136,10 @@ class JEPAStudent(nn.Module):
         self.momentum = config.momentum
         self.model = VJEPA2Model(
             VJEPA2Config(
-                crop_size=SIZE, patch_size=PATCH, frames_per_clip=FRAMES, tubelet_size=TUBELET, hidden_size=config.width,
-                num_hidden_layers=config.layers, num_attention_heads=heads, mlp_ratio=4, pred_hidden_size=config.width // 2,
+                crop_size=SIZE, patch_size=PATCH, frames_per_clip=FRAMES, tubelet_size=TUBELET,
+                hidden_size=config.width,
+                num_hidden_layers=config.layers, num_attention_heads=heads, mlp_ratio=4,
+                pred_hidden_size=config.width // 2,
                 pred_num_hidden_layers=3, pred_num_attention_heads=max(1, heads // 2), pred_num_mask_tokens=2,
             )
         )  # fmt: skip
