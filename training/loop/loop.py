@@ -334,9 +334,8 @@ class Loop:
     def _validate(self, first: bool = False) -> None:
         """Measures held-out data with the same draws every time, spread over the processes; remembers the
         best weights."""
-        values = self.trained() if self.average else {}
         count = min(self.task.validation_count, self.config.validation_clips)
-        with evaluating(self.accelerator, self.stepper.module, self.average, values):
+        with evaluating(self.accelerator, self.stepper.module, self.average, self.trained):
             if count:
                 sums = held_out_sums(
                     self.accelerator, self.stepper.module, self.task, count, self.config.seed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,18 +15,33 @@ from .task import Task
 
 @contextmanager
 def evaluating(
-    accelerator: Any, module: nn.Module, average: Mapping[str, Tensor], values: Mapping[str, Tensor]
+    accelerator: Any,
+    module: nn.Module,
+    average: Mapping[str, Tensor],
+    trained: Callable[[], Mapping[str, Tensor]],
 ) -> Iterator[None]:
-    """The module in evaluation mode, without gradients; its trained `values` are exchanged for their
-    `average` meanwhile."""
+    """The module in evaluation mode, without gradients; meanwhile `trained` holds the average."""
     with torch.no_grad(), accelerator.autocast():
-        exchange(average, values)
+        swap(module, average, trained)
         module.eval()
         try:
             yield
         finally:
             module.train()
-            exchange(average, values)
+            swap(module, average, trained)
+
+
+def swap(
+    module: nn.Module, average: Mapping[str, Tensor], trained: Callable[[], Mapping[str, Tensor]]
+) -> None:
+    """Exchanges average and values. FSDP2 may hold gathered copies of its shards: they would hide what is
+    written into the shards.
+    """
+    if average:
+        for part in module.modules():
+            if hasattr(part, "reshard"):
+                part.reshard()
+        exchange(average, trained())
 
 
 def held_out_sums(accelerator: Any, module: nn.Module, task: Task, count: int, seed: int) -> dict[str, float]:
