@@ -48,7 +48,7 @@ def _reason_against(kind: str, index: int | None) -> str | None:
         return "Triton is not installed, the tiled torch kernels are used."
     if torch.cuda.get_device_capability(index) < (8, 0):
         return "compute capability below 8.0, the tiled torch kernels are used."
-    from .selfcheck import mismatch  # imports Triton
+    from .selfcheck import mismatch
 
     # Triton needs a C compiler and a matching driver at run time: only trying tells whether it works here.
     found = mismatch(torch.device(kind, index))

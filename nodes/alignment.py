@@ -13,7 +13,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..methods.relational import correspondence
-from .host import patching, tap, wires
+from .host import spaces, tap, wires
 from .host.encoders import encoder_names, find_encoder, load_encoder, on_device
 from .views import figures
 from .views.points import check_point, laid_over, mark, saliency_mask
@@ -179,7 +179,7 @@ class TapBlock(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: comfy.model_patcher.ModelPatcher, block: int, step: int) -> io.NodeOutput:
-        patching.require_video_model(model, "Tap Block")
+        spaces.require_video_model(model, "Tap Block")
         return io.NodeOutput(tap.add_tap(model, block, step))
 
 

@@ -8,10 +8,10 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from .critics import CATEGORY, PhysicsCriticType, fps_input, fps_is_set, ranking_title
-from .host import patching, wires
+from .critics import CATEGORY, PhysicsCriticType, fps_input, fps_is_set
+from .host import patching, spaces, wires
 from .host.best_of_n import BestOfN, Candidate, evaluations, stops
-from .host.critics import CandidateJudge, PhysicsCritic
+from .host.critics import CandidateJudge, PhysicsCritic, ranking_title
 from .views import figures, ranking
 
 
@@ -132,7 +132,7 @@ class BestOfNSampler(io.ComfyNode):
         vae: Any = None,
         prompt: str = "",
     ) -> io.NodeOutput:
-        patching.require_video_model(guider.model_patcher, "Best-of-N Sampler")
+        spaces.require_video_model(guider.model_patcher, "Best-of-N Sampler")
         conds = guider.original_conds.get("positive")
         shape = wires.video_in(latent_image).shape
         cond = patching.pooled_condition(conds, 0.0, shape, torch.device("cpu"))

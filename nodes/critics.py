@@ -14,11 +14,14 @@ from .host.critics import (
     AUTOMATIC,
     METHODS,
     PhysicsCritic,
+    candidate_seeds,
     check_critic,
     critic_names,
     is_predictor,
     judge_wired,
     load_critic,
+    parse_contexts,
+    ranking_title,
 )
 from .views import figures, ranking
 
@@ -378,37 +381,6 @@ class KeepMostPlausible(io.ComfyNode):
 
 
 # --- what the nodes share -----------------------------------------------------------------------------------
-
-
-def parse_contexts(text: str) -> tuple[int, ...]:
-    """Numbers separated by commas. Raises ValueError, in one sentence, for anything else."""
-    try:
-        found = tuple(int(part) for part in text.replace(",", " ").split())
-    except ValueError as error:
-        raise ValueError(
-            f"contexts is {text!r}; write numbers of frames separated by commas, such as 4, 8."
-        ) from error
-    if not found or any(context < 2 or context % 2 or context > 14 for context in found):
-        raise ValueError(f"contexts is {text!r}; give even numbers from 2 to 14, frames of a window of 16.")
-    return found
-
-
-def candidate_seeds(seeds: list[int], count: int) -> list[int]:
-    """A seed for each of `count` videos. Raises ValueError for a list of another length."""
-    if len(seeds) == 1:
-        return [(seeds[0] + number) % 2**64 for number in range(count)]
-    if len(seeds) != count:
-        raise ValueError(
-            f"{len(seeds)} seeds were given for {count} videos: give one each, or the first one alone."
-        )
-    return list(seeds)
-
-
-def ranking_title(critic: PhysicsCritic, count: int) -> str:
-    """What the table is about."""
-    if count == 1:
-        return f"{critic.name}, {critic.critic.name}: 1 candidate, so there was nothing to choose from"
-    return f"{critic.name}, {critic.critic.name}: {count} candidates"
 
 
 NODES = [LoadPhysicsCritic, PhysicsCriticNode, KeepMostPlausible]

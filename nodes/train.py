@@ -20,7 +20,7 @@ from comfy_api.latest import io
 
 from ..methods.lamo import MotionFieldPredictor, predictor_info, save_predictor
 from ..methods.lamo.rates import native_fps, seconds_per_latent_frame
-from .host import files, patching, video_folder
+from .host import files, patching, spaces, video_folder
 from .host.files import check_name, check_place, free_path
 from .host.latents import clips_of_folder, clips_of_latent, step_bytes
 from .lamo import CATEGORY, MotionPredictor, MotionPredictorType
@@ -30,7 +30,7 @@ from .views.traces import curves, summary
 if TYPE_CHECKING:
     from ..training.tasks.predictor import PredictorTraining
 
-SPACES = ["toy", *patching.LATENT_SPACES.values()]
+SPACES = ["toy", *spaces.LATENT_SPACES.values()]
 
 UNWIRED: Any = object()
 """An input that no wire comes to, where ComfyUI checks a graph: it hands None over for one whose wire is

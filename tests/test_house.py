@@ -203,7 +203,7 @@ FLOORS = {
         ["study/"],
         ["commands/", "__main__.py"],
     ],
-    "nodes": [["host/", "views/"], [""]],
+    "nodes": [["host/", "views/"], ["lamo.py", "prompt.py"], ["pila.py"], [""]],
     "benchmarks": [
         ["kernels/measure.py", "pila/lawful_fields.py", "cost/models.py"],
         ["kernels/relational.py", "cost/seconds.py", "cost/import_time.py"],

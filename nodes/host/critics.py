@@ -17,7 +17,7 @@ from ...methods.critics import Critic, Judgement, MotionConsistency
 from ...methods.lamo import KIND as PREDICTOR_KIND
 from ...methods.lamo import load_predictor
 from ...methods.weights import WeightsError
-from . import encoders, files, patching, wires
+from . import encoders, files, patching, spaces, wires
 from .best_of_n import Candidate, Mark
 from .latents import pooled_prompts
 
@@ -154,7 +154,7 @@ def clips_of(images: Tensor, clips: int) -> Tensor:
 
 def latent_fps(space: str, fps: float) -> float:
     """Latent frames per second of a video of `fps`. Raises ValueError where the space's rate is unknown."""
-    form = patching.latent_format(space)
+    form = spaces.latent_format(space)
     if form is None:
         raise ValueError(
             f"it is unknown how many frames a {space} latent frame stands for; choose a critic that reads "
@@ -179,7 +179,7 @@ def judge_wired(
         if latent is None:
             raise ValueError(f"{critic.name} judges latents: wire the sampler's output to latent.")
         video, rate = wires.finite_video(latent, "no plausibility").cpu(), latent_fps(critic.space, fps)
-        inside = patching.latent_format(critic.space).process_in(video)
+        inside = spaces.latent_format(critic.space).process_in(video)
         return critic.judge(inside, rate, pooled_prompts(positive, len(video)))
     if images is None:
         raise ValueError(f"{critic.name} judges images: wire the decoded video to images.")
@@ -199,7 +199,7 @@ class CandidateJudge:
             raise ValueError(
                 f"{critic.name} judges frames: wire the VAE, or choose a motion predictor, which needs none."
             )
-        space = patching.latent_space(model)
+        space = spaces.latent_space(model)
         if self.reads == "latent" and critic.space != space:
             raise ValueError(
                 f"{critic.name} was trained on {critic.space!r} latents, but this model's are {space!r}."
@@ -234,3 +234,34 @@ class CandidateJudge:
             return self.critic.judge(inside, latent_fps(self.critic.space, self.fps), self.cond)
         images = self.vae.decode(video)
         return self.critic.judge(clips_of(images.reshape(-1, *images.shape[-3:]), 1), self.fps)
+
+
+def parse_contexts(text: str) -> tuple[int, ...]:
+    """Numbers separated by commas. Raises ValueError, in one sentence, for anything else."""
+    try:
+        found = tuple(int(part) for part in text.replace(",", " ").split())
+    except ValueError as error:
+        raise ValueError(
+            f"contexts is {text!r}; write numbers of frames separated by commas, such as 4, 8."
+        ) from error
+    if not found or any(context < 2 or context % 2 or context > 14 for context in found):
+        raise ValueError(f"contexts is {text!r}; give even numbers from 2 to 14, frames of a window of 16.")
+    return found
+
+
+def candidate_seeds(seeds: list[int], count: int) -> list[int]:
+    """A seed for each of `count` videos. Raises ValueError for a list of another length."""
+    if len(seeds) == 1:
+        return [(seeds[0] + number) % 2**64 for number in range(count)]
+    if len(seeds) != count:
+        raise ValueError(
+            f"{len(seeds)} seeds were given for {count} videos: give one each, or the first one alone."
+        )
+    return list(seeds)
+
+
+def ranking_title(critic: PhysicsCritic, count: int) -> str:
+    """What the table is about."""
+    if count == 1:
+        return f"{critic.name}, {critic.critic.name}: 1 candidate, so there was nothing to choose from"
+    return f"{critic.name}, {critic.critic.name}: {count} candidates"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...methods.lamo import pool_tokens
-from . import patching, video_folder, wires
+from . import spaces, video_folder, wires
 
 if TYPE_CHECKING:
     from ...training.data.clips import Clips
@@ -76,7 +76,7 @@ def sampled_latents(latent: dict[str, Any], space: str) -> Tensor:
         raise ValueError(
             f"Train Motion Predictor needs a video latent, B C T H W, but this one is {tuple(video.shape)}."
         )
-    form = patching.latent_format(space)
+    form = spaces.latent_format(space)
     if form is None:
         raise ValueError(
             f"this ComfyUI does not know the latent space {space!r}; choose another one, or update ComfyUI."

@@ -8,7 +8,7 @@ import pytest
 from latent_physics.benchmarks.pila import toyworld
 from latent_physics.methods.pila import PilaConfig
 from latent_physics.toyworld.worlds import WORLDS
-from latent_physics.training.loop import loop
+from latent_physics.training.loop import shown
 from latent_physics.training.loop.checkpoint import CHECKPOINT
 from latent_physics.training.tasks.pila.columns import EXPORT
 from latent_physics.training.tasks.pila.settings import RECIPES, PilaTraining
@@ -25,7 +25,7 @@ SAMPLING = ["--clips", "1", "--steps", "1", "--per-prompt", "2"]
 def script(monkeypatch):
     """benchmarks/pila/toyworld.py with two steps per stage, a small adapter and one world."""
     monkeypatch.setattr(toyworld, "WORLDS", {"thermal": WORLDS["thermal"]})
-    monkeypatch.setattr(loop, "draw_curves", lambda *_: None)  # takes longer than everything else here
+    monkeypatch.setattr(shown, "draw_curves", lambda *_: None)  # takes longer than everything else here
     monkeypatch.setitem(RECIPES, "toy", (QUICK, PilaConfig(hidden=8, blocks=1, head_width=8)))
     return toyworld
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from latent_physics.nodes.host.critics import ranking_title
 
 pytest.importorskip("comfy", reason="needs ComfyUI: run dev.py once, or set COMFYUI_PATH")
 
@@ -262,7 +263,7 @@ def test_one_candidate_is_kept_and_the_table_says_so(geometry: Any, real: Tensor
     best, seed, number, _, table, _ = keep(geometry, [real])
     assert torch.equal(best, real)
     assert (seed, number, len(table.splitlines())) == (100, 1, 1)
-    assert "nothing to choose from" in critics.ranking_title(geometry, 1)
+    assert "nothing to choose from" in ranking_title(geometry, 1)
 
 
 # --- Best-of-N Sampler --------------------------------------------------------------------------------------

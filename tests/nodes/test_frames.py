@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from latent_physics.nodes.host import spaces
 
 pytest.importorskip("comfy", reason="needs ComfyUI: run dev.py once, or set COMFYUI_PATH")
 
@@ -199,7 +200,7 @@ def test_animate_s_reference_frame_is_no_motion(animate, vae, sample, conditioni
 def test_reference_frames_longer_than_the_clip_are_said_before_anything_loads(
     animate, make_predictor, sample, conditioning
 ):
-    predictor = make_predictor(space=patching.latent_space(animate))
+    predictor = make_predictor(space=spaces.latent_space(animate))
     (model,) = lamo.LaMoGuidance.execute(animate, predictor, 25.0, 0.8).args
     pose = {"pose_video_latent": torch.zeros(1, 16, 1, 8, 8)}
     with pytest.raises(ValueError, match="generate a longer video"):
@@ -268,7 +269,7 @@ def test_guidance_acts_block_by_block_and_leaves_finished_frames_alone(
     causal, make_predictor, conditioning, size, first
 ):
     prompts = conditioning(1), conditioning(2)
-    predictor = make_predictor(space=patching.latent_space(causal))
+    predictor = make_predictor(space=spaces.latent_space(causal))
     (model,) = lamo.LaMoGuidance.execute(causal, predictor, 25.0, 0.8).args
     plain, guided = (in_blocks(one, *prompts, size) for one in (causal, model))
     assert torch.isfinite(guided).all()

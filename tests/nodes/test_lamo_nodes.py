@@ -6,6 +6,8 @@ import pickle
 
 import pytest
 import torch
+from latent_physics.nodes.heatmaps import MotionDriftHeatmap, MotionFieldHeatmap
+from latent_physics.nodes.host import spaces
 
 pytest.importorskip("comfy", reason="needs ComfyUI: run dev.py once, or set COMFYUI_PATH")
 
@@ -225,7 +227,7 @@ def test_drift_heatmap_node(previews, batch, with_images):
     latent = torch.randn(batch, 16, 5, 6, 8)
     images = torch.rand(batch * 17, 48, 64, 3) if with_images else None
     overlay, maps, frame = execute(
-        lamo.MotionDriftHeatmap,
+        MotionDriftHeatmap,
         latent={"samples": latent},
         lag=2,
         opacity=0.7,
@@ -249,9 +251,7 @@ def test_drift_heatmap_node(previews, batch, with_images):
 
 def test_mask_in_unit_range(previews):
     latent = 30 * torch.randn(2, 16, 5, 6, 8)
-    _, maps, _ = execute(
-        lamo.MotionDriftHeatmap, latent={"samples": latent}, lag=1, opacity=1.0, scale_mask=True
-    )
+    _, maps, _ = execute(MotionDriftHeatmap, latent={"samples": latent}, lag=1, opacity=1.0, scale_mask=True)
     assert maps.shape == (8, 6, 8)
     assert maps[:4].max() == pytest.approx(1)
     assert maps[4:].max() == pytest.approx(1)
@@ -262,7 +262,7 @@ def test_field_heatmap_node(previews, make_predictor, conditioning):
 
     predictor, latent, positive = make_predictor(order=2), torch.randn(2, 16, 5, 6, 8), conditioning(1)
     overlay, maps, _ = execute(
-        lamo.MotionFieldHeatmap,
+        MotionFieldHeatmap,
         latent={"samples": latent},
         predictor=predictor,
         lag=0,
@@ -287,14 +287,12 @@ def test_heatmaps_refuse_what_has_no_motion(make_predictor):
     ]
     for latent, said in cases:
         with pytest.raises(ValueError, match=said):
-            execute(lamo.MotionDriftHeatmap, latent={"samples": latent}, lag=2, **view)
+            execute(MotionDriftHeatmap, latent={"samples": latent}, lag=2, **view)
         with pytest.raises(ValueError, match=said):
-            execute(
-                lamo.MotionFieldHeatmap, latent={"samples": latent}, predictor=make_predictor(), lag=0, **view
-            )
+            execute(MotionFieldHeatmap, latent={"samples": latent}, predictor=make_predictor(), lag=0, **view)
     with pytest.raises(ValueError, match="4 channels"):
         execute(
-            lamo.MotionFieldHeatmap,
+            MotionFieldHeatmap,
             latent={"samples": torch.randn(1, 4, 5, 8, 8)},
             predictor=make_predictor(),
             lag=0,
@@ -302,7 +300,7 @@ def test_heatmaps_refuse_what_has_no_motion(make_predictor):
         )
     with pytest.raises(ValueError, match="7 images"):
         execute(
-            lamo.MotionDriftHeatmap,
+            MotionDriftHeatmap,
             latent={"samples": torch.randn(2, 16, 5, 8, 8)},
             lag=2,
             images=torch.rand(7, 8, 8, 3),
@@ -315,17 +313,15 @@ def test_heatmaps_take_the_video_of_a_nested_latent(previews):
 
     video = torch.randn(1, 16, 5, 6, 8)
     nested = NestedTensor([video, torch.randn(1, 8, 10, 2)])
-    _, maps, _ = execute(
-        lamo.MotionDriftHeatmap, latent={"samples": nested}, lag=2, opacity=0.5, scale_mask=False
-    )
+    _, maps, _ = execute(MotionDriftHeatmap, latent={"samples": nested}, lag=2, opacity=0.5, scale_mask=False)
     assert torch.allclose(maps, drift_heatmap(video, 2, skip=2)[0][0])
 
 
 def test_the_drift_heatmap_can_look_at_latents_as_the_model_samples_them(previews):
     latent = torch.randn(1, 16, 5, 6, 8)
     settings = {"latent": {"samples": latent}, "lag": 2, "opacity": 0.5, "scale_mask": False, "skip": 0}
-    _, maps, _ = execute(lamo.MotionDriftHeatmap, **settings, latent_space="wan2.1")
-    inside = patching.latent_format("wan2.1").process_in(latent)
+    _, maps, _ = execute(MotionDriftHeatmap, **settings, latent_space="wan2.1")
+    inside = spaces.latent_format("wan2.1").process_in(latent)
     assert torch.allclose(maps, drift_heatmap(inside, 2)[0][0])
     assert not torch.allclose(maps, drift_heatmap(latent, 2)[0][0])
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from latent_physics.nodes.host import spaces
 
 pytest.importorskip("comfy", reason="needs ComfyUI: run dev.py once, or set COMFYUI_PATH")
 
@@ -83,7 +84,7 @@ MASK = {"attention_mask": torch.tensor([[1, 1, 1, 1, 0, 0]])}
 def test_other_models(make_model, make_predictor, sample, conditioning, name, options, cfg):
     model = make_model(name)
     prompts = [conditioning(seed, **options) for seed in (1, 2)]
-    predictor = make_predictor(SHAPES[name][1], patching.latent_space(model))
+    predictor = make_predictor(SHAPES[name][1], spaces.latent_space(model))
     plain = sample(model, *prompts, shape=SHAPES[name], cfg=cfg)
     guided = sample(guide(model, predictor), *prompts, shape=SHAPES[name], cfg=cfg)
     assert torch.isfinite(guided).all()
@@ -532,12 +533,12 @@ def test_sigmas_belong_to_the_step_they_fall_in(count, top, part, which):
 )
 def test_latent_space_names(make_model, name, space):
     model = make_model(name)
-    assert patching.latent_space(model) == space
-    assert type(patching.latent_format(space)) is type(model.get_model_object("latent_format"))
+    assert spaces.latent_space(model) == space
+    assert type(spaces.latent_format(space)) is type(model.get_model_object("latent_format"))
 
 
 def test_every_named_latent_format_exists():
     import comfy.latent_formats
 
-    assert all(hasattr(comfy.latent_formats, name) for name in patching.LATENT_SPACES)
-    assert patching.latent_format("somebody elses") is None
+    assert all(hasattr(comfy.latent_formats, name) for name in spaces.LATENT_SPACES)
+    assert spaces.latent_format("somebody elses") is None

@@ -6,6 +6,8 @@ import dataclasses
 
 import pytest
 import torch
+from latent_physics.nodes.host import spaces
+from latent_physics.nodes.pila_views import AttributeBankView, ExpertMaps, RouterPlot
 from latent_physics.nodes.views.fields import FIELD_MENU, paint
 
 pytest.importorskip("comfy", reason="needs ComfyUI: run dev.py once, or set COMFYUI_PATH")
@@ -327,7 +329,7 @@ def test_it_samples_without_cfg_and_in_batches(models, wan, conditioning, option
 def test_labels_steer_the_router_and_the_plot_shows_it(models, wan, conditioning):
     model = corrected(wan, loaded(models), labels={"Thermal": 1.0}, top_k=2)
     samples = sample(model, conditioning)
-    plot, table = execute(pila.RouterPlot, model=model, latent={"samples": samples})
+    plot, table = execute(RouterPlot, model=model, latent={"samples": samples})
     assert plot.shape[0] == 1
     assert plot.shape[-1] == 3
     lines = table.splitlines()
@@ -339,35 +341,35 @@ def test_labels_steer_the_router_and_the_plot_shows_it(models, wan, conditioning
     assert sum(weight > 0 for weight in weights) == 2
     assert max(range(8), key=weights.__getitem__) == CATEGORIES.index("Thermal")
     sample(model, conditioning, steps=2)
-    assert len(execute(pila.RouterPlot, model=model, latent={"samples": samples})[1].splitlines()) == 1 + 2
+    assert len(execute(RouterPlot, model=model, latent={"samples": samples})[1].splitlines()) == 1 + 2
 
 
 def test_views_without_a_run_say_what_is_missing(models, wan):
     latent = {"samples": torch.zeros(1, 16, 5, 8, 8)}
     with pytest.raises(ValueError, match="without PILA Correction"):
-        execute(pila.RouterPlot, model=wan, latent=latent)
+        execute(RouterPlot, model=wan, latent=latent)
     with pytest.raises(ValueError, match="no sampler ran"):
-        execute(pila.RouterPlot, model=corrected(wan, loaded(models)), latent=latent)
+        execute(RouterPlot, model=corrected(wan, loaded(models)), latent=latent)
 
 
 def test_expert_maps_over_frames_and_alone(models, wan, conditioning):
     model = corrected(wan, loaded(models), labels={"Fluid": 1.0}, keep_for_maps=True)
     samples = {"samples": sample(model, conditioning)}
     arguments = {"model": model, "latent": samples, "position": 1.0, "opacity": 0.7}
-    shown, maps, text = execute(pila.ExpertMaps, expert="strongest", **arguments)
+    shown, maps, text = execute(ExpertMaps, expert="strongest", **arguments)
     assert shown.shape == (5, 64, 64, 3)
     assert maps.shape == (5, 8, 8)
     assert float(maps.max()) == pytest.approx(1.0)
     assert "shown: Fluid" in text
     images = torch.rand(17, 64, 64, 3)
-    over, _, _ = execute(pila.ExpertMaps, expert="Fluid", images=images, **arguments)
+    over, _, _ = execute(ExpertMaps, expert="Fluid", images=images, **arguments)
     assert over.shape == images.shape
     with pytest.raises(ValueError, match="decoded video"):
-        execute(pila.ExpertMaps, expert="Fluid", images=images[:0], **arguments)
+        execute(ExpertMaps, expert="Fluid", images=images[:0], **arguments)
     unkept = corrected(wan, loaded(models))
     sample(unkept, conditioning)
     with pytest.raises(ValueError, match="keep_for_maps"):
-        execute(pila.ExpertMaps, **{**arguments, "model": unkept}, expert="Fluid")
+        execute(ExpertMaps, **{**arguments, "model": unkept}, expert="Fluid")
 
 
 @pytest.mark.parametrize("field", list(FIELD_MENU))
@@ -375,7 +377,7 @@ def test_every_field_can_be_seen(models, field):
     adapter = loaded(models)
     latent = {"samples": torch.randn(1, 16, 5, 8, 8)}
     arguments = {"latent": latent, "adapter": adapter, "field": field, "noise_level": 0.0, "opacity": 0.8}
-    view, size = execute(pila.AttributeBankView, **arguments)
+    view, size = execute(AttributeBankView, **arguments)
     assert view.shape == (5, 64, 64, 3)
     assert size.shape == (5, 8, 8)
     assert 0 <= float(view.min()) <= float(view.max()) <= 1
@@ -399,7 +401,7 @@ def test_adapters_of_another_latent_space_are_refused_with_a_reason(models, wan,
     with pytest.raises(WeightsError, match="cogvideox"):
         corrected(make_model("cogvideox"), loaded(models, "wan2.1"))
     with pytest.raises(ValueError, match="flow models"):  # even a file that claims to fit
-        corrected(make_model("cogvideox"), loaded(models, patching.latent_space(make_model("cogvideox"))))
+        corrected(make_model("cogvideox"), loaded(models, spaces.latent_space(make_model("cogvideox"))))
 
 
 def test_an_adapter_of_wan_21_fits_the_wide_wan_model(models, make_model, conditioning):
@@ -454,8 +456,8 @@ def test_fields_of_the_video_in_a_nested_latent(models):
         "noise_level": 0.0,
         "opacity": 1.0,
     }
-    alone = execute(pila.AttributeBankView, latent={"samples": video}, **arguments)
-    found = execute(pila.AttributeBankView, latent={"samples": nested}, **arguments)
+    alone = execute(AttributeBankView, latent={"samples": video}, **arguments)
+    found = execute(AttributeBankView, latent={"samples": nested}, **arguments)
     for one, other in zip(alone, found):
         assert torch.equal(one, other)
 
@@ -465,8 +467,8 @@ def test_fields_over_frames_and_what_has_none(models):
     arguments = {"adapter": adapter, "field": next(iter(FIELD_MENU)), "noise_level": 0.0, "opacity": 1.0}
     latent = torch.randn(2, 16, 5, 8, 8)
     images = torch.rand(2 * 17, 64, 64, 3)
-    over, _ = execute(pila.AttributeBankView, latent={"samples": latent}, images=images, **arguments)
-    alone, _ = execute(pila.AttributeBankView, latent={"samples": latent}, **arguments)
+    over, _ = execute(AttributeBankView, latent={"samples": latent}, images=images, **arguments)
+    alone, _ = execute(AttributeBankView, latent={"samples": latent}, **arguments)
     assert over.shape == images.shape
     for clip in range(2):  # the last image of a clip shows its last latent frame
         small = torch.nn.functional.avg_pool2d(over[clip * 17 + 16].movedim(-1, 0), 8).movedim(0, -1)
@@ -480,4 +482,4 @@ def test_fields_over_frames_and_what_has_none(models):
     ]
     for samples, pictures, words in cases:
         with pytest.raises(ValueError, match=words):
-            execute(pila.AttributeBankView, latent={"samples": samples}, images=pictures, **arguments)
+            execute(AttributeBankView, latent={"samples": samples}, images=pictures, **arguments)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from latent_physics.nodes.host import spaces
 
 pytest.importorskip("comfy", reason="needs ComfyUI: run dev.py once, or set COMFYUI_PATH")
 
@@ -18,7 +19,6 @@ import folder_paths
 from latent_physics import toyworld as worlds
 from latent_physics.nodes import lamo
 from latent_physics.nodes import toyworld as toy
-from latent_physics.nodes.host import patching
 from torch import Tensor
 
 import nodes as stock
@@ -70,7 +70,7 @@ def test_the_objects_are_those_of_the_stock_loaders(world) -> None:
     assert isinstance(model, comfy.model_patcher.ModelPatcher)
     assert isinstance(clip, comfy.sd.CLIP)
     assert isinstance(vae, comfy.sd.VAE)
-    assert patching.latent_space(model) == "toy"
+    assert spaces.latent_space(model) == "toy"
     assert model.get_model_object("model_sampling").shift == toy.SHIFT
 
 

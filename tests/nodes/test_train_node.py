@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from latent_physics.nodes.host import spaces
 from latent_physics.nodes.host.latents import clips_of_folder, pooled_prompts
 from latent_physics.nodes.views.traces import POINTS, curves
 from latent_physics.training.commands.cache import main
@@ -19,7 +20,7 @@ import comfy.utils
 import folder_paths
 from latent_physics.methods.lamo import pool_tokens
 from latent_physics.nodes import lamo, toyworld, train
-from latent_physics.nodes.host import files, patching, video_folder
+from latent_physics.nodes.host import files, video_folder
 
 pytestmark = pytest.mark.comfy
 
@@ -88,7 +89,7 @@ def test_it_is_the_training_of_the_command(models, conditioning):
 
     video, prompt = moving(), conditioning(1)
     predictor, _, _ = run(video, prompt, order=2)
-    scaled = patching.latent_format("toy").process_in(video)
+    scaled = spaces.latent_format("toy").process_in(video)
     assert not torch.allclose(scaled, video)
     cond = pool_tokens(prompt[0][0])[0]
     config = dataclasses.replace(RECIPES["toy"], order=2, lag=1, steps=5, batch=4, device="cpu")
@@ -311,7 +312,7 @@ def test_a_folder_is_the_batch_of_its_clips(input_folder, models, conditioning):
     vae = Vae()
     network = run_folder(vae=vae, positive=conditioning(1))[0].network
     latent = vae.encode(vae.seen[0])
-    form = patching.latent_format("toy")
+    form = spaces.latent_format("toy")
     half = form.process_out(form.process_in(latent).half().float())
     expected = run(half, conditioning(1), steps=3)[0].network
     for key, value in expected.state_dict().items():

@@ -15,7 +15,7 @@ from latent_physics.training.commands.pila import PilaCommand, _findings, _flow,
 from latent_physics.training.console import StopRequest, TrainingError
 from latent_physics.training.data.clip import ClipInfo, DatasetError, write_clip
 from latent_physics.training.data.flow import cached_flow, raft_flow
-from latent_physics.training.loop import loop
+from latent_physics.training.loop import loop, shown
 from latent_physics.training.loop.checkpoint import CHECKPOINT, LOG
 from latent_physics.training.loop.log import read_log
 from latent_physics.training.loop.optim import rate_factor
@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 @pytest.fixture
 def undrawn(monkeypatch):
     """Drawing takes longer than these runs."""
-    monkeypatch.setattr(loop, "draw_curves", lambda *arguments: None)
+    monkeypatch.setattr(shown, "draw_curves", lambda *arguments: None)
 
 
 def test_the_whole_run_trains_logs_and_exports(tmp_path):
@@ -87,10 +87,10 @@ import torch
 from safetensors.torch import save_file
 
 from latent_physics.tests.training import tiny_pila
-from latent_physics.training.loop import loop
+from latent_physics.training.loop import loop, shown
 
 torch.set_num_threads(1)
-loop.draw_curves = lambda *arguments: None
+shown.draw_curves = lambda *arguments: None
 out = Path(sys.argv[1])
 training = tiny_pila.run(out, dataclasses.replace(tiny_pila.QUICK, batch=1))
 

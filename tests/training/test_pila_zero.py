@@ -15,7 +15,7 @@ import torch
 from latent_physics.methods.weights import load_weights, save_weights
 from latent_physics.tests.training.tiny_pila import QUICK, SMALL, flat, run
 from latent_physics.training.console import StopRequest, TrainingError
-from latent_physics.training.loop import loop, processes
+from latent_physics.training.loop import loop, processes, shown
 from latent_physics.training.loop.checkpoint import CHECKPOINT, KIND, LOG
 from latent_physics.training.loop.log import read_log
 from latent_physics.training.study.ablations import ABLATIONS
@@ -44,13 +44,13 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 
 from latent_physics.tests.training import tiny_pila
-from latent_physics.training.loop import loop
+from latent_physics.training.loop import loop, shown
 from latent_physics.training.console import StopRequest
 
 # accelerate shards between GPUs only: it is told that these CPU processes are such. What shards is the real thing.
 PartialState._prepare_backend = lambda self, *arguments, **options: ("gloo", DistributedType.MULTI_GPU)
 torch.set_num_threads(1)
-loop.draw_curves = lambda *arguments: None
+shown.draw_curves = lambda *arguments: None
 accelerator = Accelerator()
 
 
@@ -96,7 +96,7 @@ def launch(folder, *words):
 @pytest.mark.skipif(not DEEPSPEED, reason="deepspeed, an optional extra, is not installed")
 def test_a_stopped_sharded_run_ends_as_an_unstopped_one_and_as_one_process(tmp_path, monkeypatch):
     """Stopped inside stage B, at its end, and in stage C after encoder and scaffold began to learn."""
-    monkeypatch.setattr(loop, "draw_curves", lambda *arguments: None)
+    monkeypatch.setattr(shown, "draw_curves", lambda *arguments: None)
     lines = launch(tmp_path, "whole:99", "stopped:7", "stopped:12", "stopped:15")
     assert {f"DEEPSPEED {rank} of 2: stopped 15" for rank in (0, 1)} <= set(lines), lines
     assert [path.name for path in (tmp_path / "stopped" / "deepspeed").iterdir()] == ["000015"]
@@ -177,7 +177,7 @@ def test_launches_that_do_not_fit_are_refused(tmp_path, monkeypatch):
 
 
 def test_a_sharded_run_goes_on_without_deepspeed_between_stages_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "draw_curves", lambda *arguments: None)
+    monkeypatch.setattr(shown, "draw_curves", lambda *arguments: None)
     training = run(tmp_path, dataclasses.replace(QUICK, every=99))
     stop = StopRequest()
     training.run(stop, lambda report: setattr(stop, "asked", report.step >= 7))

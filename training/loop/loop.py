@@ -21,8 +21,9 @@ from ..console import ProgressLine, StopRequest, TrainingError, saving
 from . import checkpoint, processes
 from .ahead import drawn_ahead
 from .gradients import loss_gradients
-from .log import Board, Log, draw_curves
+from .log import Board, Log
 from .optim import ema_update, make_optimizer, rate_factor, trainable
+from .shown import draw_run, log_columns, progress_words
 from .stepper import Plain
 from .task import Outcome, Phase, Report, Run
 from .validation import evaluating, held_out_sums, moved
@@ -105,11 +106,9 @@ class Loop:
     @property
     def safe(self) -> str:
         """Says which checkpoint survives a failure."""
-        return (
-            f"the checkpoint of step {self.saved} is safe"
-            if self.saved
-            else "no checkpoint was written before"
-        )
+        if not self.saved:
+            return "no checkpoint was written before"
+        return f"the checkpoint of step {self.saved} is safe"
 
     def trained(self) -> dict[str, Tensor]:
         """Everything that any phase trains, by name."""
@@ -254,8 +253,7 @@ class Loop:
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 f"The GPU's memory does not hold step {self.step + 1} at batch {self.config.batch}; "
-                f"{self.safe}: use a smaller "
-                "batch, fewer frames or pixels, or bf16."
+                f"{self.safe}: use a smaller batch, fewer frames or pixels, or bf16."
             ) from error
 
     def _step(self, following: Any, step: int) -> dict[str, float]:
@@ -273,9 +271,8 @@ class Loop:
         sums: dict[str, list[float]] = {}
         for micro in range(config.accumulate):
             arguments = moved(following(), accelerator.device)
-            torch.manual_seed(
-                self._seed(step * config.accumulate + micro)
-            )  # what the module itself draws: a LoRA's dropout
+            # What the module itself draws: a LoRA's dropout.
+            torch.manual_seed(self._seed(step * config.accumulate + micro))
             with accelerator.accumulate(stepper.module):
                 outputs = stepper.module(*arguments)
                 total = sum(factor * outputs[name] for name, factor in weights.items() if name in outputs)
@@ -288,9 +285,8 @@ class Loop:
                     sums.setdefault(name, []).append(value)
                 if accelerator.sync_gradients:
                     norm = stepper.clip()
-                    self._check(
-                        {"gradient": norm} if config.precision != "fp16" else {}, {}
-                    )  # fp16 skips such a step
+                    if config.precision != "fp16":  # its scaler skips such a step
+                        self._check({"gradient": norm}, {})
                     stepper.step()
         if self.average:
             ema_update(self.average, self.trained(), config.ema, self.step)
@@ -317,10 +313,9 @@ class Loop:
 
     def _number(self, micro: int) -> int:
         """The number of a micro-batch among those of all processes."""
-        accelerator = self.accelerator
-        return (
-            micro if self.task.shared_draws else micro * accelerator.num_processes + accelerator.process_index
-        )
+        if self.task.shared_draws:
+            return micro
+        return micro * self.accelerator.num_processes + self.accelerator.process_index
 
     def _seed(self, micro: int) -> int:
         return (self.config.seed * 1_000_003 + self.phase * PHASE_SEEDS + self._number(micro)) % 2**63
@@ -337,9 +332,8 @@ class Loop:
         count = min(self.task.validation_count, self.config.validation_clips)
         with evaluating(self.accelerator, self.stepper.module, self.average, self.trained):
             if count:
-                sums = held_out_sums(
-                    self.accelerator, self.stepper.module, self.task, count, self.config.seed
-                )
+                module, seed = self.stepper.module, self.config.seed
+                sums = held_out_sums(self.accelerator, module, self.task, count, seed)
                 self.found = self.task.metrics(sums, count)
             self.task.show(self.step, self.run.out if self.main else None)
         if not count:
@@ -351,25 +345,16 @@ class Loop:
             return
         score = self.task.score(self.found)
         if self.config.keep == "best" and score is not None and score < self.best_score:
-            self.best = {
-                name: value.detach().clone() for name, value in (self.average or self.trained()).items()
-            }
+            weights = self.average or self.trained()
+            self.best = {name: value.detach().clone() for name, value in weights.items()}
             self.best_step, self.best_score, self.best_found = self.step, score, dict(self.found)
 
     # --- files ----------------------------------------------------------------------------------------------
 
     def _open_log(self) -> Log:
-        task = self.task
-        found = task.validation_names or [f"val_{name}" for name in task.names]
-        columns = ["phase"] * (len(self.phases) > 1) + ["loss", *task.names, *found, "rate", "gradient"]
-        columns += [f"gradient {name}" for name in task.names] * bool(self.config.gradient_norms) + [
-            "seconds"
-        ]
-        keep = self.main and self.run.out is not None
+        path = self.run.out / checkpoint.LOG if self.main and self.run.out is not None else None
         with saving(checkpoint.LOG, self.safe):
-            return Log(
-                self.run.out / checkpoint.LOG if keep else None, list(dict.fromkeys(columns)), after=self.step
-            )
+            return Log(path, log_columns(self.task, self.phases, self.config), after=self.step)
 
     def _note(self, row: Mapping[str, float]) -> None:
         if not self.main:
@@ -382,43 +367,23 @@ class Loop:
             self._show(row)
 
     def _show(self, row: Mapping[str, float]) -> None:
-        phase = self.phases[self.place[0]].name
-        words = [f"{phase + ' ' if phase else ''}step {self.step}/{self.planned}", f"loss {row['loss']:.4f}"]
-        words += [
-            f"{name} {value:.4f}"
-            for name in self.task.shown
-            if (value := {**self.found, **row}.get(name)) is not None
-        ]
-        left = self.seconds * (1 - self.fraction) / self.fraction
-        self.progress.show(self.fraction, " ".join(words), left)
+        where = f"step {self.step}/{self.planned}"
+        words = progress_words(self.task, self.phases[self.place[0]], where, {**self.found, **row})
+        self.progress.show(self.fraction, words, self.seconds * (1 - self.fraction) / self.fraction)
 
     def _save(self) -> None:
         """Checkpoint, the task's own files and curves, each all or nothing. Every process must call it."""
         out = self.run.out
         if out is None:
             return
-        states = {
-            "model": self.trained(),
-            "average": self.average,
-            "best": self.best,
-            "task": self.task.state(),
-        }
-        best = (
-            {"step": self.best_step, "score": self.best_score, "found": self.best_found}
-            if self.best
-            else None
-        )
+        states = {"model": self.trained(), "average": self.average, "best": self.best}
+        states["task"] = self.task.state()
+        best = {"step": self.best_step, "score": self.best_score, "found": self.best_found}
         phase, step = self.place
-        progress = {
-            "step": self.step,
-            "phase": phase,
-            "seconds": self.seconds,
-            "found": self.found,
-            "best": best,
-        }
-        optimizer = (
-            self.stepper.optimizer if step > 0 else None
-        )  # new at the start of a phase: nothing to keep
+        progress = {"step": self.step, "phase": phase, "seconds": self.seconds, "found": self.found}
+        progress["best"] = best if self.best else None
+        # New at the start of a phase: nothing to keep.
+        optimizer = self.stepper.optimizer if step > 0 else None
         checkpoint.save_state(
             self.run, states, optimizer, progress, sharded=self.stepper.sharded, safe=self.safe
         )
@@ -428,11 +393,5 @@ class Loop:
         with saving(f"the files in {out}", self.safe):
             self.task.write(out, self.kept(), self.report())
             if self.finished or time.monotonic() - self._drawn >= DRAW_SECONDS:
-                self._draw_curves()
-
-    def _draw_curves(self) -> None:
-        self._drawn, task = time.monotonic(), self.task
-        losses = {name: [name, f"val_{name}"] for name in task.names} | {"gradient": ["gradient"]}
-        for file, panels in (task.pictures or {checkpoint.CURVES: losses}).items():
-            title = f"{task.about.get('recipe') or task.latent_space}, step {self.step}"
-            draw_curves(self.log, self.run.out / file, panels, title)
+                self._drawn = time.monotonic()
+                draw_run(self.log, out, self.task, self.step)
