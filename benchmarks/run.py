@@ -91,6 +91,10 @@ BENCHMARKS = (
         what="LaMo in the toy world over strengths; needs a predictor",
     ),
     Entry(
+        name="toyworld/shipped_settings", takes="many minutes",
+        what="LaMo at the settings of every shipped graph, against unguided",
+    ),
+    Entry(
         name="toyworld/encoders", old="toy_encoders", takes="a minute",
         what="what the toy video encoders know: places, and which motion is likely",
     ),

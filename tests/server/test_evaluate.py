@@ -147,7 +147,7 @@ def test_no_clip_was_made_twice_by_one_server(planned: Path, server: ComfyServer
     }
     history = server.get_json("/history")
     prefixes = [
-        entry["prompt"][2]["8"]["inputs"]["filename_prefix"]
+        entry["prompt"][2]["8"]["inputs"].get("filename_prefix", "")
         for entry in history.values()
         if "8" in entry["prompt"][2]
     ]

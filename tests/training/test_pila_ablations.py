@@ -65,7 +65,7 @@ def test_every_row_trains(name):
     training = run(config=config, method=ABLATIONS[name])
     training.run()
     assert all(torch.isfinite(p).all() for p in training.adapter.parameters())
-    assert (len(training.stages) == 1) == (not ABLATIONS[name].staged)
+    assert (len(training.task.stages) == 1) == (not ABLATIONS[name].staged)
 
 
 @pytest.mark.parametrize("name", ABLATIONS)

@@ -10,7 +10,7 @@ import pytest
 from latent_physics.training.data.captions import CaptionError, caption_of, read_captions, read_list
 from latent_physics.training.data.left_out import VideoError, count_kinds
 
-CAPTIONS = {"a.mp4": "a red ball, falling", "b.mp4": "水 flows — slowly", "c.mp4": 'the "hot" pan'}
+CAPTIONS = {"a.mp4": "a red ball, falling", "b.mp4": "\u6c34 flows — slowly", "c.mp4": 'the "hot" pan'}
 
 
 @pytest.fixture

@@ -138,13 +138,13 @@ def test_caching_leaves_out_the_same_and_cuts_the_same_captions(videos, capsys):
 @pytest.mark.parametrize("mode", [[], ["--check"]])
 def test_a_console_that_cannot_print_a_name_ends_nothing(videos, mode):
     """cp1252, as on a Western European Windows, has no letter of these names."""
-    (videos / "水が流れる.mp4").write_bytes(b"no film")
+    (videos / "\u6c34\u304c\u6d41\u308c\u308b.mp4").write_bytes(b"no film")
     odd = os.fsdecode(os.fsencode(videos) + b"/caf\xe9.mp4")
     try:
         Path(odd).write_bytes(b"no film either")
     except OSError:
         odd = ""
-    (videos / "red.webp").rename(videos / "赤.webp")
+    (videos / "red.webp").rename(videos / "\u8d64.webp")
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0", "HF_HUB_OFFLINE": "1"}
     run = "import sys; from latent_physics.training.commands import cache; sys.exit(cache.main(sys.argv[1:]))"
     done = subprocess.run(
@@ -154,7 +154,7 @@ def test_a_console_that_cannot_print_a_name_ends_nothing(videos, mode):
     assert b"Traceback" not in done.stderr
     assert rb"\u6c34" in done.stdout
     text = (videos.parent / "out" / "skipped.txt").read_text(encoding="utf-8")
-    assert "水が流れる.mp4" in text
+    assert "\u6c34\u304c\u6d41\u308c\u308b.mp4" in text
     assert not odd or "caf\\udce9.mp4" in text
 
 
