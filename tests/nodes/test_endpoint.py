@@ -245,7 +245,8 @@ def test_nothing_is_left_running_behind_a_deadline():
         ("", True),
         ("\u6c34\u304c\u6cb8\u9a30\u3059\u308b", False),
         (
-            "\u0432\u043e\u0434\u0430 \u043a\u0438\u043f\u0438\u0442 \u0432 \u043a\u0430\u0441\u0442\u0440\u044e\u043b\u0435",
+            "\u0432\u043e\u0434\u0430 \u043a\u0438\u043f\u0438\u0442 "
+            "\u0432 \u043a\u0430\u0441\u0442\u0440\u044e\u043b\u0435",
             False,
         ),
         ("Ein Ball f\u00e4llt auf den Boden", False),
