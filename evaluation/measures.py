@@ -25,7 +25,7 @@ from .video import read_frames
 
 FILE = "measures.jsonl"
 FLOW_FPS = 8
-"""VBench looks at so many frames a second."""
+"""Frames per second that VBench looks at."""
 FASTEST = 0.05
 """Share of the pixels, the fastest ones, whose mean flow counts."""
 LIMIT = 6.0 / 256.0

@@ -214,7 +214,7 @@ class CorrespondenceMap(io.ComfyNode):
                     min=0.001,
                     max=10.0,
                     step=0.01,
-                    tooltip="How sharp: low shows only the likeliest place, high everything alike. TSA uses "
+                    tooltip="Softmax temperature: low shows only the best match, high spreads it out. TSA uses "
                     "0.1.",
                 ),
                 io.Float.Input(

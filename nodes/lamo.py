@@ -271,8 +271,7 @@ class GuidanceTraceNode(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model that LaMo Guidance gave to the sampler."),
                 io.Latent.Input(
                     "latent",
-                    tooltip="The sampler's output. It is not looked at; it makes this node wait for the "
-                    "sampler.",
+                    tooltip="The sampler's output. Only used to run this node after the sampler.",
                 ),
             ],
             outputs=[

@@ -22,7 +22,7 @@ from .videophy import upsampled
 
 INFER = "VIDEOPHY2/inference.py"
 PORTION = 32
-"""Clips of one call; loading the rater takes about as long as scoring so many."""
+"""Clips of one call; loading the rater takes about as long as scoring this number."""
 HIGH = 4
 """Scores from here on count as adherent, and as physical."""
 

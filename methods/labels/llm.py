@@ -28,7 +28,7 @@ LONGEST_PROMPT = 8000
 LONGEST_DESCRIPTION = 2000
 LONGEST_ANSWER = 20000
 MOST_OBJECTS = 64
-"""At most so many opening braces of an answer are tried as the start of its JSON."""
+"""Maximum number of opening braces that are tried as the start of an answer's JSON."""
 
 REWRITE_SYSTEM = """You prepare descriptions for a video model that pays attention to physical behaviour.
 Rewrite the user's prompt as one paragraph of at most three sentences, in the user's language.

@@ -216,7 +216,7 @@ class PromptLabels:
     labels: dict[str, float] = field(default_factory=dict)
     """Category -> confidence in 0..1, strongest first; empty where nothing physical dominates."""
     source: str = "offline rules"
-    """Which way of thinking gave the answer."""
+    """Which parser produced the labels."""
     note: str = ""
     """Why another way was not used, in one sentence; empty where nothing went wrong."""
 

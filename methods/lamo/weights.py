@@ -63,9 +63,8 @@ def load_predictor(
     arguments = {key: info.config.get(key) for key in ("channels", "cond_dim", "width", "blocks", "order")}
     arguments["prompted"] = info.config.get("prompted", True)  # files of before say nothing: they were
     try:
-        if isinstance(arguments["blocks"], int) and arguments["blocks"] > len(
-            state
-        ):  # before so many blocks are built
+        # Before blocks are built: a file may claim any number of them.
+        if isinstance(arguments["blocks"], int) and arguments["blocks"] > len(state):
             raise ValueError(f"blocks is {arguments['blocks']}, but the file holds {len(state)} tensors")
         with torch.device("meta"):
             expected = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..labels.taxonomy import CATEGORIES
-from .bank import BANK_CHANNELS, COMPACT, OFFSETS, WIDTHS, spread
+from .bank import BANK_CHANNELS, COMPACT, WIDTHS, spread
 from .encoder import ResidualBlock, broadcast, weight_dtype, zero_last
 
 RECIPES: dict[str, tuple[str, ...]] = {
@@ -23,14 +23,6 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "Optical": ("psi", "alpha"),
 }
 """The mask m_k: slots an expert may update, which are the slots its residuals read."""
-
-
-def recipe_mask(category: str) -> Tensor:
-    """m_k as a bool vector over the bank's 32 channels."""
-    mask = torch.zeros(BANK_CHANNELS, dtype=torch.bool)
-    for name in RECIPES[category]:
-        mask[OFFSETS[name] : OFFSETS[name] + WIDTHS[name]] = True
-    return mask
 
 
 class OperatorExpert(nn.Module):

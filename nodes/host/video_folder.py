@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 NONE = "none"
 """What the menu shows where no folder is chosen."""
 LISTED = 1000
-"""At most so many folders are listed."""
+"""Maximum number of folders that are listed."""
 DEPTH = 6
 """Folders deeper than this are not listed."""
 FAMILIES = {"toy": "toy", "cogvideox": "cogvideox", "cogvideox1.5": "cogvideox"}

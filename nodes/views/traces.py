@@ -143,9 +143,9 @@ def expert_report(step: int, weights: list[float], shown: str) -> str:
 
 
 SKIPPED = 20
-"""At most so many of the clips that were skipped are named."""
+"""Maximum number of skipped clips that are named."""
 POINTS = 300
-"""At most so many points per curve; longer runs are averaged over stretches of steps."""
+"""Maximum number of points per curve; longer runs are averaged over stretches of steps."""
 
 
 def curves(training: PredictorTraining) -> list[figures.Panel]:

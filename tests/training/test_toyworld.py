@@ -22,7 +22,7 @@ from latent_physics.training.tasks.toy.vae import (
     build_vae,
     decode_unclamped,
     fit_latent_scale,
-    forget_the_past,
+    zero_past_taps,
 )
 from safetensors.torch import load_file
 from torch import nn
@@ -36,7 +36,7 @@ def vae():
 
 
 def test_any_wan_vae_reads_the_weights_of_one_that_sees_the_present_frame_only(vae):
-    forget_the_past(vae)
+    zero_past_taps(vae)
     stock = build_vae(ToyWorldConfig(seed=5)).eval()
     stock.load_state_dict(vae.state_dict())
     with torch.no_grad():

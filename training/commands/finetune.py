@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
         with StopRequest() as stop:
             outcome, path = finetune(config, stop)
         if outcome.stopped and outcome.step == 0:
-            print("Stopped before the training; the same command goes on from there.")
+            print("Stopped before the training; run the same command to resume.")
             return 130
         if outcome.stopped:
             print(

@@ -55,7 +55,7 @@ class PilaCommand:
     cache: Path | None = None
     """Folder that `latent-physics cache --tokens` filled."""
     toy_clips: int = 0
-    """Instead of a cache: draw so many clips from the toy worlds."""
+    """Number of clips to draw from the toy worlds, instead of a cache."""
     recipe: Literal["wan", "toy"] = "wan"
     """Defaults of the settings below. wan: the paper's numbers. toy: a small adapter, for two cores."""
     backbone: Literal["wan", "toy"] | None = None

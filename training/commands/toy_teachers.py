@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
             for name in ("videomae", "vjepa2") if config.which == "both" else (config.which,):
                 path = train_teacher(name, config, stop, ProgressLine(name))
                 if path is None:
-                    print("Stopped; the same command goes on from there.")
+                    print("Stopped; run the same command to resume.")
                     return 130
                 print(path)
         return 0

@@ -19,8 +19,6 @@ from .clip import DatasetError, TrainingDataError, described, read_clip
 from .feature_cache import FeatureCache
 from .folder import ClipFolder
 
-FRAMES_KIND = "clip_frames"
-
 
 @dataclass(kw_only=True)
 class Batch:

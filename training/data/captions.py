@@ -67,11 +67,6 @@ def caption_of(clip: Path) -> tuple[str, str]:
 # --- lists --------------------------------------------------------------------------------------------------
 
 
-def read_captions(path: str | Path, videos: str | Path | None = None) -> dict[Path, str]:
-    """The captions of `read_list`, without what it left out."""
-    return read_list(path, videos).texts
-
-
 def read_list(path: str | Path, videos: str | Path | None = None) -> CaptionList:
     """Video -> caption from a .jsonl, .json or .csv file; rows that are broken, or name no caption or no
     video that exists, are left out and named.

@@ -19,7 +19,7 @@ class Format:
     height: int
     frames: int
     fps: float
-    """At most so many frames per second; 0 keeps every frame."""
+    """Maximum frames per second; 0 keeps every frame."""
 
 
 USUAL = {
@@ -49,7 +49,7 @@ class CacheConfig:
     """Also take the animated clips of ComfyUI's installed template packages whose names match this, for
     example '*wan*'."""
     limit: int | None = None
-    """Take at most so many clips (the first by name)."""
+    """Maximum number of clips (the first by name)."""
     backbone: Literal["wan", "cogvideox", "toy"] = "wan"
     """Whose VAE and text encoder to use."""
     source: str | None = None
@@ -74,8 +74,7 @@ class CacheConfig:
     """Drop frames of faster clips down to this rate, double none; 0 keeps all. Left out: 16 (wan), 8
     (cogvideox), 0 (toy)."""
     windows: int = 1
-    """At most so many consecutive stretches of `frames` frames per video, from its start; 0 for as many as it
-    has."""
+    """Maximum number of consecutive windows of `frames` frames per video, from its start; 0 for all of them."""
     allow_short: bool = False
     """Keep clips shorter than `frames`, cut to the longest length that fits, instead of skipping them."""
     name_captions: bool = True

@@ -70,9 +70,9 @@ class FinetuneConfig:
     captions: Path | None = None
     """A list of captions instead of .txt files: .jsonl, .csv (as OpenVid's) or .json (as WISA-80K's)."""
     toy_clips: Number = 0
-    """With the toy backbone: draw so many toy clips to train on, instead of reading videos."""
+    """Number of toy clips to draw and train on, with the toy backbone, instead of reading videos."""
     limit: Count | None = None
-    """Use at most so many clips."""
+    """Maximum number of clips."""
     features: Path | None = None
     """Folder of the teachers' features; left out, a folder beside the clips."""
 

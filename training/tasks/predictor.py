@@ -82,12 +82,12 @@ class PredictorConfig:
     validation: Share = 0.1
     """Fraction of the clips held out, at least one; 0 for none."""
     validation_pairs: Count = 512
-    """At most so many frame pairs of them are looked at."""
+    """Maximum number of held-out frame pairs that are measured."""
     keep: Literal["best", "last"] = "best"
     """Which averaged weights are saved: those with the least unexplained variance on held-out clips with
     noise on them, or the last ones."""
     every: Count = 500
-    """Validate, save and draw the curves every so many steps."""
+    """Steps between validations, checkpoints and drawn curves."""
     seed: int = 0
     """Seed of the weights, the split, the order of the data and the noise."""
     device: str = "auto"
@@ -364,12 +364,6 @@ def noise_levels(latent_space: str, shift: float = 3.0) -> Tensor:
         )
     u = torch.arange(1, TIMESTEPS + 1) / TIMESTEPS
     return shift * u / (1 + (shift - 1) * u)
-
-
-def unexplained_variance(prediction: Tensor, change: Tensor) -> float:
-    """MSE(f, D) / Var(D), both `N C H W`; inf where D does not vary."""
-    spread = variance(change)
-    return (prediction - change).square().mean().item() / spread if spread > 1e-12 else math.inf
 
 
 def held_out_pairs(clips: Clips, held: Sequence[int], config: PredictorConfig) -> tuple[Pairs, Tensor]:

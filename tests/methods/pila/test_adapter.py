@@ -19,9 +19,10 @@ from latent_physics.methods.pila import (
 )
 from latent_physics.methods.pila.decoder import sigma_gate, unshrunk
 from latent_physics.methods.pila.encoder import ResidualBlock, count, normalised
-from latent_physics.methods.pila.experts import RECIPES, OperatorExpert, recipe_mask
+from latent_physics.methods.pila.experts import RECIPES, OperatorExpert
 from latent_physics.methods.step import SamplingStep
 from latent_physics.methods.weights import WeightsError, WeightsInfo, save_weights
+from latent_physics.tests.methods.pila.recipes import recipe_mask
 
 SMALL = PilaConfig(channels=4, hidden=16, blocks=1, head_width=8, cond_dim=6)
 VERSION_2 = {**dataclasses.asdict(SMALL), "architecture": "PilaAdapter", "version": 2}

@@ -1,7 +1,8 @@
 import pytest
 import torch
 from latent_physics.methods.pila import bank
-from latent_physics.methods.pila.experts import RECIPES, recipe_mask
+from latent_physics.methods.pila.experts import RECIPES
+from latent_physics.tests.methods.pila.recipes import recipe_mask
 
 
 def compact_fields(batch=2, size=(3, 4, 5), scale=1.0):

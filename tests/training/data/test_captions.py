@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from latent_physics.training.data.captions import CaptionError, caption_of, read_captions, read_list
+from latent_physics.training.data.captions import CaptionError, caption_of, read_list
 from latent_physics.training.data.left_out import VideoError, count_kinds
 
 CAPTIONS = {"a.mp4": "a red ball, falling", "b.mp4": "\u6c34 flows — slowly", "c.mp4": 'the "hot" pan'}
@@ -21,7 +21,7 @@ def folder(tmp_path) -> Path:
 
 
 def as_read(folder: Path, name: str) -> dict[str, str]:
-    return {path.name: caption for path, caption in read_captions(folder / name).items()}
+    return {path.name: caption for path, caption in read_list(folder / name).texts.items()}
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_other_code_pages_are_refused_and_not_guessed(folder):
         caption_of(folder / "a.mp4")
     (folder / "list.csv").write_bytes("video,caption\na.mp4,caf\u00e9\n".encode("cp1252"))
     with pytest.raises(CaptionError, match=r"list\.csv is not UTF-8"):
-        read_captions(folder / "list.csv")
+        read_list(folder / "list.csv")
 
 
 def test_line_breaks_inside_a_quoted_cell_belong_to_it(folder):
@@ -135,7 +135,7 @@ def test_what_only_stands_for_a_text_is_called_what_it_is(folder, content):
     (folder / "list.csv").write_text(content)
     (folder / "a.txt").write_text(content)
     with pytest.raises(CaptionError, match=r"list\.csv is (an HTML page|a git-lfs pointer)"):
-        read_captions(folder / "list.csv")
+        read_list(folder / "list.csv")
     with pytest.raises(VideoError, match=r"a\.txt is (an HTML page|a git-lfs pointer)"):
         caption_of(folder / "a.mp4")
 
@@ -154,7 +154,7 @@ def test_rows_that_ran_into_one_another_swap_no_captions(folder, name):
     assert "has a key twice" in found.left_out[0].reason
     (folder / "list.json").write_text('{"a.mp4": "ice", "a.mp4": "steam"}')
     with pytest.raises(CaptionError, match="it has a key twice"):
-        read_captions(folder / "list.json")
+        read_list(folder / "list.json")
 
 
 def test_halves_of_surrogate_pairs_and_control_characters_are_no_caption(folder):

@@ -645,7 +645,7 @@ def test_the_command_line_changes_a_recipe(tmp_path, capsys):
 
 
 def test_caption_lists(tmp_path):
-    from latent_physics.training.data.captions import CaptionError, read_captions
+    from latent_physics.training.data.captions import CaptionError, read_list
 
     for name in ("a.mp4", "b.mp4", "c.webm"):
         (tmp_path / name).write_bytes(b"")
@@ -658,12 +658,12 @@ def test_caption_lists(tmp_path):
     (tmp_path / "wisa.json").write_text(
         json.dumps({"c": {"captions": {"short": "ice", "long": "ice melts in the sun"}}})
     )
-    assert read_captions(tmp_path / "list.jsonl") == {
+    assert read_list(tmp_path / "list.jsonl").texts == {
         tmp_path / "a.mp4": "one ball",
         tmp_path / "b.mp4": "two",
     }
-    assert read_captions(tmp_path / "openvid.csv") == {tmp_path / "a.mp4": "a ball"}
-    assert read_captions(tmp_path / "wisa.json") == {tmp_path / "c.webm": "ice melts in the sun"}
+    assert read_list(tmp_path / "openvid.csv").texts == {tmp_path / "a.mp4": "a ball"}
+    assert read_list(tmp_path / "wisa.json").texts == {tmp_path / "c.webm": "ice melts in the sun"}
     bad = {
         "no.jsonl": (None, "does not exist"),
         "b.jsonl": ('{"video": "a.mp4"}', "entry 1, names no caption"),
@@ -676,7 +676,7 @@ def test_caption_lists(tmp_path):
         if text is not None:
             (tmp_path / name).write_text(text)
         with pytest.raises(CaptionError, match=message):
-            read_captions(tmp_path / name)
+            read_list(tmp_path / name)
 
 
 def test_frames_of_a_real_clip_come_back_as_they_were_cut(tmp_path):

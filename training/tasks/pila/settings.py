@@ -72,7 +72,7 @@ class PilaTraining:
     validation: Number = 16
     """Clips held out to measure the coupled flow-matching error; 0 for none."""
     every: Count = 250
-    """Validate, save and draw every so many steps."""
+    """Steps between validations, checkpoints and drawn curves."""
     seed: int = 0
     """Seed of weights, data order, noise."""
     device: str = "auto"

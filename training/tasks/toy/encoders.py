@@ -53,7 +53,7 @@ class ToyTeachersConfig:
     mask: float = 0.85
     """Share of the tubes that VideoMAE does not see."""
     momentum: float = 0.996
-    """Of V-JEPA's target encoder."""
+    """EMA momentum of V-JEPA's target encoder."""
     wrong: float = 0.0
     """Share of the clips whose dynamics are corrupted; a teacher should know the right ones."""
     trainer: TrainerConfig = field(default_factory=usual_settings)

@@ -46,7 +46,7 @@ def build_vae(config: ToyWorldConfig) -> nn.Module:
     return vae
 
 
-def forget_the_past(vae: nn.Module) -> None:
+def zero_past_taps(vae: nn.Module) -> None:
     """Lets every convolution over three frames see the present frame alone, in place; its other two taps stay
     zero.
 
@@ -175,7 +175,7 @@ def train_vae(config: ToyWorldConfig, stop: StopRequest | None = None) -> nn.Mod
     """Windows of five frames: the first latent frame codes one frame, the second four, as every later one
     does."""
     vae = build_vae(config)
-    forget_the_past(vae)
+    zero_past_taps(vae)
     task = WindowTask(
         "vae", PictureStudent(vae, vae_loss), ("picture", "error", "kl"), (config.seed, 1), (4, 5)
     )
