@@ -74,7 +74,7 @@ class CacheConfig:
     """Drop frames of faster clips down to this rate, double none; 0 keeps all. Left out: 16 (wan), 8
     (cogvideox), 0 (toy)."""
     windows: int = 1
-    """Maximum number of consecutive windows of `frames` frames per video, from its start; 0 for all of them."""
+    """Maximum number of consecutive windows of `frames` frames per video, from its start; 0 for all."""
     allow_short: bool = False
     """Keep clips shorter than `frames`, cut to the longest length that fits, instead of skipping them."""
     name_captions: bool = True
