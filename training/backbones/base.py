@@ -49,6 +49,8 @@ class Backbone:
     family: ClassVar[str]
     prediction: ClassVar[str]
     """"flow" or "v", as `methods.step.gain_of` understands them."""
+    dit_class: ClassVar[str]
+    """Name of the transformer's class in diffusers."""
     dit_keys: ClassVar[KeyMap]
     vae_keys: ClassVar[KeyMap]
     lora_targets: ClassVar[tuple[str, ...]]

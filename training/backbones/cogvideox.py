@@ -24,6 +24,7 @@ class CogVideoXBackbone(Backbone):
     True."""
 
     family = "cogvideox"
+    dit_class = "CogVideoXTransformer3DModel"
     prediction = "v"
     dit_keys = COGVIDEOX_DIT
     vae_keys = ()  # ComfyUI's CogVideoX VAE carries diffusers' names.

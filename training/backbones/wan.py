@@ -28,6 +28,7 @@ class WanBackbone(Backbone):
     diffusers do."""
 
     family = "wan"
+    dit_class = "WanTransformer3DModel"
     prediction = "flow"
     dit_keys = WAN_DIT
     vae_keys = WAN_VAE

@@ -1,4 +1,4 @@
-"""`latent-physics export`: writes a fine-tune's checkpoint as a file that ComfyUI loads."""
+"""`latent-physics export`: writes a fine-tune's checkpoint as what ComfyUI or diffusers loads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def main(argv: list[str]) -> int:
             ExportConfig, argv, prog="latent-physics export", description=ExportConfig.__doc__ or ""
         )
         path = export(config)
-        print(f"{path} ({path.stat().st_size / 2**20:.1f} MiB)")
+        files = path.rglob("*") if path.is_dir() else [path]
+        print(f"{path} ({sum(file.stat().st_size for file in files) / 2**20:.1f} MiB)")
         return 0
 
     return run_command(command, WeightsError, TrainingError, KeyMapError)

@@ -32,7 +32,8 @@ def main(argv: list[str]) -> int:
                 f"from there."
             )
             return 130
-        print(f"Done: {outcome.step} steps in {config.out}." + (f" For ComfyUI: {path}" if path else ""))
+        reader = {"comfyui": "ComfyUI"}.get(config.export_format, config.export_format)
+        print(f"Done: {outcome.step} steps in {config.out}." + (f" For {reader}: {path}" if path else ""))
         return 0
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,14 +1,14 @@
-"""`latent-physics export`: a checkpoint of a fine-tune -> a safetensors file that ComfyUI's own loaders take.
+"""`latent-physics export`: a checkpoint of a fine-tune -> what ComfyUI's or diffusers' own loaders take.
 
-A LoRA becomes `diffusion_model.<native name>.lora_A.weight`, `.lora_B.weight` and `.alpha` (Load LoRA); a
-full fine-tune becomes the whole transformer under native names (Load Diffusion Model). The projectors of the
-objectives stay behind.
+ComfyUI: a file for Load LoRA or Load Diffusion Model. diffusers: a file for `load_lora_weights`, or a folder
+whose `transformer` subfolder `from_pretrained` reads (it has no single-file loader for CogVideoX). The
+projectors of the objectives stay behind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,124 +16,123 @@ import torch
 from torch import Tensor
 
 from ... import __version__
-from ...methods.weights import WeightsError, WeightsInfo, load_weights, read_info, save_weights
-from ..backbones.cogvideox import COGVIDEOX_DIT
-from ..backbones.keys import WAN_DIT, KeyMap, KeyMapError, to_diffusers, to_native
+from ...methods.weights import (
+    WeightsError,
+    WeightsInfo,
+    load_weights,
+    read_info,
+    save_weights,
+    write_atomically,
+)
+from ..backbones.formats import (
+    diffusers_config,
+    full_to_native,
+    lora_for_diffusers,
+    lora_to_diffusers,
+    lora_to_native,
+)
 from ..backbones.lora import TuneConfig, scaling
 from ..console import TrainingError, saving
 from ..loop.checkpoint import KIND
 from ..objectives import parse
 
 LORA_KIND, FULL_KIND = "lora", "diffusion_model"
-PREFIX = "diffusion_model."
+FOR_DIFFUSERS = "diffusers_"
+"""What stands before a kind whose tensors have diffusers' names."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(kw_only=True)
 class ExportConfig:
-    """Turns a run's checkpoint into a file for ComfyUI."""
+    """Turns a run's checkpoint into a file for ComfyUI, or into what diffusers loads."""
 
     run: Path
     """The run's folder, or one checkpoint in it."""
     out: Path | None = None
-    """The file to write; left out, a name in the run's folder."""
+    """The file to write (a folder for a full fine-tune in diffusers' format); left out, a name in the run's
+    folder."""
+    format: Literal["comfyui", "diffusers"] = "comfyui"
+    """Program whose own loader reads the result."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format; auto is float32 for a LoRA and bfloat16 for a full fine-tune."""
     raw: bool = False
     """Export the last weights even where the run kept an average of them."""
 
 
-def keys_of(family: str) -> KeyMap:
-    """The transformer's key map of a backbone family."""
-    return COGVIDEOX_DIT if family == "cogvideox" else WAN_DIT
-
-
-def lora_to_native(values: Mapping[str, Tensor], family: str, tune: TuneConfig) -> dict[str, Tensor]:
-    """LoRA weights under peft's names in diffusers' modules -> ComfyUI's names, with an alpha for every
-    module.
-
-    ComfyUI scales by alpha / rank; the alpha written gives the scale that was trained with, rslora or not.
-    """
-    state = {
-        key.replace(".lora_A.default.", ".lora_A.").replace(".lora_B.default.", ".lora_B."): value
-        for key, value in values.items()
-    }
-    native = {PREFIX + key: value for key, value in to_native(state, keys_of(family)).items()}
-    alpha = scaling(tune) * tune.rank
-    for key in [key for key in native if key.endswith(".lora_A.weight")]:
-        native[key.replace(".lora_A.weight", ".alpha")] = torch.tensor(alpha)
-    return native
-
-
-def lora_to_diffusers(native: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
-    """The inverse, alphas left out. Raises TrainingError for a LoRA of another family."""
-    state = {key: value for key, value in native.items() if not key.endswith(".alpha")}
-    try:
-        return to_diffusers(state, keys_of(family))
-    except KeyMapError as error:
-        raise TrainingError(f"this LoRA does not fit a {family} model: {error}") from error
-
-
-def full_to_native(
-    values: Mapping[str, Tensor], family: str, dit_config: Mapping[str, Any]
-) -> dict[str, Tensor]:
-    """A whole transformer under native names. CogVideoX without rotary positions also gets its position
-    table."""
-    native = to_native(values, keys_of(family))
-    if family == "cogvideox" and not dit_config["use_rotary_positional_embeddings"]:
-        native["patch_embed.pos_embedding"] = position_table(dit_config)
-    return native
-
-
-def position_table(dit_config: Mapping[str, Any]) -> Tensor:
-    """CogVideoX-2B's fixed position table, `1, 226 + F H W, C`; without it ComfyUI takes the model for a
-    rotary one."""
-    from diffusers.models.embeddings import CogVideoXPatchEmbed
-
-    return CogVideoXPatchEmbed(
-        patch_size=dit_config["patch_size"],
-        in_channels=1,
-        embed_dim=dit_config["num_attention_heads"] * dit_config["attention_head_dim"],
-        text_embed_dim=1,
-        sample_width=dit_config["sample_width"],
-        sample_height=dit_config["sample_height"],
-        sample_frames=dit_config["sample_frames"],
-        temporal_compression_ratio=dit_config["temporal_compression_ratio"],
-        max_text_seq_length=dit_config["max_text_seq_length"],
-        spatial_interpolation_scale=dit_config["spatial_interpolation_scale"],
-        temporal_interpolation_scale=dit_config["temporal_interpolation_scale"],
-        use_positional_embeddings=True,
-        use_learned_positional_embeddings=False,
-    ).pos_embedding
-
-
 def export(config: ExportConfig) -> Path:
-    """Writes the file and returns its path. Raises TrainingError, WeightsError or TrainingError."""
+    """Writes the file, or the folder, and returns its path. Raises TrainingError, WeightsError or
+    KeyMapError."""
     checkpoint = config.run / "checkpoint.safetensors" if config.run.is_dir() else config.run
     if not checkpoint.is_file():
         raise TrainingError(
             f"{config.run} holds no checkpoint; train first with: latent-physics finetune --out {config.run}"
         )
     tensors, info = load_weights(checkpoint, KIND)
-    about = info.config
-    if "tune" not in about:
+    if "tune" not in info.config:
         raise TrainingError(f"{checkpoint} is no checkpoint of a fine-tune.")
     averaged = not config.raw and any(key.startswith("average/") for key in tensors)
     prefix = "average/dit." if averaged else "model/dit."
     values = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     if not values:
         raise TrainingError(f"{checkpoint} holds no weights of a transformer.")
-    tune = TuneConfig(**about["tune"])
-    lora = tune.mode == "lora"
-    family = about["family"]
-    native = (
-        lora_to_native(values, family, tune) if lora else full_to_native(values, family, about["dit_config"])
-    )
+    described = description(info, averaged)
+    lora = described.kind == LORA_KIND
     dtype = DTYPES[config.dtype if config.dtype != "auto" else "float32" if lora else "bfloat16"]
-    native = {
-        key: value if key.endswith(".alpha") else value.to(dtype).contiguous()
-        for key, value in native.items()
+    out = config.out or checkpoint.parent / usual_name(info.config, lora, config.format)
+    with saving(out.name, "the checkpoint is safe"):
+        if config.format == "comfyui":
+            save_weights(out, in_format(comfyui_tensors(values, info.config), dtype), described)
+        else:
+            write_diffusers(out, values, info.config, dtype, described)
+    return out
+
+
+def comfyui_tensors(values: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A checkpoint's weights as ComfyUI's loaders name them."""
+    tune, family = TuneConfig(**about["tune"]), about["family"]
+    if tune.mode == "lora":
+        return lora_to_native(values, family, tune)
+    return full_to_native(values, family, about["dit_config"])
+
+
+def write_diffusers(
+    out: Path,
+    values: Mapping[str, Tensor],
+    about: Mapping[str, Any],
+    dtype: torch.dtype,
+    described: WeightsInfo,
+) -> None:
+    """Writes a LoRA as one file, a full fine-tune as `out/transformer`; the weights are what comes last.
+
+    Raises TrainingError where the weights do not make up the transformer that its configuration names.
+    """
+    described = replace(described, kind=FOR_DIFFUSERS + described.kind)
+    tune = TuneConfig(**about["tune"])
+    if tune.mode == "lora":
+        save_weights(out, in_format(lora_for_diffusers(values, tune), dtype), described)
+        return
+    if out.suffix == ".safetensors" or out.is_file():
+        raise TrainingError(
+            f"out is {out}, a file; a full fine-tune in diffusers' format is a folder: give a folder's name."
+        )
+    text = diffusers_config(values, about["family"], about["dit_config"])
+    folder = out / "transformer"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "config.json", text.encode())
+    save_weights(folder / "diffusion_pytorch_model.safetensors", in_format(values, dtype), described)
+
+
+def in_format(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Tensors in the file's number format; alphas stay as they are."""
+    return {
+        key: value if key.endswith(".alpha") else value.to(dtype).contiguous() for key, value in state.items()
     }
+
+
+def description(info: WeightsInfo, averaged: bool) -> WeightsInfo:
+    """What the exported file says of itself: the checkpoint's run without anything of this disk."""
+    about = info.config
+    tune = TuneConfig(**about["tune"])
     recipe = {
         "step": info.recipe["progress"]["step"],
         "averaged": averaged,
@@ -145,19 +144,20 @@ def export(config: ExportConfig) -> Path:
         "base": without_folder(about["base"]),
         "versions": versions(),
     }
-    kind = LORA_KIND if lora else FULL_KIND
-    out = (
-        config.out
-        or checkpoint.parent / f"{about['recipe'] or family}-{'lora' if lora else 'full'}.safetensors"
+    lora = tune.mode == "lora"
+    config = {"family": about["family"]} | (
+        {"rank": tune.rank} if lora else {"dit_config": about["dit_config"]}
     )
-    described = {"family": family} | ({"rank": tune.rank} if lora else {"dit_config": about["dit_config"]})
-    with saving(out.name, "the checkpoint is safe"):
-        save_weights(
-            out,
-            native,
-            WeightsInfo(kind=kind, latent_space=info.latent_space, config=described, recipe=recipe),
-        )
-    return out
+    kind = LORA_KIND if lora else FULL_KIND
+    return WeightsInfo(kind=kind, latent_space=info.latent_space, config=config, recipe=recipe)
+
+
+def usual_name(about: Mapping[str, Any], lora: bool, form: str) -> str:
+    """The name of what is written, where none was given."""
+    name = f"{about['recipe'] or about['family']}-{'lora' if lora else 'full'}"
+    if form == "comfyui":
+        return f"{name}.safetensors"
+    return f"{name}-diffusers" + (".safetensors" if lora else "")
 
 
 def without_folder(word: str) -> str:

@@ -111,7 +111,9 @@ class FinetuneConfig:
     """Prompts whose clips are written at every validation, so that progress can be seen; needs the VAE and
     the text encoder."""
     export: bool = True
-    """Write the file for ComfyUI at the end."""
+    """Write a file for ComfyUI, or for diffusers, at the end."""
+    export_format: Literal["comfyui", "diffusers"] = "comfyui"
+    """Program whose own loader reads that file."""
     export_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of that file."""
     tune: TuneConfig = field(default_factory=TuneConfig)
@@ -179,7 +181,9 @@ def finetune(
     )
     path = None
     if config.export and not outcome.stopped and accelerator.is_main_process:
-        path = export(ExportConfig(run=config.out, dtype=config.export_dtype))
+        path = export(
+            ExportConfig(run=config.out, dtype=config.export_dtype, format=config.export_format)
+        )
     return outcome, path
 
 

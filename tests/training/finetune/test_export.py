@@ -1,103 +1,25 @@
-"""Exported files in ComfyUI's own loaders: how many patches apply, and what the patched model says."""
+"""What an exported file says of itself, and how it is read back; `test_export_formats` loads it elsewhere."""
 
 from __future__ import annotations
 
-import io
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from latent_physics.methods.weights import read_info
 from latent_physics.tests.training.finetune import tiny_run
-from latent_physics.training.backbones.cogvideox import COGVIDEOX_DIT
-from latent_physics.training.backbones.keys import WAN_DIT, to_native
+from latent_physics.tests.training.finetune.exported import trained
+from latent_physics.training.backbones.formats import lora_to_diffusers, position_table
 from latent_physics.training.backbones.lora import TuneConfig, attach
-from latent_physics.training.console import ProgressLine, TrainingError
-from latent_physics.training.loop.loop import train
+from latent_physics.training.console import TrainingError
 from latent_physics.training.tasks.export import (
     ExportConfig,
     export,
-    lora_to_diffusers,
-    position_table,
     read_lora,
     without_folder,
 )
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-
-SHAPES = {"toy": (3, 4, 4), "cogvideox": (1, 8, 90)}
-"""CogVideoX-2B's fixed position table fits latents 90 wide."""
-
-
-def trained(folder: Path, family: str, tune: TuneConfig, **settings):
-    """A short run with a rate high enough to leave visible weights."""
-    (folder / "data").mkdir(parents=True)
-    length = 226 if family == "cogvideox" else 5
-    data = tiny_run.clips(folder / "data", [SHAPES[family]] * 2, family, length=length, width=4096)
-    run = tiny_run.make_run(
-        folder / "run",
-        data,
-        tune=tune,
-        family=family,
-        width=4096,
-        steps=2,
-        batch=1,
-        rate=3e-2,
-        held_out=0,
-        **settings,
-    )
-    train(run, progress=ProgressLine("test", io.StringIO()))
-    return run
-
-
-def base_file(path: Path, family: str) -> Path:
-    """The untrained model as a native file."""
-    dit = tiny_run.backbone(family, 4096).dit
-    state = to_native(dit.state_dict(), COGVIDEOX_DIT if family == "cogvideox" else WAN_DIT)
-    if family == "cogvideox":
-        state["patch_embed.pos_embedding"] = dit.patch_embed.pos_embedding
-    save_file(state, path)
-    return path
-
-
-@torch.inference_mode()
-def answers(run, family: str, model) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ours and ComfyUI's output for the same input."""
-    backbone = run.task.backbone
-    backbone.dit.eval()
-    latent = torch.randn(1, 16, *SHAPES[family])
-    tokens = torch.randn(1, backbone.text_length, 4096)
-    t = torch.tensor([500]) if family == "cogvideox" else torch.tensor([0.5])
-    return backbone.predict(latent, t, tokens), model.diffusion_model(latent, torch.tensor([500.0]), tokens)
-
-
-@pytest.mark.comfy
-@pytest.mark.parametrize(("family", "rslora"), [("toy", False), ("toy", True), ("cogvideox", False)])
-def test_load_lora_applies_every_patch_and_gives_our_output(comfy, family, rslora, tmp_path):
-    run = trained(tmp_path, family, TuneConfig(rank=4, alpha=12, rslora=rslora))
-    path = export(ExportConfig(run=tmp_path / "run"))
-    lora = comfy.utils.load_torch_file(str(path), safe_load=True)
-    base = comfy.sd.load_diffusion_model(str(base_file(tmp_path / "base.safetensors", family)))
-    patched, _ = comfy.sd.load_lora_for_models(base, None, lora, 1.0, 0)
-    modules = sum(key.endswith(".alpha") for key in lora)
-    assert modules == (20 if family == "toy" else 8)
-    assert len(patched.patches) == modules
-    plain = answers(run, family, base.model)
-    assert (plain[0] - plain[1]).abs().max() > 1e-3  # without the file the two differ
-    patched.patch_model(device_to=torch.device("cpu"))
-    ours, theirs = answers(run, family, patched.model)
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.comfy
-@pytest.mark.parametrize("family", ["toy", "cogvideox"])
-def test_load_diffusion_model_takes_a_full_fine_tune(comfy, family, tmp_path):
-    run = trained(tmp_path, family, TuneConfig(mode="full"))
-    path = export(ExportConfig(run=tmp_path / "run", dtype="float32"))
-    model = comfy.sd.load_diffusion_model(str(path)).model
-    ours, theirs = answers(run, family, model)
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+from safetensors.torch import load_file
 
 
 def test_the_file_says_how_it_was_made_and_goes_on(tmp_path):

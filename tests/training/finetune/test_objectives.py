@@ -20,6 +20,7 @@ from latent_physics.tests.training.backbones import tiny
 from latent_physics.tests.training.finetune import tiny_run
 from latent_physics.tests.training.finetune.tiny_teachers import JEPA, MAE
 from latent_physics.training.backbones import Activation
+from latent_physics.training.backbones.formats import lora_to_diffusers
 from latent_physics.training.backbones.lora import TuneConfig
 from latent_physics.training.commands import finetune as finetune_command
 from latent_physics.training.commands import motion_head as motion_head_command
@@ -36,7 +37,7 @@ from latent_physics.training.objectives.base import StepView
 from latent_physics.training.recipes import load_recipe, names
 from latent_physics.training.tasks import finetune as command
 from latent_physics.training.tasks import motion_head as stage_one
-from latent_physics.training.tasks.export import ExportConfig, export, lora_to_diffusers
+from latent_physics.training.tasks.export import ExportConfig, export
 from latent_physics.training.tasks.finetune import FinetuneConfig, finetune
 from safetensors.torch import load_file
 from transformers import VideoMAEConfig, VideoMAEModel, VJEPA2Config, VJEPA2Model

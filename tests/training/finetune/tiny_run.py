@@ -22,11 +22,21 @@ WIDTH = 32
 
 
 def backbone(family: str = "toy", width: int = WIDTH) -> Backbone:
-    if family == "cogvideox":
-        return CogVideoXBackbone(latent_space="cogvideox", dit=tiny.cog_dit("2b", text_dim=width))
+    """A tiny Wan ("toy", "wan"), or CogVideoX: "cogvideox" (2B), "cogvideox-5b" or "cogvideox-1.5"."""
+    if family.startswith("cogvideox"):
+        style = family.partition("-")[2] or "2b"
+        return CogVideoXBackbone(
+            latent_space=latent_space(family), dit=tiny.cog_dit(style, text_dim=width),
+            snr_shift=3.0 if style == "2b" else 1.0,
+        )  # fmt: skip
     made = WanBackbone(latent_space=family, dit=tiny.wan_dit(text_dim=width))
     made.text_length = 8
     return made
+
+
+def latent_space(family: str) -> str:
+    """That of a family's latents, as `backbone` names it."""
+    return {"cogvideox-5b": "cogvideox1.5", "cogvideox-1.5": "cogvideox1.5"}.get(family, family)
 
 
 def clips(
