@@ -51,6 +51,10 @@ BENCHMARKS = (
         what="PILA: operations a correction adds to a sampling step",
     ),
     Entry(
+        name="cost/first_predictor", takes="seconds", quick=True,
+        what="LaMo: operations and calculated minutes of a first motion predictor, per model",
+    ),
+    Entry(
         name="cost/objectives", old="objectives", takes="3 minutes",
         what="what each objective adds to a training step of CogVideoX-2B",
     ),

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -56,7 +57,8 @@ class ComfyServer:
         Args:
             python: interpreter of the environment that ComfyUI runs in.
             comfyui: folder of main.py.
-            base: base directory: custom_nodes, models, input, output, temp and user lie below.
+            base: base directory: custom_nodes, models, input, output, temp and user lie below. Its input
+                folder gets the example picture that ComfyUI comes with.
             log: file for the server's output.
             port: 0 takes a free one.
             arguments: further command line arguments of ComfyUI.
@@ -86,6 +88,9 @@ class ComfyServer:
         self.port = claim_port(self.port)
         for folder in ("custom_nodes", "input", "output", "temp", "user"):
             (self.base / folder).mkdir(parents=True, exist_ok=True)
+        example = self.comfyui / "input" / "example.png"
+        if example.is_file() and not (self.base / "input" / example.name).exists():
+            shutil.copyfile(example, self.base / "input" / example.name)
         command = [
             self.python,
             "main.py",

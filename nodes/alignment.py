@@ -47,6 +47,7 @@ class MotionSaliencyMask(io.ComfyNode):
             "frame. It is the mask with which M-TSA is trained. Needs no network.",
             search_aliases=["motion", "mask", "saliency", "tsa"],
             is_output_node=True,
+            has_intermediate_output=True,
             inputs=[
                 io.Image.Input("images", tooltip="The frames of one video."),
                 io.Float.Input(
@@ -195,6 +196,7 @@ class CorrespondenceMap(io.ComfyNode):
             "With a video encoder it is what a teacher knows; with a tapped model, what the generator knows.",
             search_aliases=["tracking", "attention", "features", "tsa"],
             is_output_node=True,
+            has_intermediate_output=True,
             inputs=[
                 io.Image.Input(
                     "images", tooltip="The frames of the video. With a tapped model: its decoded latent."

@@ -29,6 +29,7 @@ class BestOfNSampler(io.ComfyNode):
             "in the plain sampler.",
             search_aliases=["best of n", "seeds", "prune", "verifier", "plausibility"],
             is_output_node=True,
+            has_intermediate_output=True,
             inputs=[
                 io.Noise.Input(
                     "noise",

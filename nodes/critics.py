@@ -168,6 +168,7 @@ class PhysicsCriticNode(io.ComfyNode):
             "wrong. A still video scores 0, because stillness is perfectly predictable.",
             search_aliases=["plausibility", "surprise", "score", "reward"],
             is_output_node=True,
+            has_intermediate_output=True,
             inputs=[
                 PhysicsCriticType.Input("critic", tooltip="From Load Physics Critic."),
                 fps_input(),
@@ -270,6 +271,7 @@ class KeepMostPlausible(io.ComfyNode):
             "still beside the others never win.",
             search_aliases=["best of n", "rank", "select", "plausibility"],
             is_output_node=True,
+            has_intermediate_output=True,
             is_input_list=True,
             inputs=[
                 PhysicsCriticType.Input("critic", tooltip="From Load Physics Critic."),

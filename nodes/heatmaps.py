@@ -15,6 +15,7 @@ from ..methods.lamo import (
     MotionPriorGuidance,
     drift_heatmap,
     field_heatmap,
+    motion_amount,
 )
 from .host import patching, spaces, wires
 from .lamo import CATEGORY, MotionPredictor, MotionPredictorType, latent_input
@@ -40,6 +41,7 @@ class MotionDriftHeatmap(io.ComfyNode):
             "changes. Needs no trained network.",
             search_aliases=["lamo", "motion", "heatmap"],
             is_output_node=True,
+            has_intermediate_output=True,
             inputs=[
                 latent_input(),
                 _images_input(),
@@ -58,7 +60,15 @@ class MotionDriftHeatmap(io.ComfyNode):
                     advanced=True,
                 ),
             ],
-            outputs=_heatmap_outputs(),
+            outputs=[
+                *_heatmap_outputs(),
+                io.Float.Output(
+                    display_name="motion",
+                    tooltip="How much changes between the compared frames, as a share of the latent's "
+                    "standard deviation; of the first clip. 0 is a still clip. Compare clips of one model: "
+                    "flicker counts too.",
+                ),
+            ],
         )
 
     @classmethod
@@ -74,8 +84,11 @@ class MotionDriftHeatmap(io.ComfyNode):
     ) -> io.NodeOutput:
         video = wires.finite_video(latent, "no motion to show")
         form = None if latent_space == AS_WIRED else spaces.latent_format(latent_space)
-        maps, peak = drift_heatmap(video if form is None else form.process_in(video), lag, skip=skip)
-        return _show(maps, peak, video.shape[2], images, opacity, scale_mask, cls)
+        inside = video if form is None else form.process_in(video)
+        maps, peak = drift_heatmap(inside, lag, skip=skip)
+        shown, mask, frame = _overlay(maps, peak, video.shape[2], images, opacity, scale_mask)
+        motion = float(motion_amount(inside[:1], lag, skip)[0])
+        return io.NodeOutput(shown, mask, frame, motion, ui=figures.preview_video(shown, cls))
 
 
 class MotionFieldHeatmap(io.ComfyNode):
@@ -90,6 +103,7 @@ class MotionFieldHeatmap(io.ComfyNode):
             "same scene standing still.",
             search_aliases=["lamo", "motion", "heatmap"],
             is_output_node=True,
+            has_intermediate_output=True,
             inputs=[
                 latent_input(),
                 MotionPredictorType.Input(
@@ -135,7 +149,9 @@ class MotionFieldHeatmap(io.ComfyNode):
         conds = [{"cross_attn": tokens, **options} for tokens, options in positive or []]
         cond = patching.pooled_condition(conds, 0.0, video.shape, device)
         maps, peak = field_heatmap(inside.to(device), network, cond, guidance.lag, skip)
-        return _show(maps.to(video.device), peak, video.shape[2], images, opacity, scale_mask, cls)
+        maps = maps.to(video.device)
+        shown, mask, frame = _overlay(maps, peak, video.shape[2], images, opacity, scale_mask)
+        return io.NodeOutput(shown, mask, frame, ui=figures.preview_video(shown, cls))
 
 
 def _images_input() -> io.Image.Input:
@@ -205,15 +221,9 @@ def _heatmap_outputs() -> list[io.Output]:
     ]
 
 
-def _show(
-    maps: Tensor,
-    peak: Tensor,
-    latents: int,
-    images: Tensor | None,
-    opacity: float,
-    scale_mask: bool,
-    cls: type[io.ComfyNode],
-) -> io.NodeOutput:
+def _overlay(
+    maps: Tensor, peak: Tensor, latents: int, images: Tensor | None, opacity: float, scale_mask: bool
+) -> tuple[Tensor, Tensor, int]:
     """Maps `(B, T', H, W)` as overlay, mask and peak frame. Clips of a batch follow one another, as VAE
     Decode puts them."""
     maps = maps.cpu()
@@ -233,7 +243,7 @@ def _show(
         )
         frame = figures.decoded_frame(int(peak[0]), clips.shape[1], latents)
     mask = (scaled if scale_mask else maps).flatten(0, 1).float()
-    return io.NodeOutput(shown, mask, frame, ui=figures.preview_video(shown, cls))
+    return shown, mask, frame
 
 
 NODES = [MotionDriftHeatmap, MotionFieldHeatmap]

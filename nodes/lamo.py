@@ -267,6 +267,7 @@ class GuidanceTraceNode(io.ComfyNode):
             "large the nudge was.",
             search_aliases=["lamo", "guidance", "plot", "debug"],
             is_output_node=True,
+            has_intermediate_output=True,
             inputs=[
                 io.Model.Input("model", tooltip="The model that LaMo Guidance gave to the sampler."),
                 io.Latent.Input(

@@ -61,6 +61,7 @@ class RouterPlot(io.ComfyNode):
             "was.",
             search_aliases=["pila", "router", "experts", "plot"],
             is_output_node=True,
+            has_intermediate_output=True,
             inputs=_traced_inputs(),
             outputs=[
                 io.Image.Output(
@@ -90,6 +91,7 @@ class ExpertMaps(io.ComfyNode):
             "Needs keep_for_maps on in PILA Correction.",
             search_aliases=["pila", "experts", "heatmap"],
             is_output_node=True,
+            has_intermediate_output=True,
             inputs=[
                 *_traced_inputs(),
                 io.Image.Input(
@@ -195,6 +197,7 @@ class AttributeBankView(io.ComfyNode):
             "measurements.",
             search_aliases=["pila", "fields", "flow", "pressure", "density"],
             is_output_node=True,
+            has_intermediate_output=True,
             inputs=[
                 io.Latent.Input("latent", tooltip="A video latent: a sampler's output, or an encoded video."),
                 PilaAdapterType.Input(

@@ -136,6 +136,7 @@ class LawScore(io.ComfyNode):
             "for is there, and how much moves.",
             search_aliases=["toy", "physics", "metric", "evaluate"],
             is_output_node=True,
+            has_intermediate_output=True,
             inputs=[
                 io.Image.Input(
                     "images", tooltip="Decoded toy-world clips, 64 x 64 pixels, one after another."

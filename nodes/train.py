@@ -50,6 +50,7 @@ class TrainMotionPredictor(io.ComfyNode):
             "`latent-physics predictor`.",
             search_aliases=["lamo", "physics", "training", "motion prior", "motion field"],
             is_output_node=True,
+            has_intermediate_output=True,
             inputs=[
                 io.Latent.Input(
                     "latent",

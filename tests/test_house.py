@@ -231,9 +231,10 @@ FLOORS = {
     ],
     "devtools/workflows": [
         ["__init__.py", "format.py", "thumbnails.py"],
+        ["files.py"],
         ["pieces.py"],
         ["wan.py"],
-        ["lamo.py", "pila.py", "alignment.py", "critics.py"],
+        ["lamo.py", "wan_lamo.py", "ltx.py", "large.py", "compare.py", "pila.py", "alignment.py", "critics.py"],
         ["__main__.py"],
     ],
 }

@@ -19,12 +19,14 @@ from typing import Any
 from .. import comfyui
 from ..server import ComfyServer
 from ..shell import BenchError, say
-from . import alignment, critics, lamo, pila
+from . import alignment, compare, critics, lamo, large, ltx, pila, wan_lamo
 from .format import Graph, api_form, check, overlaps, ui_form
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "workflows"
-GRAPHS = (*lamo.GRAPHS, *pila.GRAPHS, *alignment.GRAPHS, *critics.GRAPHS)
+GRAPHS = tuple(
+    build for part in (lamo, compare, wan_lamo, ltx, large, pila, alignment, critics) for build in part.GRAPHS
+)
 
 
 @contextmanager

@@ -5,17 +5,21 @@ from __future__ import annotations
 from .format import Column, Graph, Node, Out
 from .pieces import (
     PROMPT,
-    SEED,
+    SAMPLING,
     TOY_CLIP,
     TOY_FPS,
     TOY_MODEL,
     TOY_PROMPTS,
     TOY_VAE,
     WORLD,
+    cfg_guider,
+    custom_sampler,
+    custom_sampling,
     decode,
     law_score,
     prompts,
     save_toy,
+    schedule,
     size,
 )
 
@@ -31,36 +35,19 @@ def critic(key: str, name: str, title: str) -> Node:
     )
 
 
-def custom_sampling() -> list[Node]:
-    """What SamplerCustomAdvanced takes beside the latent, with the toy world's settings."""
-    guider = {
-        "model": TOY_MODEL,
-        "positive": Out("positive", "CONDITIONING"),
-        "negative": Out("negative", "CONDITIONING"),
-    }
-    return [
-        Node(key="noise", type="RandomNoise", values={"noise_seed": SEED}),
-        Node(key="guider", type="CFGGuider", values={**guider, "cfg": 2.0}),
-        Node(key="choice", type="KSamplerSelect", values={"sampler_name": "euler"}),
-        Node(
-            key="sigmas",
-            type="BasicScheduler",
-            values={"model": TOY_MODEL, "scheduler": "simple", "steps": 20},
-        ),
-    ]
-
-
-SAMPLED = {
-    "noise": Out("noise", "NOISE"),
-    "guider": Out("guider", "GUIDER"),
-    "sampler": Out("choice", "SAMPLER"),
-    "sigmas": Out("sigmas", "SIGMAS"),
-    "latent_image": Out("size", "LATENT"),
-}
+SIZE = Out("size", "LATENT")
+TEXTS = Out("positive", "CONDITIONING"), Out("negative", "CONDITIONING")
 
 
 def toy_best_of_n() -> Graph:
-    best = {**SAMPLED, "critic": CRITIC, "fps": TOY_FPS, "vae": TOY_VAE, "prompt": Out("prompt", "STRING")}
+    best = {
+        **SAMPLING,
+        "latent_image": SIZE,
+        "critic": CRITIC,
+        "fps": TOY_FPS,
+        "vae": TOY_VAE,
+        "prompt": Out("prompt", "STRING"),
+    }
     second = {
         "critic": Out("surprise", "critic"),
         "images": Out("decode_finished", "IMAGE"),
@@ -100,17 +87,15 @@ trust one.
                 title="2  Ask",
                 nodes=[PROMPT, *prompts(Out("prompt", "STRING"), "", TOY_CLIP), size(64, 64, 33)],
             ),
-            Column(title="3  Sampling", nodes=custom_sampling()),
+            Column(
+                title="3  Sampling",
+                nodes=custom_sampling(cfg_guider(TOY_MODEL, 2.0, *TEXTS), "euler", schedule(TOY_MODEL, 20)),
+            ),
             Column(
                 title="4  Eight seeds, and one",
                 nodes=[
                     Node(key="best", type="LatentPhysicsBestOfNSampler", values=best, height=760),
-                    Node(
-                        key="plain",
-                        type="SamplerCustomAdvanced",
-                        title="Plain: the first seed",
-                        values=SAMPLED,
-                    ),
+                    custom_sampler(SIZE, "plain", "Plain: the first seed"),
                 ],
                 width=560,
             ),

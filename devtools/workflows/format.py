@@ -111,7 +111,8 @@ class Input(NamedTuple):
 
     @property
     def is_widget(self) -> bool:
-        return isinstance(self.kind, list) or self.kind in WIDGETS
+        """Several types, as in FLOAT,INT, are a widget where each is one."""
+        return isinstance(self.kind, list) or set(self.kind.split(",")) <= WIDGETS
 
     @property
     def is_seed(self) -> bool:

@@ -1,41 +1,29 @@
-"""LaMo's graphs: the toy world, heatmaps, scores, Wan 2.1, both experts of Wan 2.2, CogVideoX."""
+"""LaMo's graphs of the toy world: guidance, heatmaps, scores."""
 
 from __future__ import annotations
 
 from .format import Column, Graph, Node, Out
 from .pieces import (
-    COG,
-    COG_CACHE,
-    COG_PREDICTOR,
-    COG_VAE,
     GUIDED,
     PROMPT,
-    REAL_PROMPT,
     SEED,
-    T5,
     TOY_CLIP,
     TOY_MODEL,
     TOY_PREDICTOR,
     TOY_PROMPT,
     TOY_PROMPTS,
     TOY_VAE,
-    WAN_NEGATIVE,
-    WAN_PREDICTOR,
     WORLD,
     decode,
     guidance,
-    how_to_train,
     law_score,
-    loaders,
     predictor,
     prompts,
     sampler,
     save_toy,
-    save_video,
     size,
     trace,
 )
-from .wan import EXPERTS, ONE, Method, named, noise, wan
 
 
 def toy_world_lamo() -> Graph:
@@ -196,146 +184,4 @@ dynamic degree too: a clip that stands still breaks no law.
     )
 
 
-# --- real backbones -----------------------------------------------------------------------------------------
-
-
-def guided(stage: str) -> list[Node]:
-    """LaMo on one model."""
-    model, key = Out(named(stage, "model"), "MODEL"), named(stage, "guidance")
-    return [guidance(model, key=key, title=noise(stage, "LaMo Guidance"), full_trace=True)]
-
-
-LAMO = Method(
-    name="lamo",
-    loads=(predictor(WAN_PREDICTOR),),
-    ask=tuple(prompts(REAL_PROMPT, WAN_NEGATIVE)),
-    acts="Guide",
-    correct=guided,
-    measure=trace,
-    measure_key="trace",
-    measure_title="Guidance Trace",
-    width=420,
-)
-
-
-def wan21() -> Graph:
-    return wan(
-        LAMO,
-        stages=ONE,
-        note=f"""# Wan 2.1 1.3B, text to video, with LaMo
-
-ComfyUI's own Wan 2.1 graph with two nodes more: **Load Motion Predictor** and **LaMo Guidance** between the model and its shift.
-
-1. Fetch the three model files (the names in *Load* are those of ComfyUI's own template), and train a motion predictor.
-2. Press **Run**. Set **share** to 0 and run again for the same video without LaMo.
-3. **Guidance Trace** shows the motion error per step, how large the nudge was, and where share held it back. Where motion
-   stiffens, lower share; where nothing changes, raise it.
-
-The same share and start fit every length, step count, sampler, shift and cfg.
-{how_to_train(WAN_PREDICTOR, "--backbone wan")}""",
-        note_height=620,
-        note_width=560,
-        video=size(832, 480, 33),
-        shift_by=8.0,
-        cfg=6.0,
-    )
-
-
-def wan22() -> Graph:
-    return wan(
-        LAMO,
-        stages=EXPERTS,
-        note=f"""# Wan 2.2 14B, text to video, with LaMo on both experts
-
-ComfyUI's own Wan 2.2 graph (the 20-step one) with **LaMo Guidance** for each of the two experts. Both use one motion predictor:
-Wan 2.2 14B has Wan 2.1's latents.
-
-1. Fetch the four model files (the names in *Load* are those of ComfyUI's own template), and train a motion predictor.
-2. Press **Run**. Set both **share** to 0 and run again for the same video without LaMo.
-3. The **Guidance Trace** of each expert shows the motion error per step and how large the nudge was.
-
-**start** is a noise level, so both nodes have the same: the first expert is guided once its noise is below it, the second
-always.
-{how_to_train(WAN_PREDICTOR, "--backbone wan")}""",
-        note_height=620,
-        note_width=560,
-        video=size(640, 640, 81),
-        shift_by=5.0,
-    )
-
-
-def cogvideox() -> Graph:
-    latent = Out("sampler", "output")
-    wires = {
-        "model": GUIDED,
-        "positive": Out("positive", "CONDITIONING"),
-        "negative": Out("negative", "CONDITIONING"),
-        "sampler": Out("ddim", "SAMPLER"),
-        "sigmas": Out("sigmas", "SIGMAS"),
-        "latent_image": Out("size", "LATENT"),
-    }
-    return Graph(
-        name="cogvideox_lamo",
-        note=f"""# CogVideoX 1.5 5B, text to video, with LaMo
-
-CogVideoX is sampled with **VOIDSampler** and **SamplerCustom**: KSampler scales the noise in a way that this model was not
-trained for.
-
-1. Fetch text encoder and VAE (the names are those of ComfyUI's own VOID template). For the transformer there is no file made for
-   ComfyUI: `{COG}` has to hold CogVideoX 1.5 5B under ComfyUI's own tensor names (`blocks.0.q.weight`); a file with
-   diffusers' names (`transformer_blocks.0.attn1.to_q.weight`) does not load.
-2. Train a motion predictor. Press **Run**. Set **share** to 0 and run again for the same video without LaMo.
-3. **Guidance Trace** shows the motion error per step and how large the nudge was.
-
-For the paper's own rule set *mode* to paper: strength 25 and, with *window* at steps, active 0.8 are its values. This
-model works on pairs of latent frames:
-77 frames are 20 latent frames; lengths that give an odd number (81, 49) spoil the last ones.
-{how_to_train(COG_PREDICTOR, *COG_CACHE)}""",
-        note_height=620,
-        note_width=560,
-        columns=[
-            Column(
-                title="1  Load",
-                nodes=[
-                    Node(key="model", type="UNETLoader", values={"unet_name": COG}),
-                    *loaders(T5, "cogvideox", COG_VAE),
-                    predictor(COG_PREDICTOR),
-                ],
-                width=380,
-            ),
-            Column(
-                title="2  Guide",
-                nodes=[
-                    guidance(Out("model", "MODEL"), full_trace=True),
-                    size(1360, 768, 77),
-                ],
-            ),
-            Column(title="3  Ask", nodes=prompts(REAL_PROMPT, ""), width=420),
-            Column(
-                title="4  Sample",
-                nodes=[
-                    Node(key="ddim", type="VOIDSampler"),
-                    Node(
-                        key="sigmas",
-                        type="BasicScheduler",
-                        values={"model": GUIDED, "scheduler": "simple", "steps": 50},
-                    ),
-                    Node(
-                        key="sampler", type="SamplerCustom", values={**wires, "noise_seed": SEED, "cfg": 6.0}
-                    ),
-                    decode(latent),
-                ],
-            ),
-            Column(
-                title="5  Look",
-                nodes=[
-                    *save_video(Out("decode", "IMAGE"), "video/cogvideox_lamo", 16.0),
-                    trace(GUIDED, latent),
-                ],
-                width=420,
-            ),
-        ],
-    )
-
-
-GRAPHS = (toy_world_lamo, motion_heatmaps, toy_world_score, wan21, wan22, cogvideox)
+GRAPHS = (toy_world_lamo, motion_heatmaps, toy_world_score)

@@ -2,48 +2,16 @@
 
 from __future__ import annotations
 
-from .format import ModelFile, Node, Out
+from .format import Column, Graph, ModelFile, Node, Out
 
 TOY_PREDICTOR = "toy/toy_predictor_order1.safetensors"
 TOY_FPS = 16.0
 TOY_PROMPT = "a large red ball thrown to the right, bouncing on the floor"
 SEED = 7
 
-HUB = "https://huggingface.co"
-WAN21 = f"{HUB}/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
-WAN22 = f"{HUB}/Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files"
-UMT5 = ModelFile(
-    "umt5_xxl_fp8_e4m3fn_scaled.safetensors",
-    f"{WAN21}/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors",
-    "text_encoders",
-)
-WAN_VAE = ModelFile("wan_2.1_vae.safetensors", f"{WAN21}/vae/wan_2.1_vae.safetensors", "vae")
-WAN_SMALL = ModelFile(
-    "wan2.1_t2v_1.3B_fp16.safetensors",
-    f"{WAN21}/diffusion_models/wan2.1_t2v_1.3B_fp16.safetensors",
-    "diffusion_models",
-)
-T5 = ModelFile(
-    "t5xxl_fp16.safetensors",
-    f"{HUB}/comfyanonymous/flux_text_encoders/resolve/main/t5xxl_fp16.safetensors",
-    "text_encoders",
-)
-COG_VAE = ModelFile(
-    "cogvideox_vae.safetensors",
-    f"{HUB}/Comfy-Org/void-model/resolve/main/vae/cogvideox_vae.safetensors",
-    "vae",
-)
-COG = "cogvideox1.5_5b_t2v_bf16.safetensors"
-"""Nobody repackages this one for ComfyUI; the workflow's note says what the file has to hold."""
-WAN_PREDICTOR, COG_PREDICTOR = (
-    "wan2.1_motion_predictor.safetensors",
-    "cogvideox1.5_motion_predictor.safetensors",
-)
-COG_CACHE = (
-    "--backbone cogvideox --source THUDM/CogVideoX1.5-5B",
-    "--width 1360 --height 768 --frames 77 --fps 16",
-)
-"""Options of `training cache` for what the CogVideoX graph generates."""
+WAN_PREDICTOR = "wan2.1_motion_predictor.safetensors"
+EXAMPLE_IMAGE = "example.png"
+"""The picture that lies in every ComfyUI's input folder."""
 REAL_PROMPT = (
     "A glass marble rolls down a wooden ramp, drops onto a table, bounces twice and comes to rest. "
     "Close-up, steady camera, soft daylight."
@@ -62,13 +30,6 @@ WAN_NEGATIVE = (
 )
 
 CLIP, VAE = Out("clip", "CLIP"), Out("vae", "VAE")
-
-
-def expert(key: str, name: str) -> Node:
-    """Loads one of Wan 2.2's two experts."""
-    file = ModelFile(name, f"{WAN22}/diffusion_models/{name}", "diffusion_models")
-    title = f"Load Diffusion Model ({key} noise)"
-    return Node(key=f"{key}_model", type="UNETLoader", title=title, values={"unet_name": name}, files=(file,))
 
 
 def predictor(name: str) -> Node:
@@ -120,9 +81,10 @@ def decode(latent: Out, *, key: str = "decode", vae: Out = VAE, title: str = "")
     return Node(key=key, type="VAEDecode", title=title, values={"samples": latent, "vae": vae})
 
 
-def save_video(images: Out, name: str, fps: float) -> list[Node]:
+def save_video(images: Out, name: str, fps: float, sound: Out | None = None) -> list[Node]:
+    values = {"images": images, "fps": fps, **({"audio": sound} if sound else {})}
     return [
-        Node(key="video", type="CreateVideo", values={"images": images, "fps": fps}),
+        Node(key="video", type="CreateVideo", values=values),
         Node(
             key="save",
             type="SaveVideo",
@@ -183,9 +145,10 @@ Prompts the toy world understands (colours: red, green, blue, yellow, purple; si
 
 
 def how_to_train(name: str, *options: str) -> str:
+    """The commands that train a motion predictor of use."""
     lines = " \\\n  ".join(["python training cache --videos MY_CLIPS --out runs/cache", *options])
     return f"""
-**The motion predictor** is trained once per latent space, on videos of your own, and shared by all models of that space. In this
+**A predictor to keep** is trained once per latent space, on videos of your own, and shared by all models of that space. In this
 pack's folder below ComfyUI/custom_nodes, after `pip install -e .[train]`:
 
 ```
@@ -198,14 +161,113 @@ Then press R, so that Load Motion Predictor lists the file. The pack's docs/trai
 """
 
 
+def quick_predictor(space: str) -> str:
+    """The sentence that leads from a graph to a first motion predictor."""
+    return f"""
+**No motion predictor yet?** Wire this graph's VAE into **Train Motion Predictor**, choose a folder of clips, latent_space `{space}`
+and recipe `quick`, and wire its predictor into LaMo Guidance: that takes minutes on a GPU (the pack's README says how many).
+"""
+
+
+def real_graph(
+    name: str, title: str, *, what: str, see: str, space: str, columns: list[Column], more: str = ""
+) -> Graph:
+    """A graph of a large model, with a note that lists its files.
+
+    what: what the graph is; see: what to look at; space: the latent space of its motion predictor; more: what
+    else there is to say.
+    """
+    files = dict.fromkeys(file for column in columns for node in column.nodes for file in node.files)
+    listed = "\n".join(f"- `models/{file.directory}/{file.name}`" for file in files)
+    note = f"""# {title}
+
+{what}
+
+**Files**, those of ComfyUI's own template; the interface says which are missing and where they come from:
+
+{listed}
+- `models/latent_physics/`: the motion predictor of **Load Motion Predictor**
+{quick_predictor(space)}
+**Press Run, then look:** {see}
+{more}"""
+    return Graph(
+        name=name, note=note, note_width=620, note_height=NOTE_LINE * (12 + len(files)) + 380, columns=columns
+    )
+
+
+NOTE_LINE = 22
+"""Height of a line of a note, in pixels."""
+
+
+def loader(key: str, file: ModelFile, title: str = "") -> Node:
+    """Loads a diffusion model."""
+    return Node(key=key, type="UNETLoader", title=title, values={"unet_name": file.name}, files=(file,))
+
+
+def vae_loader(file: ModelFile, key: str = "vae", title: str = "") -> Node:
+    return Node(key=key, type="VAELoader", title=title, values={"vae_name": file.name}, files=(file,))
+
+
+def lora(key: str, model: str, file: ModelFile, title: str = "", strength: float = 1.0) -> Node:
+    values = {"model": Out(model, "MODEL"), "lora_name": file.name, "strength_model": strength}
+    return Node(key=key, type="LoraLoaderModelOnly", title=title, values=values, files=(file,))
+
+
+def text_loader(file: ModelFile, kind: str) -> Node:
+    return Node(key="clip", type="CLIPLoader", values={"clip_name": file.name, "type": kind}, files=(file,))
+
+
 def loaders(text: ModelFile, kind: str, vae: ModelFile) -> list[Node]:
+    return [text_loader(text, kind), vae_loader(vae)]
+
+
+def start_image(title: str = "First frame") -> Node:
+    return Node(key="image", type="LoadImage", title=title, values={"image": EXAMPLE_IMAGE}, height=320)
+
+
+def shift(key: str, model: str, value: float, title: str = "Shift") -> Node:
+    return Node(
+        key=key, type="ModelSamplingSD3", title=title, values={"model": Out(model, "MODEL"), "shift": value}
+    )
+
+
+SAMPLING = {
+    "noise": Out("noise", "NOISE"),
+    "guider": Out("guider", "GUIDER"),
+    "sampler": Out("choice", "SAMPLER"),
+    "sigmas": Out("sigmas", "SIGMAS"),
+}
+"""What SamplerCustomAdvanced takes beside the latent, from the nodes of `custom_sampling`."""
+
+
+def custom_sampling(guider: Node, sampler_name: str, sigmas: Node) -> list[Node]:
+    """The nodes before SamplerCustomAdvanced; `guider` and `sigmas` have these words as their keys."""
     return [
-        Node(key="clip", type="CLIPLoader", values={"clip_name": text.name, "type": kind}, files=(text,)),
-        Node(key="vae", type="VAELoader", values={"vae_name": vae.name}, files=(vae,)),
+        Node(key="noise", type="RandomNoise", values={"noise_seed": SEED}),
+        guider,
+        Node(key="choice", type="KSamplerSelect", values={"sampler_name": sampler_name}),
+        sigmas,
     ]
 
 
-def shift(key: str, model: str, value: float) -> Node:
-    return Node(
-        key=key, type="ModelSamplingSD3", title="Shift", values={"model": Out(model, "MODEL"), "shift": value}
-    )
+def custom_sampler(latent: Out, key: str = "sampler", title: str = "") -> Node:
+    values = {**SAMPLING, "latent_image": latent}
+    return Node(key=key, type="SamplerCustomAdvanced", title=title, values=values)
+
+
+def cfg_guider(model: Out, cfg: float, positive: Out, negative: Out, key: str = "guider") -> Node:
+    values = {"model": model, "positive": positive, "negative": negative, "cfg": cfg}
+    return Node(key=key, type="CFGGuider", values=values)
+
+
+def schedule(model: Out, steps: int) -> Node:
+    values = {"model": model, "scheduler": "simple", "steps": steps}
+    return Node(key="sigmas", type="BasicScheduler", values=values)
+
+
+def numbered(*columns: tuple[str, list[Node], int]) -> list[Column]:
+    """Columns of (title, nodes, width), with their numbers."""
+    return [
+        Column(title=f"{number}  {title}", nodes=nodes, width=width)
+        for number, (title, nodes, width) in enumerate(columns, 1)
+    ]

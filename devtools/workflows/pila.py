@@ -22,12 +22,15 @@ from .pieces import (
     law_score,
     predictor,
     prompts,
+    quick_predictor,
     sampler,
     save_toy,
     size,
 )
-from .wan import EXPERTS, ONE, Method, named, noise, wan
+from .wan import WAN21, WAN22, Method, columns, named, noise
 
+LONGER = replace(WAN21, size=(832, 480, 81), shift=5.0, cfg=5.0)
+"""Wan 2.1 with a longer clip, at shift 5 and CFG 5."""
 TOY_ADAPTER = "toy/toy_pila.safetensors"
 WAN_ADAPTER = "wan2.1_pila.safetensors"
 """Trained on Wan 2.1; Wan 2.2 14B has the same latents."""
@@ -59,6 +62,11 @@ def parser(prompt: object) -> Node:
 def pila(model: Out, *, key: str = "pila", title: str = "", **values: object) -> Node:
     wires = {"model": model, "adapter": ADAPTER, "labels": LABELS}
     return Node(key=key, type="LatentPhysicsPilaCorrection", title=title, values={**wires, **values})
+
+
+def labels() -> Node:
+    """Physics Labels behind the parser, with every slider at 0: the parser's labels go through."""
+    return Node(key="by_hand", type="LatentPhysicsLabels", values={"labels": Out("parser", "labels")})
 
 
 def router(model: Out, latent: Out, *, key: str = "router", title: str = "") -> Node:
@@ -170,6 +178,7 @@ def pila_views() -> Graph:
         values = {"latent": latent, "adapter": ADAPTER, "images": larger, "field": field}
         return Node(key=key, type="LatentPhysicsAttributeBankView", values=values, height=460)
 
+    by_hand = pila(TOY_MODEL, keep_for_maps=True, labels=Out("by_hand", "labels"))
     maps = {"model": corrected, "latent": latent, "images": larger, "expert": "strongest"}
     return Graph(
         name="pila_views",
@@ -177,6 +186,8 @@ def pila_views() -> Graph:
 
 Press **Run**. Needs no download and no GPU: the models come with the pack.
 
+- **Physics Prompt Parser** reads the kinds of physics from the prompt, and **Physics Labels** lets you overrule it: raise a slider
+  and see another expert work. At 0 the parser's labels go through.
 - **Router Plot**: which experts worked at each step.
 - **Expert Maps**: where the strongest expert acted (needs keep_for_maps on in PILA Correction).
 - **Attribute Bank View**: fields that the adapter reads out of the finished video. The velocity's colour is its direction. They
@@ -191,6 +202,7 @@ are
                 nodes=[
                     PROMPT,
                     parser(Out("prompt", "STRING")),
+                    labels(),
                     *prompts(DESCRIPTION, "", TOY_CLIP),
                     size(64, 64, 33),
                 ],
@@ -198,7 +210,7 @@ are
             ),
             Column(
                 title="3  Sample",
-                nodes=[pila(TOY_MODEL, keep_for_maps=True), sampler(corrected), decode(latent, vae=TOY_VAE)],
+                nodes=[by_hand, sampler(corrected), decode(latent, vae=TOY_VAE)],
             ),
             Column(title="4  The clip", nodes=save_toy(Out("decode", "IMAGE"), "pila_views")),
             Column(
@@ -222,16 +234,15 @@ are
     )
 
 
-def corrected(stage: str) -> list[Node]:
+def corrected(stage: str, model: Out) -> list[Node]:
     """PILA on one model."""
-    model = Out(named(stage, "model"), "MODEL")
     return [pila(model, key=named(stage, "pila"), title=noise(stage, "PILA Correction"))]
 
 
-def corrected_and_guided(stage: str) -> list[Node]:
+def corrected_and_guided(stage: str, model: Out) -> list[Node]:
     """PILA, then LaMo on what PILA left."""
     after = Out(named(stage, "pila"), "MODEL")
-    return [*corrected(stage), guidance(after)]
+    return [*corrected(stage, model), guidance(after)]
 
 
 PILA = Method(
@@ -259,9 +270,8 @@ def wan21_pila(method: Method = PILA) -> Graph:
         "The two corrections act one after the other at each step: PILA first, then LaMo on what PILA left."
     )
     stacking = f"\n{order}\n" if lamo else ""
-    return wan(
-        method,
-        stages=ONE,
+    return Graph(
+        name=f"wan2.1_t2v_1.3B_{method.name}",
         note=f"""# Wan 2.1 1.3B, text to video, with {title}
 
 1. Fetch the three model files (the names in *Load* are those of ComfyUI's own template), and {files}.
@@ -269,11 +279,9 @@ def wan21_pila(method: Method = PILA) -> Graph:
 3. **Physics Prompt Parser** labels the prompt by rules. With an LLM (see its help page) it also rewrites the prompt so that
    materials, motion and contacts are spelled out, which is how the paper's numbers were made.
 4. **Router Plot** shows which experts worked, and how large the correction was.
-{stacking}{HOW_TO_TRAIN}""",
-        note_height=800,
-        video=size(832, 480, 81),
-        shift_by=5.0,
-        cfg=5.0,
+{stacking}{quick_predictor('wan2.1') if lamo else ''}{HOW_TO_TRAIN}""",
+        note_height=880,
+        columns=columns(LONGER, method),
     )
 
 
@@ -282,9 +290,8 @@ def wan21_pila_lamo() -> Graph:
 
 
 def wan22_pila() -> Graph:
-    return wan(
-        PILA,
-        stages=EXPERTS,
+    return Graph(
+        name="wan2.2_t2v_14B_pila",
         note=f"""# Wan 2.2 14B, text to video, with PILA on both experts
 
 ComfyUI's own Wan 2.2 graph (the 20-step one) with **PILA Correction** for each of the two models. Both use one adapter, trained
@@ -298,8 +305,7 @@ Wan 2.1 1.3B: the latents are the same.
    `--gate linear` acts there too: add that to the training command below.
 {HOW_TO_TRAIN}""",
         note_height=760,
-        video=size(640, 640, 81),
-        shift_by=5.0,
+        columns=columns(WAN22, PILA),
     )
 
 

@@ -1,9 +1,9 @@
 """The pictures of the template browser, made from what the toy graphs put out. Needs Pillow, unlike the rest
 of this folder.
 
-The toy graphs run as they are shipped. The other ones need a GPU and large models; their picture is what
-Motion Drift Heatmap shows of a clip that the same family of models made, one of those that come with
-ComfyUI's template packages.
+Square, bright, and readable where the browser shows them 210 pixels wide. The toy graphs run as they are
+shipped. The other ones need a GPU and large models; their picture is what Motion Drift Heatmap shows of a
+clip that the same family of models made, one of those that come with ComfyUI's template packages.
 """
 
 from __future__ import annotations
@@ -13,28 +13,54 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont, ImageSequence
+from PIL import Image, ImageDraw, ImageFont, ImageOps, ImageSequence
 
 from ..server import ComfyServer, output_files
 from ..shell import BenchError, say
 
-WIDTH, LABEL = 640, 26
-"""Of a thumbnail, and of a line of text above a row, in pixels."""
-PAPER, INK = (24, 24, 28), (235, 235, 235)
+SIDE, GAP = 640, 4
+"""Of a thumbnail, and between its tiles, in pixels."""
+BAND, LETTERS = 58, 40
+"""Height of a line of text and of its letters: 13 pixels where the template browser shows 210."""
+PAPER, INK = (250, 250, 247), (20, 24, 40)
 
-WAN21, WAN22 = "where a clip of Wan 2.1 moves", "where a clip of Wan 2.2 14B moves"
-VOID = "where a clip of VOID (CogVideoX) moves"
+
+class Clip(NamedTuple):
+    """A clip that the same family of models made, from the template packages."""
+
+    file: str
+    lines: tuple[str, str]
+    """Which model in which schedule, and what is to be seen."""
+
+
+MOVES = "the glow shows what moves"
 REAL_CLIPS = {
-    "wan2.1_t2v_1.3B_lamo": ("text_to_video_wan-1.webp", WAN21, (416, 240)),
-    "wan2.1_t2v_1.3B_pila": ("image_to_video_wan-1.webp", WAN21, (320, 320)),
-    "wan2.1_t2v_1.3B_pila_lamo": ("video_wan_vace_14B_t2v-1.webp", WAN21, (320, 320)),
-    "wan2.2_t2v_14B_lamo": ("video_wan2_2_14B_t2v-1.webp", WAN22, (320, 320)),
-    "wan2.2_t2v_14B_pila": ("video_wan2_2_14B_i2v-1.webp", WAN22, (320, 320)),
-    "cogvideox_lamo": ("utility_void_video_inpainting-1.webp", VOID, (320, 320)),
+    "wan2.1_t2v_1.3B_lamo": Clip("text_to_video_wan-1.webp", ("Wan 2.1 + LaMo", MOVES)),
+    "wan2.1_t2v_1.3B_pila": Clip("image_to_video_wan-1.webp", ("Wan 2.1 + PILA", MOVES)),
+    "wan2.1_t2v_1.3B_pila_lamo": Clip("video_wan_vace_14B_t2v-1.webp", ("Wan 2.1, PILA + LaMo", MOVES)),
+    "wan2.2_t2v_14B_lamo": Clip("video_wan2_2_14B_t2v-1.webp", ("Wan 2.2, 20 steps", MOVES)),
+    "wan2.2_t2v_14B_4steps_lamo": Clip("video_wan2_2_14B_t2v-1.webp", ("Wan 2.2, text, 4 steps", MOVES)),
+    "wan2.2_i2v_14B_4steps_lamo": Clip("video_wan2_2_14B_fun_inpaint-1.webp", ("Wan 2.2, image, 4 steps", MOVES)),
+    "wan2.2_i2v_14B_4steps_side_by_side": Clip(
+        "video_wan2_2_14B_flf2v-1.webp", ("Wan 2.2: four ways, 1 seed", MOVES)
+    ),
+    "wan2.2_t2v_14B_pila": Clip("video_wan2_2_14B_i2v-1.webp", ("Wan 2.2 + PILA", MOVES)),
+    "wan2.2_ti2v_5B_lamo": Clip("video_wan2_2_5B_ti2v-1.webp", ("Wan 2.2 5B + LaMo", MOVES)),
+    "ltx2.3_two_stage_lamo": Clip("video_ltx2_3_i2v-1.webp", ("LTX-2.3, 8 + 3 steps", MOVES)),
+    "minimax_h3_t2v_lamo": Clip("video_minimax_h3_t2v-1.webp", ("MiniMax H3, text", MOVES)),
+    "minimax_h3_i2v_lamo": Clip("video_minimax_h3_i2v-1.webp", ("MiniMax H3, image", MOVES)),
+    "hunyuanvideo1.5_t2v_lamo": Clip(
+        "video_hunyuan_video_1.5_720p_t2v-1.webp", ("HunyuanVideo 1.5, text", MOVES)
+    ),
+    "hunyuanvideo1.5_i2v_lamo": Clip(
+        "video_hunyuan_video_1.5_720p_i2v-1.webp", ("HunyuanVideo 1.5, image", MOVES)
+    ),
+    "causal_forcing_i2v_lamo": Clip("video_causal_forcing_i2v-1.webp", ("Causal Forcing, 4 steps", MOVES)),
+    "cogvideox_lamo": Clip("utility_void_video_inpainting-1.webp", ("CogVideoX 1.5 + LaMo", MOVES)),
 }
-"""Workflow -> animation of the template packages, caption, size to look at it in."""
+"""Workflow -> the clip of its picture."""
 
 
 def make_thumbnails(server: ComfyServer, folder: Path, names: Sequence[str] = ()) -> None:
@@ -55,10 +81,9 @@ def make_thumbnails(server: ComfyServer, folder: Path, names: Sequence[str] = ()
 
 def picture_of(server: ComfyServer, folder: Path, name: str) -> Image.Image:
     if name in REAL_CLIPS:
-        clip, caption, size = REAL_CLIPS[name]
-        frames = Outputs(server, heat_of_clip(server, clip, size)).frames("LatentPhysicsMotionDriftHeatmap")
-        tiles = spread(frames, 4)
-        return stacked([label(caption), row(tiles[:2]), row(tiles[2:])])
+        clip = REAL_CLIPS[name]
+        frames = Outputs(server, heat_of_clip(server, clip.file)).frames("LatentPhysicsMotionDriftHeatmap")
+        return card(*clip.lines, *grid(spread(lit(frames), 4), 2))
     if name not in TOY:
         raise BenchError(
             "no picture is defined for this workflow: add it to TOY or REAL_CLIPS in thumbnails.py."
@@ -97,28 +122,48 @@ def columns(picture: Image.Image, count: int) -> list[Image.Image]:
 
 
 def side_by_side(outputs: Outputs, *texts: str) -> Image.Image:
-    """The same five moments of each of the clips that were put side by side, a row per clip."""
-    moments = [columns(frame, len(texts)) for frame in spread(outputs.frames("SaveAnimatedWEBP"), 5)]
-    parts = []
-    for number, text in enumerate(texts):
-        parts += [label(text), row([moment[number] for moment in moments])]
-    return stacked(parts)
+    """The same moments of each of the clips that were put side by side, a row per clip."""
+    moments = [columns(frame, len(texts)) for frame in spread(outputs.frames("SaveAnimatedWEBP"), 5)[1:4]]
+    rows = [row([moment[number] for moment in moments]) for number in range(len(texts))]
+    return card(*(part for pair in zip(texts, rows) for part in pair))
+
+
+def four_ways(outputs: Outputs, title: str, *texts: str, rows: int = 1) -> Image.Image:
+    """A moment of each of four clips, under its name. rows: rows of clips in the pictures that were saved."""
+    frame = spread(outputs.frames("SaveAnimatedWEBP"), 5)[2]
+    if rows == 1:
+        cells = columns(frame, 4)
+    else:
+        half = frame.height // 2
+        cells = [
+            part for top in (0, half) for part in columns(frame.crop((0, top, frame.width, top + half)), 2)
+        ]
+    named = [under(cell, text) for cell, text in zip(cells, texts)]
+    return card(title, *grid(named, 2))
+
+
+def under(cell: Image.Image, text: str) -> Image.Image:
+    """A tile of a square of four, with its name on it."""
+    tile = cropped(cell, SIDE // 2 - GAP, (SIDE - BAND) // 2 - GAP)
+    ImageDraw.Draw(tile).text((10, 4), text, fill=INK, font=ImageFont.load_default(size=LETTERS))
+    return tile
 
 
 def overlays(outputs: Outputs, *views: tuple[str, str]) -> Image.Image:
-    """Five moments of what each of these nodes shows: (type, text), a type given twice for its second
-    node.
-    """
-    parts, kinds = [], []
+    """Moments of what each of these nodes shows: (type, text), a type given twice for its second node."""
+    parts: list[str | Image.Image] = []
+    kinds: list[str] = []
     for kind, text in views:
         frames = outputs.frames(f"LatentPhysics{kind}", kinds.count(kind))
         kinds.append(kind)
-        if kind.startswith(
-            "Motion"
-        ):  # see heat_of_clip for the first frame; the last ones have no successor, so no heat
-            frames = frames[1 : len(frames) * 3 // 4]
-        parts += [label(text), row(spread(frames, 5))]
-    return stacked(parts)
+        parts += [text, row(spread(lit(frames) if kind.startswith("Motion") else frames, 3))]
+    return card(*parts)
+
+
+def lit(frames: list[Image.Image]) -> list[Image.Image]:
+    """The frames that heat can lie on: the first latent frames are left out of it, the last have no
+    successor."""
+    return frames[len(frames) * 3 // 10 : len(frames) * 3 // 4]
 
 
 def eight_clips(outputs: Outputs) -> Image.Image:
@@ -127,67 +172,62 @@ def eight_clips(outputs: Outputs) -> Image.Image:
     length = len(frames) // 8
     middle = [frames[clip * length + length // 2] for clip in range(8)]
     plot = outputs.frames("LatentPhysicsLawScore")[0]
-    return stacked([row(middle), fitted(plot, WIDTH)])
+    return card("8 clips, each with its score", *grid(middle, 4), fitted(plot, SIDE))
+
+
+def clip_and_plot(outputs: Outputs, text: str, kind: str) -> Image.Image:
+    """Moments of the saved clip, and what a node of this type plotted."""
+    moments = spread(outputs.frames("SaveAnimatedWEBP"), 5)[1:4]
+    return card(text, row(moments), fitted(outputs.frames(f"LatentPhysics{kind}")[0], SIDE))
 
 
 TOY: dict[str, Callable[[Outputs], Image.Image]] = {
     "toy_world_lamo": lambda outputs: side_by_side(outputs, "without LaMo", "with LaMo, same seed"),
-    "toy_world_pila": lambda outputs: side_by_side(
-        outputs, "plain", "with LaMo", "with PILA", "with both, same seed"
+    "toy_side_by_side": lambda outputs: four_ways(
+        outputs, "one seed, four ways", "plain", "LaMo", "TSR", "time scaled", rows=2
+    ),
+    "toy_world_pila": lambda outputs: four_ways(
+        outputs, "one seed, four ways", "plain", "LaMo", "PILA", "both"
     ),
     "motion_heatmaps": lambda outputs: overlays(
-        outputs, ("MotionDriftHeatmap", "motion drift"), ("MotionFieldHeatmap", "motion field (predictor)")
+        outputs, ("MotionDriftHeatmap", "what moves"), ("MotionFieldHeatmap", "what should move")
     ),
     "pila_views": lambda outputs: overlays(
-        outputs, ("ExpertMaps", "where an expert acts"), ("AttributeBankView", "velocity")
+        outputs, ("ExpertMaps", "where an expert acts"), ("AttributeBankView", "the velocity it reads")
     ),
     "toy_world_score": eight_clips,
-    "toy_world_best_of_n": lambda outputs: stacked(
-        [
-            label("the most plausible of eight seeds"),
-            row(spread(outputs.frames("SaveAnimatedWEBP"), 5)),
-            fitted(outputs.frames("LatentPhysicsBestOfNSampler")[0], WIDTH),
-        ]
-    ),
-    "toy_train_predictor": lambda outputs: stacked(
-        [
-            label("guided by the predictor the graph trained"),
-            row(spread(outputs.frames("SaveAnimatedWEBP"), 5)),
-        ]
+    "toy_world_best_of_n": lambda outputs: clip_and_plot(outputs, "the best of eight seeds", "PhysicsCritic"),
+    "toy_train_predictor": lambda outputs: clip_and_plot(
+        outputs, "train a predictor, use it", "TrainMotionPredictor"
     ),
     "correspondence_map": lambda outputs: overlays(
         outputs,
-        ("CorrespondenceMap", "where the model sees the chosen point in every frame"),
-        ("CorrespondenceMap", "where the video encoder sees it"),
+        ("CorrespondenceMap", "one point, as the model sees it"),
+        ("CorrespondenceMap", "as a video encoder sees it"),
     ),
 }
 """Workflow -> its picture, from what it put out."""
 
 
-def heat_of_clip(server: ComfyServer, name: str, size: tuple[int, int]) -> dict[str, Any]:
-    """A graph that shows where an installed animation moves, through the toy world's VAE."""
+def heat_of_clip(server: ComfyServer, name: str) -> dict[str, Any]:
+    """A graph that shows where an installed animation moves, through the toy world's VAE, on its frames."""
     shutil.copy(installed(name), server.base / "input" / name)
-    scaled = {
-        "image": ["2", 0],
-        "upscale_method": "area",
-        "width": size[0],
-        "height": size[1],
-        "crop": "center",
-    }
+    scaled = {"image": ["2", 0], "upscale_method": "area", "crop": "center"}
     return {
         "1": {"class_type": "LoadImage", "inputs": {"image": name}},
         "2": {"class_type": "ImageFromBatch", "inputs": {"image": ["1", 0], "batch_index": 0, "length": 33}},
-        "3": {"class_type": "ImageScale", "inputs": scaled},
+        "3": {"class_type": "ImageScale", "inputs": {**scaled, "width": 320, "height": 288}},
         "4": {"class_type": "LatentPhysicsLoadToyWorld", "inputs": {}},
         "5": {"class_type": "VAEEncode", "inputs": {"pixels": ["3", 0], "vae": ["4", 2]}},
-        # The first latent frame holds one image, the others four each: what lies between them is no motion.
         "6": {
-            "class_type": "LatentCut",
-            "inputs": {"samples": ["5", 0], "dim": "t", "index": 1, "amount": 8},
-        },
-        "7": {
             "class_type": "LatentPhysicsMotionDriftHeatmap",
-            "inputs": {"latent": ["6", 0], "lag": 2, "opacity": 0.7, "scale_mask": False},
+            "inputs": {
+                "latent": ["5", 0],
+                "images": ["3", 0],
+                "lag": 2,
+                "opacity": 0.85,
+                "scale_mask": False,
+            },
         },
     }
 
@@ -214,27 +254,50 @@ def fitted(picture: Image.Image, width: int) -> Image.Image:
     return picture.resize((width, round(width * picture.height / picture.width)), Image.Resampling.LANCZOS)
 
 
-def row(tiles: list[Image.Image]) -> Image.Image:
-    """Tiles beside one another, as wide as a thumbnail."""
-    tiles = [fitted(tile, WIDTH // len(tiles) - 2) for tile in tiles]
-    canvas = Image.new("RGB", (WIDTH, tiles[0].height + 2), PAPER)
+def cropped(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """The middle of a picture at exactly this size."""
+    return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+
+
+def row(tiles: list[Image.Image], height: int = 0) -> Image.Image:
+    """Tiles beside one another, as wide as a thumbnail; square unless a height is given."""
+    step = SIDE / len(tiles)
+    height = height or round(step)
+    canvas = Image.new("RGB", (SIDE, height), PAPER)
     for number, tile in enumerate(tiles):
-        canvas.paste(tile, (1 + number * WIDTH // len(tiles), 1))
+        left, right = round(number * step), round((number + 1) * step)
+        canvas.paste(cropped(tile, right - left - GAP, height - GAP), (left + GAP // 2, GAP // 2))
     return canvas
 
 
-def label(text: str) -> Image.Image:
-    canvas = Image.new("RGB", (WIDTH, LABEL), PAPER)
-    ImageDraw.Draw(canvas).text((8, 3), text, fill=INK, font=ImageFont.load_default(size=17))
+def grid(tiles: list[Image.Image], across: int) -> list[Image.Image]:
+    """Rows of tiles; two by two fill what a thumbnail has below its lines of text."""
+    rows = [tiles[start : start + across] for start in range(0, len(tiles), across)]
+    return [row(part, (SIDE - 2 * BAND) // 2 if across == 2 else 0) for part in rows]
+
+
+def line(text: str) -> Image.Image:
+    """A line of text, smaller where it is too long."""
+    canvas = Image.new("RGB", (SIDE, BAND), PAPER)
+    size = LETTERS
+    while ImageFont.load_default(size=size).getlength(text) > SIDE - 24:
+        size -= 1
+    ImageDraw.Draw(canvas).text(
+        (12, (BAND - size) // 2 - 2), text, fill=INK, font=ImageFont.load_default(size=size)
+    )
     return canvas
 
 
-def stacked(parts: list[Image.Image]) -> Image.Image:
-    canvas = Image.new("RGB", (WIDTH, sum(part.height for part in parts)), PAPER)
-    y = 0
-    for part in parts:
+def card(*parts: str | Image.Image) -> Image.Image:
+    """Lines of text and pictures one below the other in a square; what is left over is shared out."""
+    made = [line(part) if isinstance(part, str) else part for part in parts]
+    left_over = SIDE - sum(part.height for part in made)
+    made[-1] = made[-1].crop((0, 0, SIDE, made[-1].height + min(left_over, 0)))
+    space = max(left_over, 0) // len(made)
+    canvas, y = Image.new("RGB", (SIDE, SIDE), PAPER), space // 2
+    for part in made:
         canvas.paste(part, (0, y))
-        y += part.height
+        y += part.height + space
     return canvas
 
 

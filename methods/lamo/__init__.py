@@ -3,7 +3,7 @@ it, the heatmaps."""
 
 from .bound import largest_eigenvalue, stable_step
 from .guidance import WINDOWS, MotionPriorGuidance, guidance_loss
-from .heatmaps import drift_heatmap, field_heatmap
+from .heatmaps import drift_heatmap, field_heatmap, motion_amount
 from .predictor import MotionFieldPredictor, pool_tokens, predictor_loss
 from .trace import GuidanceTrace, TraceRow
 from .weights import KIND, load_predictor, predictor_info, save_predictor
@@ -20,6 +20,7 @@ __all__ = [
     "guidance_loss",
     "largest_eigenvalue",
     "load_predictor",
+    "motion_amount",
     "pool_tokens",
     "predictor_info",
     "predictor_loss",

@@ -32,6 +32,23 @@ def drift_heatmap(latent: Tensor, lag: int = 2, eps: float = 1e-6, skip: int = 0
     return maps, size.where(seen, -1.0).argmax(dim=1)
 
 
+def motion_amount(latent: Tensor, lag: int = 2, skip: int = 0) -> Tensor:
+    """`(B,)`: how much of each clip changes, without a unit.
+
+    The root mean square of D_t = z[t+lag] - z[t] over all positions, channels and t, divided by the latent's
+    standard deviation. 0 for a still clip, sqrt(2) for frames that have nothing to do with one another.
+    Flicker counts as motion. latent: `B C T H W`; skip: as in `drift_heatmap`. Raises ValueError where T <=
+    lag or skip is negative.
+    """
+    _check(latent, lag)
+    latent = latent.to(torch.promote_types(latent.dtype, torch.float32))
+    change = latent[:, :, lag:] - latent[:, :, :-lag]
+    seen = _seen(change.shape[2], skip, latent.device)
+    spread = latent.flatten(1).std(dim=1, correction=0)
+    moved = change[:, :, seen].square().flatten(1).mean(dim=1).sqrt()
+    return torch.where(spread > 0, moved / spread, torch.zeros_like(moved))
+
+
 def field_heatmap(
     latent: Tensor, predictor: MotionFieldPredictor, cond: Tensor | None = None, lag: int = 2, skip: int = 0
 ) -> tuple[Tensor, Tensor]:

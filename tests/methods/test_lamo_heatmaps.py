@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from latent_physics.methods.lamo import MotionFieldPredictor, drift_heatmap, field_heatmap
+from latent_physics.methods.lamo import MotionFieldPredictor, drift_heatmap, field_heatmap, motion_amount
 
 
 def naive_drift(latent, lag, eps):
@@ -109,3 +110,29 @@ def test_skipped_maps_are_empty_and_no_peak(frames, skip, left):
         assert (whole[name][1] == 0).all()
     with pytest.raises(ValueError, match="skip is -1"):
         drift_heatmap(latent, skip=-1)
+
+
+def test_motion_amount_is_the_mean_change_in_standard_deviations():
+    torch.manual_seed(0)
+    latent = torch.randn(2, 3, 7, 4, 5)
+    array = latent.double().numpy()
+    for lag, skip in ((1, 0), (2, 1), (3, 2)):
+        change = (array[:, :, lag:] - array[:, :, :-lag])[:, :, skip:]
+        expected = [np.sqrt((part**2).mean()) / clip.std() for part, clip in zip(change, array)]
+        np.testing.assert_allclose(motion_amount(latent, lag, skip).numpy(), expected, rtol=1e-5)
+
+
+def test_motion_amount_of_a_still_clip_is_0_and_of_unrelated_frames_the_root_of_2():
+    torch.manual_seed(1)
+    still = torch.randn(1, 4, 1, 8, 8).expand(-1, -1, 6, -1, -1)
+    assert motion_amount(still).item() == 0
+    assert motion_amount(torch.ones(1, 2, 4, 3, 3)).item() == 0
+    unrelated = torch.randn(1, 8, 20, 16, 16)
+    assert motion_amount(unrelated).item() == pytest.approx(2**0.5, rel=0.02)
+    assert motion_amount(0.1 * unrelated + 5).item() == pytest.approx(2**0.5, rel=0.02)
+
+
+def test_motion_amount_grows_with_speed():
+    ramp = torch.arange(64.0).view(1, 1, 1, 1, 64).sin()
+    slow, fast = (torch.cat([ramp.roll(step * t, -1) for t in range(8)], dim=2) for step in (0, 1))
+    assert motion_amount(slow).item() == 0 < motion_amount(fast).item()

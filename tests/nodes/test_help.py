@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,22 @@ def test_the_english_texts_are_those_of_the_nodes(schemas):
     written = json.loads(LOCALE.read_text(encoding="utf-8"))
     changed = [name for name in sorted(expected | written) if expected.get(name) != written.get(name)]
     assert not changed, f"{changed} changed: run `LATENT_PHYSICS_WRITE=1 pytest tests/nodes/test_help.py`"
+
+
+CHINESE = re.compile("[\u4e00-\u9fff]")
+
+
+def leaves(texts: object, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:
+    """Every text of a locale file by its place."""
+    if isinstance(texts, str):
+        return {path: texts}
+    return {place: text for key, part in texts.items() for place, text in leaves(part, (*path, key)).items()}
+
+
+def test_the_chinese_texts_have_every_key_and_leave_nothing_in_english():
+    """Start from locales/en/nodeDefs.json: the same keys, all texts in Chinese."""
+    chinese = LOCALE.parent.parent / "zh" / "nodeDefs.json"
+    here, there = (leaves(json.loads(path.read_text(encoding="utf-8"))) for path in (LOCALE, chinese))
+    assert not [f"missing: {place}" for place in here.keys() - there.keys()]
+    assert not [f"no longer there: {place}" for place in there.keys() - here.keys()]
+    assert not [f"not translated: {place}" for place, text in there.items() if not CHINESE.search(text)]
