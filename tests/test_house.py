@@ -234,7 +234,8 @@ FLOORS = {
         ["files.py"],
         ["pieces.py"],
         ["wan.py"],
-        ["lamo.py", "wan_lamo.py", "ltx.py", "large.py", "compare.py", "pila.py", "alignment.py", "critics.py"],
+        ["lamo.py", "wan_lamo.py", "ltx.py", "large.py", "compare.py"],
+        ["pila.py", "alignment.py", "critics.py"],
         ["__main__.py"],
     ],
 }

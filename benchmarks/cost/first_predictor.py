@@ -1,7 +1,8 @@
-"""Operations and minutes of a first motion predictor (recipe `quick`) for each model that the pack has a graph for.
+"""Operations and minutes of a first motion predictor (recipe `quick`), per model that the pack has a graph
+for.
 
-The operations are those of the recipe's training steps at the latent size that the graph generates, counted on
-torch's meta device. Minutes are operations over a GPU's published dense bfloat16 rate with 32-bit
+The operations are those of the recipe's training steps at the latent size that the graph generates, counted
+on torch's meta device. Minutes are operations over a GPU's published dense bfloat16 rate with 32-bit
 accumulation, times EFFICIENCY: they are calculated, not measured, and leave out encoding the clips.
 
     python3 dev.py bench cost/first_predictor

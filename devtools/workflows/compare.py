@@ -1,4 +1,4 @@
-"""One seed side by side: plain, with LaMo, and with the stock nodes that also change how a video moves at CFG 1."""
+"""One seed side by side: plain, with LaMo, and with the stock nodes that change how a video moves at CFG 1."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def wan_side_by_side() -> Graph:
     return real_graph(
         "wan2.2_i2v_14B_4steps_side_by_side",
         "Wan 2.2 14B, image to video: one seed, four ways to sample it",
-        what=f"ComfyUI's own graph for four steps at **CFG 1**, four times with one seed and one picture.\n\n{RIVALS}",
+        what=f"ComfyUI's own graph for four steps at **CFG 1**, four times with one seed.\n\n{RIVALS}",
         see="the saved video has plain and LaMo above, TSR and time scaled below. Under each sampler the **Motion Drift Heatmap** shows "
         "where its video moves and *How much moves* by how much: compare at equal motion, since a still video makes no mistakes.",
         space="wan2.1",

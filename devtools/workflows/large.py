@@ -1,5 +1,5 @@
-"""LaMo on the large models beside Wan, in the schedules of ComfyUI's own templates: HunyuanVideo 1.5, MiniMax H3,
-Causal Forcing, CogVideoX. LTX-2.3 has a file of its own."""
+"""LaMo on the large models beside Wan, in the schedules of ComfyUI's own templates: HunyuanVideo 1.5, MiniMax
+H3, Causal Forcing, CogVideoX. LTX-2.3 has a file of its own."""
 
 from __future__ import annotations
 
@@ -90,7 +90,8 @@ def hunyuan(image: bool) -> Graph:
     return real_graph(
         name,
         f"HunyuanVideo 1.5 720p, {'image' if image else 'text'} to video, with LaMo",
-        what="ComfyUI's own graph (20 steps of euler, CFG 6, shift 7) with **LaMo Guidance** as the last node before the sampler.",
+        what="ComfyUI's own graph (20 steps of euler, CFG 6, shift 7) with **LaMo Guidance** as the last node "
+        "before the sampler.",
         see=TRACE,
         space="hunyuan_video1.5",
         columns=numbered(

@@ -42,7 +42,9 @@ REAL_CLIPS = {
     "wan2.1_t2v_1.3B_pila_lamo": Clip("video_wan_vace_14B_t2v-1.webp", ("Wan 2.1, PILA + LaMo", MOVES)),
     "wan2.2_t2v_14B_lamo": Clip("video_wan2_2_14B_t2v-1.webp", ("Wan 2.2, 20 steps", MOVES)),
     "wan2.2_t2v_14B_4steps_lamo": Clip("video_wan2_2_14B_t2v-1.webp", ("Wan 2.2, text, 4 steps", MOVES)),
-    "wan2.2_i2v_14B_4steps_lamo": Clip("video_wan2_2_14B_fun_inpaint-1.webp", ("Wan 2.2, image, 4 steps", MOVES)),
+    "wan2.2_i2v_14B_4steps_lamo": Clip(
+        "video_wan2_2_14B_fun_inpaint-1.webp", ("Wan 2.2, image, 4 steps", MOVES)
+    ),
     "wan2.2_i2v_14B_4steps_side_by_side": Clip(
         "video_wan2_2_14B_flf2v-1.webp", ("Wan 2.2: four ways, 1 seed", MOVES)
     ),

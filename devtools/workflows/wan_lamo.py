@@ -70,7 +70,7 @@ def wan22() -> Graph:
     return real_graph(
         "wan2.2_t2v_14B_lamo",
         "Wan 2.2 14B, text to video, 20 steps, with LaMo on both experts",
-        what="ComfyUI's own Wan 2.2 graph with **LaMo Guidance** as the last node before each expert's sampler.",
+        what="ComfyUI's own Wan 2.2 graph with **LaMo Guidance** as the last node before each sampler.",
         see=TRACE,
         space="wan2.1",
         columns=columns(WAN22, LAMO),
