@@ -17,6 +17,7 @@ from ..methods.lamo import (
     field_heatmap,
     motion_amount,
 )
+from ..methods.video_models import SPACES
 from .host import patching, spaces, wires
 from .lamo import CATEGORY, MotionPredictor, MotionPredictorType, latent_input
 from .views import figures
@@ -50,7 +51,7 @@ class MotionDriftHeatmap(io.ComfyNode):
                 _skip_input(),
                 io.Combo.Input(
                     "latent_space",
-                    options=[AS_WIRED, *spaces.LATENT_SPACES.values()],
+                    options=[AS_WIRED, *SPACES],
                     default=AS_WIRED,
                     optional=True,
                     tooltip="Compare in the latents as the model samples them. Channels of the VAE's own "

@@ -19,8 +19,8 @@ import torch
 from comfy_api.latest import io
 
 from ..methods.lamo import MotionFieldPredictor, predictor_info, save_predictor
-from ..methods.lamo.rates import native_fps, seconds_per_latent_frame
-from .host import files, patching, spaces, video_folder
+from ..methods.video_models import SPACES, TOY, native_fps, seconds_per_latent_frame
+from .host import files, patching, video_folder
 from .host.files import check_name, check_place, free_path
 from .host.latents import clips_of_folder, clips_of_latent, step_bytes
 from .lamo import CATEGORY, MotionPredictor, MotionPredictorType
@@ -29,8 +29,6 @@ from .views.traces import curves, summary
 
 if TYPE_CHECKING:
     from ..training.tasks.predictor import PredictorTraining
-
-SPACES = ["toy", *spaces.LATENT_SPACES.values()]
 
 UNWIRED: Any = object()
 """An input that no wire comes to, where ComfyUI checks a graph: it hands None over for one whose wire is
@@ -63,7 +61,7 @@ class TrainMotionPredictor(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "latent_space",
-                    options=SPACES,
+                    options=[TOY.name, *SPACES],
                     default="toy",
                     tooltip="Which VAE the latent comes from. A LATENT does not say it, and a predictor "
                     "fits one space only. "

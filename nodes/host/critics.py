@@ -16,6 +16,7 @@ from torch import Tensor
 from ...methods.critics import Critic, Judgement, MotionConsistency
 from ...methods.lamo import KIND as PREDICTOR_KIND
 from ...methods.lamo import load_predictor
+from ...methods.video_models import SPACES, TOY
 from ...methods.weights import WeightsError
 from . import encoders, files, patching, spaces, wires
 from .best_of_n import Candidate, Mark
@@ -154,13 +155,13 @@ def clips_of(images: Tensor, clips: int) -> Tensor:
 
 def latent_fps(space: str, fps: float) -> float:
     """Latent frames per second of a video of `fps`. Raises ValueError where the space's rate is unknown."""
-    form = spaces.latent_format(space)
-    if form is None:
+    known = TOY if space == TOY.name else SPACES.get(space)
+    if known is None:
         raise ValueError(
             f"it is unknown how many frames a {space} latent frame stands for; choose a critic that reads "
             "frames."
         )
-    return fps / getattr(form, "temporal_downscale_ratio", 4)
+    return fps / known.frames.stride
 
 
 def judge_wired(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...methods.lamo import pool_tokens
+from ...methods.video_models import SPACES, TOY, main_model
 from . import spaces, video_folder, wires
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from ...training.tasks.predictor import PredictorConfig
 
 
-PROMPT_WIDTH = {"cosmos1": 1024, "hunyuan_video1.5": 3584}
-"""Numbers per token of a space's text encoder, for a training without prompts; the others have 4096."""
 BYTES_PER_ACTIVATION = 34.0
 """Memory of a training step per pair, position, channel and block: the full recipe measures 0.4 GiB at 60 x
 104."""
@@ -62,7 +61,10 @@ def clips_of_folder(
 
 
 def prompt_width(space: str) -> int:
-    return PROMPT_WIDTH.get(space, 4096)
+    """Numbers per token of the prompts of a space's main model, for a training without prompts; umT5's for
+    the toy world."""
+    model = main_model(space)
+    return 4096 if model is None else model.prompt_width
 
 
 def sampled_latents(latent: dict[str, Any], space: str) -> Tensor:
@@ -81,9 +83,10 @@ def sampled_latents(latent: dict[str, Any], space: str) -> Tensor:
         raise ValueError(
             f"this ComfyUI does not know the latent space {space!r}; choose another one, or update ComfyUI."
         )
-    if form.latent_channels != video.shape[1]:
+    channels = SPACES.get(space, TOY).channels
+    if channels != video.shape[1]:
         raise ValueError(
-            f"this latent has {video.shape[1]} channels, but {space} latents have {form.latent_channels}: "
+            f"this latent has {video.shape[1]} channels, but {space} latents have {channels}: "
             f"choose the latent "
             "space of the VAE that made it."
         )

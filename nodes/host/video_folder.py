@@ -22,7 +22,7 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ...methods.lamo.rates import native_fps
+from ...methods.video_models import TOY, main_model
 
 if TYPE_CHECKING:
     from ...training.data.clips import Clips
@@ -34,11 +34,6 @@ LISTED = 1000
 """Maximum number of folders that are listed."""
 DEPTH = 6
 """Folders deeper than this are not listed."""
-FAMILIES = {"toy": "toy", "cogvideox": "cogvideox", "cogvideox1.5": "cogvideox"}
-"""Latent space -> the family whose usual size, length and frame rate its clips are cut to; others have
-Wan's."""
-USUAL_FRAMES = {"mochi": 85}
-"""Where the usual number of frames does not fit the VAE's stride in time (Mochi's is 6)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,14 +206,16 @@ def cache_config(space: str, cut: Cut, out: Path) -> CacheConfig:
     """The settings of the cache command. Raises ValueError where a number does not fit."""
     from ...training.data.format import CacheConfig, format_of
 
+    model = main_model(space)
     config = CacheConfig(
         out=out,
-        backbone=FAMILIES.get(space, "wan"),
+        backbone="toy" if space == TOY.name else "wan",
+        model=None if model is None else model.name,
         source="ComfyUI's encoders",
         width=cut.width or None,
         height=cut.height or None,
-        frames=cut.frames or USUAL_FRAMES.get(space),
-        fps=cut.fps or native_fps(space),
+        frames=cut.frames or None,
+        fps=cut.fps or None,
     )
     format_of(config)
     return config

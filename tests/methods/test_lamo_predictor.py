@@ -19,7 +19,6 @@ from latent_physics.methods.lamo import (
     pool_tokens,
     predictor_info,
     predictor_loss,
-    rates,
     save_predictor,
 )
 
@@ -290,23 +289,3 @@ def test_a_file_that_does_not_say_so_was_trained_with_prompts(tmp_path):
     )
     loaded, _ = load_predictor(tmp_path / "old.safetensors")
     assert loaded.prompted is True
-
-
-@pytest.mark.parametrize(
-    ("space", "fps", "seconds"),
-    [
-        ("wan2.1", 16.0, 0.25),
-        ("ltxv", 25.0, 0.32),
-        ("mochi", 30.0, 0.2),
-        ("toy", 16.0, None),
-        ("wan2.2", None, None),
-    ],
-)
-def test_a_latent_frame_lasts_as_long_as_its_video_frames(space, fps, seconds):
-    assert rates.seconds_per_latent_frame(space, fps) == (None if seconds is None else pytest.approx(seconds))
-
-
-def test_every_space_with_a_rate_is_one_that_weights_files_name():
-    assert rates.native_fps("wan2.1") == 16
-    assert rates.native_fps("unheard of") is None
-    assert all(fps > 0 and frames in (4, 6, 8) for fps, frames in rates.RATES.values())

@@ -535,10 +535,3 @@ def test_latent_space_names(make_model, name, space):
     model = make_model(name)
     assert spaces.latent_space(model) == space
     assert type(spaces.latent_format(space)) is type(model.get_model_object("latent_format"))
-
-
-def test_every_named_latent_format_exists():
-    import comfy.latent_formats
-
-    assert all(hasattr(comfy.latent_formats, name) for name in spaces.LATENT_SPACES)
-    assert spaces.latent_format("somebody elses") is None

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from latent_physics.encoders.need import SAMPLED_BYTES
+from latent_physics.methods.video_models import EVERY_4
 from latent_physics.training.data import videos
 from latent_physics.training.data.videos import VideoError, windows
 from PIL import Image
@@ -154,12 +155,12 @@ def test_short_clips_are_refused_or_cut(tmp_path):
     clip = write_animation(tmp_path / "a.webp", pictures(12))
     with pytest.raises(VideoError, match=r"a\.webp has 12 frames, 17 are needed"):
         list(windows(clip, frames=17, width=64, height=48))
-    (cut,) = windows(clip, frames=17, width=64, height=48, allow_short=4)
+    (cut,) = windows(clip, frames=17, width=64, height=48, allow_short=EVERY_4)
     assert len(cut.frames) == 9
     assert cut.last
     tiny = write_animation(tmp_path / "b.webp", pictures(3))
     with pytest.raises(VideoError, match="3 frames"):
-        list(windows(tiny, frames=17, width=64, height=48, allow_short=4))
+        list(windows(tiny, frames=17, width=64, height=48, allow_short=EVERY_4))
 
 
 def test_frames_are_taken_in_counting_order(tmp_path):

@@ -107,6 +107,7 @@ def plan(clips: Sequence[Path], config: CacheConfig, form: Format, report: Cache
         "store": config.store,
         "backbone": config.backbone,
         "source": encoders_of(config),
+        **({"model": config.model} if config.model else {}),
     }
     listed = listed_captions(config)
     known = {

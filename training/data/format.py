@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ...methods.video_models import MODELS, SPACES, TOY, FramesRule, VideoModel
+
 
 class CacheError(ValueError):
     """Caching cannot start or go on. The message is one sentence for the user."""
@@ -22,15 +24,34 @@ class Format:
     """Maximum frames per second; 0 keeps every frame."""
 
 
-USUAL = {
-    "wan": Format(width=832, height=480, frames=81, fps=16),
-    "cogvideox": Format(width=720, height=480, frames=49, fps=8),
-    "toy": Format(width=64, height=64, frames=33, fps=0),
-}
-"""The size, length and rate each family was trained at."""
-SIDE_MULTIPLE = 16
-"""VAE stride 8 times the transformers' patch of 2."""
-TEMPORAL_STRIDE = 4
+FAMILY_MODELS = {"wan": "wan2.1", "cogvideox": "cogvideox"}
+"""Family of backbones -> the model whose size, length and rate its clips are cut to."""
+TOY_SIDES = 16
+TOY_FORMAT = Format(width=64, height=64, frames=33, fps=0)
+
+
+def usual_format(name: str) -> Format:
+    """The size, length and rate of a family ("wan", "cogvideox", "toy") or of a model of the table."""
+    if name == TOY.name:
+        return TOY_FORMAT
+    model = MODELS[FAMILY_MODELS.get(name, name)]
+    width, height, frames = model.size
+    return Format(width=width, height=height, frames=frames, fps=model.fps)
+
+
+def frames_rule(config: CacheConfig) -> FramesRule:
+    """How the VAE of the chosen model compresses time."""
+    if config.backbone == TOY.name and config.model is None:
+        return TOY.frames
+    return SPACES[_model(config).space].frames
+
+
+def _model(config: CacheConfig) -> VideoModel:
+    """The row of the table. Raises CacheError where there is none of that name."""
+    name = config.model or FAMILY_MODELS[config.backbone]
+    if name not in MODELS:
+        raise CacheError(f"model {name!r} is unknown; choose one of {', '.join(MODELS)}.")
+    return MODELS[name]
 
 
 @dataclass(kw_only=True)
@@ -52,27 +73,35 @@ class CacheConfig:
     """Maximum number of clips (the first by name)."""
     backbone: Literal["wan", "cogvideox", "toy"] = "wan"
     """Whose VAE and text encoder to use."""
+    model: str | None = None
+    """Instead of `backbone`: a video model whose VAE and text encoder ComfyUI itself loads from `vae` and
+    `text`, for example ltx2.3, h3, wan2.2-5b, hunyuan_video1.5. Needs ComfyUI: run from its Python, with
+    COMFYUI_PATH where the pack does not lie in its custom_nodes."""
     source: str | None = None
     """Diffusers folder or hub id of the backbone; left out, the family's smallest model."""
     vae: Path | None = None
     """A VAE file as ComfyUI's models/vae holds it, instead of `source`; needs `text` too."""
     text: Path | None = None
     """A text encoder file as ComfyUI's models/text_encoders holds it (fp16 or bf16)."""
+    text_2: Path | None = None
+    """With `model`: the second file of a model with two, as DualCLIPLoader and LTXAVTextEncoderLoader take
+    it (LTX-2's checkpoint, HunyuanVideo's CLIP, HunyuanVideo 1.5's ByT5)."""
     dit: Path | None = None
     """CogVideoX with `vae` and `text`: the transformer's file, of which only one tensor's shape is read. 2B
     and 5B share a VAE file, but not the scale of their latents; this says which it is."""
     tokenizer: str | None = None
     """Folder or hub id of the tokenizer, where the text encoder file carries none (T5)."""
     width: int | None = None
-    """Pixels, a multiple of 16; clips are cropped to the aspect, then resized. Left out: 832 (wan), 720
-    (cogvideox), 64 (toy)."""
+    """Pixels, a multiple of 16 (32 for LTX, H3 and Wan 2.2 5B); clips are cropped to the aspect, then
+    resized. Left out: 832 (wan), 720 (cogvideox), 64 (toy), or what is usual for `model`."""
     height: int | None = None
-    """Pixels, a multiple of 16. Left out: 480 (wan, cogvideox), 64 (toy)."""
+    """Pixels, a multiple as width is. Left out: 480 (wan, cogvideox), 64 (toy), or what is usual."""
     frames: int | None = None
-    """Frames per clip, a multiple of 4 plus 1. Left out: 81 (wan), 49 (cogvideox), 33 (toy)."""
+    """Frames per clip: a multiple of 4 plus 1; of 8 plus 1 for LTX and Cosmos 1, of 6 plus 1 for Mochi, of 17
+    plus 5 for H3. Left out: 81 (wan), 49 (cogvideox), 33 (toy), or what is usual for `model`."""
     fps: float | None = None
     """Drop frames of faster clips down to this rate, double none; 0 keeps all. Left out: 16 (wan), 8
-    (cogvideox), 0 (toy)."""
+    (cogvideox), 0 (toy), or the model's own."""
     windows: int = 1
     """Maximum number of consecutive windows of `frames` frames per video, from its start; 0 for all."""
     allow_short: bool = False
@@ -109,20 +138,19 @@ class Job:
 
 def format_of(config: CacheConfig) -> Format:
     """The format clips are cut to. Raises CacheError where a number does not fit the VAE."""
-    usual = USUAL[config.backbone]
+    toy = config.backbone == TOY.name and config.model is None
+    sides = TOY_SIDES if toy else _model(config).side_multiple
+    usual, rule = usual_format(config.model or config.backbone), frames_rule(config)
     form = Format(
         **{name: getattr(usual if getattr(config, name) is None else config, name) for name in usual.__dict__}
     )
     for name, value in (("width", form.width), ("height", form.height)):
-        if value < SIDE_MULTIPLE or value % SIDE_MULTIPLE:
-            near = max(1, round(value / SIDE_MULTIPLE)) * SIDE_MULTIPLE
-            raise CacheError(
-                f"{name} is {value}; it must be a multiple of {SIDE_MULTIPLE}, for example {near}."
-            )
-    if form.frames <= TEMPORAL_STRIDE or form.frames % TEMPORAL_STRIDE != 1:
-        near = max(1, form.frames // TEMPORAL_STRIDE) * TEMPORAL_STRIDE + 1
+        if value < sides or value % sides:
+            near = max(1, round(value / sides)) * sides
+            raise CacheError(f"{name} is {value}; it must be a multiple of {sides}, for example {near}.")
+    if not rule.fits(form.frames):
         raise CacheError(
-            f"frames is {form.frames}; it must be a multiple of {TEMPORAL_STRIDE} plus 1, for example {near}."
+            f"frames is {form.frames}; it must be {rule}, for example {rule.nearest(form.frames)}."
         )
     for name, value, least in (
         ("fps", form.fps, 0),

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..console import StopRequest
-from .format import TEMPORAL_STRIDE, CacheConfig, Format, Job
+from .format import CacheConfig, Format, Job, frames_rule
 from .videos import VideoError, Window, windows
 
 
@@ -48,7 +48,7 @@ def read_ahead(
                     height=form.height,
                     fps=form.fps,
                     limit=config.windows,
-                    allow_short=TEMPORAL_STRIDE if config.allow_short else 0,
+                    allow_short=frames_rule(config) if config.allow_short else None,
                 ):
                     hand_over(job, window)
                     if over.is_set():

@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from ...encoders.need import read_file, sample_file
+from ...methods.video_models import FramesRule
 from .captions import caption_file, caption_of
 from .decoding import Frame, decode
 from .finding import find_clips, frame_files, is_inside, scan
@@ -128,13 +129,20 @@ def fit(frame: np.ndarray, width: int, height: int, aspect: float = 1.0) -> np.n
 
 
 def windows(
-    clip: Path, *, frames: int, width: int, height: int, fps: float = 0, limit: int = 1, allow_short: int = 0
+    clip: Path,
+    *,
+    frames: int,
+    width: int,
+    height: int,
+    fps: float = 0,
+    limit: int = 1,
+    allow_short: FramesRule | None = None,
 ) -> Iterator[Window]:
     """Cuts a clip into consecutive windows of `frames` frames; at most `limit` of them, 0 for as many as
     there are.
 
-    `allow_short` is the VAE's temporal stride s where a clip shorter than `frames` may be cut to the largest
-    s n + 1 (n >= 1) instead of being refused; 0 refuses it. Decoding stops as soon as enough frames have been
+    `allow_short` is the VAE's rule where a clip shorter than `frames` may be cut to the longest length that
+    fits it instead of being refused. Decoding stops as soon as enough frames have been
     seen. Windows with corrupt or missing frames are passed over. Raises VideoError where the clip is broken
     or too short, after the windows that are whole.
     """
@@ -204,7 +212,7 @@ class _Taking:
         )  # fmt: skip
         self.count += 1
 
-    def cut_short(self, stride: int) -> None:
+    def cut_short(self, rule: FramesRule | None) -> None:
         """Makes the only window of a clip that is shorter than one. Raises VideoError where that may not or
         cannot be."""
         name, length = self.clip.name, len(self.held)
@@ -212,8 +220,8 @@ class _Taking:
             raise VideoError(
                 f"{name}: frames are corrupt or missing in every window of {self.frames}.", "corrupt frames"
             )
-        short = (length - 1) // stride * stride + 1 if stride and length else 0
-        if short <= 1:
+        short = rule.longest(length) if rule else 0
+        if not short:
             raise VideoError(f"{name} has {length} frames, {self.frames} are needed.", "too short")
         self._make(short)
 

@@ -239,9 +239,9 @@ def cache_videos(config: FinetuneConfig, out: Path, stop: StopRequest, progress:
 
 def usual_fps(config: FinetuneConfig) -> float:
     """The rate the clips were thinned to."""
-    from ..data.format import USUAL
+    from ..data.format import usual_format
 
-    return USUAL[config.backbone].fps if config.fps is None else config.fps
+    return usual_format(config.backbone).fps if config.fps is None else config.fps
 
 
 def load_dit(config: FinetuneConfig) -> Backbone:
