@@ -292,9 +292,9 @@ class TrainMotionPredictor(io.ComfyNode):
                 minutes=minutes or None,
                 seed=seed,
                 batch=batch or RECIPES[recipe].batch,
-                validation=RECIPES[recipe].validation if len(set(clips.groups)) > 1 else 0.0,
+                held_out=RECIPES[recipe].held_out if len(set(clips.groups)) > 1 else 0.0,
                 device=str(device),
-                **({} if prompted else {"drop_probability": 0.0}),  # there is no prompt to drop
+                **({} if prompted else {"prompt_dropout": 0.0}),  # there is no prompt to drop
             )
             comfy.model_management.free_memory(step_bytes(config, *clips.size), device)
             training = PredictorTraining(clips, config)

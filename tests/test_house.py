@@ -195,7 +195,7 @@ FLOORS = {
         ["relational/__init__.py", "__init__.py"],
     ],
     "training": [
-        ["__init__.py", "console.py", "settings.py", "recipes/"],
+        ["__init__.py", "console.py", "renamed.py", "settings.py", "recipes/"],
         ["loop/"],
         ["backbones/"],
         ["data/", "objectives/"],

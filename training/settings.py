@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from annotated_types import Ge, Gt, Le, Lt
 
 from .console import TrainingError
+from .renamed import current_name, current_names, note
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -62,9 +63,12 @@ def check(config: Any, name: Callable[[str], str] = str) -> None:
 
 def read(values: Mapping[str, Any], config: type[Config], where: str) -> Config:
     """A JSON object as the dataclass `config`, nested ones too, each value strictly of its field's type.
+    Former names of settings are read with a note.
 
     Raises TrainingError, which begins with `where`, for a key that is unknown and a value that does not fit.
     """
+    if isinstance(values, Mapping):
+        values = _renamed(values, config, where)
     return _read(config, values, lambda name: f"{where}: {name}", where=where, strict=True)
 
 
@@ -93,6 +97,35 @@ def _read(
         raise TrainingError(sentence(error, name)) from None
 
 
+def nested(field: dataclasses.Field[Any]) -> type | None:
+    """The dataclass of a field that holds settings of its own."""
+    made = field.default_factory
+    if made is dataclasses.MISSING or isinstance(made, type):
+        return made if dataclasses.is_dataclass(made) else None
+    return type(made()) if dataclasses.is_dataclass(made()) else None
+
+
+def names(config: type) -> set[str]:
+    """Names of a dataclass's fields, of nested ones too."""
+    found: set[str] = set()
+    for field in dataclasses.fields(config):
+        found |= {field.name} | (names(inner) if (inner := nested(field)) else set())
+    return found
+
+
+def _renamed(values: Mapping[str, Any], config: type, where: str) -> dict[str, Any]:
+    """`values`, nested ones too, under the names of now; says each former name."""
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    for key in values:
+        if (new := current_name(key, fields)) != key:
+            note(f"{where}: {key}", new)
+    found = current_names(values, fields)
+    for key, value in found.items():
+        if isinstance(value, Mapping) and key in fields and (inner := nested(fields[key])):
+            found[key] = _renamed(value, inner, f"{where}: {key}")
+    return found
+
+
 def _know_every_key(config: type, values: Mapping[str, Any], where: str) -> None:
     """Raises TrainingError for a key that is no field."""
     known = {field.name: field for field in dataclasses.fields(config)}
@@ -101,9 +134,9 @@ def _know_every_key(config: type, values: Mapping[str, Any], where: str) -> None
             raise TrainingError(
                 f"{where} has the key {key!r}, which is unknown; keys there are {', '.join(sorted(known))}."
             )
-        made = known[key].default_factory
-        if isinstance(value, Mapping) and dataclasses.is_dataclass(made):
-            _know_every_key(made, value, f"{where}: {key}")
+        inner = nested(known[key])
+        if isinstance(value, Mapping) and inner:
+            _know_every_key(inner, value, f"{where}: {key}")
 
 
 def sentence(error: ValidationError, name: Callable[[str], str]) -> str:

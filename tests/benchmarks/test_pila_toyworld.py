@@ -16,7 +16,7 @@ from latent_physics.training.tasks.pila.settings import RECIPES, PilaTraining
 QUICK = PilaTraining(
     observable_steps=2, recovery_steps=2, alpha_start=0, impulse_start=1, wave_start=1, coupling_steps=2,
     freeze_steps=1,
-    batch=1, lr=1e-3, shift=3.0, every=100, validation=0,
+    batch=1, learning_rate=1e-3, shift=3.0, every=100, held_out_clips=0,
 )  # fmt: skip
 SAMPLING = ["--clips", "1", "--steps", "1", "--per-prompt", "2"]
 

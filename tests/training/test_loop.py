@@ -48,9 +48,13 @@ class LineTask(Task):
 
     def groups(self, config):
         return [
-            ParameterGroup(parameters=list(self.module.second.parameters()), rate=config.rate),
             ParameterGroup(
-                parameters=list(self.module.first.parameters()), rate=config.rate / 2, starts=self.slow_starts
+                parameters=list(self.module.second.parameters()), learning_rate=config.learning_rate
+            ),
+            ParameterGroup(
+                parameters=list(self.module.first.parameters()),
+                learning_rate=config.learning_rate / 2,
+                starts=self.slow_starts,
             ),
         ]
 
@@ -71,7 +75,9 @@ class LineTask(Task):
 
 
 def loop(out=None, task=None, on_step=None, **settings) -> Loop:
-    config = LoopConfig(**({"steps": 12, "rate": 1e-2, "validate_every": 4, "save_every": 4} | settings))
+    config = LoopConfig(
+        **({"steps": 12, "learning_rate": 1e-2, "validate_every": 4, "save_every": 4} | settings)
+    )
     accelerator = OneProcess(accumulate=config.accumulate)
     return Loop(
         Run(config=config, task=task or LineTask(), out=out, accelerator=accelerator, on_step=on_step)
@@ -110,10 +116,10 @@ def test_reading_ahead_changes_no_weight():
 
 
 def test_the_schedule_is_the_written_one():
-    config = LoopConfig(steps=100, warmup=10, schedule="cosine", final_rate=0.2)
+    config = LoopConfig(steps=100, warmup=10, schedule="cosine", final_share=0.2)
     assert rate_factor(config, 4, 0.04) == pytest.approx(0.5 * (0.2 + 0.4 * (1 + math.cos(0.04 * math.pi))))
     assert rate_factor(config, 99, 1.0) == pytest.approx(0.2)
-    tail = LoopConfig(steps=100, schedule="cosine", final_rate=0.0, tail=0.25)
+    tail = LoopConfig(steps=100, schedule="cosine", final_share=0.0, tail=0.25)
     found = [rate_factor(tail, step, step / 100) for step in (0, 74, 75, 80, 100)]
     assert found == pytest.approx([1, 1, 1, 0.5 * (1 + math.cos(math.pi / 5)), 0])
     assert rate_factor(LoopConfig(warmup=0), 0, 0.0) == 1

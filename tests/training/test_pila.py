@@ -146,8 +146,8 @@ def test_a_run_with_other_settings_is_not_continued(tmp_path, undrawn):
     training = run(tmp_path)
     request = StopRequest()
     training.run(request, lambda report: setattr(request, "asked", True))
-    with pytest.raises(TrainingError, match=r"lr 0\.001 -> 0\.002"):
-        run(tmp_path, dataclasses.replace(QUICK, lr=0.002))
+    with pytest.raises(TrainingError, match=r"learning_rate 0\.001 -> 0\.002"):
+        run(tmp_path, dataclasses.replace(QUICK, learning_rate=0.002))
 
 
 def test_a_longer_coupling_stage_goes_on_from_a_finished_run(tmp_path, undrawn):
@@ -235,7 +235,7 @@ def test_the_learning_rate_is_constant_and_ends_in_a_cosine():
 
 
 def test_slots_without_life_and_experts_without_clips_are_reported_at_export(tmp_path, undrawn):
-    training = run(tmp_path, dataclasses.replace(QUICK, every=1, lr=1e-12))
+    training = run(tmp_path, dataclasses.replace(QUICK, every=1, learning_rate=1e-12))
     begin(training, "C")
     torch.nn.init.zeros_(training.adapter.afe.heads["T"][-1].weight)  # temperature is a constant
     torch.nn.init.normal_(training.adapter.afe.heads["psi"][-1].weight)
@@ -268,9 +268,9 @@ def test_the_correction_learns_to_remove_error():
         "coupling_steps": 60,
         "every": 60,
         "shift": 0.3,
-        "clip": 10.0,
+        "max_grad_norm": 10.0,
     }
-    training = run(config=dataclasses.replace(QUICK, lr=1e-2, seed=1, **quick))
+    training = run(config=dataclasses.replace(QUICK, learning_rate=1e-2, seed=1, **quick))
     training.run()
     assert training.val_gain > 0.05
 
@@ -289,7 +289,12 @@ def test_stages_and_noise_ranges_are_the_papers():
         drawn = draw_sigma(4000, stage.low, config.shift, torch.Generator().manual_seed(0))
         assert float(drawn.max()) == pytest.approx(highest, abs=2e-3)
         assert float(drawn.min()) < 0.01
-    assert (config.lr, config.physics_weight, config.clip, config.weight_decay) == (1e-5, 0.30, 0.5, 0.01)
+    assert (config.learning_rate, config.physics_weight, config.max_grad_norm, config.weight_decay) == (
+        1e-5,
+        0.30,
+        0.5,
+        0.01,
+    )
     assert (adapter.hidden, adapter.top_k) == (128, 4)
     whole = parts_of(run().adapter, "C")
     assert len(whole["slow"]) == 2
@@ -402,7 +407,11 @@ def test_backbones_that_predict_no_velocity_are_refused():
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"batch": 0}, "batch is 0"), ({"lr": 0.0}, "lr is 0"), ({"wave_start": 1}, "start at")],
+    [
+        ({"batch": 0}, "batch is 0"),
+        ({"learning_rate": 0.0}, "learning_rate is 0"),
+        ({"wave_start": 1}, "start at"),
+    ],
 )
 def test_bad_settings_are_refused(change, words):
     with pytest.raises(TrainingError, match=words):

@@ -45,12 +45,12 @@ TINY = PredictorConfig(
     blocks=1,
     batch=4,
     steps=12,
-    lr=1e-2,
+    learning_rate=1e-2,
     warmup=2,
     ema=0.9,
     every=5,
     lag=2,
-    validation=0.25,
+    held_out=0.25,
     device="cpu",
     shift=1.0,
 )
@@ -153,7 +153,7 @@ def test_augmentation_is_the_papers():
     count = 4000
     zero = torch.zeros(count, 1, 4, 4)
     levels = torch.tensor([0.25, 0.75])
-    config = replace(TINY, noise_probability=0.5, drop_probability=0.2, order=2)
+    config = replace(TINY, noise_probability=0.5, prompt_dropout=0.2, order=2)
     pairs = Pairs(frame=zero + 3, before=zero - 1, after=zero, cond=torch.zeros(count, 1))
     frame, before, dropped = augment(pairs, config, levels, torch.Generator().manual_seed(0))
     noise, noise_before = frame - 3, before + 1  # the signal is not scaled down
@@ -170,7 +170,7 @@ def test_augmentation_is_the_papers():
     assert np.corrcoef(spread[~clean], same_level)[0, 1] > 0.7  # one sigma for both frames
     assert abs((noise * noise_before).mean()) < 0.02  # with noise of its own
     off = augment(
-        pairs, replace(config, noise_probability=0.0, drop_probability=0.0), levels, torch.Generator()
+        pairs, replace(config, noise_probability=0.0, prompt_dropout=0.0), levels, torch.Generator()
     )
     assert torch.equal(off[0], pairs.frame)
     assert not off[2].any()
@@ -197,14 +197,22 @@ def test_noise_levels_are_the_schedulers():
 def test_one_step_is_adamw_on_eq_7():
     """The first step, done by hand with autograd: same batch, no noise, no dropped prompt."""
     config = replace(
-        TINY, noise_probability=0.0, drop_probability=0.0, clip=1e9, ema=0.0, warmup=1, schedule="constant"
+        TINY,
+        noise_probability=0.0,
+        prompt_dropout=0.0,
+        max_grad_norm=1e9,
+        ema=0.0,
+        warmup=1,
+        schedule="constant",
     )
     training = PredictorTraining(dataset(), config)
     twin = PredictorTraining(dataset(), config).task
     pairs = training.task.pairs.at_step(0, config.batch, config.seed)
     training.run(lambda report: False)
     assert training.step == 1
-    optimizer = torch.optim.AdamW(twin.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        twin.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
     predicted, change = twin.model(pairs.frame, pairs.cond), pairs.after - pairs.frame
     predictor_loss(predicted, change).backward()
     optimizer.step()
@@ -215,7 +223,7 @@ def test_one_step_is_adamw_on_eq_7():
 
 def test_dropped_prompts_reach_the_null_prompt_and_only_they():
     for probability, moved in ((1.0, True), (0.0, False)):
-        training = PredictorTraining(dataset(), replace(TINY, drop_probability=probability, weight_decay=0.0))
+        training = PredictorTraining(dataset(), replace(TINY, prompt_dropout=probability, weight_decay=0.0))
         training.run(lambda report: report.step < 4)
         assert bool(training.task.model.null_prompt.abs().sum() > 0) is moved
 
@@ -288,7 +296,9 @@ def test_it_learns_and_order_2_sees_the_direction():
             torch.stack([start.roll((1 if clip % 2 else -1) * step, dims=2) for step in range(7)], dim=1)
         )
     data = Clips.from_tensors(clips, cond_dim=2)
-    config = replace(TINY, width=24, blocks=2, steps=250, batch=16, lag=1, lr=5e-3, every=250, ema=0.95)
+    config = replace(
+        TINY, width=24, blocks=2, steps=250, batch=16, lag=1, learning_rate=5e-3, every=250, ema=0.95
+    )
     config = replace(config, noise_probability=0.0, weight_decay=0.0)
     result = {}
     for order in (1, 2):
@@ -449,9 +459,10 @@ def test_more_steps_go_on_and_other_settings_do_not(tmp_path):
     longer.run()
     assert longer.step == 15
     with pytest.raises(
-        TrainingError, match=r"other settings \(lr 0\.01 -> 0\.02, width 8 -> 16\): give those again, or"
+        TrainingError,
+        match=r"other settings \(learning_rate 0\.01 -> 0\.02, width 8 -> 16\): give those again, or",
     ):
-        PredictorTraining(dataset(), replace(TINY, width=16, lr=0.02), tmp_path)
+        PredictorTraining(dataset(), replace(TINY, width=16, learning_rate=0.02), tmp_path)
     with pytest.raises(TrainingError, match=r"the data is not what the run in .* began with"):
         PredictorTraining(dataset(count=9), TINY, tmp_path)
 
@@ -514,7 +525,7 @@ def test_running_out_of_gpu_memory_is_one_sentence(monkeypatch):
     def too_large(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
 
-    training = PredictorTraining(dataset(), replace(TINY, validation=0.0))
+    training = PredictorTraining(dataset(), replace(TINY, held_out=0.0))
     monkeypatch.setattr(training.task.module, "predict", too_large)
     with pytest.raises(
         TrainingError, match=r"GPU's memory does not hold step 1 at batch 4; no checkpoint .*: use a smaller"
@@ -576,8 +587,8 @@ def test_data_that_cannot_be_used(make, message):
     [
         {"lag": 0},
         {"batch": 0},
-        {"lr": 0.0},
-        {"drop_probability": 1.5},
+        {"learning_rate": 0.0},
+        {"prompt_dropout": 1.5},
         {"minutes": 0.0},
         {"shift": -1.0},
         {"ema": 2.0},
@@ -603,7 +614,7 @@ def test_the_command(tmp_path, capsys):
     assert "Finished: 4 steps" in out
     assert "unexplained variance of the change" in out
     assert (
-        read_info(models).recipe["lr"] == RECIPES["toy"].lr
+        read_info(models).recipe["learning_rate"] == RECIPES["toy"].learning_rate
     )  # the recipe's own where nothing else was asked for
     assert main([*arguments, "--steps", "6"]) == 0
     assert "Going on from step 4" in capsys.readouterr().out

@@ -41,7 +41,7 @@ CASES = {
     "finetune": Case(
         argv=f"finetune --backbone toy --data {{data}} --out {{out}} {TRAINER} --rank 4 --dropout 0.1 --ema "
         f"0.9 --accumulate 2 "
-        "--drop-prompt 0.5 --warmup 3 --schedule cosine --rate 1e-3 --held-out 0.25 --objectives 'drift "
+        "--prompt-dropout 0.5 --warmup 3 --schedule cosine --learning-rate 1e-3 --held-out 0.25 --objectives 'drift "
         "weight=0.4 lag=2'",
     ),
     "motion head": Case(
@@ -61,7 +61,7 @@ CASES = {
         argv="pila --recipe toy --cache {data} --flow latent --out {out} --device cpu --observable-steps 2 "
         "--recovery-steps 4 "
         "--alpha-start 1 --impulse-start 2 --wave-start 3 --coupling-steps 4 --freeze-steps 2 --batch 1 "
-        "--every 2 --validation 1",
+        "--every 2 --held-out-clips 1",
         interruptions=(
             ("kill", 3),
             ("kill writing", 6),

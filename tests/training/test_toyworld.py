@@ -86,9 +86,11 @@ class LineTask(StageTask):
         return (torch.randn(8, 3, generator=generator)[self.mine],)
 
 
-def fit(out: Path, steps: int, name="line", rate=1e-2, **settings) -> nn.Module:
+def fit(out: Path, steps: int, name="line", learning_rate=1e-2, **settings) -> nn.Module:
     task = LineTask(name)
-    run_stage(task, ToyWorldConfig(out=out, save_every=1000, **settings), steps=steps, rate=rate)
+    run_stage(
+        task, ToyWorldConfig(out=out, save_every=1000, **settings), steps=steps, learning_rate=learning_rate
+    )
     return task.module.line
 
 
@@ -96,7 +98,7 @@ def fit(out: Path, steps: int, name="line", rate=1e-2, **settings) -> nn.Module:
     ("changed", "words"),
     [
         ({"seed": 1}, "seed 0 -> 1"),
-        ({"rate": 0.5}, "rate 0.01 -> 0.5"),
+        ({"learning_rate": 0.5}, "learning_rate 0.01 -> 0.5"),
         ({"layers": 8, "ema": 0.9}, "ema 0.998 -> 0.9, layers 6 -> 8"),
         ({"wrong": 0.25}, "wrong 0.5 -> 0.25"),
     ],

@@ -13,7 +13,7 @@ SMALL = PilaConfig(channels=4, hidden=8, blocks=1, head_width=8, cond_dim=6)
 QUICK = PilaTraining(
     observable_steps=2, recovery_steps=6, alpha_start=1, impulse_start=2, wave_start=4, coupling_steps=4,
     freeze_steps=2,
-    batch=2, lr=1e-3, every=3, validation=2, physics_warmup=2, condition_warmup=2,
+    batch=2, learning_rate=1e-3, every=3, held_out_clips=2, physics_warmup=2, condition_warmup=2,
 )  # fmt: skip
 
 

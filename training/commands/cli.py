@@ -8,6 +8,8 @@ from dataclasses import MISSING, Field, fields
 from typing import Any, TypeVar
 
 from ..console import TrainingError
+from ..renamed import current_flags
+from ..settings import names
 
 Config = TypeVar("Config")
 
@@ -21,7 +23,8 @@ def parse(
     defaults: Mapping[str, Any] | None = None,
 ) -> Config:
     """Reads `argv` into the dataclass `config`; --help lists its fields with their docstrings. Fields of
-    nested dataclasses are options like the others. `defaults` replaces defaults of single fields.
+    nested dataclasses are options like the others. `defaults` replaces defaults of single fields. Former
+    names of options are taken with a note.
 
     Raises TrainingError where tyro is missing; argparse-style errors and --help end the process (SystemExit).
     """
@@ -34,6 +37,7 @@ def parse(
         **{field.name: tyro.MISSING for field in fields(config) if _required(field)} | dict(defaults or {})
     )
     flat = (tyro.conf.OmitArgPrefixes,)
+    argv = current_flags(argv, names(config))
     return tyro.cli(config, args=argv, prog=prog, description=description, default=default, config=flat)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...methods.weights import WeightsError, WeightsInfo, load_weights, write_tensors
 from ..console import TrainingError, remove_leftovers, saving
+from ..renamed import current_names
 from . import processes
 from .task import Run
 
@@ -145,7 +146,8 @@ def optimiser_in(count: int) -> str:
 def check_same_run(run: Run, info: WeightsInfo, progress: Mapping[str, Any]) -> None:
     """Raises TrainingError if the checkpoint belongs to a different run."""
     free = (*MAY_CHANGE, *run.task.may_change)
-    old, new = info.recipe["trainer"], settings(run)
+    new = settings(run)
+    old = current_names(info.recipe["trainer"], new)
     changed = differing(old, {key: new.get(key) for key in old}, ignore=free)
     changed = ", ".join(
         filter(None, [changed, differing(flat(info.config), flat(run.task.about), ignore=free)])

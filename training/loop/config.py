@@ -23,13 +23,13 @@ class LoopConfig:
     """Clips per micro-batch and process."""
     accumulate: Count = 1
     """Micro-batches per step."""
-    rate: Positive = 2e-6
+    learning_rate: Positive = 2e-6
     """Learning rate."""
     warmup: Number = 0
     """Steps over which the learning rate rises from 0."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """Course of the learning rate after the warm-up; "cosine" falls to `final_rate` of it."""
-    final_rate: Share = 0.1
+    """Course of the learning rate after the warm-up; "cosine" falls to `final_share` of it."""
+    final_share: Share = 0.1
     """Share of the learning rate at the end of a cosine."""
     tail: Annotated[float, Gt(0), Le(1)] = 1.0
     """Share of each phase over which a cosine falls, at its end; 1 falls from the first step on."""
@@ -39,8 +39,8 @@ class LoopConfig:
     """Decay of AdamW's first moment."""
     beta2: Decay = 0.95
     """Decay of AdamW's second moment."""
-    clip: NotNegative = 1.0
-    """Gradients are scaled down to this norm; 0 leaves them as they are."""
+    max_grad_norm: NotNegative = 1.0
+    """Clip gradients to this norm; 0 disables."""
     ema: Decay = 0.0
     """Decay of an exponential moving average of what is trained; 0 keeps none. The average is validated and
     exported."""
@@ -74,9 +74,9 @@ class TrainerConfig(LoopConfig):
     """How a fine-tune, or another run on cached clips, trains; what it trains with is in its command's own
     settings."""
 
-    projector_rate: NotNegative = 0.0
-    """Learning rate of the objectives' projectors; 0 takes `rate`."""
-    drop_prompt: Decay = 0.0
+    projector_learning_rate: NotNegative = 0.0
+    """Learning rate of the objectives' projectors; 0 takes `learning_rate`."""
+    prompt_dropout: Decay = 0.0
     """Share of prompts replaced by the empty one, for classifier-free guidance."""
     checkpointing: bool = False
     """Gradient checkpointing: less memory for one more forward pass."""

@@ -308,7 +308,7 @@ class Loop:
             what = name if name in ("loss", "gradient") else f"{name} loss"
             raise TrainingError(
                 f"The {what} is {values[name]} at step {self.step + 1}; {self.safe}: lower the learning rate "
-                f"({self.config.rate:g}) or use bf16."
+                f"({self.config.learning_rate:g}) or use bf16."
             )
 
     def _number(self, micro: int) -> int:

@@ -15,7 +15,12 @@ from .task import ParameterGroup
 def make_optimizer(groups: Sequence[ParameterGroup], config: LoopConfig) -> torch.optim.Optimizer:
     """AdamW over the groups that have parameters, each with its own rate as "base"."""
     found = [
-        {"params": group.parameters, "lr": group.rate, "base": group.rate, "starts": group.starts}
+        {
+            "params": group.parameters,
+            "lr": group.learning_rate,
+            "base": group.learning_rate,
+            "starts": group.starts,
+        }
         for group in groups
         if group.parameters
     ]
@@ -26,14 +31,14 @@ def rate_factor(config: LoopConfig, step: int, fraction: float) -> float:
     """The learning rate's factor before a step, counted from 0, with `fraction` of the steps, or of the time,
     done.
 
-    It rises linearly over `warmup` steps. A cosine falls from 1 to `final_rate` over the last `tail` of the
+    It rises linearly over `warmup` steps. A cosine falls from 1 to `final_share` over the last `tail` of the
     way.
     """
     rise = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
     if config.schedule == "constant":
         return rise
     share = max(0.0, (fraction - (1 - config.tail)) / config.tail)
-    return rise * (config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * share)))
+    return rise * (config.final_share + (1 - config.final_share) * 0.5 * (1 + math.cos(math.pi * share)))
 
 
 def trainable(module: nn.Module) -> dict[str, Tensor]:

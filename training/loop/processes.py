@@ -126,7 +126,7 @@ def deepspeed(accelerator: Any) -> bool:
     return "DEEPSPEED" in str(accelerator.distributed_type)
 
 
-def tell_deepspeed(accelerator: Any, *, batch: int, accumulate: int, clip: float) -> dict[str, Any]:
+def tell_deepspeed(accelerator: Any, *, batch: int, accumulate: int, max_grad_norm: float) -> dict[str, Any]:
     """Puts what the run's own settings say into DeepSpeed's, which `prepare` reads, and returns those; {}
     without DeepSpeed."""
     if not deepspeed(accelerator):
@@ -135,7 +135,7 @@ def tell_deepspeed(accelerator: Any, *, batch: int, accumulate: int, clip: float
     settings |= {
         "train_micro_batch_size_per_gpu": batch,
         "gradient_accumulation_steps": accumulate,
-        "gradient_clipping": clip,
+        "gradient_clipping": max_grad_norm,
     }
     return settings
 

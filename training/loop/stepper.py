@@ -36,7 +36,7 @@ class Plain:
         if accelerator.num_processes > 1:
             accelerator.free_memory()  # another phase's modules let go of the gradients that they average
         processes.tell_deepspeed(
-            accelerator, batch=config.batch, accumulate=config.accumulate, clip=config.clip
+            accelerator, batch=config.batch, accumulate=config.accumulate, max_grad_norm=config.max_grad_norm
         )
         self.module: nn.Module
         self.module, self.optimizer = accelerator.prepare(task.module, optimizer)
@@ -55,9 +55,9 @@ class Plain:
             self.accelerator.backward(loss)
 
     def clip(self) -> float:
-        """The norm of the gradient before it is scaled down to `config.clip`."""
+        """The norm of the gradient before it is scaled down to `config.max_grad_norm`."""
         parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
-        norm = self.accelerator.clip_grad_norm_(parameters, self.config.clip or math.inf)
+        norm = self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm or math.inf)
         if norm is None:
             return 0.0
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)

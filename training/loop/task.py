@@ -30,7 +30,7 @@ class ParameterGroup:
     """Parameters that learn at one rate in a phase."""
 
     parameters: list[nn.Parameter]
-    rate: float
+    learning_rate: float
     """Learning rate before the schedule."""
     starts: int = 0
     """Step of the phase at which they begin to learn; they are frozen before."""
@@ -72,10 +72,11 @@ class Task:
         """Called before the steps of a phase, on resuming too."""
 
     def groups(self, config: LoopConfig) -> list[ParameterGroup]:
-        """What learns in this phase; left out, all that requires a gradient, at `config.rate`."""
+        """What learns in this phase; left out, all that requires a gradient, at `config.learning_rate`."""
         return [
             ParameterGroup(
-                parameters=[p for p in self.module.parameters() if p.requires_grad], rate=config.rate
+                parameters=[p for p in self.module.parameters() if p.requires_grad],
+                learning_rate=config.learning_rate,
             )
         ]
 

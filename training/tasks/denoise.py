@@ -80,12 +80,12 @@ class DenoisingTask(Task):
         *,
         needs: Sequence[TeacherNeed] = (),
         features: FeatureCache | None = None,
-        drop_prompt: float = 0.0,
+        prompt_dropout: float = 0.0,
         null_tokens: Tensor | None = None,
         about: dict[str, Any] | None = None,
         samples: Samples | None = None,
     ) -> None:
-        """null_tokens: `L D` of the empty prompt, for `drop_prompt`. Raises TrainingError where clips and
+        """null_tokens: `L D` of the empty prompt, for `prompt_dropout`. Raises TrainingError where clips and
         backbone do not fit."""
         if clips.latent_space != backbone.latent_space:
             raise TrainingError(
@@ -93,10 +93,10 @@ class DenoisingTask(Task):
                 f"{backbone.latent_space}; "
                 "cache the videos for this backbone."
             )
-        if drop_prompt and null_tokens is None:
-            raise TrainingError("drop_prompt needs the tokens of the empty prompt, which were not given.")
+        if prompt_dropout and null_tokens is None:
+            raise TrainingError("prompt_dropout needs the tokens of the empty prompt, which were not given.")
         self.backbone, self.clips, self.needs, self.features = backbone, clips, needs, features
-        self.drop_prompt, self.null_tokens = drop_prompt, null_tokens
+        self.prompt_dropout, self.null_tokens = prompt_dropout, null_tokens
         self.objectives = (
             objectives if isinstance(objectives, nn.ModuleDict) else nn.ModuleDict(objectives or {})
         )
@@ -119,15 +119,19 @@ class DenoisingTask(Task):
         outer = [value for name, value in values.items() if name.startswith("objectives.")]
         inner = [value for name, value in values.items() if not name.startswith("objectives.")]
         return [
-            ParameterGroup(parameters=inner, rate=config.rate),
-            ParameterGroup(parameters=outer, rate=config.projector_rate or config.rate),
+            ParameterGroup(parameters=inner, learning_rate=config.learning_rate),
+            ParameterGroup(
+                parameters=outer, learning_rate=config.projector_learning_rate or config.learning_rate
+            ),
         ]
 
     def draw(self, number: int, generator: torch.Generator) -> tuple[Batch, Tensor, Tensor]:
         batch = self.clips.read(self.clips.chosen(number), self.needs, self.features)
-        if self.drop_prompt:
+        if self.prompt_dropout:
             drop_prompts(
-                batch, self.null_tokens, torch.rand(len(batch.names), generator=generator) < self.drop_prompt
+                batch,
+                self.null_tokens,
+                torch.rand(len(batch.names), generator=generator) < self.prompt_dropout,
             )
         t = self.backbone.sample_t(len(batch.names), generator)
         return batch, t, torch.randn(batch.latent.shape, generator=generator)

@@ -172,7 +172,7 @@ def finetune(
     )
     if processes.stopping(accelerator, stop):
         return not_begun
-    null_tokens = empty_prompt(config) if config.trainer.drop_prompt else None
+    null_tokens = empty_prompt(config) if config.trainer.prompt_dropout else None
     backbone = load_dit(config)
     samples = make_samples(config, clips) if config.samples else None
     task = make_task(config, backbone, clips, needs, features, null_tokens, samples)
@@ -317,7 +317,7 @@ def make_task(
         built,
         needs=needs,
         features=features,
-        drop_prompt=config.trainer.drop_prompt,
+        prompt_dropout=config.trainer.prompt_dropout,
         null_tokens=null_tokens,
         about={
             **about(config, backbone),

@@ -38,13 +38,13 @@ def paper_settings() -> TrainerConfig:
     return TrainerConfig(
         steps=50_000,
         batch=128,
-        rate=1e-4,
+        learning_rate=1e-4,
         beta1=0.9,
         beta2=0.95,
         weight_decay=1e-3,
         validate_every=1000,
         save_every=1000,
-        clip=0.0,
+        max_grad_norm=0.0,
     )
 
 

@@ -33,7 +33,7 @@ EXPORT = "motion_predictor.safetensors"
 FILES = (CHECKPOINT, EXPORT, LOG, CURVES)
 """What a run leaves in its folder."""
 TIMESTEPS = 1000
-FINAL_LR = 0.02
+FINAL_SHARE = 0.02
 """The cosine schedule ends at this share of the learning rate."""
 
 
@@ -57,7 +57,7 @@ class PredictorConfig:
     shift: Positive = 3.0
     """Shift of the noise levels of flow models, as their schedulers use it; CogVideoX brings its own
     levels."""
-    drop_probability: Share = 0.2
+    prompt_dropout: Share = 0.2
     """How often the prompt is replaced by the learned null prompt (p_drop)."""
     batch: Count = 16
     """Frame pairs per step. The full recipe holds 0.4 GiB of activations per pair at 480x832 pixels."""
@@ -66,7 +66,7 @@ class PredictorConfig:
     minutes: Positive | None = None
     """Stop cleanly after this many minutes, if that comes before `steps`; the learning rate then falls with
     the clock."""
-    lr: Positive = 3e-4
+    learning_rate: Positive = 3e-4
     """Learning rate of AdamW."""
     weight_decay: NotNegative = 0.01
     """Weight decay of AdamW."""
@@ -74,12 +74,12 @@ class PredictorConfig:
     """Course of the learning rate after the warm-up."""
     warmup: Number = 200
     """Steps over which the learning rate rises from 0."""
-    clip: Positive = 1.0
-    """Gradients are scaled down to this norm."""
+    max_grad_norm: Positive = 1.0
+    """Clip gradients to this norm."""
     ema: Decay = 0.999
     """Decay of the running mean of the weights, which is what is validated and saved; 0 saves the weights
     themselves."""
-    validation: Share = 0.1
+    held_out: Share = 0.1
     """Fraction of the clips held out, at least one; 0 for none."""
     validation_pairs: Count = 512
     """Maximum number of held-out frame pairs that are measured."""
@@ -99,10 +99,18 @@ class PredictorConfig:
 RECIPES: dict[str, PredictorConfig] = {
     "full": PredictorConfig(),
     "toy": PredictorConfig(
-        width=64, blocks=4, batch=32, steps=3000, lr=1e-3, warmup=50, ema=0.995, every=100, shift=1.0
+        width=64,
+        blocks=4,
+        batch=32,
+        steps=3000,
+        learning_rate=1e-3,
+        warmup=50,
+        ema=0.995,
+        every=100,
+        shift=1.0,
     ),
     "quick": PredictorConfig(
-        width=128, blocks=6, steps=3000, lr=5e-4, warmup=100, ema=0.998, every=250, bf16=True
+        width=128, blocks=6, steps=3000, learning_rate=5e-4, warmup=100, ema=0.998, every=250, bf16=True
     ),
 }
 """full: for a real backbone's latents on a GPU. toy: 0.5M parameters, for small latents on a CPU. quick: 2.2M
@@ -177,7 +185,7 @@ class PredictorTask(Task):
         """Raises DatasetError where clips are too few or too short, TrainingError where the held-out ones do
         not move."""
         self.clips, self.config = clips, config
-        training, held = clips.split(config.validation, config.seed)
+        training, held = clips.split(config.held_out, config.seed)
         self.pairs = PairSet(clips, training, config.lag, config.order)
         self.held, self.numbers = held_out_pairs(clips, held, config) if held else (None, None)
         self.validation_names = ("val_loss", *names(self.numbers)) if held else ()
@@ -321,11 +329,13 @@ class PredictorTraining:
 def loop_config(config: PredictorConfig) -> LoopConfig:
     """The part of the settings that any training has."""
     return LoopConfig(
-        steps=config.steps, minutes=config.minutes, batch=config.batch, rate=config.lr, warmup=config.warmup,
-        schedule=config.schedule, final_rate=FINAL_LR, weight_decay=config.weight_decay, beta1=0.9,
+        steps=config.steps, minutes=config.minutes, batch=config.batch,
+        learning_rate=config.learning_rate, warmup=config.warmup,
+        schedule=config.schedule, final_share=FINAL_SHARE, weight_decay=config.weight_decay, beta1=0.9,
         beta2=0.999,
-        clip=config.clip, ema=config.ema, keep=config.keep, seed=config.seed, validate_every=config.every,
-        save_every=config.every, validate_first=True, validation_clips=len(LEVELS) * config.validation_pairs,
+        max_grad_norm=config.max_grad_norm, ema=config.ema, keep=config.keep, seed=config.seed,
+        validate_every=config.every, save_every=config.every, validate_first=True,
+        validation_clips=len(LEVELS) * config.validation_pairs,
     )  # fmt: skip
 
 
@@ -343,7 +353,7 @@ def augment(
     count = len(pairs.frame)
     noised = torch.rand(count, generator=generator) < config.noise_probability
     sigma = levels[torch.randint(len(levels), (count,), generator=generator)] * noised
-    dropped = torch.rand(count, generator=generator) < config.drop_probability
+    dropped = torch.rand(count, generator=generator) < config.prompt_dropout
     sigma = sigma[:, None, None, None]
     frame = pairs.frame + sigma * torch.randn(pairs.frame.shape, generator=generator)
     if pairs.before is None:

@@ -36,7 +36,7 @@ def trained(folder: Path, family: str, tune: TuneConfig, **settings) -> Run:
         length=5 if family == "toy" else 226,
         width=WIDTH,
     )
-    usual = {"steps": 2, "batch": 1, "rate": 3e-2, "held_out": 0}
+    usual = {"steps": 2, "batch": 1, "learning_rate": 3e-2, "held_out": 0}
     run = tiny_run.make_run(folder / "run", data, tune=tune, family=family, width=WIDTH, **(usual | settings))
     train(run, progress=ProgressLine("test", io.StringIO()))
     run.task.backbone.dit.eval()

@@ -118,7 +118,13 @@ def test_the_recipes_carry_the_scripts_numbers():
                               2e-6)):  # fmt: skip
         recipe = load_recipe(name, FinetuneConfig)
         t = recipe.trainer
-        assert (t.steps, t.rate, t.warmup, t.weight_decay, t.clip) == (steps, rate, 100, 1e-4, 1.0), name
+        assert (t.steps, t.learning_rate, t.warmup, t.weight_decay, t.max_grad_norm) == (
+            steps,
+            rate,
+            100,
+            1e-4,
+            1.0,
+        ), name
         assert (t.beta1, t.beta2, t.batch * t.accumulate) == (0.9, 0.95, 32), name
         (need,) = parse.needed_teachers(recipe.objectives)
         assert need.weights == "OpenGVLab/VideoMAEv2-Base", name

@@ -379,7 +379,7 @@ def settings(tmp_path, **changes) -> FinetuneConfig:
         tiny_run.clips(data, shapes=[(4, 4, 4)] * 6, width=4096)
         tiny.native_files(tmp_path / "base")
     trainer = TrainerConfig(
-        steps=2, batch=2, rate=1e-3, held_out=0.2, validate_every=1, save_every=1, tensorboard=False
+        steps=2, batch=2, learning_rate=1e-3, held_out=0.2, validate_every=1, save_every=1, tensorboard=False
     )
     defaults = {
         "out": tmp_path / "run",
@@ -465,7 +465,13 @@ def test_motion_head_learns_flow_and_serves_stage_two(tmp_path, monkeypatch):
     monkeypatch.setattr(stage_one, "load_raft", lambda *args: Flow())
     config = settings(tmp_path)
     trainer = TrainerConfig(
-        steps=60, batch=3, rate=1e-2, held_out=0.2, validate_every=30, save_every=30, tensorboard=False
+        steps=60,
+        batch=3,
+        learning_rate=1e-2,
+        held_out=0.2,
+        validate_every=30,
+        save_every=30,
+        tensorboard=False,
     )
     head = stage_one.MotionHeadConfig(
         data=config.data,
@@ -507,7 +513,13 @@ def test_stage_one_has_recipes_with_the_papers_numbers(tmp_path, capsys):
     assert names(stage_one=True) == ["moalign-2b-stage1", "moalign-wan-stage1", "toy-stage1"]
     recipe = load_recipe("moalign-2b-stage1", stage_one.MotionHeadConfig, stage_one=True)
     t = recipe.trainer
-    assert (t.steps, t.batch, t.rate, t.weight_decay, t.validate_every) == (50_000, 128, 1e-4, 1e-3, 1000)
+    assert (t.steps, t.batch, t.learning_rate, t.weight_decay, t.validate_every) == (
+        50_000,
+        128,
+        1e-4,
+        1e-3,
+        1000,
+    )
     assert (t.beta1, t.beta2) == (0.9, 0.95)
     assert (recipe.motion, recipe.hidden, recipe.flow_height, recipe.flow_width, t.precision) == (
         64,

@@ -31,7 +31,7 @@ def settings(tmp_path, **changes) -> encoders.ToyTeachersConfig:
             {
                 "steps": 2,
                 "batch": 2,
-                "rate": 1e-3,
+                "learning_rate": 1e-3,
                 "validate_every": 2,
                 "validation_clips": 1,
                 "tensorboard": False,

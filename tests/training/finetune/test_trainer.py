@@ -73,7 +73,7 @@ def test_training_learns(data, tmp_path):
         data,
         tune=TuneConfig(mode="full"),
         steps=60,
-        rate=2e-3,
+        learning_rate=2e-3,
         held_out=0.2,
         validate_every=60,
         save_every=60,
@@ -85,7 +85,7 @@ def test_training_learns(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"ema": 0.9, "accumulate": 2, "drop_prompt": 0.5, "warmup": 3, "schedule": "cosine"}]
+    "settings", [{}, {"ema": 0.9, "accumulate": 2, "prompt_dropout": 0.5, "warmup": 3, "schedule": "cosine"}]
 )
 def test_stopping_anywhere_changes_nothing(settings, data, tmp_path):
     """Stop after every step and go on: weights, average, moments and log equal an uninterrupted run's, bit
@@ -160,7 +160,7 @@ def test_dropped_prompts_become_the_empty_one(data):
 def test_a_run_with_other_settings_is_not_continued(data, tmp_path):
     train(tiny_run.make_run(tmp_path, data, steps=2), progress=quiet())
     with pytest.raises(TrainingError, match=r"rate 0\.001 -> 0\.01"):
-        train(tiny_run.make_run(tmp_path, data, rate=1e-2), progress=quiet())
+        train(tiny_run.make_run(tmp_path, data, learning_rate=1e-2), progress=quiet())
     with pytest.raises(TrainingError, match=r"other settings \(tune.rank 4 -> 8"):
         train(
             tiny_run.make_run(tmp_path, data, tune=TuneConfig(rank=8, alpha=8, dropout=0.1)), progress=quiet()
@@ -238,11 +238,11 @@ def test_bad_data_is_one_sentence(tmp_path, data):
     ("settings", "message"),
     [
         ({"steps": 0}, "steps is 0"),
-        ({"rate": -1}, "rate is -1"),
+        ({"learning_rate": -1}, "learning_rate is -1"),
         ({"ema": 1.0}, "below 1"),
         ({"batch": 0}, "batch is 0"),
         ({"beta1": -0.1}, "beta1 is -0.1"),
-        ({"clip": -1.0}, "clip is -1.0; it must be at least 0"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm is -1.0; it must be at least 0"),
     ],
 )
 def test_bad_settings_are_one_sentence(settings, message, data, tmp_path):

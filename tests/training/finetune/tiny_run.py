@@ -87,7 +87,7 @@ def make_run(
     defaults = {
         "steps": 6,
         "batch": 2,
-        "rate": 1e-3,
+        "learning_rate": 1e-3,
         "save_every": 2,
         "validate_every": 3,
         "held_out": 0.2,
@@ -98,12 +98,12 @@ def make_run(
     tune = tune or TuneConfig(rank=4, alpha=8, dropout=0.1)
     attach(made, tune, config.seed)
     found = TrainingClips(data, batch=config.batch, seed=config.seed, held_out=config.held_out)
-    null = torch.zeros(1, width) if config.drop_prompt else None
+    null = torch.zeros(1, width) if config.prompt_dropout else None
     task = DenoisingTask(
         made,
         found,
         objectives,
-        drop_prompt=config.drop_prompt,
+        prompt_dropout=config.prompt_dropout,
         null_tokens=null,
         about=about(FinetuneConfig(recipe="tiny", tune=tune), made),
     )

@@ -45,21 +45,21 @@ class PilaTraining:
     coupling_spread: NotNegative = 0.0
     """Weight, in stage C, of the guards against pressure, density, phase, temperature, impulse and wave
     fields that collapse to a constant."""
-    drop_prompt: Share = 0.1
+    prompt_dropout: Share = 0.1
     """Share of samples trained without a prompt."""
     shift: Positive = 5.0
     """Noise schedule: sigma = shift s / (1 + (shift - 1) s) for s = 1 - index."""
     batch: Count = 1
     """Clips per step and process."""
-    lr: Positive = 1e-5
+    learning_rate: Positive = 1e-5
     """Learning rate of AdamW, constant until the cooldown."""
     cooldown: Share = 0.1
     """Share of stage C over which the learning rate falls to 0 along a cosine, at its end. The paper's rate
     is constant: 0."""
     weight_decay: NotNegative = 0.01
     """Weight decay of AdamW."""
-    clip: Positive = 0.5
-    """Gradients are scaled down to this norm."""
+    max_grad_norm: Positive = 0.5
+    """Clip gradients to this norm."""
     ema: Decay = 0.0
     """Decay of an exponential moving average of the adapter; 0 keeps none. The average is validated and
     exported."""
@@ -69,7 +69,7 @@ class PilaTraining:
     """Batches read ahead of their step, in a thread; 0 reads each when it is needed."""
     adaptive: bool = True
     """Weigh the terms of a category by their running means; off, every term has weight 1."""
-    validation: Number = 16
+    held_out_clips: Number = 16
     """Clips held out to measure the coupled flow-matching error; 0 for none."""
     every: Count = 250
     """Steps between validations, checkpoints and drawn curves."""
@@ -98,10 +98,10 @@ RECIPES: dict[str, tuple[PilaTraining, PilaConfig]] = {
             coupling_spread=0.3,
             shift=3.0,
             batch=16,
-            lr=1e-3,
+            learning_rate=1e-3,
             cooldown=0.25,
             every=100,
-            validation=32,
+            held_out_clips=32,
         ),
         TOY,
     ),

@@ -136,7 +136,7 @@ class PilaTask(Task):
         self.clips, self.config, self.method = clips, config, method
         self.latent_space, self.about = clips.latent_space, {"recipe": "PILA"}
         self.adapter_config = replace(adapter, channels=clips.channels, cond_dim=clips.cond_dim)
-        self.held = min(config.validation, len(clips) // 4)
+        self.held = min(config.held_out_clips, len(clips) // 4)
         self.stages = stages_of(config, method)
         self.phases = tuple(Phase(name=s.name, steps=s.steps, constant=s.name != "C") for s in self.stages)
         self.stage = 0
@@ -165,11 +165,13 @@ class PilaTask(Task):
             slow = name == "slow"
             for modules in [[unit] for unit in units(parts[name])] if self.sharded else [parts[name]]:
                 parameters = [p for module in modules for p in module.parameters()]
-                rate, starts = (
-                    config.rate * (self.config.slow if slow else 1.0),
+                learning_rate, starts = (
+                    config.learning_rate * (self.config.slow if slow else 1.0),
                     self.config.freeze_steps if slow else 0,
                 )
-                groups.append(ParameterGroup(parameters=parameters, rate=rate, starts=starts))
+                groups.append(
+                    ParameterGroup(parameters=parameters, learning_rate=learning_rate, starts=starts)
+                )
         return groups
 
     def weights(self, step: int) -> dict[str, float]:
@@ -191,7 +193,7 @@ class PilaTask(Task):
                 self.processes, 1
             )  # each row is drawn by itself: the others' do not matter
             batch = replace(batch, labels=self.share(self.method.relabel(labels, generator)))
-            kept = (torch.rand(count, 1, generator=generator) >= config.drop_prompt).float()
+            kept = (torch.rand(count, 1, generator=generator) >= config.prompt_dropout).float()
         return batch, self.share(sigma), self.share(noise), self.share(kept)
 
     def read(self, number: int) -> Batch:
@@ -346,13 +348,13 @@ def loop_config(config: PilaTraining) -> LoopConfig:
     """The part of the settings that any training has; stages A and B keep their rate, stage C ends in a
     cosine to 0."""
     return LoopConfig(
-        batch=config.batch, rate=config.lr, schedule="cosine" if config.cooldown else "constant",
-        final_rate=0.0,
+        batch=config.batch, learning_rate=config.learning_rate,
+        schedule="cosine" if config.cooldown else "constant", final_share=0.0,
         tail=config.cooldown or 1.0, weight_decay=config.weight_decay, beta1=0.9, beta2=0.999,
-        clip=config.clip,
+        max_grad_norm=config.max_grad_norm,
         ema=config.ema, keep=config.keep, seed=config.seed, validate_every=config.every,
         save_every=config.every,
-        validation_clips=max(1, config.validation), read_ahead=config.read_ahead,
+        validation_clips=max(1, config.held_out_clips), read_ahead=config.read_ahead,
     )  # fmt: skip
 
 

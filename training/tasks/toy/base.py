@@ -50,7 +50,7 @@ def run_stage(
     config: ToyWorldConfig,
     *,
     steps: int,
-    rate: float,
+    learning_rate: float,
     batch: int = 1,
     ema: float = 0.0,
     stop: StopRequest | None = None,
@@ -64,13 +64,12 @@ def run_stage(
     from accelerate import DistributedDataParallelKwargs
 
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    settings = {"seed": config.seed, "rate": rate} | {
+    settings = {"seed": config.seed, "learning_rate": learning_rate} | {
         key: getattr(config, key) for key in SHAPED_BY.get(task.name, ())
     }
     plan = LoopConfig(
-        steps=steps, rate=rate, batch=batch, ema=ema, warmup=100, schedule="cosine", final_rate=0.02,
-        beta2=0.98,
-        seed=config.seed, save_every=config.save_every,
+        steps=steps, learning_rate=learning_rate, batch=batch, ema=ema, warmup=100, schedule="cosine",
+        final_share=0.02, beta2=0.98, seed=config.seed, save_every=config.save_every,
     )  # fmt: skip
     accelerator = processes.start(device="cpu", handlers=[unused])
     loop = Loop(
@@ -143,7 +142,7 @@ class BaseTask(StageTask):
         # one draw per stratum: the same mean loss with less noise
         u = (torch.arange(config.batch) + torch.rand(config.batch, generator=generator)) / config.batch
         sigma = config.shift * u / (1 + (config.shift - 1) * u)
-        dropped = torch.rand(config.batch, generator=generator) < config.drop_prompt
+        dropped = torch.rand(config.batch, generator=generator) < config.prompt_dropout
         texts = [
             "" if drop else self.prompts[index] for drop, index in zip(dropped.tolist(), chosen.tolist())
         ]
@@ -163,7 +162,7 @@ def train_base(
         task,
         config,
         steps=config.base_steps,
-        rate=config.base_rate,
+        learning_rate=config.base_learning_rate,
         batch=config.batch,
         ema=config.ema,
         stop=stop,

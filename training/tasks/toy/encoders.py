@@ -30,7 +30,8 @@ GRID = (FRAMES // TUBELET, SIZE // PATCH, SIZE // PATCH)
 def usual_settings() -> TrainerConfig:
     """Sizes and rates for two cores."""
     return TrainerConfig(
-        steps=1500, batch=8, rate=1e-3, warmup=50, schedule="cosine", weight_decay=0.05, validate_every=250,
+        steps=1500, batch=8, learning_rate=1e-3, warmup=50, schedule="cosine", weight_decay=0.05,
+        validate_every=250,
         save_every=250,
         validation_clips=4, tensorboard=False,
     )  # fmt: skip

@@ -10,7 +10,7 @@ SHAPED_BY = {
     "vae": ("vae_width",),
     "decoder": ("vae_width",),
     "latents": ("seed", "wrong", "vae_width", "fit_clips"),
-    "base": ("clips", "wrong", "layers", "batch", "shift", "drop_prompt", "ema"),
+    "base": ("clips", "wrong", "layers", "batch", "shift", "prompt_dropout", "ema"),
 }
 """Which settings a stage's run depends on, beside its seed and rate: it goes on with the same ones alone. The
 number of steps may change (the learning rate then follows the new schedule from there), and how a step is
@@ -43,7 +43,7 @@ class ToyWorldConfig:
     decoder_steps: int = 1900
     """Steps that train the decoder alone after those; the latents stay as they are, so this can run beside
     the base stage."""
-    vae_rate: float = 1.5e-3
+    vae_learning_rate: float = 1.5e-3
     """Peak learning rate of the VAE, falling along a cosine."""
 
     clips: int = 4096
@@ -62,11 +62,11 @@ class ToyWorldConfig:
     """Steps of the base model."""
     batch: int = 16
     """Clips per step of the base model."""
-    base_rate: float = 1e-3
+    base_learning_rate: float = 1e-3
     """Peak learning rate of the base model, falling along a cosine."""
     shift: float = 3.0
     """Shift of the training noise levels towards noise."""
-    drop_prompt: float = 0.1
+    prompt_dropout: float = 0.1
     """Share of prompts replaced by the empty one, for classifier-free guidance."""
     bf16: bool = True
     """Compute the base model in bfloat16 (weights stay float32): 2.6 times as fast where the CPU has the

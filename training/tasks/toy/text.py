@@ -89,5 +89,5 @@ class TextTask(StageTask):
 def train_text(config: ToyWorldConfig, stop: StopRequest | None = None) -> ToyTextEncoder:
     """The text encoder, frozen. Raises as `run_stage`."""
     task = TextTask(config)
-    run_stage(task, config, steps=config.text_steps, rate=1e-3, stop=stop)
+    run_stage(task, config, steps=config.text_steps, learning_rate=1e-3, stop=stop)
     return task.module.reader.text.requires_grad_(False)

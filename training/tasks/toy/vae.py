@@ -179,7 +179,7 @@ def train_vae(config: ToyWorldConfig, stop: StopRequest | None = None) -> nn.Mod
     task = WindowTask(
         "vae", PictureStudent(vae, vae_loss), ("picture", "error", "kl"), (config.seed, 1), (4, 5)
     )
-    run_stage(task, config, steps=config.vae_steps, rate=config.vae_rate, stop=stop)
+    run_stage(task, config, steps=config.vae_steps, learning_rate=config.vae_learning_rate, stop=stop)
     return vae
 
 
@@ -192,7 +192,7 @@ def train_decoder(config: ToyWorldConfig, vae: nn.Module, stop: StopRequest | No
     task = WindowTask(
         "decoder", PictureStudent(vae, decoder_loss), ("picture", "error"), (config.seed, 2), (2, 9)
     )
-    run_stage(task, config, steps=config.decoder_steps, rate=config.vae_rate, stop=stop)
+    run_stage(task, config, steps=config.decoder_steps, learning_rate=config.vae_learning_rate, stop=stop)
 
 
 @torch.no_grad()
