@@ -1,4 +1,4 @@
-"""One seed side by side: plain, with LaMo, and with the stock nodes that change how a video moves at CFG 1."""
+"""One seed side by side: plain, with LaMo, and with stock nodes that change how a video moves at CFG 1."""
 
 from __future__ import annotations
 

@@ -100,3 +100,50 @@ def test_the_chinese_texts_have_every_key_and_leave_nothing_in_english():
     assert not [f"missing: {place}" for place in here.keys() - there.keys()]
     assert not [f"no longer there: {place}" for place in there.keys() - here.keys()]
     assert not [f"not translated: {place}" for place, text in there.items() if not CHINESE.search(text)]
+
+
+def chinese_page(texts: dict, own: str) -> str:
+    """A help page from a node's Chinese texts; `own` is what stands behind them, from "## \u7528\u6cd5" (how to
+    use it) on."""
+    lines = [f"# {texts['display_name']}", "", texts["description"], ""]
+    for title, part in (("\u8f93\u5165", "inputs"), ("\u8f93\u51fa", "outputs")):
+        if texts[part]:
+            lines += [f"## {title}", *(f"- {entry}" for entry in texts[part]), ""]
+    return "\n".join(lines).rstrip() + "\n" + own
+
+
+def named(schema, texts: dict) -> dict:
+    """The Chinese texts with lists of "**id** (name): tooltip" for inputs and outputs."""
+    ids = {
+        "inputs": {thing.id: thing.id for thing in schema.inputs},
+        "outputs": {str(n): thing.display_name or thing.io_type for n, thing in enumerate(schema.outputs)},
+    }
+    lists = {
+        part: [
+            f"**{ids[part][key]}**\uff08{text['name']}\uff09\uff1a{text['tooltip']}"
+            for key, text in texts[part].items()
+        ]
+        for part in ids
+    }
+    return {**texts, **lists}
+
+
+def test_every_node_has_a_chinese_help_page_of_its_chinese_texts(schemas):
+    """Set LATENT_PHYSICS_WRITE=1 to write the lists anew; what follows them is written by hand and kept."""
+    chinese = json.loads((LOCALE.parent.parent / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
+    stale = []
+    for schema in schemas:
+        page = ROOT / "web" / "docs" / schema.node_id / "zh.md"
+        there = page.read_text(encoding="utf-8") if page.is_file() else ""
+        own = there[there.find(OWN) :] if OWN in there else ""
+        expected = chinese_page(named(schema, chinese[schema.node_id]), own)
+        if os.environ.get("LATENT_PHYSICS_WRITE") == "1":
+            page.parent.mkdir(exist_ok=True)
+            page.write_text(expected, encoding="utf-8")
+        elif there != expected:
+            stale.append(schema.node_id)
+    assert not stale, f"{stale} changed: run `LATENT_PHYSICS_WRITE=1 pytest tests/nodes/test_help.py`"
+
+
+OWN = "\n## \u7528\u6cd5"
+"""The heading before what a Chinese page says beyond its node's texts."""

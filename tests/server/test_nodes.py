@@ -54,6 +54,28 @@ def test_every_node_has_a_help_page_that_names_its_inputs(server, pack_nodes) ->
         )
 
 
+def test_every_help_page_is_served_in_chinese(server, pack_nodes) -> None:
+    """The interface asks for docs/<node>/<language>.md first."""
+    for name in pack_nodes:
+        path = f"/extensions/some.other-name_7/docs/{urllib.parse.quote(name)}/zh.md"
+        assert "\u8f93\u51fa" in server.request(path).decode("utf-8"), name
+
+
+def test_viewers_are_shown_again_where_only_another_part_of_the_graph_runs(server) -> None:
+    """Their pictures come back from the cache with a run of one other output."""
+    graph = json.loads((Path(__file__).parents[2] / "workflows" / "api" / "motion_heatmaps.json").read_text())
+    (drift,) = [node for node, entry in graph.items() if entry["class_type"].endswith("DriftHeatmap")]
+    (save,) = [node for node, entry in graph.items() if entry["class_type"] == "SaveAnimatedWEBP"]
+    whole = server.run(graph)
+    assert whole["outputs"][drift]
+    graph[save]["inputs"]["quality"] = 80
+    body = {"prompt": graph, "partial_execution_targets": [save], "client_id": server.client_id}
+    answer = json.loads(server.request("/prompt", json.dumps(body).encode()))
+    part = server.wait(answer["prompt_id"])
+    assert part["outputs"][save]
+    assert part["outputs"][drift] == whole["outputs"][drift]
+
+
 def test_texts_name_every_input(server, pack_nodes) -> None:
     """/i18n merges the locales of all packs; ours have to fit the nodes that the server knows."""
     for language, texts in server.get_json("/i18n").items():
