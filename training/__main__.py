@@ -16,6 +16,7 @@ COMMANDS = {
     "pila": "train the PILA physics adapter on a frozen backbone",
     "finetune": "fine-tune a video model, LoRA or full, with any weighted set of physics objectives",
     "motion-head": "train MoAlign's motion subspace (stage 1), which a fine-tune then aligns with",
+    "grpo": "reinforce a video model by rewards: critics, the toy law, a judge behind http (GRPO, NFT)",
     "export": "write a fine-tune's checkpoint as a file that ComfyUI loads",
     "compare": "fine-tune the toy model with each objective and print a table of physics",
     "study": "print what each objective could teach (the gate), then compare those that could",

@@ -78,6 +78,25 @@ def from_words(words: Mapping[str, str], config: type[Config], name: Callable[[s
     return _read(config, {key: None if word == "none" else word for key, word in words.items()}, name)
 
 
+def kind_and_settings(text: str, kinds: Mapping[str, type[Config]], noun: str) -> tuple[str, Config]:
+    """Reads "kind key=value ..." as a kind and its settings.
+
+    noun: the word for a kind ("objective"). Raises TrainingError for an unknown kind or key, or a value of
+    the wrong type.
+    """
+    kind, *pairs = text.split() or [""]
+    if kind not in kinds:
+        raise TrainingError(f"{noun} {kind!r} is unknown; choose one of {', '.join(kinds)}.")
+    known = [field.name for field in dataclasses.fields(kinds[kind])]
+    words: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, word = pair.partition("=")
+        if not equals or key not in known:
+            raise TrainingError(f"{pair!r} is not a setting of the {noun} {kind}; it has {', '.join(known)}.")
+        words[key] = word
+    return kind, from_words(words, kinds[kind], lambda name: f"{name} of the {noun} {kind}")
+
+
 def _read(
     config: type[Config], values: Any, name: Callable[[str], str], where: str = "", strict: bool = False
 ) -> Config:

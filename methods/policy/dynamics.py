@@ -19,6 +19,7 @@ deviation 0.40 ends at 0.28 after 10 steps and at 0.32 after 200 with a = 0.8, w
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,12 +37,18 @@ class Step:
     std: float
     """Standard deviation of every number; 0 for a deterministic step."""
 
-    def draw(self, generator: torch.Generator | None = None) -> Tensor:
-        """One sample of the next latent, `B C T H W` float32; the mean where the step is deterministic."""
+    def draw(self, generator: torch.Generator | Sequence[torch.Generator] | None = None) -> Tensor:
+        """One sample of the next latent, `B C T H W` float32; the mean where the step is deterministic.
+
+        generator: one for the batch, or one for each clip, which then does not depend on its neighbours.
+        """
         if self.std == 0:
             return self.mean
         # Drawn on the CPU: the same seed gives the same clip on every device.
-        noise = torch.randn(self.mean.shape, generator=generator)
+        if isinstance(generator, Sequence):
+            noise = torch.stack([torch.randn(self.mean.shape[1:], generator=one) for one in generator])
+        else:
+            noise = torch.randn(self.mean.shape, generator=generator)
         return self.mean + self.std * noise.to(self.mean.device)
 
 

@@ -17,7 +17,7 @@ from latent_physics.training.loop.log import read_log
 from latent_physics.training.loop.loop import Loop
 from latent_physics.training.loop.optim import ema_update, exchange, rate_factor
 from latent_physics.training.loop.processes import OneProcess
-from latent_physics.training.loop.task import ParameterGroup, Phase, Run, Task
+from latent_physics.training.loop.task import ParameterGroup, Paused, Phase, Run, Task
 from torch import nn
 
 
@@ -257,3 +257,44 @@ def test_a_stop_request_ends_after_the_step_at_hand(tmp_path):
     outcome = run.go(stop)
     assert (outcome.step, outcome.stopped) == (5, True)
     assert Path(outcome.checkpoint).is_file()
+
+
+class LiveTask(LineTask):
+    """Draws depend on the weights, and one of them fails."""
+
+    live_draws, norm_name = True, "grad_norm"
+
+    def __init__(self, fails_at: int = -1, error: type[Exception] = Paused) -> None:
+        super().__init__()
+        self.fails_at, self.error = fails_at, error
+
+    def draw(self, number, generator):
+        if number == self.fails_at:
+            raise self.error("the reward is gone")
+        return (torch.randn(8, 3, generator=generator) + self.module.second.weight.detach().sum(),)
+
+
+def test_live_draws_see_the_weights_of_their_step():
+    """However far ahead the loop may read: the weights of two runs with different read_ahead agree."""
+    one, two = (loop(task=LiveTask(), read_ahead=ahead) for ahead in (0, 4))
+    one.go()
+    two.go()
+    assert same(weights(one), weights(two))
+    assert "grad_norm" in one.log.rows[-1]
+    assert "gradient" not in one.log.rows[-1]
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "words"),
+    [(Paused, Paused, "reward is gone"), (torch.OutOfMemoryError, TrainingError, "checkpoint of step 6 is")],
+)
+def test_a_pause_and_a_full_memory_inside_a_step_keep_the_steps_before(tmp_path, error, raised, words):
+    """Saved every 4 steps; the seventh step fails in its draw, and the run goes on from the sixth."""
+    with pytest.raises(raised, match=words):
+        loop(tmp_path / "parts", LiveTask(6, error)).go()
+    resumed = loop(tmp_path / "parts", LiveTask())
+    assert resumed.step == 6
+    resumed.go()
+    whole = loop(tmp_path / "whole", LiveTask())
+    whole.go()
+    assert same(weights(resumed), weights(whole))

@@ -41,8 +41,8 @@ CASES = {
     "finetune": Case(
         argv=f"finetune --backbone toy --data {{data}} --out {{out}} {TRAINER} --rank 4 --dropout 0.1 --ema "
         f"0.9 --accumulate 2 "
-        "--prompt-dropout 0.5 --warmup 3 --schedule cosine --learning-rate 1e-3 --held-out 0.25 --objectives 'drift "
-        "weight=0.4 lag=2'",
+        "--prompt-dropout 0.5 --warmup 3 --schedule cosine --learning-rate 1e-3 --held-out 0.25 "
+        "--objectives 'drift weight=0.4 lag=2'",
     ),
     "motion head": Case(
         argv=f"motion-head --data {{data}} --out {{out}} {TRAINER} --limit 2 --held-out 0 --teacher "
@@ -67,6 +67,12 @@ CASES = {
             ("kill writing", 6),
             ("stop", 7),
         ),  # in stage A2, in B, and in C when all parts learn
+    ),
+    "grpo": Case(
+        argv="grpo --backbone toy --toy-prompts 4 --eval-count 1 --frames 13 --group-size 4 "
+        "--unique-sample-num-per-epoch 1 --num-inference-steps 4 --eval-num-inference-steps 2 --out {out} "
+        "--rewards 'motion source=toy_predictor_order1' --watch --samples 0 --rank 2 --no-tensorboard "
+        "--kl-beta 0.1 --ema 0.9 --steps 6 --batch 4 --validate-every 3 --save-every 2 --learning-rate 1e-3",
     ),
     "toyworld": Case(
         argv="toyworld --stage export --out {out} --export {out}/files --threads 1 --save-every 2 "

@@ -15,6 +15,7 @@ from . import cogvideox, wan
 from .base import Backbone
 from .cogvideox import CogVideoXBackbone
 from .keys import KeyMapError, is_native, strip_prefix, to_diffusers, to_native
+from .present import skip_zero_taps
 from .refuse import refuse_quantised, refuse_wan22
 from .wan import WanBackbone
 
@@ -84,6 +85,8 @@ def _assemble(
         backbone = WanBackbone(latent_space="wan2.1" if family == "wan" else "toy", **common)
         if family == "toy":
             backbone.text_length = getattr(pieces.get("text"), "length", TOY_TEXT_LENGTH)
+            if backbone.vae is not None:
+                skip_zero_taps(backbone.vae)
         return backbone
     dit, vae = pieces.get("dit"), pieces.get("vae")
     heads = dit.config.num_attention_heads if dit is not None else pieces.get("heads")

@@ -22,8 +22,8 @@ def main(argv: list[str]) -> int:
             MotionHeadConfig,
             argv,
             prog="latent-physics motion-head",
-            description=f"{MotionHeadConfig.__doc__} Recipes: {', '.join(names(stage_one=True))}.",
-            defaults=vars(recipe_in(argv, MotionHeadConfig, stage_one=True) or MotionHeadConfig()),
+            description=f"{MotionHeadConfig.__doc__} Recipes: {', '.join(names('motion-head'))}.",
+            defaults=vars(recipe_in(argv, MotionHeadConfig, "motion-head") or MotionHeadConfig()),
         )
         with StopRequest() as stop:
             outcome, path = train_motion_head(config, stop)

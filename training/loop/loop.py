@@ -25,7 +25,7 @@ from .log import Board, Log
 from .optim import ema_update, make_optimizer, rate_factor, trainable
 from .shown import draw_run, log_columns, progress_words
 from .stepper import Plain
-from .task import Outcome, Phase, Report, Run
+from .task import Outcome, Paused, Phase, Report, Run
 from .validation import evaluating, held_out_sums, moved
 
 PHASE_SEEDS = 2**40
@@ -60,6 +60,7 @@ class Loop:
         self.best: dict[str, Tensor] = {}
         self.best_found: dict[str, float] = {}
         self.best_step, self.best_score, self._drawn = 0, math.inf, 0.0
+        self._whole = True  # whether no step is half done
         with torch.inference_mode(False), torch.enable_grad():
             self.task.placed(self.accelerator)
             self.task.module.train()
@@ -142,15 +143,13 @@ class Loop:
             checkpoint.fill(self.task.state(), found.states["task"], found.path)
         self._begin_phase()
         if self.config.ema:
-            self.average = {name: value.detach().clone().float() for name, value in self.trained().items()}
+            self.average = {name: value.detach().float().clone() for name, value in self.trained().items()}
         if found is None:
             return
         checkpoint.fill(self.average, found.states["average"], found.path)
         if found.states["best"]:
-            self.best = {
-                name: checkpoint.like(found.states["best"][name], value)
-                for name, value in self.trained().items()
-            }
+            saved, values = found.states["best"], self.trained()
+            self.best = {name: checkpoint.like(saved[name], value) for name, value in values.items()}
             best = found.progress["best"]
             self.best_step, self.best_score, self.best_found = best["step"], best["score"], best["found"]
         self._load_optimizer(found)
@@ -189,34 +188,36 @@ class Loop:
     # --- the steps ------------------------------------------------------------------------------------------
 
     def go(self, stop: StopRequest | None = None, progress: ProgressLine | None = None) -> Outcome:
-        """Runs to the end, to the next step after a stop request, or until the observer returns False. Then
-        saves."""
+        """Runs to the end, the next step after a stop request, or the observer's False; then saves."""
         self.progress, ended = progress, False
-        self.board = (
-            Board(self.run.out, self.step) if self.main and self.config.tensorboard and self.run.out else None
-        )
+        wanted = self.main and self.config.tensorboard and self.run.out
+        self.board = Board(self.run.out, self.step) if wanted else None
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=devices):
             if self.step == 0 and self.config.validate_first:
                 self._validate(first=True)
             while not (self.finished or ended or processes.stopping(self.accelerator, stop)):
-                ended = self._run_phase(stop)
-            if (
-                self.step != self.saved or not self.saved
-            ):  # a finished run keeps its optimiser for a longer one
+                try:
+                    ended = self._run_phase(stop)
+                except Paused:
+                    self._save()
+                    raise
+            # A finished run keeps its optimiser for a longer one.
+            if self.step != self.saved or not self.saved:
                 self._save()
         for line in (self.progress, self.board):
             if line is not None:
                 line.close()
         out = self.run.out / checkpoint.CHECKPOINT if self.run.out else None
-        return Outcome(step=self.step, stopped=not self.finished, checkpoint=out, losses=dict(self.row))
+        return Outcome(step=self.step, stopped=not self.finished, checkpoint=out, losses={**self.row})
 
     def _run_phase(self, stop: StopRequest | None) -> bool:
         """Steps to the end of the phase, or of the run; returns whether the observer ended it."""
         phase, step = self.place
         end = self.phases[phase].steps
         accumulate, began, before = self.config.accumulate, time.monotonic(), self.seconds
-        draws = (self._draw, step * accumulate, end * accumulate, self.config.read_ahead)
+        ahead = 0 if self.task.live_draws else self.config.read_ahead
+        draws = (self._draw, step * accumulate, end * accumulate, ahead)
         with drawn_ahead(*draws) as following:
             while step < end and not self.finished and not processes.stopping(self.accelerator, stop):
                 self.row = self._one_step(following, step)
@@ -247,17 +248,21 @@ class Loop:
             raise
 
     def _one_step(self, following: Any, step: int) -> dict[str, float]:
-        """`_step`, with a GPU that is too small said in one sentence."""
+        """`_step`, with a GPU that is too small said in one sentence, once the state is saved."""
+        self._whole = True
         try:
             return self._step(following, step)
         except torch.OutOfMemoryError as error:
+            alone = self.accelerator.num_processes == 1  # others may wait for this process inside a step
+            if self._whole and alone and self.step != self.saved:
+                self._save()
             raise TrainingError(
                 f"The GPU's memory does not hold step {self.step + 1} at batch {self.config.batch}; "
                 f"{self.safe}: use a smaller batch, fewer frames or pixels, or bf16."
             ) from error
 
     def _step(self, following: Any, step: int) -> dict[str, float]:
-        """Accumulates micro-batches and takes one optimiser step; returns what to log."""
+        """Accumulates micro-batches, takes one optimiser step and returns what to log."""
         config, accelerator, stepper = self.config, self.accelerator, self.stepper
         if any(0 < group.starts == step for group in self.groups):
             if not stepper.starts_together:
@@ -287,21 +292,21 @@ class Loop:
                     norm = stepper.clip()
                     if config.precision != "fp16":  # its scaler skips such a step
                         self._check({"gradient": norm}, {})
+                    self._whole = False
                     stepper.step()
         if self.average:
             ema_update(self.average, self.trained(), config.ema, self.step)
         row = {name: sum(values) / len(values) for name, values in sums.items()}
-        return self.task.derive(row) | {"rate": stepper.optimizer.param_groups[0]["lr"], "gradient": norm}
+        rate = stepper.optimizer.param_groups[0]["lr"]
+        return self.task.derive(row) | {"rate": rate, self.task.norm_name: norm}
 
     def _reduced(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
         """Means over the processes."""
-        names = list(outputs)
-        values = torch.stack([outputs[name].detach().float() for name in names]).tolist()
-        return processes.mean_row(self.accelerator, dict(zip(names, values)), ["loss", *self.task.names])
+        values = torch.stack([value.detach().float() for value in outputs.values()]).tolist()
+        return processes.mean_row(self.accelerator, dict(zip(outputs, values)), ["loss", *self.task.names])
 
     def _check(self, values: Mapping[str, float], weights: Mapping[str, float]) -> None:
-        """Raises TrainingError where a loss, or the gradient, is not finite: nothing was changed by it
-        yet."""
+        """Raises TrainingError where a loss or the gradient is not finite, before anything was changed."""
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             name = next((name for name in bad if name in weights), bad[0])
@@ -327,8 +332,7 @@ class Loop:
     # --- validation -----------------------------------------------------------------------------------------
 
     def _validate(self, first: bool = False) -> None:
-        """Measures held-out data with the same draws every time, spread over the processes; remembers the
-        best weights."""
+        """Measures held-out data, with the same draws every time; remembers the best weights."""
         count = min(self.task.validation_count, self.config.validation_clips)
         with evaluating(self.accelerator, self.stepper.module, self.average, self.trained):
             if count:
@@ -339,7 +343,7 @@ class Loop:
         if not count:
             return
         self.row = {**self.row, **self.found}
-        if first:  # the untrained weights are no candidates: those of a predictor may be the constant zero
+        if first:  # untrained weights are no candidates: a predictor's may be the constant zero
             with saving(checkpoint.LOG, self.safe):
                 self.log.add(step=0, **self.found)
             return
@@ -384,9 +388,8 @@ class Loop:
         progress["best"] = best if self.best else None
         # New at the start of a phase: nothing to keep.
         optimizer = self.stepper.optimizer if step > 0 else None
-        checkpoint.save_state(
-            self.run, states, optimizer, progress, sharded=self.stepper.sharded, safe=self.safe
-        )
+        sharded = self.stepper.sharded
+        checkpoint.save_state(self.run, states, optimizer, progress, sharded=sharded, safe=self.safe)
         self.saved = self.step
         if not self.main:
             return

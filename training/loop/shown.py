@@ -14,7 +14,7 @@ from .task import Phase, Task
 def log_columns(task: Task, phases: Sequence[Phase], config: LoopConfig) -> list[str]:
     """Columns of log.csv behind "step", each once."""
     found = task.validation_names or [f"val_{name}" for name in task.names]
-    columns = ["phase"] * (len(phases) > 1) + ["loss", *task.names, *found, "rate", "gradient"]
+    columns = ["phase"] * (len(phases) > 1) + ["loss", *task.names, *found, "rate", task.norm_name]
     columns += [f"gradient {name}" for name in task.names] * bool(config.gradient_norms)
     return list(dict.fromkeys([*columns, "seconds"]))
 

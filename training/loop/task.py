@@ -1,5 +1,5 @@
-"""The border between the loop and what it trains: `Task`, its `Phase`s and `ParameterGroup`s; `Run`,
-`Report`, `Outcome`."""
+"""The border between the loop and what it trains: `Task`, its `Phase`s and `ParameterGroup`s; `Paused`;
+`Run`, `Report`, `Outcome`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..console import TrainingError
 from .config import LoopConfig
+
+
+class Paused(TrainingError):
+    """A task cannot go on, in every process alike, while no step is half done: the loop saves the state
+    before the error goes through."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +73,10 @@ class Task:
     its own."""
     whole_batches: bool = False
     """Whether `LoopConfig.batch` counts the clips of all processes together."""
+    live_draws: bool = False
+    """Whether a draw depends on the weights: it is then made when its step has come, never ahead of it."""
+    norm_name: str = "gradient"
+    """Column of the gradient's norm."""
 
     def begin(self, phase: int) -> None:
         """Called before the steps of a phase, on resuming too."""

@@ -8,7 +8,6 @@ A recipe names objectives as words, the kind first:
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from ...encoders import DEFAULT_SOURCE
 from ...encoders.need import TeacherNeed
 from ...methods.weights import WeightsError, read_info
 from ..console import TrainingError
-from ..settings import from_words
+from ..settings import kind_and_settings
 from .align import (
     MtsaObjective,
     PdaObjective,
@@ -67,20 +66,7 @@ KINDS: dict[str, tuple[type[Settings], type[Objective]]] = {
 def parse(text: str) -> tuple[str, Settings]:
     """Reads "kind key=value ...". Raises TrainingError for an unknown kind or key, or a value of the wrong
     type."""
-    kind, *pairs = text.split() or [""]
-    if kind not in KINDS:
-        raise TrainingError(f"objective {kind!r} is unknown; choose one of {', '.join(KINDS)}.")
-    settings = KINDS[kind][0]
-    known = [f.name for f in dataclasses.fields(settings)]
-    words: dict[str, str] = {}
-    for pair in pairs:
-        key, equals, word = pair.partition("=")
-        if not equals or key not in known:
-            raise TrainingError(
-                f"{pair!r} is not a setting of the objective {kind}; it has {', '.join(known)}."
-            )
-        words[key] = word
-    return kind, from_words(words, settings, lambda name: f"{name} of the objective {kind}")
+    return kind_and_settings(text, {kind: made for kind, (made, _) in KINDS.items()}, "objective")
 
 
 TAUGHT_BY_DEFAULT = {

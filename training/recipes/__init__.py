@@ -1,12 +1,12 @@
-"""Recipes: settings of a fine-tune, or of MoAlign's first stage, with each paper's numbers, one JSON file
-each, read strictly into typed settings."""
+"""Recipes: settings of a fine-tune, of MoAlign's first stage or of a reinforcement, with each paper's
+numbers, one JSON file each, read strictly into typed settings."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from ..console import TrainingError
 from ..settings import read
@@ -16,33 +16,40 @@ FOLDER = Path(__file__).resolve().parent
 Config = TypeVar("Config")
 
 
-STAGE_ONE = "-stage1"
-"""How the names of `latent-physics motion-head`'s recipes end; the others are `latent-physics finetune`'s."""
+Kind = Literal["finetune", "motion-head", "grpo"]
+"""The command that a recipe is for."""
 
 
-def names(stage_one: bool = False) -> list[str]:
-    """The recipes that come with the pack: for fine-tuning, or for MoAlign's first stage."""
-    return sorted(path.stem for path in FOLDER.glob("*.json") if path.stem.endswith(STAGE_ONE) == stage_one)
+def kind_of(name: str) -> Kind:
+    """The command that a recipe of the pack is for, by its name."""
+    if name.endswith("-stage1"):
+        return "motion-head"
+    return "grpo" if "grpo" in name.split("-") else "finetune"
 
 
-def recipe_in(argv: Sequence[str], config: type[Config], stage_one: bool = False) -> Config | None:
+def names(kind: Kind = "finetune") -> list[str]:
+    """The recipes that come with the pack for a command."""
+    return sorted(path.stem for path in FOLDER.glob("*.json") if kind_of(path.stem) == kind)
+
+
+def recipe_in(argv: Sequence[str], config: type[Config], kind: Kind = "finetune") -> Config | None:
     """The settings of the recipe that a command line names, which its other words then change. Raises
     TrainingError."""
     for place, word in enumerate(argv):
         if word == "--recipe" and place + 1 < len(argv):
-            return load_recipe(argv[place + 1], config, stage_one)
+            return load_recipe(argv[place + 1], config, kind)
         if word.startswith("--recipe="):
-            return load_recipe(word.partition("=")[2], config, stage_one)
+            return load_recipe(word.partition("=")[2], config, kind)
     return None
 
 
-def load_recipe(name: str, config: type[Config], stage_one: bool = False) -> Config:
+def load_recipe(name: str, config: type[Config], kind: Kind = "finetune") -> Config:
     """A recipe by name, or from a JSON file of one's own, as the dataclass `config`.
 
     Raises TrainingError for an unknown name, a file that is no JSON, an unknown key, or a value of the wrong
     type.
     """
-    known = names(stage_one)
+    known = names(kind)
     path = FOLDER / f"{name}.json" if name in known else Path(name)
     if not path.is_file():
         raise TrainingError(

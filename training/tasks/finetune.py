@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ from ...methods.weights import WeightsError
 from .. import settings
 from ..backbones import Backbone
 from ..backbones.load import load_backbone
-from ..backbones.lora import TuneConfig, attach
 from ..console import ProgressLine, StopRequest, TrainingError
 from ..data.batches import TrainingClips
 from ..data.cache import cache_clips, loaders
@@ -31,16 +30,15 @@ from ..data.sources import gather
 from ..data.toy import make_toy_clips
 from ..data.videos import VideoError
 from ..loop import processes
-from ..loop.checkpoint import fill
 from ..loop.config import TrainerConfig
 from ..loop.loop import train
-from ..loop.optim import trainable
 from ..loop.processes import make_accelerator, pick_device
 from ..loop.task import Outcome, Run
 from ..objectives import parse
 from ..settings import Count, NotNegative, Number
 from .denoise import DenoisingTask
-from .export import DTYPES, ExportConfig, export, read_lora
+from .export import ExportConfig, export
+from .model import ModelConfig, about_model, check_model, companions, load_dit, make_trainable
 from .preview import Samples
 
 ERRORS = (
@@ -50,14 +48,9 @@ ERRORS = (
 
 
 @dataclass(kw_only=True)
-class FinetuneConfig:
+class FinetuneConfig(ModelConfig):
     """Fine-tunes a text-to-video model with any weighted set of physics objectives."""
 
-    recipe: str = ""
-    """A recipe that comes with the pack, or a JSON file; everything given after it on the command line
-    wins."""
-    about: str = ""
-    """Where the recipe's numbers come from."""
     out: Path = Path("runs/finetune")
     """Folder of the run: checkpoint, log.csv, curves.png, and the exported file. The same command goes on
     where it stopped."""
@@ -76,24 +69,6 @@ class FinetuneConfig:
     features: Path | None = None
     """Folder of the teachers' features; left out, a folder beside the clips."""
 
-    backbone: Literal["wan", "cogvideox", "toy"] = "wan"
-    """The model's family."""
-    source: str | None = None
-    """Diffusers folder or hub id; left out, the family's smallest model."""
-    dit: Path | None = None
-    """A transformer file as ComfyUI's models/diffusion_models holds it (fp16 or bf16), instead of
-    `source`."""
-    vae: Path | None = None
-    """A VAE file, for caching."""
-    text: Path | None = None
-    """A text encoder file, for caching."""
-    tokenizer: str | None = None
-    """Folder or hub id of the tokenizer, where the text encoder file carries none (T5)."""
-    weights: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number format of the frozen weights under a LoRA. A full fine-tune keeps float32 weights."""
-    fp8_storage: bool = False
-    """Keep the frozen weights in float8 and compute in `weights`: a LoRA on a small card."""
-
     width: Count | None = None
     """Pixels, for caching; left out, what the family was trained at."""
     height: Count | None = None
@@ -105,19 +80,9 @@ class FinetuneConfig:
 
     objectives: list[str] = field(default_factory=list)
     """Objectives, each "kind key=value ...", for example "drift weight=0.4 lag=2"."""
-    init: Path | None = None
-    """A LoRA file of this pack to go on from."""
     samples: list[str] = field(default_factory=list)
     """Prompts whose clips are written at every validation, so that progress can be seen; needs the VAE and
     the text encoder."""
-    export: bool = True
-    """Write a file for ComfyUI, or for diffusers, at the end."""
-    export_format: Literal["comfyui", "diffusers"] = "comfyui"
-    """Program whose own loader reads that file."""
-    export_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of that file."""
-    tune: TuneConfig = field(default_factory=TuneConfig)
-    """What is trained."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """How it is trained."""
 
@@ -192,8 +157,7 @@ def check(config: FinetuneConfig) -> None:
     settings.check(config)
     for text in config.objectives:
         parse.check_files(*parse.parse(text))
-    if config.init and not config.init.is_file():
-        raise TrainingError(f"init is {config.init}, which does not exist.")
+    check_model(config, config.trainer.precision)
     if config.toy_clips and config.backbone != "toy":
         raise TrainingError(f"toy_clips are for the toy backbone, not for {config.backbone}; give --videos.")
     if config.data is None and not config.videos and config.captions is None and not config.toy_clips:
@@ -201,15 +165,6 @@ def check(config: FinetuneConfig) -> None:
             ", or --toy-clips" if config.backbone == "toy" else ""
         )
         raise TrainingError(f"there is nothing to train on; give {what}.")
-    if config.dit and config.source:
-        raise TrainingError("dit and source name two models; give one of them.")
-    if config.tune.mode == "full" and (config.fp8_storage or config.init):
-        what = "fp8_storage" if config.fp8_storage else "init"
-        raise TrainingError(
-            f"{what} is for a LoRA; a full fine-tune starts from `source` or `dit` and keeps float32 weights."
-        )
-    if config.tune.mode == "lora" and config.weights == "float16" and config.trainer.precision == "bf16":
-        raise TrainingError("weights are float16 and precision is bf16; use bfloat16 weights.")
 
 
 def cache_videos(config: FinetuneConfig, out: Path, stop: StopRequest, progress: ProgressLine) -> None:
@@ -244,13 +199,6 @@ def usual_fps(config: FinetuneConfig) -> float:
     return usual_format(config.backbone).fps if config.fps is None else config.fps
 
 
-def load_dit(config: FinetuneConfig) -> Backbone:
-    """The transformer alone, on the CPU: the trainer places it."""
-    source: Any = {"dit": config.dit} if config.dit else config.source
-    dtype = torch.float32 if config.tune.mode == "full" else DTYPES[config.weights]
-    return load_backbone(config.backbone, source, parts=("dit",), dtype=dtype, fp8_storage=config.fp8_storage)
-
-
 def empty_prompt(config: FinetuneConfig) -> Tensor:
     """Tokens `L D` of the empty prompt. Raises TrainingError where the text encoder is not to be found."""
     source: Any = config.source
@@ -265,10 +213,7 @@ def empty_prompt(config: FinetuneConfig) -> Tensor:
 def make_samples(config: FinetuneConfig, clips: TrainingClips) -> Samples:
     """What is needed to show clips on the way: embedded prompts and the VAE. Raises TrainingError where a
     part is missing."""
-    source: Any = config.source
-    if config.vae or config.text:
-        found = {"vae": config.vae, "text": config.text, "tokenizer": config.tokenizer}
-        source = {name: path for name, path in found.items() if path}
+    source = companions(config)
     text = load_backbone(config.backbone, source, parts=("text",))
     tokens, mask = text.embed_prompts(config.samples)
     null = text.embed_prompts([""])
@@ -298,11 +243,7 @@ def make_task(
 ) -> DenoisingTask:
     """The task with its LoRA (or nothing frozen) and its objectives' projectors, all drawn from the run's
     seed."""
-    attach(backbone, config.tune, config.trainer.seed)
-    if config.init:
-        load_init(config.init, backbone, config.tune)
-    if config.trainer.checkpointing:
-        backbone.dit.enable_gradient_checkpointing()
+    make_trainable(config, backbone, config.trainer.seed, config.trainer.checkpointing)
     torch.manual_seed(config.trainer.seed)
     first = clips.entries[0].identity
     channels = {need.key: features.read(cache_name(need), first)["features"].shape[0] for need in needs}
@@ -354,22 +295,8 @@ def token_width(backbone: Backbone) -> int:
 
 def about(config: FinetuneConfig, backbone: Backbone) -> dict[str, Any]:
     """What the checkpoint and the exported file say of the run."""
-    plain = {key: value for key, value in dict(backbone.dit.config).items() if not key.startswith("_")}
     return {
-        "recipe": config.recipe and Path(config.recipe).stem,
-        "family": backbone.family,
-        "base": str(config.dit or config.source or config.backbone),
+        **about_model(config, backbone),
         "objectives": list(config.objectives),
         **({"blocks_from": 1} if parse.needed_teachers(config.objectives) else {}),
-        "tune": asdict(config.tune),
-        "dit_config": plain,
     }
-
-
-def load_init(path: Path, backbone: Backbone, tune: TuneConfig) -> None:
-    """Puts a LoRA file's weights into the adapter just attached."""
-    state = read_lora(path, backbone.family, backbone.latent_space, tune)
-    named: Mapping[str, Tensor] = {
-        key.replace(".weight", ".default.weight"): value for key, value in state.items()
-    }
-    fill(trainable(backbone.dit), named, path)

@@ -53,13 +53,15 @@ class Samples:
 
 def write_video(path: Path, video: Tensor, fps: float) -> None:
     """`3 T H W` in [0, 1] as an mp4, all or nothing. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, encode_video(video, fps))
+
+
+def encode_video(video: Tensor, fps: float) -> bytes:
+    """The same as an mp4 in memory."""
     import imageio.v3 as imageio
 
     frames = (video.permute(1, 2, 3, 0).cpu() * 255).round().to(torch.uint8).numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(
-        path,
-        imageio.imwrite(
-            "<bytes>", frames, extension=".mp4", plugin="pyav", codec="libx264", fps=round(fps) or 8
-        ),
+    return imageio.imwrite(
+        "<bytes>", frames, extension=".mp4", plugin="pyav", codec="libx264", fps=round(fps) or 8
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ....toyworld.canvas import FRAMES, SIZE
 from ....toyworld.corruption import corrupted
 from ....toyworld.worlds import WORLDS
+from ...backbones.present import over_time, present_frame
 from ...backbones.wan import LATENTS_MEAN, LATENTS_STD
 from ...console import StopRequest
 from .base import StageTask, run_stage
@@ -55,24 +56,12 @@ def zero_past_taps(vae: nn.Module) -> None:
     length), and a step costs less than half. The weights keep their shapes: ComfyUI and diffusers load and
     run them as any Wan VAE.
     """
-    from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
-
-    for module in vae.modules():
-        if isinstance(module, WanCausalConv3d) and module.kernel_size[0] == 3 and module.stride[0] == 1:
-            with torch.no_grad():
-                present = module.weight.sum(2)  # what the three taps make of a still picture
-                module.weight.zero_()
-                module.weight[:, :, -1] = present
-            module.forward = MethodType(present_frame, module)
-
-
-def present_frame(conv: nn.Conv3d, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
-    """A causal convolution's last tap as one 2-D convolution over all frames."""
-    kernel = conv.weight[:, :, -1]
-    out = nn.functional.conv2d(
-        x.transpose(1, 2).flatten(0, 1), kernel, conv.bias, padding=kernel.shape[-1] // 2
-    )
-    return out.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+    for module in over_time(vae):
+        with torch.no_grad():
+            present = module.weight.sum(2)  # what the three taps make of a still picture
+            module.weight.zero_()
+            module.weight[:, :, -1] = present
+        module.forward = MethodType(present_frame, module)
 
 
 def windows(count: int, length: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

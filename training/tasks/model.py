@@ -1,0 +1,113 @@
+"""The video model that a command tunes: its settings, and what is loaded by them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..backbones import Backbone
+from ..backbones.load import load_backbone
+from ..backbones.lora import TuneConfig, attach
+from ..console import TrainingError
+from ..loop.checkpoint import fill
+from ..loop.optim import trainable
+from .export import DTYPES, read_lora
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """Which model is tuned, how much of it, and the file that is made of it."""
+
+    recipe: str = ""
+    """A recipe that comes with the pack, or a JSON file; everything given after it on the command line
+    wins."""
+    about: str = ""
+    """Where the recipe's numbers come from."""
+    backbone: Literal["wan", "cogvideox", "toy"] = "wan"
+    """The model's family."""
+    source: str | None = None
+    """Diffusers folder or hub id; left out, the family's smallest model."""
+    dit: Path | None = None
+    """A transformer file as ComfyUI's models/diffusion_models holds it (fp16 or bf16), instead of
+    `source`."""
+    vae: Path | None = None
+    """A VAE file."""
+    text: Path | None = None
+    """A text encoder file."""
+    tokenizer: str | None = None
+    """Folder or hub id of the tokenizer, where the text encoder file carries none (T5)."""
+    weights: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number format of the frozen weights under a LoRA. A full fine-tune keeps float32 weights."""
+    fp8_storage: bool = False
+    """Keep the frozen weights in float8 and compute in `weights`: a LoRA on a small card."""
+    init: Path | None = None
+    """A LoRA file of this pack to go on from."""
+    export: bool = True
+    """Write a file for ComfyUI, or for diffusers, at the end."""
+    export_format: Literal["comfyui", "diffusers"] = "comfyui"
+    """Program whose own loader reads that file."""
+    export_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of that file."""
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    """What is trained."""
+
+
+def check_model(config: ModelConfig, precision: str) -> None:
+    """Raises TrainingError for what can be known before anything is loaded. precision: the loop's."""
+    if config.init and not config.init.is_file():
+        raise TrainingError(f"init is {config.init}, which does not exist.")
+    if config.dit and config.source:
+        raise TrainingError("dit and source name two models; give one of them.")
+    if config.tune.mode == "full" and (config.fp8_storage or config.init):
+        what = "fp8_storage" if config.fp8_storage else "init"
+        raise TrainingError(
+            f"{what} is for a LoRA; a full fine-tune starts from `source` or `dit` and keeps float32 weights."
+        )
+    if config.tune.mode == "lora" and config.weights == "float16" and precision == "bf16":
+        raise TrainingError("weights are float16 and precision is bf16; use bfloat16 weights.")
+
+
+def load_dit(config: ModelConfig) -> Backbone:
+    """The transformer alone, on the CPU: the loop places it."""
+    source: Any = {"dit": config.dit} if config.dit else config.source
+    dtype = torch.float32 if config.tune.mode == "full" else DTYPES[config.weights]
+    return load_backbone(config.backbone, source, parts=("dit",), dtype=dtype, fp8_storage=config.fp8_storage)
+
+
+def companions(config: ModelConfig) -> Any:
+    """Where VAE and text encoder come from: `source`, or the files that are given instead."""
+    if not (config.vae or config.text):
+        return config.source
+    # The transformer's file tells the scale of CogVideoX's latents.
+    found = {"vae": config.vae, "text": config.text, "tokenizer": config.tokenizer, "dit": config.dit}
+    return {name: path for name, path in found.items() if path}
+
+
+def make_trainable(config: ModelConfig, backbone: Backbone, seed: int, checkpointing: bool) -> None:
+    """Attaches the LoRA of `tune`, with the weights of `init`, or thaws all. Raises TrainingError."""
+    attach(backbone, config.tune, seed)
+    if config.init:
+        state = read_lora(config.init, backbone.family, backbone.latent_space, config.tune)
+        named: Mapping[str, Tensor] = {
+            key.replace(".weight", ".default.weight"): value for key, value in state.items()
+        }
+        fill(trainable(backbone.dit), named, config.init)
+    if checkpointing:
+        backbone.dit.enable_gradient_checkpointing()
+
+
+def about_model(config: ModelConfig, backbone: Backbone) -> dict[str, Any]:
+    """What the checkpoint and the exported file say of the model."""
+    plain = {key: value for key, value in dict(backbone.dit.config).items() if not key.startswith("_")}
+    return {
+        "recipe": config.recipe and Path(config.recipe).stem,
+        "family": backbone.family,
+        "base": str(config.dit or config.source or config.backbone),
+        "tune": asdict(config.tune),
+        "dit_config": plain,
+    }
