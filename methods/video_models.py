@@ -2,8 +2,8 @@
 each.
 
 It is the only place that knows them. `SPACES` is what weights files name, `MODELS` what an artist loads;
-tests compare both with `comfy.supported_models` and `comfy.latent_formats`, so a release with another video model
-is noticed.
+tests compare both with `comfy.supported_models` and `comfy.latent_formats`, so a release with another video
+model is noticed.
 """
 
 from __future__ import annotations

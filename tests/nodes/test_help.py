@@ -103,8 +103,8 @@ def test_the_chinese_texts_have_every_key_and_leave_nothing_in_english():
 
 
 def chinese_page(texts: dict, own: str) -> str:
-    """A help page from a node's Chinese texts; `own` is what stands behind them, from "## \u7528\u6cd5" (how to
-    use it) on."""
+    """A help page from a node's Chinese texts; `own` is what stands behind them, from "## \u7528\u6cd5" (how
+    to use it) on."""
     lines = [f"# {texts['display_name']}", "", texts["description"], ""]
     for title, part in (("\u8f93\u5165", "inputs"), ("\u8f93\u51fa", "outputs")):
         if texts[part]:

@@ -1,7 +1,7 @@
 """Weights of a fine-tune under the names that a program's own loader reads: ComfyUI's, or diffusers'.
 
-ComfyUI: native names behind `diffusion_model.`, with an `.alpha` for every module of a LoRA. diffusers: its own
-names behind `transformer.`; a LoRA's scale is multiplied into `lora_B`, because loaders of this form take
+ComfyUI: native names behind `diffusion_model.`, with an `.alpha` for every module of a LoRA. diffusers: its
+own names behind `transformer.`; a LoRA's scale is multiplied into `lora_B`, because loaders of this form take
 alpha = rank unless metadata says otherwise, and few read metadata.
 """
 
