@@ -231,8 +231,9 @@ FLOORS = {
     ],
     "devtools/workflows": [
         ["__init__.py", "format.py", "thumbnails.py"],
-        ["files.py"],
+        ["files.py", "blueprint.py"],
         ["pieces.py"],
+        ["blueprints.py"],
         ["wan.py"],
         ["lamo.py", "wan_lamo.py", "ltx.py", "large.py", "compare.py"],
         ["pila.py", "alignment.py", "critics.py"],

@@ -20,10 +20,12 @@ from .. import comfyui
 from ..server import ComfyServer
 from ..shell import BenchError, say
 from . import alignment, compare, critics, lamo, large, ltx, pila, wan_lamo
+from .blueprint import blueprint_form
+from .blueprints import BLUEPRINTS
 from .format import Graph, api_form, check, overlaps, ui_form
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "workflows"
+FOLDER, SUBGRAPHS = ROOT / "workflows", ROOT / "subgraphs"
 GRAPHS = tuple(
     build for part in (lamo, compare, wan_lamo, ltx, large, pila, alignment, critics) for build in part.GRAPHS
 )
@@ -51,7 +53,7 @@ def running_server() -> Iterator[ComfyServer]:
 
 
 def write(info: dict[str, Any]) -> None:
-    """Writes both forms of every graph.
+    """Writes both forms of every graph, and the subgraph blueprints.
 
     Raises BenchError for a graph that does not fit the server's nodes.
     """
@@ -61,6 +63,9 @@ def write(info: dict[str, Any]) -> None:
         for path, text in forms(graph, info).items():
             (FOLDER / path).write_text(text, encoding="utf-8")
         say(f"wrote {graph.name} ({len(graph.nodes()) + 1} nodes)")
+    SUBGRAPHS.mkdir(exist_ok=True)
+    for build in BLUEPRINTS:
+        (SUBGRAPHS / f"{build().name}.json").write_text(blueprint(build(), info), encoding="utf-8")
 
 
 def forms(graph: Graph, info: dict[str, Any]) -> dict[str, str]:
@@ -76,6 +81,11 @@ def forms(graph: Graph, info: dict[str, Any]) -> dict[str, str]:
     return {
         path: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for path, content in contents.items()
     }
+
+
+def blueprint(graph: Graph, info: dict[str, Any]) -> str:
+    """The file of a subgraph blueprint. Raises BenchError as `forms` does."""
+    return json.dumps(blueprint_form(graph, info), indent=2, ensure_ascii=False) + "\n"
 
 
 def main(argv: list[str] | None = None) -> int:

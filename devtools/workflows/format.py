@@ -33,6 +33,9 @@ _DOOR = (Path(__file__).resolve().parents[2] / "__init__.py").read_text(encoding
 VERSION = re.search(r'^__version__ = "(.+)"$', _DOOR, flags=re.M)[1]
 NAMESPACE = uuid.UUID("5b0f6b1c-8f6d-4a0e-9f0a-3a5f3f1d7c11")
 
+INPUT = "input"
+"""Stands for the subgraph's own inputs, where `Out` names a node."""
+
 Info = dict[str, Any]
 """What /object_info answers: node type -> its inputs, outputs and texts."""
 
@@ -92,6 +95,12 @@ class Graph:
     """Left to right, in the order of the flow."""
     note_height: int = 420
     note_width: int = 400
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Of a subgraph: name -> type. Its nodes are wired to them with `Out(INPUT, name)`."""
+    defaults: dict[str, Any] = field(default_factory=dict)
+    """Of a subgraph: input -> the value its widget begins with, where it is not the node's own."""
+    outputs: dict[str, Out] = field(default_factory=dict)
+    """Of a subgraph: name -> where it comes from."""
 
     def nodes(self) -> list[Node]:
         return [node for column in self.columns for node in column.nodes]
@@ -155,6 +164,8 @@ def check(graph: Graph, info: Info) -> None:
         for entry in known.values():
             value = node.values.get(entry.name)
             if isinstance(value, Out):
+                if value.node == INPUT and value.output in graph.inputs:
+                    continue
                 if value.node not in nodes or value.output not in info[nodes[value.node].type]["output_name"]:
                     raise BenchError(
                         f"{graph.name}: {node.key}.{entry.name} is wired to {value}, which does not exist."
@@ -164,6 +175,8 @@ def check(graph: Graph, info: Info) -> None:
 
 
 def slot_of(graph: Graph, info: Info, wire: Out) -> int:
+    if wire.node == INPUT:
+        return list(graph.inputs).index(wire.output)
     node = next(node for node in graph.nodes() if node.key == wire.node)
     return info[node.type]["output_name"].index(wire.output)
 

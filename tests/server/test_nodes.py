@@ -70,7 +70,7 @@ def test_viewers_are_shown_again_where_only_another_part_of_the_graph_runs(serve
     assert whole["outputs"][drift]
     graph[save]["inputs"]["quality"] = 80
     body = {"prompt": graph, "partial_execution_targets": [save], "client_id": server.client_id}
-    answer = json.loads(server.request("/prompt", json.dumps(body).encode()))
+    answer = json.loads(server.request("/prompt", body))
     part = server.wait(answer["prompt_id"])
     assert part["outputs"][save]
     assert part["outputs"][drift] == whole["outputs"][drift]

@@ -3,7 +3,9 @@ their models."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from latent_physics.devtools.server import ComfyServer, PromptRejected
 from latent_physics.devtools.workflows.__main__ import FOLDER, forms
 from latent_physics.devtools.workflows.__main__ import GRAPHS as WRITTEN
+from latent_physics.devtools.workflows.format import ModelFile
 
 pytestmark = pytest.mark.server
 GRAPHS = sorted((Path(__file__).parents[2] / "workflows" / "api").glob("*.json"))
@@ -67,3 +70,36 @@ def test_shipped_files_are_those_that_the_graphs_write(server: ComfyServer, buil
 
 def test_every_shipped_graph_is_written_by_one_function() -> None:
     assert sorted(build().name for build in WRITTEN) == [path.stem for path in GRAPHS]
+
+
+def files_of_templates() -> set[ModelFile]:
+    """Every model file that ComfyUI's own templates link to."""
+    found = importlib.util.find_spec("comfyui_workflow_templates_json")
+    if found is None:
+        pytest.skip("comfyui_workflow_templates_json, which holds ComfyUI's templates, is not installed")
+
+    def walk(part: Any) -> set[ModelFile]:
+        if isinstance(part, dict):
+            here = {ModelFile(*(part[key] for key in ModelFile._fields))} if is_file(part) else set()
+            return here.union(*map(walk, part.values()))
+        return set().union(*map(walk, part)) if isinstance(part, list) else set()
+
+    def is_file(part: dict[str, Any]) -> bool:
+        return all(isinstance(part.get(key), str) for key in ModelFile._fields)
+
+    (folder,) = found.submodule_search_locations
+    return set().union(*(walk(load(path)) for path in Path(folder, "templates").glob("*.json")))
+
+
+def test_model_files_are_those_of_comfyuis_own_templates() -> None:
+    ours = {file for build in WRITTEN for node in build().nodes() for file in node.files}
+    assert len(ours) > 20
+    assert not sorted(ours - files_of_templates())
+
+
+def test_every_graph_of_a_large_model_leads_to_a_first_predictor() -> None:
+    for build in WRITTEN:
+        graph = build()
+        types = {node.type for node in graph.nodes()}
+        if "LatentPhysicsLoadToyWorld" not in types and "LatentPhysicsLoadMotionPredictor" in types:
+            assert re.search(r"Train Motion Predictor\*\*.*quick", graph.note, flags=re.S), graph.name
