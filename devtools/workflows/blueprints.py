@@ -43,7 +43,8 @@ def two_experts() -> Graph:
     ]
     return Graph(
         name="two experts with LaMo",
-        note="Samples with Wan 2.2's two experts in turn, both with LaMo Guidance. Wire each expert after its LoRA and shift.",
+        note="Samples with Wan 2.2's two experts in turn, both with LaMo Guidance. Wire each expert after its "
+        "LoRA and shift.",
         inputs={
             "high_model": "MODEL",
             "low_model": "MODEL",
@@ -86,7 +87,8 @@ def with_and_without() -> Graph:
     ]
     return Graph(
         name="with and without LaMo",
-        note="Samples one seed twice: the plain model, and the model with LaMo Guidance. Decode both and look at them side by side.",
+        note="Samples one seed twice: the plain model, and the model with LaMo Guidance. Decode both and look at "
+        "them side by side.",
         inputs={
             "model": "MODEL",
             "predictor": "MOTION_PREDICTOR",

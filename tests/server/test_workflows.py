@@ -80,7 +80,11 @@ def files_of_templates() -> set[ModelFile]:
 
     def walk(part: Any) -> set[ModelFile]:
         if isinstance(part, dict):
-            here = {ModelFile(*(part[key] for key in ModelFile._fields))} if is_file(part) else set()
+            here = (
+                {ModelFile(*(part[key].split("?")[0] for key in ModelFile._fields))}
+                if is_file(part)
+                else set()
+            )
             return here.union(*map(walk, part.values()))
         return set().union(*map(walk, part)) if isinstance(part, list) else set()
 
