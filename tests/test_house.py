@@ -251,6 +251,25 @@ def floor_of(path: Path, room: str) -> int:
     raise LookupError(f"{name_of(path)} stands on no floor: add it to FLOORS.")
 
 
+TOLD_APART = {
+    "DatasetError",  # the clip is encoded again
+    "VideoError",  # the clip is left out
+    "KeyMapError",  # the caller names the file
+    "GateError",  # a study that would compare nothing
+    "StageStoppedError",  # no error: Ctrl-C between two stages
+}
+
+
+def test_training_has_one_error_beside_those_that_a_caller_tells_apart() -> None:
+    found = {
+        node.name
+        for path in modules("training")
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Error")
+    }
+    assert found == {"TrainingError", *TOLD_APART}
+
+
 @pytest.mark.parametrize("room", FLOORS)
 def test_inside_a_room_imports_go_down(room: str) -> None:
     wrong = [

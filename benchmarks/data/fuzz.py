@@ -24,7 +24,8 @@ from pathlib import Path
 import numpy as np
 from latent_physics.methods.labels.llm import parse_prompt
 from latent_physics.methods.labels.taxonomy import CATEGORIES
-from latent_physics.training.data.captions import CaptionError, caption_of, read_list
+from latent_physics.training.console import TrainingError
+from latent_physics.training.data.captions import caption_of, read_list
 from latent_physics.training.data.finding import scan
 from latent_physics.training.data.left_out import VideoError
 from latent_physics.training.data.videos import content_hash, windows
@@ -184,7 +185,7 @@ class Lists:
         counts: Counter[str] = Counter()
         try:
             found = read_list(path)
-        except CaptionError:
+        except TrainingError:
             counts["refused"] = 1
         else:
             counts["read"] = 1

@@ -28,7 +28,7 @@ from latent_physics.training.data import cache
 from latent_physics.training.data.cache import cache_clips
 from latent_physics.training.data.clip import KIND, DatasetError, read_clip
 from latent_physics.training.data.clips import Clips
-from latent_physics.training.data.format import CacheConfig, CacheError, format_of
+from latent_physics.training.data.format import CacheConfig, format_of
 from latent_physics.training.data.report import summarise
 from latent_physics.training.data.videos import find_clips, template_clips, windows
 from PIL import Image
@@ -374,7 +374,7 @@ def test_a_folder_keeps_to_one_latent_space(videos):
     class Other(Encoder):
         latent_space = "wan2.1"
 
-    with pytest.raises(CacheError, match=r"holds clips of toy, this backbone makes wan2\.1"):
+    with pytest.raises(TrainingError, match=r"holds clips of toy, this backbone makes wan2\.1"):
         run(settings(videos), encoder=Other())
 
 
@@ -391,7 +391,7 @@ def test_a_folder_keeps_to_one_latent_space(videos):
     ],
 )
 def test_settings_that_do_not_fit_say_what_would(videos, changes, message):
-    with pytest.raises(CacheError, match=message):
+    with pytest.raises(TrainingError, match=message):
         format_of(settings(videos, **changes))
 
 
@@ -462,9 +462,9 @@ def test_cogvideox_files_need_the_transformer_that_says_which_scale(videos, tmp_
         for name in "ab"
     ]
     assert keys[0] != keys[1], "another model's latents would be taken for finished"
-    with pytest.raises(CacheError, match=r"give the model's file as dit, too\.$"):
+    with pytest.raises(TrainingError, match=r"give the model's file as dit, too\.$"):
         cache.loaders(settings(videos, backbone="cogvideox", **{**files, "dit": None}))
-    with pytest.raises(CacheError, match="a source says itself"):
+    with pytest.raises(TrainingError, match="a source says itself"):
         cache.loaders(settings(videos, backbone="cogvideox", source="x", dit=files["dit"]))
 
 
@@ -518,7 +518,7 @@ def test_bad_input_is_one_line_and_status_1(tmp_path, capsys, monkeypatch):
     config = CacheConfig(out=tmp_path / "out", videos=[tmp_path / "empty"])
     report, _, _ = run(config)
     with pytest.raises(
-        CacheError, match=r"none of the 1 clips could be used; the first: broken\.mp4 cannot be decoded"
+        TrainingError, match=r"none of the 1 clips could be used; the first: broken\.mp4 cannot be decoded"
     ):
         summarise(report, config)
     monkeypatch.setitem(sys.modules, "tyro", None)

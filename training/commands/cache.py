@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ...methods.weights import WeightsError
-from ..console import StopRequest, TrainingError
+from ..console import StopRequest
 from ..data.cache import cache_clips, loaders
 from ..data.check import check_clips, show_check
-from ..data.format import CacheConfig, CacheError, format_of
+from ..data.format import CacheConfig, format_of
 from ..data.left_out import VideoError
 from ..data.report import summarise
 from ..data.sources import gather
@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
     """The command. Returns the exit status: 0 where every clip that could be read is cached, 1 on an error,
     130 where stopped."""
 
-    return cli.run_command(lambda: _command(argv), CacheError, VideoError, WeightsError, TrainingError)
+    return cli.run_command(lambda: _command(argv), VideoError, WeightsError)
 
 
 def _command(argv: list[str]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..console import ProgressLine, StopRequest, TrainingError
+from ..console import ProgressLine, StopRequest
 from ..study.compare import CompareConfig, compare, prompts_of, runs_of, table
 from ..tasks.finetune import ERRORS
 from . import cli
@@ -24,4 +24,4 @@ def main(argv: list[str]) -> int:
         )
         return 130 if len(results) <= len(config.recipes) else 0
 
-    return cli.run_command(command, TrainingError, *ERRORS)
+    return cli.run_command(command, *ERRORS)

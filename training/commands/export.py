@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ...methods.weights import WeightsError
 from ..backbones.keys import KeyMapError
-from ..console import TrainingError
 from ..tasks.export import ExportConfig, export
 from .cli import parse, run_command
 
@@ -21,4 +20,4 @@ def main(argv: list[str]) -> int:
         print(f"{path} ({sum(file.stat().st_size for file in files) / 2**20:.1f} MiB)")
         return 0
 
-    return run_command(command, WeightsError, TrainingError, KeyMapError)
+    return run_command(command, WeightsError, KeyMapError)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ..console import StopRequest, TrainingError
+from ..console import StopRequest
 from ..recipes import names, recipe_in
 from ..tasks.finetune import ERRORS, FinetuneConfig, finetune
 from . import cli
@@ -37,4 +37,4 @@ def main(argv: list[str]) -> int:
         return 0
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return cli.run_command(command, TrainingError, *ERRORS)
+    return cli.run_command(command, *ERRORS)

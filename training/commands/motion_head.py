@@ -6,8 +6,7 @@ import os
 
 from ...encoders import TeacherError
 from ...methods.weights import WeightsError
-from ..console import StopRequest, TrainingError
-from ..data.clip import TrainingDataError
+from ..console import StopRequest
 from ..data.videos import VideoError
 from ..recipes import names, recipe_in
 from ..tasks.motion_head import MotionHeadConfig, train_motion_head
@@ -37,4 +36,4 @@ def main(argv: list[str]) -> int:
         return 0
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return cli.run_command(command, TrainingError, TeacherError, TrainingDataError, VideoError, WeightsError)
+    return cli.run_command(command, TeacherError, VideoError, WeightsError)

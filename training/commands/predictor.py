@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ...methods.weights import WeightsError
-from ..console import ProgressLine, StopRequest, TrainingError, clock
-from ..data.clip import DatasetError
+from ..console import ProgressLine, StopRequest, clock
 from ..data.clips import Clips
 from ..loop.checkpoint import CURVES, LOG
 from ..settings import check
@@ -43,7 +42,7 @@ class PredictorCommand:
 def main(argv: list[str]) -> int:
     """The command. Returns the exit status: 0 where the run is finished, 1 on an error, 130 where stopped by
     the user."""
-    return cli.run_command(lambda: _command(argv), DatasetError, TrainingError, WeightsError)
+    return cli.run_command(lambda: _command(argv), WeightsError)
 
 
 def _command(argv: list[str]) -> int:

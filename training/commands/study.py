@@ -3,7 +3,7 @@ open."""
 
 from __future__ import annotations
 
-from ..console import ProgressLine, StopRequest, TrainingError
+from ..console import ProgressLine, StopRequest
 from ..study.compare import prompts_of, runs_of, table
 from ..study.gate import GateError, Limits
 from ..study.gate import table as gate_table
@@ -33,4 +33,4 @@ def main(argv: list[str]) -> int:
         )
         return 130 if len(results) <= len(config.recipes) else 0
 
-    return cli.run_command(command, GateError, TrainingError, *ERRORS)
+    return cli.run_command(command, GateError, *ERRORS)

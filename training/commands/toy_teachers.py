@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..console import ProgressLine, StopRequest, TrainingError
+from ..console import ProgressLine, StopRequest
 from ..tasks.toy.encoders import ToyTeachersConfig, train_teacher
 from . import cli
 
@@ -26,4 +26,4 @@ def main(argv: list[str]) -> int:
                 print(path)
         return 0
 
-    return cli.run_command(command, TrainingError)
+    return cli.run_command(command)

@@ -21,7 +21,7 @@ import torch
 
 from ...methods.weights import WeightsError
 from ...toyworld.data import mixture
-from ..console import StopRequest, TrainingError
+from ..console import StopRequest
 from ..tasks.toy.base import StageStoppedError, train_base
 from ..tasks.toy.mixture import encode_mixture
 from ..tasks.toy.settings import ToyWorldConfig
@@ -77,4 +77,4 @@ def main(argv: list[str]) -> int:
         return 0
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is downloaded
-    return run_command(command, TrainingError, WeightsError)
+    return run_command(command, WeightsError)

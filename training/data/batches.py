@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...encoders.need import TeacherNeed, cache_name
 from ...methods.weights import WeightsError
-from .clip import DatasetError, TrainingDataError, described, read_clip
+from .clip import DatasetError, described, read_clip
 from .feature_cache import FeatureCache
 from .folder import ClipFolder
 
@@ -121,7 +121,7 @@ class TrainingClips:
         self, indices: Sequence[int], needs: Sequence[TeacherNeed] = (), cache: FeatureCache | None = None
     ) -> Batch:
         """The clips with these numbers, all of one shape, with the features that `needs` names. Raises
-        TrainingDataError."""
+        DatasetError."""
         latents, tokens, features = [], [], {need.key: [] for need in needs}
         for index in indices:
             entry = self.entries[index]
@@ -130,17 +130,17 @@ class TrainingClips:
                 for need in needs:
                     features[need.key].append(cache.read(cache_name(need), entry.identity))
             except (WeightsError, DatasetError, OSError, safetensors.SafetensorError) as error:
-                raise TrainingDataError(
+                raise DatasetError(
                     f"{entry.path.name} or its features cannot be read ({error}); run the command again to "
                     f"mend them."
                 ) from error
             if clip.tokens is None:
-                raise TrainingDataError(
+                raise DatasetError(
                     f"{entry.path.name} was cached without its prompt's tokens; run latent-physics cache "
                     f"again with --tokens."
                 )
             if not torch.isfinite(clip.latent).all():
-                raise TrainingDataError(
+                raise DatasetError(
                     f"{entry.path.name} holds values that are not finite; delete it and cache it again in "
                     f"float32."
                 )

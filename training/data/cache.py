@@ -20,11 +20,11 @@ from torch import Tensor
 
 from ...methods.lamo import pool_tokens
 from ...methods.weights import WeightsError, read_info
-from ..console import ProgressLine, StopRequest, remove_leftovers, saving
+from ..console import ProgressLine, StopRequest, TrainingError, remove_leftovers, saving
 from ..loop.processes import pick_device
 from .captions import caption_of
 from .clip import KIND, ClipInfo, described, read_clip_info, write_clip
-from .format import CacheConfig, CacheError, Format, Job, format_of
+from .format import CacheConfig, Format, Job, format_of
 from .left_out import LeftOut, VideoError, printable
 from .reader import read_ahead
 from .report import CacheReport, write_skipped
@@ -68,7 +68,7 @@ def cache_clips(
 
     `left_out`: what was passed over while the clips were found, for the report.
 
-    `load_text` and `load_vae` are called only where something is left to do. Raises CacheError where the
+    `load_text` and `load_vae` are called only where something is left to do. Raises TrainingError where the
     settings do not fit the backbone or `out` belongs to another latent space, and TrainingError where a file
     cannot be written; finished clips stay.
     """
@@ -200,7 +200,7 @@ def embed_captions(
         pooled = pool_tokens(tokens, mask)
         for row, caption in enumerate(part):
             if not torch.isfinite(pooled[row]).all():
-                raise CacheError(
+                raise TrainingError(
                     f"the embedding of the caption {caption!r} is not finite; use a bf16 or fp32 text "
                     f"encoder."
                 )
@@ -266,14 +266,14 @@ def _encode_all(
 
 
 def _check_folder(out: Path, latent_space: str) -> None:
-    """Raises CacheError where `out` holds clips of another latent space."""
+    """Raises TrainingError where `out` holds clips of another latent space."""
     for path in sorted(out.glob("*.safetensors")):
         try:
             info = read_info(path)
         except WeightsError:
             continue
         if info.kind == KIND and info.latent_space != latent_space:
-            raise CacheError(
+            raise TrainingError(
                 f"{out} holds clips of {info.latent_space}, this backbone makes {latent_space}: use another "
                 f"folder."
             )
@@ -285,8 +285,8 @@ def encode_window(
 ) -> Path | None:
     """Encodes and writes one window; returns its path, or None where it is there already.
 
-    Raises VideoError where the latent is not finite, CacheError where memory runs out, TrainingError if no
-    file can be written.
+    Raises VideoError where the latent is not finite, TrainingError where memory runs out or no file
+    can be written.
     """
     path = _place(config.out, job, window.index)
     form = format_of(config)
@@ -299,7 +299,7 @@ def encode_window(
         latent = vae.encode_video(video)[0]
     except torch.OutOfMemoryError as error:
         shape = f"{width}x{height} with {frames} frames"
-        raise CacheError(
+        raise TrainingError(
             f"{shape} does not fit into the GPU's memory; use a smaller size or --device cpu."
         ) from error
     store = getattr(torch, config.store)
@@ -353,14 +353,14 @@ def _remove_stale(paths: Iterable[Path], job: Job) -> None:
 
 
 def encoder_source(config: CacheConfig) -> Any:
-    """What `load_backbone` loads the encoders from. Raises CacheError where the files do not go together."""
+    """Sources of the encoders for `load_backbone`. Raises TrainingError where files do not go together."""
     if config.vae or config.text:
         if not (config.vae and config.text) or config.source:
-            raise CacheError(
+            raise TrainingError(
                 "vae and text go together, instead of source: give both files, or a source alone."
             )
         if config.backbone == "cogvideox" and not config.dit:
-            raise CacheError(
+            raise TrainingError(
                 "2B and 5B of CogVideoX share a VAE file, but not the scale of their latents: give the "
                 "model's file as dit, too."
             )
@@ -371,13 +371,13 @@ def encoder_source(config: CacheConfig) -> Any:
             **{name: value for name, value in also.items() if value},
         }
     if config.dit:
-        raise CacheError("dit goes with vae and text: a source says itself which CogVideoX it is.")
+        raise TrainingError("dit goes with vae and text: a source says itself which CogVideoX it is.")
     return config.source
 
 
 def loaders(config: CacheConfig) -> tuple[Callable[[], TextEncoder], Callable[[], VideoEncoder]]:
-    """Functions that load the backbone's text encoder and its VAE. Raises CacheError where the files do not
-    go together."""
+    """Functions that load the backbone's text encoder and its VAE. Raises TrainingError where the files do
+    not go together."""
     from ..backbones.load import load_backbone
 
     device, source = pick_device(config.device), encoder_source(config)

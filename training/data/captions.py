@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..console import TrainingError
 from .finding import ANIMATION_SUFFIXES, FILM_SUFFIXES
 from .left_out import LeftOut, VideoError
 from .text import one_line, read_text
@@ -24,10 +25,6 @@ CAPTION_KEYS = ("caption", "text", "prompt", "captions", "refined_caption", "des
 SUFFIXES = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif", ".webp")
 """Tried first, in this order, for a name without a suffix."""
 DELIMITERS = ",;\t"
-
-
-class CaptionError(ValueError):
-    """A list of captions cannot be used at all. The message is one sentence for the user."""
 
 
 @dataclass
@@ -72,12 +69,12 @@ def read_list(path: str | Path, videos: str | Path | None = None) -> CaptionList
     video that exists, are left out and named.
 
     Relative names are looked up in `videos`, by default the list's own folder; names without a suffix get the
-    one that exists. Raises CaptionError where the file cannot be read, or no row can be used.
+    one that exists. Raises TrainingError where the file cannot be read, or no row can be used.
     """
     path = Path(path)
     folder = Path(videos) if videos else path.parent
     if not path.is_file():
-        raise CaptionError(f"{path} does not exist.")
+        raise TrainingError(f"{path} does not exist.")
     found = CaptionList()
     number = 0
     for number, row in read_rows(path):
@@ -90,10 +87,10 @@ def read_list(path: str | Path, videos: str | Path | None = None) -> CaptionList
     if not found.texts:
         reasons = [entry for entry in found.left_out if entry.kind != "missing"]
         if reasons or not number:
-            raise CaptionError(
+            raise TrainingError(
                 reasons[0].reason if reasons else f"{path.name} must hold a list of entries; it holds none."
             )
-        raise CaptionError(
+        raise TrainingError(
             f"none of the {number} videos listed in {path.name} is in {folder}; give their folder with "
             f"--videos."
         )
@@ -123,18 +120,18 @@ def _entry(where: str, row: Any, folder: Path) -> tuple[Path, str]:
 
 def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
     """Entries with their numbers, from 1; a VideoError in place of an entry that cannot be parsed. Raises
-    CaptionError for a file that cannot."""
+    TrainingError for a file that cannot."""
     try:
         text = read_text(path)
     except VideoError as error:
-        raise CaptionError(str(error)) from error
+        raise TrainingError(str(error)) from error
     readers = {".csv": csv_rows, ".jsonl": jsonl_rows, ".json": json_rows}
     if path.suffix.lower() not in readers:
-        raise CaptionError(f"{path.name} is no caption list; it must end in .jsonl, .json or .csv.")
+        raise TrainingError(f"{path.name} is no caption list; it must end in .jsonl, .json or .csv.")
     try:
         yield from enumerate(readers[path.suffix.lower()](text), 1)
     except (ValueError, RecursionError) as error:
-        raise CaptionError(f"{path.name} cannot be read: {' '.join(str(error).split())}.") from error
+        raise TrainingError(f"{path.name} cannot be read: {' '.join(str(error).split())}.") from error
 
 
 def jsonl_rows(text: str) -> Iterator[Any]:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..console import ProgressLine, StopRequest
+from ..console import ProgressLine, StopRequest, TrainingError
 from .cache import caption_for, encoder_source
 from .contact_sheet import Tile, write_sheets
 from .finding import Found
-from .format import CacheConfig, CacheError, Job, format_of
+from .format import CacheConfig, Job, format_of
 from .left_out import LeftOut, VideoError, printable
 from .reader import read_ahead
 from .report import SKIPPED_FILE, left_out_lines, write_skipped
@@ -60,7 +60,7 @@ def check_clips(
 ) -> Check:
     """Reads every clip as caching would, and writes skipped.txt and the contact sheet into `config.out`.
 
-    Raises CacheError where the settings do not fit the backbone, TrainingError where the disk is full.
+    Raises TrainingError where the settings do not fit the backbone, or the disk is full.
     """
     form, stop = format_of(config), stop or StopRequest()
     progress = progress or ProgressLine("check")
@@ -167,7 +167,7 @@ def _listed(counts: Counter[str]) -> str:
 
 
 def show_check(check: Check, config: CacheConfig) -> int:
-    """Prints the table; returns the exit status. Raises CacheError where no clip can be used."""
+    """Prints the table; returns the exit status. Raises TrainingError where no clip can be used."""
     lines: Iterable[str] = table(check, config)
     print("\n".join(lines))
     if check.left_out:
@@ -177,5 +177,5 @@ def show_check(check: Check, config: CacheConfig) -> int:
         return 130
     if not check.clips:
         first = f"; the first: {check.left_out[0].reason}" if check.left_out else "."
-        raise CacheError(f"none of the {len(check.left_out)} clips can be used{first}")
+        raise TrainingError(f"none of the {len(check.left_out)} clips can be used{first}")
     return 0

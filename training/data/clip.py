@@ -11,13 +11,15 @@ from pathlib import Path
 from torch import Tensor
 
 from ...methods.weights import WeightsError, WeightsInfo, load_weights, read_info, save_weights
+from ..console import TrainingError
 
 KIND = "cached_clip"
 AGAIN = "run the cache command again: it replaces damaged clips."
 
 
-class DatasetError(ValueError):
-    """A set of cached clips cannot be used. The message is one sentence for the user."""
+class DatasetError(TrainingError):
+    """Cached clips cannot be used: a clip that raises it is encoded again, where any other TrainingError ends
+    the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,10 +130,6 @@ def described(settings: Mapping[str, object]) -> str:
     """A hash of settings, for a clip's `key`."""
     text = "\n".join(f"{key}={value}" for key, value in sorted(settings.items()))
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
-
-
-TrainingDataError = DatasetError
-"""Its name where clips are read for fine-tuning."""
 
 
 @dataclass(frozen=True, kw_only=True)

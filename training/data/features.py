@@ -13,9 +13,9 @@ from torch import Tensor
 from ...encoders import Teacher, VJEPATeacher, load_teacher
 from ...encoders.need import ORACLE, TeacherNeed, cache_name
 from ...methods.relational import motion_saliency
-from ..console import ProgressLine, StopRequest, saving
+from ..console import ProgressLine, StopRequest, TrainingError, saving
 from .batches import TrainingClips
-from .clip import ClipInfo, Entry, TrainingDataError
+from .clip import ClipInfo, Entry
 from .feature_cache import FeatureCache
 from .sources import PREFIX, ContentHashes, identify
 from .videos import VideoError, find_clips, windows
@@ -36,7 +36,7 @@ def prepare_features(
     content) or the cache's own `frames` folder. `share` (number, count): which part of the clips this process
     sees to, of how many.
 
-    Raises TrainingDataError where a clip's video is not there or too short, and what loading a teacher
+    Raises TrainingError where a clip's video is not there or too short, and what loading a teacher
     raises.
     """
     for need in needs:
@@ -51,7 +51,7 @@ def prepare_features(
             frames.check(entry)
         teacher = teacher_of(need, device)
         if need.context and not isinstance(teacher, VJEPATeacher):
-            raise TrainingDataError(
+            raise TrainingError(
                 f"{need.name} has no predictor; predictive dynamics alignment needs vjepa2 or toy_vjepa2."
             )
         check_length(min(missing, key=lambda entry: entry.info.frames), need, teacher.patch[0])
@@ -77,11 +77,11 @@ def teacher_of(need: TeacherNeed, device: str | torch.device = "cpu") -> Teacher
 
 
 def check_length(entry: Entry, need: TeacherNeed, tubelet: int) -> None:
-    """Raises TrainingDataError where a clip is too short for what is compared: two feature frames, or a whole
+    """Raises TrainingError where a clip is too short for what is compared: two feature frames, or a whole
     window where a world model forecasts."""
     least = 1 + (need.window if need.context else 2 * tubelet)
     if entry.info.frames < least:
-        raise TrainingDataError(
+        raise TrainingError(
             f"{entry.info.source} has {entry.info.frames} frames; {need.name} needs clips of at least "
             f"{least} here."
         )
@@ -121,9 +121,9 @@ class FrameSource:
         self.paths = {content: path for path, content in contents.items() if isinstance(content, str)}
 
     def check(self, entry: Entry) -> None:
-        """Raises TrainingDataError where the clip's video is not to be found."""
+        """Raises TrainingError where the clip's video is not to be found."""
         if not self._kept(entry).is_file() and entry.info.source_hash not in self.paths:
-            raise TrainingDataError(
+            raise TrainingError(
                 f"the video {entry.info.source} is needed for a teacher's features; give its folder with "
                 f"--videos."
             )
@@ -132,7 +132,7 @@ class FrameSource:
         return self.folder / entry.path.name
 
     def read(self, entry: Entry) -> Tensor:
-        """`3 T H W` in [0, 1], exactly the frames that were encoded. Raises TrainingDataError where the cut
+        """`3 T H W` in [0, 1], exactly the frames that were encoded. Raises TrainingError where the cut
         does not match."""
         kept = self._kept(entry)
         if kept.is_file():
@@ -145,10 +145,10 @@ class FrameSource:
                         break
                     return torch.from_numpy(window.frames).permute(3, 0, 1, 2).float() / 255
         except VideoError as error:
-            raise TrainingDataError(
+            raise TrainingError(
                 f"{info.source} cannot be cut as it was when it was cached ({error}); cache it again."
             ) from error
-        raise TrainingDataError(f"{info.source} cannot be cut as it was when it was cached; cache it again.")
+        raise TrainingError(f"{info.source} cannot be cut as it was when it was cached; cache it again.")
 
     def _windows(self, path: Path, info: ClipInfo) -> Iterator:
         return windows(

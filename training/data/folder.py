@@ -75,7 +75,7 @@ def split_films(films: Sequence[str], share: float, seed: int) -> tuple[list[int
     count = max(1, round(share * len(names))) if share > 0 else 0
     if count >= len(names):
         message = f"Of {len(names)} clips {count} would be held out, which leaves none to train on"
-        raise DatasetError(f"{message}: cache more source videos, or hold none out (validation 0).")
+        raise DatasetError(f"{message}: cache more source videos, or hold none out (held_out 0).")
     order = np.random.default_rng(seed).permutation(len(names))
     chosen = {names[index] for index in order[:count]}
     return [i for i, film in enumerate(films) if film not in chosen], [

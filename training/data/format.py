@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ...methods.video_models import MODELS, SPACES, TOY, FramesRule, VideoModel
-
-
-class CacheError(ValueError):
-    """Caching cannot start or go on. The message is one sentence for the user."""
+from ..console import TrainingError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +44,10 @@ def frames_rule(config: CacheConfig) -> FramesRule:
 
 
 def _model(config: CacheConfig) -> VideoModel:
-    """The row of the table. Raises CacheError where there is none of that name."""
+    """The row of the table. Raises TrainingError where there is none of that name."""
     name = config.model or FAMILY_MODELS[config.backbone]
     if name not in MODELS:
-        raise CacheError(f"model {name!r} is unknown; choose one of {', '.join(MODELS)}.")
+        raise TrainingError(f"model {name!r} is unknown; choose one of {', '.join(MODELS)}.")
     return MODELS[name]
 
 
@@ -137,7 +134,7 @@ class Job:
 
 
 def format_of(config: CacheConfig) -> Format:
-    """The format clips are cut to. Raises CacheError where a number does not fit the VAE."""
+    """The format clips are cut to. Raises TrainingError where a number does not fit the VAE."""
     toy = config.backbone == TOY.name and config.model is None
     sides = TOY_SIDES if toy else _model(config).side_multiple
     usual, rule = usual_format(config.model or config.backbone), frames_rule(config)
@@ -147,9 +144,9 @@ def format_of(config: CacheConfig) -> Format:
     for name, value in (("width", form.width), ("height", form.height)):
         if value < sides or value % sides:
             near = max(1, round(value / sides)) * sides
-            raise CacheError(f"{name} is {value}; it must be a multiple of {sides}, for example {near}.")
+            raise TrainingError(f"{name} is {value}; it must be a multiple of {sides}, for example {near}.")
     if not rule.fits(form.frames):
-        raise CacheError(
+        raise TrainingError(
             f"frames is {form.frames}; it must be {rule}, for example {rule.nearest(form.frames)}."
         )
     for name, value, least in (
@@ -158,7 +155,7 @@ def format_of(config: CacheConfig) -> Format:
         ("workers", config.workers, 1),
     ):
         if value < least:
-            raise CacheError(f"{name} is {value}; it must be at least {least}.")
+            raise TrainingError(f"{name} is {value}; it must be at least {least}.")
     if config.limit is not None and config.limit < 1:
-        raise CacheError(f"limit is {config.limit}; it must be at least 1.")
+        raise TrainingError(f"limit is {config.limit}; it must be at least 1.")
     return form

@@ -18,8 +18,8 @@ Kind = Literal[
 
 
 class VideoError(ValueError):
-    """A clip, its caption, or a folder of clips cannot be used. The message is one printable sentence for the
-    user."""
+    """A clip, its caption, or a folder of clips cannot be used: callers leave it out, where a TrainingError
+    ends the run. The message is one printable sentence for the user."""
 
     def __init__(self, message: str, kind: Kind = "broken") -> None:
         super().__init__(printable(message))

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...methods.weights import write_atomically
-from ..console import saving
-from .format import CacheConfig, CacheError
+from ..console import TrainingError, saving
+from .format import CacheConfig
 from .left_out import LeftOut, count_kinds, printable
 
 SHOWN = 10
@@ -69,7 +69,7 @@ def left_out_lines(left_out: Sequence[LeftOut]) -> Iterable[str]:
 
 
 def summarise(report: CacheReport, config: CacheConfig) -> int:
-    """Prints what was done; returns the exit status. Raises CacheError where no clip could be used."""
+    """Prints what was done; returns the exit status. Raises TrainingError where no clip could be used."""
     for clip, taken in report.same[:5]:
         print(printable(f"duplicate: {clip.name} has the same content as {taken.name}; kept {taken.name}."))
     if report.left_out:
@@ -86,7 +86,7 @@ def summarise(report: CacheReport, config: CacheConfig) -> int:
         )
         return 130
     if not there:
-        raise CacheError(
+        raise TrainingError(
             f"none of the {len(report.left_out)} clips could be used; the first: {report.left_out[0].reason}"
         )
     print(

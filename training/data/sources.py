@@ -13,9 +13,10 @@ from pathlib import Path
 
 from ...encoders.need import SAMPLED_BYTES
 from ...methods.weights import write_atomically
-from .captions import CaptionError, CaptionList, read_list
+from ..console import TrainingError
+from .captions import CaptionList, read_list
 from .finding import Found, frame_files, no_clip, scan
-from .format import CacheConfig, CacheError
+from .format import CacheConfig
 from .left_out import VideoError
 from .videos import content_hash, sampled_hash, template_clips
 
@@ -27,8 +28,8 @@ PREFIX = 12
 def gather(config: CacheConfig) -> Found:
     """The clips that `config` names, at most `limit` of them, and what was passed over on the way.
 
-    Raises CacheError for a list that cannot be used or templates that are not there, VideoError where there
-    is no clip.
+    Raises TrainingError for a list that cannot be used or templates that are not there, VideoError where
+    there is no clip.
     """
     found = Found()
     if config.captions is not None:
@@ -42,29 +43,28 @@ def gather(config: CacheConfig) -> Found:
         extra = template_clips(config.templates)
         if not extra:
             hint = "pip install comfyui-workflow-templates."
-            raise CacheError(f"no clip of ComfyUI's template packages matches {config.templates!r}; {hint}")
+            raise TrainingError(
+                f"no clip of ComfyUI's template packages matches {config.templates!r}; {hint}"
+            )
         found.clips += extra
     found.clips = found.clips[: config.limit]
     return found
 
 
 def caption_list(config: CacheConfig) -> CaptionList:
-    """`config.captions`, read; empty where there is no list. Raises CacheError where it cannot be used."""
+    """`config.captions`, read; empty where there is no list. Raises TrainingError where it cannot be used."""
     if config.captions is None:
         return CaptionList()
     if len(config.videos) > 1:
-        raise CacheError(
+        raise TrainingError(
             "with a list of captions, give one folder of videos, the one its names are looked up in."
         )
-    try:
-        return read_list(config.captions, config.videos[0] if config.videos else None)
-    except CaptionError as error:
-        raise CacheError(str(error)) from error
+    return read_list(config.captions, config.videos[0] if config.videos else None)
 
 
 def listed_captions(config: CacheConfig) -> dict[Path, str]:
-    """Video -> caption of `config.captions`; empty where there is no list. Raises CacheError where it cannot
-    be used."""
+    """Video -> caption of `config.captions`; empty where there is no list. Raises TrainingError where it
+    cannot be used."""
     return caption_list(config).texts
 
 

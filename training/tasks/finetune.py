@@ -21,10 +21,9 @@ from ..backbones.load import load_backbone
 from ..console import ProgressLine, StopRequest, TrainingError
 from ..data.batches import TrainingClips
 from ..data.cache import cache_clips, loaders
-from ..data.clip import TrainingDataError
 from ..data.feature_cache import FeatureCache
 from ..data.features import prepare_features
-from ..data.format import CacheConfig, CacheError
+from ..data.format import CacheConfig
 from ..data.report import summarise
 from ..data.sources import gather
 from ..data.toy import make_toy_clips
@@ -41,10 +40,7 @@ from .export import ExportConfig, export
 from .model import ModelConfig, about_model, check_model, companions, load_dit, make_trainable
 from .preview import Samples
 
-ERRORS = (
-    CacheError, TeacherError, TrainingDataError, TrainingError,
-    VideoError, WeightsError,
-)  # fmt: skip
+ERRORS = (TeacherError, VideoError, WeightsError)
 
 
 @dataclass(kw_only=True)
@@ -146,9 +142,7 @@ def finetune(
     )
     path = None
     if config.export and not outcome.stopped and accelerator.is_main_process:
-        path = export(
-            ExportConfig(run=config.out, dtype=config.export_dtype, format=config.export_format)
-        )
+        path = export(ExportConfig(run=config.out, dtype=config.export_dtype, format=config.export_format))
     return outcome, path
 
 

@@ -15,9 +15,8 @@ from ...encoders import load_raft
 from ...encoders.need import ORACLE, TeacherNeed, cache_name, weights_name
 from ...methods.moalign import FLOW_SIZE, MotionHead, flow_loss
 from ...methods.weights import WeightsError, WeightsInfo, load_weights, save_weights
-from ..console import ProgressLine, StopRequest, saving
+from ..console import ProgressLine, StopRequest, TrainingError, saving
 from ..data.batches import TrainingClips
-from ..data.clip import TrainingDataError
 from ..data.feature_cache import FeatureCache
 from ..data.features import FrameSource, prepare_features
 from ..data.oracle import OracleFlow
@@ -125,13 +124,13 @@ class FlowTask(Task):
         self.validation_count = len(clips.validation)
 
     def read(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Features and flow of some clips. Raises TrainingDataError where they are damaged."""
+        """Features and flow of some clips. Raises TrainingError where they are damaged."""
         entries = [self.clips.entries[index] for index in indices]
         try:
             features = [self.cache.read(self.feature, entry.identity)["features"] for entry in entries]
             flow = [self.cache.read(self.flow, entry.identity)["flow"] for entry in entries]
         except WeightsError as error:
-            raise TrainingDataError(
+            raise TrainingError(
                 f"features or flow cannot be read ({error}); run the command again to mend them."
             ) from error
         return torch.stack(features), torch.stack(flow)
@@ -150,11 +149,11 @@ def train_motion_head(
     config: MotionHeadConfig, stop: StopRequest | None = None, progress: ProgressLine | None = None
 ) -> tuple[Outcome, Path]:
     """Runs stage 1; returns what `train` returns and the file. Raises TrainingError, TeacherError,
-    TrainingDataError, VideoError or WeightsError."""
+    VideoError or WeightsError."""
     progress = progress or ProgressLine("motion head")
     settings = config.trainer
     if config.data is None:
-        raise TrainingDataError(
+        raise TrainingError(
             "there is nothing to train on; give --data, a folder that latent-physics cache made."
         )
     check(config)

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-from latent_physics.training.data.captions import CaptionError, caption_of, read_list
+from latent_physics.training.console import TrainingError
+from latent_physics.training.data.captions import caption_of, read_list
 from latent_physics.training.data.left_out import VideoError, count_kinds
 
 CAPTIONS = {"a.mp4": "a red ball, falling", "b.mp4": "\u6c34 flows — slowly", "c.mp4": 'the "hot" pan'}
@@ -52,7 +53,7 @@ def test_other_code_pages_are_refused_and_not_guessed(folder):
     with pytest.raises(VideoError, match=r"a\.txt is not UTF-8 or UTF-16 text"):
         caption_of(folder / "a.mp4")
     (folder / "list.csv").write_bytes("video,caption\na.mp4,caf\u00e9\n".encode("cp1252"))
-    with pytest.raises(CaptionError, match=r"list\.csv is not UTF-8"):
+    with pytest.raises(TrainingError, match=r"list\.csv is not UTF-8"):
         read_list(folder / "list.csv")
 
 
@@ -134,7 +135,7 @@ def test_rows_that_cannot_be_used_are_left_out_and_counted(folder):
 def test_what_only_stands_for_a_text_is_called_what_it_is(folder, content):
     (folder / "list.csv").write_text(content)
     (folder / "a.txt").write_text(content)
-    with pytest.raises(CaptionError, match=r"list\.csv is (an HTML page|a git-lfs pointer)"):
+    with pytest.raises(TrainingError, match=r"list\.csv is (an HTML page|a git-lfs pointer)"):
         read_list(folder / "list.csv")
     with pytest.raises(VideoError, match=r"a\.txt is (an HTML page|a git-lfs pointer)"):
         caption_of(folder / "a.mp4")
@@ -153,7 +154,7 @@ def test_rows_that_ran_into_one_another_swap_no_captions(folder, name):
     assert {path.name: text for path, text in found.texts.items()} == {"c.mp4": "steam"}
     assert "has a key twice" in found.left_out[0].reason
     (folder / "list.json").write_text('{"a.mp4": "ice", "a.mp4": "steam"}')
-    with pytest.raises(CaptionError, match="it has a key twice"):
+    with pytest.raises(TrainingError, match="it has a key twice"):
         read_list(folder / "list.json")
 
 

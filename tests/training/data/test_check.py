@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from latent_physics.training.commands import cache as command
+from latent_physics.training.console import TrainingError
 from latent_physics.training.data import check, sources
-from latent_physics.training.data.format import CacheConfig, CacheError
+from latent_physics.training.data.format import CacheConfig
 from latent_physics.training.data.left_out import LeftOut
 from latent_physics.training.data.report import write_skipped
 from latent_physics.training.data.sources import ContentHashes, gather, identify
@@ -221,7 +222,7 @@ def test_a_film_that_did_not_change_is_read_once(twins, tmp_path, monkeypatch):
 
 
 def test_a_list_without_a_folder_and_templates_without_a_match_say_so(tmp_path):
-    with pytest.raises(CacheError, match="give one folder of videos"):
+    with pytest.raises(TrainingError, match="give one folder of videos"):
         gather(CacheConfig(out=tmp_path, videos=[tmp_path, tmp_path], captions=tmp_path / "x.csv"))
-    with pytest.raises(CacheError, match="no clip of ComfyUI's template packages matches"):
+    with pytest.raises(TrainingError, match="no clip of ComfyUI's template packages matches"):
         gather(CacheConfig(out=tmp_path, templates="no-such-*"))

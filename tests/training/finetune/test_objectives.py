@@ -26,7 +26,6 @@ from latent_physics.training.commands import finetune as finetune_command
 from latent_physics.training.commands import motion_head as motion_head_command
 from latent_physics.training.console import ProgressLine, StopRequest, TrainingError
 from latent_physics.training.data import batches, features
-from latent_physics.training.data.clip import TrainingDataError
 from latent_physics.training.data.feature_cache import FeatureCache
 from latent_physics.training.data.features import features_of, prepare_features
 from latent_physics.training.loop.config import TrainerConfig
@@ -418,7 +417,7 @@ def test_missing_videos_and_damaged_features_are_told(tmp_path):
     kept = frames.read_bytes()
     frames.unlink()
     with pytest.raises(
-        TrainingDataError,
+        TrainingError,
         match=r"clip3\.mp4 is needed for a teacher's features; give its folder with --videos",
     ):
         finetune(config, progress=quiet())
@@ -541,7 +540,7 @@ def test_clips_too_short_for_a_teacher_are_told_before_any_feature_is_made(tmp_p
     clips, cache = batches.TrainingClips(data, batch=1, seed=0), FeatureCache(tmp_path / "features")
     need = TeacherNeed(name="vjepa2", context=0.5)
     with pytest.raises(
-        TrainingDataError, match=r"clip2\.mp4 has 5 frames; vjepa2 needs clips of at least 17 here"
+        TrainingError, match=r"clip2\.mp4 has 5 frames; vjepa2 needs clips of at least 17 here"
     ):
         prepare_features(clips, [need], cache)
     assert not cache.folder.exists()
@@ -658,7 +657,7 @@ def test_the_command_line_changes_a_recipe(tmp_path, capsys):
 
 
 def test_caption_lists(tmp_path):
-    from latent_physics.training.data.captions import CaptionError, read_list
+    from latent_physics.training.data.captions import read_list
 
     for name in ("a.mp4", "b.mp4", "c.webm"):
         (tmp_path / name).write_bytes(b"")
@@ -688,7 +687,7 @@ def test_caption_lists(tmp_path):
     for name, (text, message) in bad.items():
         if text is not None:
             (tmp_path / name).write_text(text)
-        with pytest.raises(CaptionError, match=message):
+        with pytest.raises(TrainingError, match=message):
             read_list(tmp_path / name)
 
 
@@ -719,7 +718,7 @@ def test_frames_of_a_real_clip_come_back_as_they_were_cut(tmp_path):
     slow = replace(info, window=0, start=0.0, frames=4, fps=thinned.fps, fps_limit=2)
     expected = torch.from_numpy(thinned.frames).permute(3, 0, 1, 2).float() / 255
     torch.testing.assert_close(source.read(replace(entry, info=slow)), expected)
-    with pytest.raises(TrainingDataError, match="cannot be cut as it was"):
+    with pytest.raises(TrainingError, match="cannot be cut as it was"):
         source.read(replace(entry, info=replace(slow, fps_limit=0)))  # the same start, other frames
 
 
@@ -736,7 +735,7 @@ def test_caching_takes_captions_from_a_list(tmp_path):
     import numpy as np
     from latent_physics.training.data.cache import cache_clips, listed_captions
     from latent_physics.training.data.clip import read_clip
-    from latent_physics.training.data.format import CacheConfig, CacheError
+    from latent_physics.training.data.format import CacheConfig
 
     for index in range(3):
         frames = np.random.default_rng(index).integers(0, 255, (9, 32, 32, 3), dtype=np.uint8)
@@ -768,7 +767,7 @@ def test_caching_takes_captions_from_a_list(tmp_path):
         ("0.mp4", "a ball", "file"),
         ("2.mp4", "a spring", "file"),
     ]
-    with pytest.raises(CacheError, match="does not exist"):
+    with pytest.raises(TrainingError, match="does not exist"):
         listed_captions(CacheConfig(out=tmp_path, captions=tmp_path / "no.csv"))
 
 

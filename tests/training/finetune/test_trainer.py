@@ -12,7 +12,7 @@ from latent_physics.tests.training.finetune.two_processes import run_two
 from latent_physics.training.backbones.lora import TuneConfig, attach
 from latent_physics.training.console import ProgressLine, StopRequest, TrainingError
 from latent_physics.training.data.batches import TrainingClips
-from latent_physics.training.data.clip import TrainingDataError
+from latent_physics.training.data.clip import DatasetError
 from latent_physics.training.loop.checkpoint import fill
 from latent_physics.training.loop.log import read_log
 from latent_physics.training.loop.loop import train
@@ -211,26 +211,26 @@ def test_bad_data_is_one_sentence(tmp_path, data):
         (tmp_path / name).mkdir()
         return tiny_run.clips(tmp_path / name, **kwargs)
 
-    with pytest.raises(TrainingDataError, match="is not a folder"):
+    with pytest.raises(DatasetError, match="is not a folder"):
         TrainingClips(tmp_path / "none", batch=1, seed=0)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(TrainingDataError, match="holds no cached clip"):
+    with pytest.raises(DatasetError, match="holds no cached clip"):
         TrainingClips(tmp_path / "empty", batch=1, seed=0)
-    with pytest.raises(TrainingDataError, match="--tokens"):
+    with pytest.raises(DatasetError, match="--tokens"):
         TrainingClips(folder("bare", tokens=False), batch=1, seed=0).read([0])
-    with pytest.raises(TrainingDataError, match="leaves none to train on"):
+    with pytest.raises(DatasetError, match="leaves none to train on"):
         TrainingClips(folder("one", shapes=[(3, 4, 4)]), batch=1, seed=0, held_out=0.1)
     mixed = folder("mixed", shapes=[(3, 4, 4)])
     tiny_run.clips(mixed, shapes=[(3, 4, 4)] * 2, latent_space="wan2.1")
     (mixed / "clip0.safetensors").replace(mixed / "kept.safetensors")
     tiny_run.clips(mixed, shapes=[(3, 4, 4)])
-    with pytest.raises(TrainingDataError, match="mixes latent spaces"):
+    with pytest.raises(DatasetError, match="mixes latent spaces"):
         TrainingClips(mixed, batch=1, seed=0)
     with pytest.raises(TrainingError, match="latent space toy, the backbone's is wan2"):
         tiny_run.make_run(tmp_path / "out", data, family="wan2.1")
     broken = folder("broken")
     (broken / "clip1.safetensors").write_bytes(b"")
-    with pytest.raises(TrainingDataError, match="run the cache command again"):
+    with pytest.raises(DatasetError, match="run the cache command again"):
         TrainingClips(broken, batch=1, seed=0)
 
 
