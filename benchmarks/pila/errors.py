@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         backbone = load_backbone("toy")
         with tempfile.TemporaryDirectory() as folder:
             clips = toy_clips(args.clips, HELD_OUT_SEED, Path(folder), backbone)
-        batch = clips.batch(range(args.clips))
+            batch = clips.batch(range(args.clips))
         print(f"| adapter | {' | '.join(f'sigma {sigma:g}' for sigma in LEVELS)} |")
         print("|---" * (len(LEVELS) + 1) + "|")
         for path in args.adapters:

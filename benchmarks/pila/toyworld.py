@@ -100,9 +100,7 @@ def train_adapters(backbone: Any, args: argparse.Namespace) -> list[Path] | None
                 0,
                 args.train / "toy_clips",
                 backbone,
-                lambda done, line=progress: line.show(
-                    done / args.train_clips, f"{done} of {args.train_clips}"
-                ),
+                progress,
             )
             progress.close()
         run = PilaRun(backbone, clips, config, adapter, folder, method=ablation(name))

@@ -8,19 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from latent_physics.methods.labels.taxonomy import label_vector
 from latent_physics.methods.pila import CATEGORIES, load_adapter
 from latent_physics.methods.weights import WeightsInfo, save_weights
 from latent_physics.tests.training.tiny_pila import QUICK, SMALL, FrozenField, begin, clips, flat, run
+from latent_physics.toyworld import mixture
 from latent_physics.training.commands.pila import PilaCommand, _findings, _flow, budget, main
 from latent_physics.training.console import StopRequest, TrainingError
-from latent_physics.training.data.clip import ClipInfo, DatasetError, write_clip
+from latent_physics.training.data.clip import ClipInfo, DatasetError, read_clip, write_clip
 from latent_physics.training.data.flow import cached_flow, raft_flow
 from latent_physics.training.loop import loop, shown
 from latent_physics.training.loop.checkpoint import CHECKPOINT, LOG
 from latent_physics.training.loop.log import read_log
 from latent_physics.training.loop.optim import rate_factor
 from latent_physics.training.tasks.pila.columns import EXPORT, RESIDUALS
-from latent_physics.training.tasks.pila.data import Batch, cached_clips, labels_of, toy_clips
+from latent_physics.training.tasks.pila.data import Batch, cached_clips, labels_of, toy_clips, toy_labels
 from latent_physics.training.tasks.pila.films import write_films
 from latent_physics.training.tasks.pila.losses import SIGMA_COLUMNS, variation
 from latent_physics.training.tasks.pila.settings import RECIPES
@@ -354,7 +356,7 @@ def test_flow_from_decoded_frames_and_from_raft(tmp_path):
 
 def test_toy_clips_are_drawn_encoded_once_and_labelled(tmp_path):
     class Toy(FrozenField):
-        encoded = 0
+        encoded, vae, text = 0, None, None
 
         def encode_video(self, video):
             self.encoded += len(video)
@@ -372,10 +374,20 @@ def test_toy_clips_are_drawn_encoded_once_and_labelled(tmp_path):
     assert batch.flow.shape == (8, 2, 8, 8, 8)
     assert float(batch.flow[0].abs().max()) > 0.1  # the ball moves
     assert torch.equal(batch.cond, torch.ones(8, 6))
-    assert batch.tokens[0].sum(dim=1).tolist() == [6.0, 6.0, 0.0]
+    assert batch.tokens[0].sum(dim=1).tolist() == [6.0, 6.0]  # the masked one is not kept
+    files = sorted(tmp_path.glob("*/*.safetensors"))
+    assert [path.name for path in files] == data.names
+    assert torch.equal(read_clip(files[3]).latent, batch.latent[3])
+    assert torch.equal(data.load(3).flow, batch.flow[3]), "a flow that was read is the one that was computed"
     again = toy_clips(10, 0, tmp_path, backbone)
     assert backbone.encoded == 10
     assert again.fingerprint() == data.fingerprint()
+
+
+def test_toy_labels_are_the_worlds_that_were_drawn():
+    _, prompts, worlds = mixture(64, 5, 0.0)
+    expected = torch.stack([label_vector([world.replace("_", " ").title()]) for world in worlds])
+    assert torch.equal(torch.stack([toy_labels(prompt) for prompt in prompts]), expected)
 
 
 def test_data_that_does_not_fit_is_refused(tmp_path):

@@ -31,7 +31,6 @@ import torch
 from ...methods.pila.config import GATE_FLOORS, PilaConfig
 from ...methods.weights import WeightsError
 from ..console import ProgressLine, StopRequest, TrainingError
-from ..data.clip import DatasetError
 from ..data.flow import FlowSource
 from ..loop.checkpoint import CHECKPOINT, CURVES, LOG, SHARDS
 from ..study.ablations import ablation
@@ -107,9 +106,7 @@ def main(argv: list[str]) -> int:
     the user."""
     from ...encoders import TeacherError
 
-    return cli.run_command(
-        lambda: _command(argv), DatasetError, WeightsError, TrainingError, TeacherError, ValueError
-    )
+    return cli.run_command(lambda: _command(argv), WeightsError, TeacherError, ValueError)
 
 
 def _command(argv: list[str]) -> int:
@@ -244,7 +241,7 @@ def _clips(command: PilaCommand, backbone: Any) -> PilaClips:
             command.config.seed,
             command.out / "toy_clips",
             backbone,
-            lambda done: progress.show(done / command.toy_clips, f"{done} of {command.toy_clips}"),
+            progress,
         )
         progress.close()
         backbone.drop("text", *([] if command.films else ["vae"]))

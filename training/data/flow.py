@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,15 +16,22 @@ FLOW_KIND = "pila_flow"
 FlowSource = Literal["latent", "pixels", "raft"]
 
 
-def flow_of(latent: Tensor, source: FlowSource, backbone: Any, raft: Any = None) -> tuple[Tensor, Tensor]:
+Frames = Callable[[], Tensor]
+"""Reads a clip's own frames, `3 T H W` in [0, 1]."""
+
+
+def flow_of(
+    latent: Tensor, source: FlowSource, backbone: Any, raft: Any = None, frames: Frames | None = None
+) -> tuple[Tensor, Tensor]:
     """Flow `2 T-1 H W` and confidence `1 T-1 H W` of a clip's latent `C T H W`.
 
-    "latent": Lucas-Kanade on the latent itself. "pixels": on the decoded frames. "raft": RAFT on decoded
-    frames a latent frame apart, with a forward-backward check. The last two need the backbone's VAE.
+    "latent": Lucas-Kanade on the latent itself. "pixels": on the frames. "raft": RAFT on frames a latent
+    frame apart, with a forward-backward check. The last two decode the frames with the backbone's VAE, unless
+    `frames` has them.
     """
     if source == "latent":
         return latent_flow(latent)
-    video = backbone.decode_latent(latent[None])[0].cpu()
+    video = frames() if frames is not None else backbone.decode_latent(latent[None])[0].cpu()
     size = (latent.shape[2], latent.shape[3])
     if source == "pixels":
         return video_flow(video, latent.shape[1], size)
@@ -50,7 +58,12 @@ def raft_flow(
 
 
 def cached_flow(
-    path: Path, latent: Tensor, source: FlowSource, backbone: Any, raft: Any = None
+    path: Path,
+    latent: Tensor,
+    source: FlowSource,
+    backbone: Any,
+    raft: Any = None,
+    frames: Frames | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The flow at `path`, computed and written there first where it is missing or of another source. Raises
     OSError."""
@@ -60,7 +73,7 @@ def cached_flow(
             return state["flow"].float(), state["confidence"].float()
     except WeightsError:
         pass  # missing or cut off: made anew
-    flow, confidence = (value.half() for value in flow_of(latent, source, backbone, raft))
+    flow, confidence = (value.half() for value in flow_of(latent, source, backbone, raft, frames))
     info = WeightsInfo(kind=FLOW_KIND, latent_space=backbone.latent_space, config={"source": source})
     save_weights(path, {"flow": flow, "confidence": confidence}, info)
     return (

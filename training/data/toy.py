@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from ...methods.labels.taxonomy import label_vector
 from ...methods.lamo import pool_tokens
-from ...methods.pila.flow import video_flow
 from ...methods.weights import write_atomically
 from ..backbones import Backbone
 from ..console import ProgressLine, saving
@@ -26,21 +23,6 @@ def weights_hash(*modules: torch.nn.Module | None) -> str:
         for value in module.state_dict().values() if isinstance(module, torch.nn.Module) else ():
             digest.update(value.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _encode_toys(clips: Tensor, prompts: list[str], worlds: list[str], backbone: Any) -> dict[str, Tensor]:
-    latents = torch.cat([backbone.encode_video(part).cpu() for part in clips.split(8)])
-    tokens, mask = backbone.embed_prompts(prompts)
-    flows = [video_flow(clip, latents.shape[2], tuple(latents.shape[3:])) for clip in clips]
-    names = [world.replace("_", " ").title() for world in worlds]
-    return {
-        "latent": latents,
-        "tokens": (tokens * mask.to(tokens).unsqueeze(-1)).cpu().half(),
-        "cond": pool_tokens(tokens, mask).cpu(),
-        "labels": torch.stack([label_vector([name]) for name in names]),
-        "flow": torch.stack([flow for flow, _ in flows]),
-        "confidence": torch.stack([confidence for _, confidence in flows]),
-    }
 
 
 def make_toy_clips(

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,13 @@ from torch import Tensor
 
 from ....methods.labels.rules import rule_labels
 from ....methods.labels.taxonomy import label_vector
-from ....methods.weights import WeightsError, WeightsInfo, load_weights, save_weights
-from ...data.clip import DatasetError, read_clip
-from ...data.flow import FlowSource, cached_flow
+from ...backbones import Backbone
+from ...console import ProgressLine
+from ...data.clip import DatasetError, Entry, read_clip
+from ...data.features import FrameSource
+from ...data.flow import FlowSource, Frames, cached_flow
 from ...data.folder import ClipFolder, Epochs
-from ...data.toy import _encode_toys, weights_hash
-
-TOY_KIND = "pila_toy_clips"
-TOY_PART = 32
+from ...data.toy import make_toy_clips, weights_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +117,6 @@ def labels_of(caption: str, known: dict[str, Iterable[str]]) -> Tensor:
     return (label_vector(known[caption] if caption in known else rule_labels(caption)) > 0).float()
 
 
-# --- optical flow, cached per clip --------------------------------------------------------------------------
-
-
 # --- sources ------------------------------------------------------------------------------------------------
 
 
@@ -137,64 +134,69 @@ def cached_clips(
         raise DatasetError(
             f"{folder} holds {found.latent_space} latents; this backbone has {backbone.latent_space} ones."
         )
-    paths = [entry.path for entry in found.entries]
 
-    def load(index: int) -> Example:
-        clip = read_clip(paths[index])
-        if clip.tokens is None:
-            raise DatasetError(f"{paths[index].name} holds no prompt tokens; cache it again with --tokens.")
-        latent = clip.latent.float()
-        flow, confidence = cached_flow(flows / paths[index].name, latent, source, backbone, raft)
-        tokens, cond = clip.tokens.float(), clip.cond.float()
-        labels = labels_of(clip.info.caption, known)
-        return Example(
-            latent=latent, tokens=tokens, cond=cond, labels=labels, flow=flow, confidence=confidence
-        )
+    def flow(entry: Entry, latent: Tensor) -> tuple[Tensor, Tensor]:
+        return cached_flow(flows / entry.path.name, latent, source, backbone, raft)
 
-    return PilaClips(
-        names=[path.name for path in paths],
-        latent_space=backbone.latent_space,
-        channels=found.entries[0].shape[0],
-        cond_dim=found.cond_dim,
-        load=load,
-    )
+    return _examples(found, lambda caption: labels_of(caption, known), flow)
 
 
 def toy_clips(
-    count: int, seed: int, folder: Path, backbone: Any, on_part: Callable[[int], None] | None = None
+    count: int, seed: int, folder: Path, backbone: Backbone, progress: ProgressLine | None = None
 ) -> PilaClips:
-    """`count` clips of the toy worlds with the right dynamics, encoded once into `folder` (in parts: a
-    stopped run goes on).
+    """`count` clips of the toy worlds with the right dynamics, cached once in a folder of `folder` that the
+    encoders' weights and the seed name; a stopped run makes those that are missing.
 
-    Flow comes from the rendered frames, labels from the worlds' names. Raises OSError.
+    Flow comes from the rendered frames, labels from the worlds that the prompts name. Raises TrainingError
+    where the disk is full.
     """
-    from ....toyworld.data import mixture
+    place = folder / f"{weights_hash(backbone.vae, backbone.text)}-{seed}"
+    make_toy_clips(place, backbone, count, seed, progress=progress)
+    rendered = FrameSource(place, [])
 
-    stored: list[dict[str, Tensor]] = []
-    encoders = weights_hash(getattr(backbone, "vae", None), getattr(backbone, "text", None))
-    for start in range(0, count, TOY_PART):
-        size = min(TOY_PART, count - start)
-        path = folder / f"{encoders}-{seed}-{start:06}-{size}.safetensors"
-        try:
-            state, _ = load_weights(path, TOY_KIND)
-        except WeightsError:
-            clips, prompts, worlds = mixture(size, seed * 1_000_003 + start, 0.0)
-            state = _encode_toys(clips, prompts, worlds, backbone)
-            save_weights(
-                path, state, WeightsInfo(kind=TOY_KIND, latent_space="toy", config={"prompts": prompts})
-            )
-        stored.append(state)
-        if on_part is not None:
-            on_part(start + size)
-    columns = {name: torch.cat([state[name] for state in stored]).float() for name in stored[0]}
+    def flow(entry: Entry, latent: Tensor) -> tuple[Tensor, Tensor]:
+        frames: Frames = partial(rendered.read, entry)
+        return cached_flow(place / "flow" / entry.path.name, latent, "pixels", backbone, frames=frames)
+
+    return _examples(ClipFolder.scan(place, tokens=True, limit=count), toy_labels, flow)
+
+
+def toy_labels(prompt: str) -> Tensor:
+    """The multi-hot label vector of the toy world that a prompt names."""
+    from ....toyworld.prompts import understand
+
+    return label_vector([understand(prompt).world.replace("_", " ").title()])
+
+
+def _examples(
+    found: ClipFolder,
+    labels: Callable[[str], Tensor],
+    flow: Callable[[Entry, Tensor], tuple[Tensor, Tensor]],
+) -> PilaClips:
+    """Cached clips with the labels of their captions and the flow of their latents."""
 
     def load(index: int) -> Example:
-        return Example(**{name: values[index] for name, values in columns.items()})
+        entry = found.entries[index]
+        clip = read_clip(entry.path)
+        if clip.tokens is None:
+            raise DatasetError(f"{entry.path.name} holds no prompt tokens; cache it again with --tokens.")
+        latent = clip.latent.float()
+        velocity, confidence = flow(entry, latent)
+        return Example(
+            latent=latent,
+            tokens=clip.tokens.float(),
+            cond=clip.cond.float(),
+            labels=labels(clip.info.caption),
+            flow=velocity,
+            confidence=confidence,
+        )
 
-    shape = columns["latent"].shape
-    names = [f"toy clip {seed}/{index}" for index in range(count)]
     return PilaClips(
-        names=names, latent_space="toy", channels=shape[1], cond_dim=columns["cond"].shape[1], load=load
+        names=[entry.path.name for entry in found.entries],
+        latent_space=found.latent_space,
+        channels=found.entries[0].shape[0],
+        cond_dim=found.cond_dim,
+        load=load,
     )
 
 
