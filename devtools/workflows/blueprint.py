@@ -125,7 +125,7 @@ def _kind(graph: Graph, info: Info, wire: Out) -> str:
 def _end(
     name: str, links: list[list[Any]], number: int, end: tuple[str, str, int, int, int]
 ) -> dict[str, Any]:
-    """An input or output of the subgraph. `end`: its name, type, side, and where a link says side and slot."""
+    """A port of the subgraph. `end`: its name, type, side, and where a link says side and slot."""
     key, kind, side, at_side, at_slot = end
     used = [link[0] for link in links if link[at_side] == side and link[at_slot] == number]
     return {
