@@ -17,6 +17,7 @@ from .cogvideox import CogVideoXBackbone
 from .keys import KeyMapError, is_native, strip_prefix, to_diffusers, to_native
 from .present import skip_zero_taps
 from .refuse import refuse_quantised, refuse_wan22
+from .stored import StoredTensor, fill, stored_tensors
 from .wan import WanBackbone
 
 FAMILIES = ("wan", "cogvideox", "toy")
@@ -204,21 +205,14 @@ def _from_files(
     return pieces
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    import safetensors
-    import safetensors.torch
-
-    try:
-        state = safetensors.torch.load_file(path)
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-    except (safetensors.SafetensorError, OSError) as error:
-        raise TrainingError(f"{path.name} is not a readable safetensors file ({error}).") from error
+def _read(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a native file, unread. Raises TrainingError, also for quantised ones."""
+    state, metadata = stored_tensors(path)
     refuse_quantised(state, path, metadata)
     return {strip_prefix(key): value for key, value in state.items()}
 
 
-def _convert(state: dict[str, torch.Tensor], keys: Any, path: Path) -> dict[str, torch.Tensor]:
+def _convert(state: dict[str, StoredTensor], keys: Any, path: Path) -> dict[str, StoredTensor]:
     """Diffusers' names, whichever of the two the file has."""
     try:
         return to_diffusers(state, keys) if is_native(state, keys) else state
@@ -245,8 +239,8 @@ def _heads(path: Path) -> int:
 
 
 def _sizes(
-    config_of: Callable[[Mapping[str, torch.Tensor]], dict[str, Any]],
-    state: dict[str, torch.Tensor],
+    config_of: Callable[[Mapping[str, StoredTensor]], dict[str, Any]],
+    state: dict[str, StoredTensor],
     path: Path,
 ) -> Any:
     """A model's arguments read off its tensors. Raises TrainingError where some of those are missing, as in a
@@ -262,20 +256,19 @@ def _sizes(
 def _fill(
     model_type: type,
     config: dict[str, Any],
-    state: Mapping[str, torch.Tensor],
+    state: Mapping[str, StoredTensor],
     path: Path,
     dtype: torch.dtype,
 ) -> nn.Module:
     """A model of `config` with the weights of `state`, in `dtype` but for the parts that diffusers keeps in
-    float32."""
-    model = model_type(**config)
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise TrainingError(f"{path.name} does not fit {model_type.__name__}: {reason}") from error
+    float32. Raises TrainingError where they do not fit."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):  # tables that no file holds are computed
+        model = model_type(**config)
     keep = set(getattr(model, "_keep_in_fp32_modules", None) or ())
-    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+    fill(model, state, path, dtype, keep)
+    for name, value in model.named_buffers():
         if value.is_floating_point() and not keep & set(name.split(".")):
             value.data = value.data.to(dtype)
     return model

@@ -6,8 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-
-from torch import Tensor
+from typing import Any
 
 from ..console import TrainingError
 
@@ -19,9 +18,7 @@ WAN22_CHANNELS, WAN22_PATCHED_PIXELS = 48, 12
 """Wan 2.2 5B: channels of its latents, and of the 2x2 pixel patches that its VAE reads."""
 
 
-def refuse_quantised(
-    state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
-) -> None:
+def refuse_quantised(state: Mapping[str, Any], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Raises TrainingError for weights that are stored quantised: they cannot be trained on, nor read without
     their scales."""
     formats = {_format(value) for key, value in state.items() if key.endswith("comfy_quant")}
@@ -36,7 +33,7 @@ def refuse_quantised(
         raise TrainingError(f"{path.name} holds scaled fp8 weights, {remedy}")
 
 
-def _format(value: Tensor) -> str:
+def _format(value: Any) -> str:
     """The format that ComfyUI writes beside a quantised layer: JSON as bytes."""
     try:
         return str(json.loads(bytes(value.tolist()))["format"])
@@ -53,7 +50,7 @@ def _metadata_formats(metadata: Mapping[str, str]) -> set[str]:
         return {"unknown format"}
 
 
-def refuse_wan22(state: Mapping[str, Tensor], path: Path) -> None:
+def refuse_wan22(state: Mapping[str, Any], path: Path) -> None:
     """Raises TrainingError for the transformer or the VAE of Wan 2.2 5B, under native or diffusers' names."""
     channels = [state[key].shape[1] for key in ("patch_embedding.weight",) if key in state]
     channels += [state[key].shape[0] for key in ("conv2.weight", "post_quant_conv.weight") if key in state]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,15 +12,26 @@ from ..console import TrainingError
 
 SCALES = (".scale_weight", ".weight_scale")
 """What a layer's scale is called after its name, in files of before and of now."""
+Value = TypeVar("Value")
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 MARKS = (".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8")
 """What else such files hold: scales of activations, which only fp8 products need, and names of formats."""
 
 
-def is_scaled(state: Mapping[str, Tensor]) -> bool:
+def is_scaled(state: Mapping[str, Any]) -> bool:
     """Whether a file's weights are float8 with scales beside them; nvfp4's and others' are not."""
     scaled = [key[: key.rindex(".")] + ".weight" for key in state if key.endswith(SCALES)]
     return bool(scaled) and all(key in state and state[key].dtype in FLOAT8 for key in scaled)
+
+
+def scales_in(state: Mapping[str, Value]) -> dict[str, Value]:
+    """The scales of a file by the name of their weight."""
+    return {key[: key.rindex(".")] + ".weight": value for key, value in state.items() if key.endswith(SCALES)}
+
+
+def unmarked(state: Mapping[str, Value]) -> dict[str, Value]:
+    """The state without scales and without what is for fp8 products alone."""
+    return {key: value for key, value in state.items() if not key.endswith((*SCALES, *MARKS))}
 
 
 def unscaled(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -28,7 +40,7 @@ def unscaled(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     A scale is one number, or one per row of its weight. Raises TrainingError where a scale has no weight or
     does not fit it.
     """
-    plain = {key: value for key, value in state.items() if not key.endswith((*SCALES, *MARKS))}
+    plain = unmarked(state)
     for key in (key for key in state if key.endswith(SCALES)):
         weight, scale = key[: key.rindex(".")] + ".weight", state[key].float()
         if weight not in plain:

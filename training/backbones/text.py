@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..console import TrainingError
 from .refuse import refuse_quantised
-from .scaled import is_scaled, unscaled
+from .scaled import is_scaled, scales_in, unmarked, unscaled
+from .stored import StoredTensor, stored_tensors
 
 Tokenise = Callable[[Sequence[str], int], tuple[Tensor, Tensor]]
 """prompts, length -> ids and mask, both `B length`; padded with 0, cut off where longer."""
@@ -100,16 +101,12 @@ def from_native_file(path: Path, tokenizer: str | Path | None, dtype: torch.dtyp
     id). fp8 files with scales are read as what their weights stand for. Raises TrainingError where the file
     is no T5, or lacks its tokenizer.
     """
-    import safetensors
-    import safetensors.torch
     from transformers import AutoTokenizer, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
-    try:
-        state = safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise TrainingError(f"{path.name} is not a readable safetensors file ({error}).") from error
-    if is_scaled(state):
-        state = unscaled(state)
+    state, _ = stored_tensors(path)
+    scales = scales_in(state) if is_scaled(state) else {}
+    if scales:
+        state = unmarked(state)
     refuse_quantised(state, path)
     bias = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
     if "shared.weight" not in state or bias.format(0) not in state:
@@ -133,9 +130,9 @@ def from_native_file(path: Path, tokenizer: str | Path | None, dtype: torch.dtyp
     )
     with torch.device("meta"):
         encoder = model_type(config)
-    state = {key: value.to(dtype) for key, value in state.items()}
-    state["encoder.embed_tokens.weight"] = state["shared.weight"]
-    missing, unexpected = encoder.load_state_dict(state, strict=False, assign=True)
+    filled = {key: _weight(key, value, scales.get(key)).to(dtype) for key, value in state.items()}
+    filled["encoder.embed_tokens.weight"] = filled["shared.weight"]
+    missing, unexpected = encoder.load_state_dict(filled, strict=False, assign=True)
     if unexpected or [key for key in missing if not key.endswith("embed_tokens.weight")]:
         raise TrainingError(
             f"{path.name} does not fit a T5 encoder: missing {missing[:2]}, unexpected {unexpected[:2]}."
@@ -146,4 +143,11 @@ def from_native_file(path: Path, tokenizer: str | Path | None, dtype: torch.dtyp
         raise TrainingError(
             f"{path.name} carries no tokenizer; add 'tokenizer': a folder or hub id of the T5 tokenizer."
         )
-    return T5Text(encoder, from_sentencepiece(piece_model.numpy().tobytes()))
+    return T5Text(encoder, from_sentencepiece(piece_model.read().numpy().tobytes()))
+
+
+def _weight(key: str, value: StoredTensor, scale: StoredTensor | None) -> Tensor:
+    """A weight's values, times their scale where one lies beside them."""
+    if scale is None:
+        return value.read()
+    return unscaled({key: value.read(), key.removesuffix("weight") + "scale_weight": scale.read()})[key]

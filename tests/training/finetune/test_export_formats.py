@@ -39,7 +39,7 @@ def second(tmp_path_factory):
 def full(request, tmp_path_factory):
     """(family, folder, run) of a full fine-tune."""
     folder = tmp_path_factory.mktemp("full")
-    run = exported.trained(folder, request.param, TuneConfig(mode="full"), rate=3e-3)
+    run = exported.trained(folder, request.param, TuneConfig(mode="full"), learning_rate=3e-3)
     return request.param, folder, run
 
 
