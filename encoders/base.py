@@ -27,7 +27,7 @@ class Teacher:
     """A frozen video encoder: `B 3 T H W` in [0, 1] -> features `B C F H' W'`, one vector per tubelet."""
 
     kind: ClassVar[str]
-    """Of its weights file, where this project wrote one."""
+    """Kind of the weights file, if this project wrote it."""
 
     def __init__(self, model: nn.Module, identity: str, device: str | torch.device = "cpu") -> None:
         """`identity` names the weights; cached features of another identity are never used."""

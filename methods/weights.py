@@ -38,7 +38,7 @@ class WeightsError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsInfo:
-    """What a weights file says of itself."""
+    """Metadata of a weights file."""
 
     kind: str
     """"motion_predictor", "pila_adapter", ..."""

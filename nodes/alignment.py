@@ -27,10 +27,10 @@ VideoEncoderType = io.Custom("VIDEO_ENCODER")
 
 @dataclass(frozen=True, kw_only=True)
 class VideoEncoder:
-    """What travels on a VIDEO_ENCODER wire."""
+    """Value of a VIDEO_ENCODER wire."""
 
     name: str
-    """Its name in the loader's menu."""
+    """Name in the loader's menu."""
     teacher: Teacher
     """The frozen network, on the CPU between uses."""
 

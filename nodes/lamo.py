@@ -32,14 +32,14 @@ MotionPredictorType = io.Custom("MOTION_PREDICTOR")
 
 @dataclass(frozen=True, kw_only=True)
 class MotionPredictor:
-    """What travels on a MOTION_PREDICTOR wire."""
+    """Value of a MOTION_PREDICTOR wire."""
 
     name: str
     """The file's name in the loader's menu."""
     patcher: comfy.model_patcher.ModelPatcher
     """The network under ComfyUI's memory management."""
     info: WeightsInfo
-    """What the file says of itself."""
+    """Metadata of the file."""
 
     @property
     def network(self) -> MotionFieldPredictor:

@@ -35,14 +35,14 @@ OWN_BOUNDARY = -1.0
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedAdapter:
-    """What travels on a PILA_ADAPTER wire."""
+    """Value of a PILA_ADAPTER wire."""
 
     name: str
     """The file's name in the loader's menu."""
     patcher: comfy.model_patcher.ModelPatcher
     """The network under ComfyUI's memory management."""
     info: WeightsInfo
-    """What the file says of itself."""
+    """Metadata of the file."""
 
     @property
     def network(self) -> PilaAdapter:

@@ -196,7 +196,7 @@ def parse_prompt(prompt: str, ask: Ask, source: str, rewrite: bool = True) -> Pr
 
 
 def report(parsed: PromptLabels) -> str:
-    """What a person reads: who answered, the labels with their confidence, what went wrong."""
+    """Report for a person: who answered, the labels with their confidence, what went wrong."""
     by_rules = parsed.source == PromptLabels("").source
     unread = by_rules and not is_english(parsed.description)
     none = "none: the prompt could not be read: not English" if unread else "none: nothing physical dominates"

@@ -209,7 +209,7 @@ _WAVES_ROLL = re.compile(
 
 @dataclass(frozen=True)
 class PromptLabels:
-    """What a parser found in a prompt."""
+    """Result of a parser on a prompt."""
 
     description: str
     """The prompt, rewritten where the parser rewrites."""

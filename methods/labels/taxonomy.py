@@ -17,9 +17,9 @@ class Category:
     group: str
     """"material" or "phenomenon"."""
     criterion: str
-    """What makes a scene count as this category."""
+    """Definition of the category."""
     cues: str
-    """What to look for."""
+    """Signs of it in a scene."""
 
 
 TAXONOMY = (

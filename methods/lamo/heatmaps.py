@@ -82,7 +82,7 @@ def field_heatmap(
 
 
 def _seen(maps: int, skip: int, device: torch.device) -> Tensor:
-    """Which maps count, bool: all but the first `skip`, and always the last."""
+    """Bools, the maps that count: all but the first `skip`, and always the last."""
     if skip < 0:
         raise ValueError(f"skip is {skip}; it must be 0 or more latent frames.")
     return torch.arange(maps, device=device) >= min(skip, maps - 1)

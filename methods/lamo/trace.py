@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class TraceRow:
-    """What guidance did in one evaluation of the denoiser. Tensors hold one value per sample, `B`."""
+    """Record of guidance in one evaluation of the denoiser. Tensors hold one value per sample, `B`."""
 
     index: int
     """The sampler's step, 0 at the noisy end."""

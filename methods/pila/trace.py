@@ -14,7 +14,7 @@ from .adapter import Corrected, PilaAdapter, per_sample, wide
 
 @dataclass
 class PilaSnapshot:
-    """What expert maps need of one sampling step, on the CPU."""
+    """Record of one sampling step for expert maps, on the CPU."""
 
     index: int
     noisy: Tensor

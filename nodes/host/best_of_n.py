@@ -54,7 +54,7 @@ may share a run."""
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """What a critic says of one candidate at one moment."""
+    """Verdict of a critic on one candidate at one moment."""
 
     step: int
     """Steps that had been taken."""

@@ -32,10 +32,10 @@ METHODS = {"causal surprise": "surprise", "trajectory geometry": "geometry", "mo
 
 @dataclass(frozen=True, kw_only=True)
 class PhysicsCritic:
-    """What travels on a PHYSICS_CRITIC wire."""
+    """Value of a PHYSICS_CRITIC wire."""
 
     name: str
-    """Its file's name in the loader's menu."""
+    """Name of the file in the loader's menu."""
     critic: Critic
     teacher: Teacher | None = None
     """The encoder it looks through, on the CPU between uses."""
@@ -262,7 +262,7 @@ def candidate_seeds(seeds: list[int], count: int) -> list[int]:
 
 
 def ranking_title(critic: PhysicsCritic, count: int) -> str:
-    """What the table is about."""
+    """Subject of the table."""
     if count == 1:
         return f"{critic.name}, {critic.critic.name}: 1 candidate, so there was nothing to choose from"
     return f"{critic.name}, {critic.critic.name}: {count} candidates"

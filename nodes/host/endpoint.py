@@ -24,7 +24,7 @@ KEY_FILE = "llm_keys.json"
 KEY_VARIABLE, URL_VARIABLE = "LATENT_PHYSICS_LLM_API_KEY", "LATENT_PHYSICS_LLM_BASE_URL"
 OPENAI_ORIGIN = "https://api.openai.com"
 NO_KEY = "none"
-"""What endpoints without a key are given; the client insists on something."""
+"""Key for endpoints without one; the client insists on a key."""
 LOCAL_URL = "http://127.0.0.1:11434/v1"
 CACHED_ANSWERS = 256
 

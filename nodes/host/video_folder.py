@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ...training.data.format import CacheConfig
 
 NONE = "none"
-"""What the menu shows where no folder is chosen."""
+"""Menu entry for no folder."""
 LISTED = 1000
 """Maximum number of folders that are listed."""
 DEPTH = 6

@@ -95,7 +95,7 @@ class Curve:
     """One line of a plot."""
 
     label: str
-    """What the legend calls it."""
+    """Name in the legend."""
     x: Sequence[float]
     y: Sequence[float]
     dashed: bool = False
@@ -106,7 +106,7 @@ class Panel:
     """One set of axes of a plot."""
 
     title: str
-    """What is shown, with its unit."""
+    """Quantity that is shown, with its unit."""
     x_label: str
     curves: Sequence[Curve]
     log: bool = False

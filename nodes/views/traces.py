@@ -136,7 +136,7 @@ def router_table(trace: PilaTrace) -> str:
 
 
 def expert_report(step: int, weights: list[float], shown: str) -> str:
-    """Which experts ran at a step, strongest first."""
+    """Names of the experts that ran at a step, strongest first."""
     order = sorted(zip(weights, CATEGORIES), reverse=True)
     ran = [f"{name} {weight:.3f}" for weight, name in order if weight > 0]
     return f"step {step}: {', '.join(ran) or 'no expert ran'}\nshown: {shown}"
@@ -178,7 +178,7 @@ def chunks(rows: list[Any], size: int) -> list[list[Any]]:
 
 
 def summary(training: PredictorTraining, kept_as: str, skipped: list[str]) -> str:
-    """What came out, for the info output."""
+    """Summary for the info output."""
     from ...training.tasks.predictor_metrics import said
 
     task, kept = training.task, training.kept()

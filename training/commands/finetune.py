@@ -28,8 +28,8 @@ def main(argv: list[str]) -> int:
             return 130
         if outcome.stopped:
             print(
-                f"Stopped after step {outcome.step} of {config.trainer.steps}; the same command goes on "
-                f"from there."
+                f"Stopped after step {outcome.step} of {config.trainer.steps}; run the same "
+                f"command to resume."
             )
             return 130
         reader = {"comfyui": "ComfyUI"}.get(config.export_format, config.export_format)

@@ -28,8 +28,8 @@ def main(argv: list[str]) -> int:
             outcome, path = train_motion_head(config, stop)
         if outcome.stopped:
             print(
-                f"Stopped after step {outcome.step} of {config.trainer.steps}; the same command goes on "
-                f"from there."
+                f"Stopped after step {outcome.step} of {config.trainer.steps}; run the same "
+                f"command to resume."
             )
             return 130
         print(f"Done: {path}")

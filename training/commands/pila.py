@@ -49,8 +49,8 @@ class PilaCommand:
     """Train a PILA adapter on a frozen backbone."""
 
     out: Path
-    """Folder of this run: checkpoint, log.csv, curves, pila_adapter.safetensors. A run found there goes
-    on."""
+    """Folder of this run: checkpoint, log.csv, curves, pila_adapter.safetensors. A run found there is
+    resumed."""
     cache: Path | None = None
     """Folder that `latent-physics cache --tokens` filled."""
     toy_clips: int = 0
@@ -152,7 +152,7 @@ def _command(argv: list[str]) -> int:
 
 
 def budget(run: PilaRun) -> str:
-    """How far the run's coupling stage is from the paper's, in clips shown."""
+    """Clips of the run's coupling stage, as a share of the paper's."""
     shown = run.task.stages[-1].steps * run.task.config.batch * run.accelerator.num_processes
     return (
         f"Stage C shows {shown:,} clips ({len(run.task.clips):,} different ones), {shown / PAPER_CLIPS:.1%} "
@@ -162,7 +162,7 @@ def budget(run: PilaRun) -> str:
 
 
 def _findings(found: Mapping[str, list[str]]) -> str:
-    """What the last validation found wrong, as sentences."""
+    """Findings of the last validation, as sentences."""
     words = {
         "dead_slots": "Constant fields, whose laws judge nothing",
         "unused_experts": "Experts that no held-out clip used",

@@ -25,7 +25,7 @@ class PredictorCommand:
     """Folder that `latent-physics cache` filled."""
     out: Path
     """Folder of this run: checkpoint, log.csv, curves.png and motion_predictor.safetensors. A run found there
-    goes on."""
+    is resumed."""
     export: Path | None = None
     """Also write the predictor here, for example ComfyUI/models/latent_physics/my_predictor.safetensors."""
     recipe: Literal["full", "toy", "quick"] = "full"

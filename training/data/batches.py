@@ -92,7 +92,7 @@ class TrainingClips:
         return f"{found}, {len(self.validation)} for validation."
 
     def fingerprint(self) -> str:
-        """Which clips these are; a resumed run must go on with the same."""
+        """Hash of the clips; that of a resumed run must match."""
         return described({entry.path.name: entry.info.key for entry in self.entries})
 
     def chosen(self, number: int) -> list[int]:

@@ -36,7 +36,7 @@ CACHED_NAME = re.compile(r"(.*-([0-9a-f]{12}))-w\d+\.safetensors$")
 
 
 class TextEncoder(Protocol):
-    """What caching needs of a backbone to embed captions."""
+    """The part of a backbone that embeds captions."""
 
     def embed_prompts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Tokens `B L D` and mask `B L`."""
@@ -44,7 +44,7 @@ class TextEncoder(Protocol):
 
 
 class VideoEncoder(Protocol):
-    """What caching needs of a backbone to encode frames."""
+    """The part of a backbone that encodes frames."""
 
     latent_space: str
 

@@ -40,7 +40,7 @@ class CaptionList:
 
 
 def caption_file(clip: Path) -> Path:
-    """Where a clip's caption lies, if it has one: beside it, under the same name."""
+    """Path of a clip's caption, if it has one: beside it, under the same name."""
     return clip.with_name(clip.name + ".txt") if clip.is_dir() else clip.with_suffix(".txt")
 
 

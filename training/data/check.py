@@ -29,7 +29,7 @@ THUMBNAIL = 160
 
 @dataclass
 class Check:
-    """What `check_clips` found."""
+    """Result of `check_clips`."""
 
     clips: int = 0
     """Number of clips of which at least one window can be cached."""

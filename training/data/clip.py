@@ -24,7 +24,7 @@ class DatasetError(TrainingError):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipInfo:
-    """What a cached clip's metadata says of where it came from."""
+    """Origin of a cached clip, kept in its metadata."""
 
     source: str
     """The clip's file name, without its folder."""
@@ -37,11 +37,11 @@ class ClipInfo:
     caption_from: str
     """"file" (a .txt beside the clip), "name" (the clip's file name) or "none" (no caption wanted)."""
     window: int
-    """Which stretch of the clip this is, from 0."""
+    """Number of the window within the clip, from 0."""
     last: bool
     """Whether it is the clip's last."""
     start: float
-    """Where it starts in the clip, seconds."""
+    """Start of the window within the clip, in seconds."""
     frames: int
     width: int
     height: int
@@ -138,11 +138,11 @@ class Entry:
 
     path: Path
     shape: tuple[int, int, int, int]
-    """Of the latent, `C T H W`."""
+    """Shape of the latent, `C T H W`."""
     info: ClipInfo
 
     @property
     def identity(self) -> str:
-        """What the clip's pixels are: its content hash and how it was cut."""
+        """Identity of the clip's pixels: content hash and cut."""
         i = self.info
         return f"{i.source_hash} window {i.window} {i.width}x{i.height}x{i.frames} at {i.start:.3f}"

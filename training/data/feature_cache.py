@@ -23,7 +23,7 @@ class FeatureCache:
         self.folder = Path(folder)
 
     def path(self, teacher: str, clip: str) -> Path:
-        """Where the features of `clip` by `teacher` (an identity string) lie."""
+        """Path of the features of `clip` by `teacher` (an identity string)."""
         digest = hashlib.blake2b(f"{teacher}\n{clip}".encode(), digest_size=16).hexdigest()
         return self.folder / f"{digest}.safetensors"
 

@@ -17,7 +17,7 @@ PEAK = 1000.0
 """cd/m2 of the brightest light that is kept apart from brighter ones, and the peak of the display that HLG is
 shown on."""
 SDR_GAMMA = 2.4
-"""Of the display that SDR is watched on (BT.1886)."""
+"""Gamma of the display that SDR is watched on (BT.1886)."""
 HLG_GAMMA = 1.2
 """System gamma of a 1000 cd/m2 display (BT.2100, Table 5)."""
 LUMA = np.array([0.2627, 0.6780, 0.0593], np.float32)

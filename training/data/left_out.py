@@ -40,7 +40,7 @@ class LeftOut:
 
     @classmethod
     def because(cls, path: Path, error: VideoError) -> LeftOut:
-        """What an error says of `path`."""
+        """Text of an error about `path`."""
         return cls(path, str(error), error.kind)
 
 

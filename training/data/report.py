@@ -19,7 +19,7 @@ SKIPPED_FILE = "skipped.txt"
 
 @dataclass(kw_only=True)
 class CacheReport:
-    """What a run of `cache_clips` did."""
+    """Result of a run of `cache_clips`."""
 
     written: list[Path] = field(default_factory=list)
     """Files written by this run."""

@@ -37,7 +37,7 @@ class Window:
     frames: np.ndarray
     """`T H W 3`, uint8."""
     index: int
-    """Which window of its clip this is, from 0."""
+    """Number of the window within its clip, from 0."""
     last: bool
     """Whether no further window of this clip follows."""
     start: float

@@ -125,7 +125,7 @@ def read_state(run: Run, sharded: bool) -> Saved | None:
 
 
 def settings(run: Run) -> dict[str, Any]:
-    """What the checkpoint says of the settings."""
+    """Settings as the checkpoint stores them."""
     return dict(run.settings) if run.settings is not None else asdict(run.config)
 
 

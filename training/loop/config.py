@@ -45,7 +45,7 @@ class LoopConfig:
     """Decay of an exponential moving average of what is trained; 0 keeps none. The average is validated and
     exported."""
     keep: Literal["best", "last"] = "last"
-    """Which weights are exported: those of the best validation, or the last ones."""
+    """Weights that are exported: those of the best validation, or the last ones."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision: bf16 or fp16 arithmetic over float32 weights that are trained."""
     seed: int = 0

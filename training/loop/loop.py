@@ -121,7 +121,7 @@ class Loop:
         return self.best or self.average or self.trained()
 
     def report(self) -> Report:
-        """How far the run is."""
+        """Progress of the run."""
         return Report(
             step=self.step, fraction=self.fraction, seconds=self.seconds, row=self.row, found=self.found,
             kept_step=self.best_step if self.best else self.step,

@@ -51,12 +51,12 @@ class Task:
     module: nn.Module
     """forward(*draw) -> {name: scalar}: the losses that `weights` names are trained on, all are logged."""
     names: tuple[str, ...]
-    """What the module may return, the main loss first: columns of the log."""
+    """Names of the module's outputs, the main loss first: columns of the log."""
     phases: tuple[Phase, ...] = ()
     """Left out: one phase of `LoopConfig.steps`."""
     latent_space: str
     about: Mapping[str, Any]
-    """What the checkpoint says of the run; a resumed run must say the same."""
+    """Facts stored in the checkpoint; those of a resumed run must match."""
     may_change: tuple[str, ...] = ()
     """Keys of `about` and of the settings that a resumed run may have changed."""
     validation_names: tuple[str, ...] = ()
@@ -82,7 +82,8 @@ class Task:
         """Called before the steps of a phase, on resuming too."""
 
     def groups(self, config: LoopConfig) -> list[ParameterGroup]:
-        """What learns in this phase; left out, all that requires a gradient, at `config.learning_rate`."""
+        """Parameters that learn in this phase; left out, all that require a gradient, at
+        `config.learning_rate`."""
         return [
             ParameterGroup(
                 parameters=[p for p in self.module.parameters() if p.requires_grad],
@@ -109,11 +110,11 @@ class Task:
         return row
 
     def metrics(self, sums: Mapping[str, float], count: int) -> dict[str, float]:
-        """What validation found, from the sums of the module's outputs over its `count` micro-batches."""
+        """Metrics of a validation, from the sums of the module's outputs over its `count` micro-batches."""
         return {f"val_{name}": value / count for name, value in sums.items()}
 
     def score(self, found: Mapping[str, float]) -> float | None:
-        """What `keep="best"` keeps the least of; None where nothing was measured."""
+        """Number that `keep="best"` minimises; None if nothing was measured."""
         return found.get(f"val_{self.names[0]}")
 
     def fingerprint(self) -> str:
@@ -143,22 +144,22 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """How far a run is: what an observer, and the files of a task, are told."""
+    """Progress of a run, for observers and for the files of a task."""
 
     step: int
     """Steps done so far."""
     fraction: float
-    """How much of the run is done, in [0, 1]: by steps or by the time budget, whichever ends first."""
+    """Share of the run that is done, in [0, 1]: by steps or by the time budget, whichever ends first."""
     seconds: float
     """Training time so far, earlier processes included."""
     row: Mapping[str, float]
-    """Of the log, for this step."""
+    """Row of the log for this step."""
     found: Mapping[str, float]
-    """What the latest validation found."""
+    """Metrics of the latest validation."""
     kept_step: int
     """Step of the weights that are kept: `step`, or that of the best validation."""
     kept: Mapping[str, float]
-    """What validation found for those."""
+    """Metrics of those weights."""
 
     @property
     def loss(self) -> float:

@@ -31,7 +31,7 @@ from .predictor_metrics import LEVELS, Where, error_sums, figures, names, noised
 
 EXPORT = "motion_predictor.safetensors"
 FILES = (CHECKPOINT, EXPORT, LOG, CURVES)
-"""What a run leaves in its folder."""
+"""Files of a run in its folder."""
 TIMESTEPS = 1000
 FINAL_SHARE = 0.02
 """The cosine schedule ends at this share of the learning rate."""
@@ -53,12 +53,12 @@ class PredictorConfig:
     alpha: NotNegative = 0.5
     """Weight of the cosine term (eq 7)."""
     noise_probability: Share = 0.5
-    """How often the input is noised, as the sampler's estimates are (the paper's p_aug)."""
+    """Share of inputs with added noise, as the sampler's estimates are (the paper's p_aug)."""
     shift: Positive = 3.0
     """Shift of the noise levels of flow models, as their schedulers use it; CogVideoX brings its own
     levels."""
     prompt_dropout: Share = 0.2
-    """How often the prompt is replaced by the learned null prompt (p_drop)."""
+    """Share of prompts replaced by the learned null prompt (p_drop)."""
     batch: Count = 16
     """Frame pairs per step. The full recipe holds 0.4 GiB of activations per pair at 480x832 pixels."""
     steps: Count = 20000

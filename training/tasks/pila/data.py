@@ -1,4 +1,4 @@
-"""What PILA trains on: latents with their prompts, category labels and optical-flow targets."""
+"""Training data of PILA: latents with their prompts, category labels and optical-flow targets."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Example:
     flow: Tensor
     """Optical flow `2 T-1 H W` in latent pixels per latent frame."""
     confidence: Tensor
-    """How far to trust it, `1 T-1 H W`."""
+    """Confidence of the flow, `1 T-1 H W`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class PilaClips:
         return len(self.names)
 
     def fingerprint(self) -> str:
-        """A hash of which clips these are; a resumed run must go on with the same."""
+        """Hash of the clips' names; that of a resumed run must match."""
         return hashlib.blake2b("\n".join(self.names).encode(), digest_size=8).hexdigest()
 
     def batch(self, indices: Sequence[int]) -> Batch:

@@ -12,9 +12,8 @@ SHAPED_BY = {
     "latents": ("seed", "wrong", "vae_width", "fit_clips"),
     "base": ("clips", "wrong", "layers", "batch", "shift", "prompt_dropout", "ema"),
 }
-"""Which settings a stage's run depends on, beside its seed and rate: it goes on with the same ones alone. The
-number of steps may change (the learning rate then follows the new schedule from there), and how a step is
-computed."""
+"""Settings that must match to resume a stage, besides seed and learning rate. The number of steps may change
+(the learning rate then follows the new schedule from that step), and so may settings of speed alone."""
 SHIPPED = Path(__file__).resolve().parents[3] / "toyworld" / "weights"
 
 
