@@ -59,6 +59,10 @@ BENCHMARKS = (
         what="what each objective adds to a training step of CogVideoX-2B",
     ),
     Entry(
+        name="cost/plan", takes="2 minutes",
+        what="what `latent-physics plan` says against small real runs: peak memory and seconds",
+    ),
+    Entry(
         name="cost/import_time", old="import_time", takes="half a minute",
         what="seconds ComfyUI waits for the pack (part of cost/guidance)",
     ),

@@ -200,6 +200,7 @@ FLOORS = {
         ["backbones/"],
         ["data/", "objectives/"],
         ["tasks/"],
+        ["plan/"],
         ["study/"],
         ["commands/", "__main__.py"],
     ],

@@ -15,6 +15,7 @@ COMMANDS = {
     "predictor": "train LaMo's motion field predictor on cached latents",
     "pila": "train the PILA physics adapter on a frozen backbone",
     "finetune": "fine-tune a video model, LoRA or full, with any weighted set of physics objectives",
+    "plan": "say what a recipe takes: GiB, hours on graphics cards, and what would make it fit",
     "motion-head": "train MoAlign's motion subspace (stage 1), which a fine-tune then aligns with",
     "grpo": "reinforce a video model by rewards: critics, the toy law, a judge behind http (GRPO, NFT)",
     "export": "write a fine-tune's checkpoint as a file that ComfyUI loads",

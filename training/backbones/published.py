@@ -1,0 +1,34 @@
+"""Sizes of published transformers by their hub id, so that a run can be planned without its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+WAN_1_3B = {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960, "num_layers": 30}
+WAN_14B = {"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824, "num_layers": 40}
+COGVIDEOX_2B = {"num_attention_heads": 30, "attention_head_dim": 64, "num_layers": 30}
+COGVIDEOX_5B = {
+    "num_attention_heads": 48,
+    "attention_head_dim": 64,
+    "num_layers": 42,
+    "use_rotary_positional_embeddings": True,
+}
+"""Arguments of diffusers' transformer classes, from the models' published config.json; the rest is the
+default."""
+TOY = {
+    "num_attention_heads": 1,
+    "attention_head_dim": 128,
+    "ffn_dim": 512,
+    "num_layers": 6,
+    "text_dim": 64,
+    "freq_dim": 256,
+}
+
+PUBLISHED: Mapping[str, Mapping[str, Any]] = {
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": WAN_1_3B,
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers": WAN_14B,
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": WAN_14B,
+    "THUDM/CogVideoX-2b": COGVIDEOX_2B,
+    "THUDM/CogVideoX-5b": COGVIDEOX_5B,
+}

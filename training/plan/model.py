@@ -1,0 +1,101 @@
+"""The transformer that a recipe names, as sizes alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..backbones.base import Backbone
+from ..backbones.cogvideox import CogVideoXBackbone, dit_config, latent_space
+from ..backbones.keys import COGVIDEOX_DIT, WAN_DIT, is_native, strip_prefix, to_native
+from ..backbones.load import DEFAULT_SOURCE, TOY_TEXT_LENGTH, TOY_WEIGHTS
+from ..backbones.published import PUBLISHED
+from ..backbones.wan import WanBackbone
+from ..backbones.wan import dit_config as wan_dit_config
+from ..console import TrainingError
+from ..data.format import USUAL, Format
+
+if TYPE_CHECKING:
+    from ..tasks.finetune import FinetuneConfig
+
+
+@dataclass(frozen=True)
+class Model:
+    """A transformer's family and the arguments of its diffusers class."""
+
+    family: str
+    config: dict[str, Any]
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks."""
+        return self.config["num_layers"]
+
+    def build(self, layers: int, dtype: torch.dtype) -> Backbone:
+        """The backbone with `layers` blocks, on the meta device, frozen."""
+        import diffusers
+
+        cog = self.family == "cogvideox"
+        dit_class = diffusers.CogVideoXTransformer3DModel if cog else diffusers.WanTransformer3DModel
+        with torch.device("meta"):
+            dit = dit_class(**{**self.config, "num_layers": layers})
+            torch.nn.Module.to(dit, dtype)  # diffusers' own `to` warns of a precision lost
+        dit.requires_grad_(False)
+        parts = {"dit": dit, "device": "meta", "dtype": dtype}
+        if cog:
+            return CogVideoXBackbone(latent_space=latent_space(self.config["num_attention_heads"]), **parts)
+        backbone = WanBackbone(latent_space="toy" if self.family == "toy" else "wan2.1", **parts)
+        if self.family == "toy":
+            backbone.text_length = TOY_TEXT_LENGTH
+        return backbone
+
+
+def clip_format(config: FinetuneConfig) -> Format:
+    """Size, length and rate of the clips that a recipe trains on."""
+    usual = USUAL[config.backbone]
+    given = {name: getattr(config, name) for name in ("width", "height", "frames", "fps")}
+    return Format(**{name: getattr(usual, name) if value is None else value for name, value in given.items()})
+
+
+def find_model(config: FinetuneConfig) -> Model:
+    """The model that a recipe names: a published one by its hub id, a diffusers folder, or a transformer
+    file, of which the header alone is read. Raises TrainingError where none of these is there."""
+    if config.backbone == "toy" and not config.dit:
+        return Model("toy", from_file("toy", TOY_WEIGHTS / "toy_dit.safetensors"))
+    if config.dit:
+        return Model(config.backbone, from_file(config.backbone, config.dit))
+    source = config.source or DEFAULT_SOURCE[config.backbone]
+    if source in PUBLISHED:
+        return Model(config.backbone, dict(PUBLISHED[source]))
+    path = Path(source) / "transformer" / "config.json"
+    if not path.is_file():
+        raise TrainingError(
+            f"the sizes of {source!r} are not known; name one of {', '.join(PUBLISHED)}, a diffusers folder, "
+            f"or a transformer file with --dit."
+        )
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return Model(config.backbone, {key: value for key, value in found.items() if not key.startswith("_")})
+
+
+def from_file(family: str, path: Path) -> dict[str, Any]:
+    """Arguments of the transformer in a safetensors file. Raises TrainingError where it is none."""
+    import safetensors
+
+    cog = family == "cogvideox"
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            names = file.keys()
+            shapes = {strip_prefix(name): file.get_slice(name).get_shape() for name in names}
+        state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        keys = COGVIDEOX_DIT if cog else WAN_DIT
+        return (dit_config if cog else wan_dit_config)(
+            state if is_native(state, keys) else to_native(state, keys)
+        )
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+        raise TrainingError(
+            f"{Path(path).name} is no {family} transformer ({error}); use its fp16 or bf16 file."
+        ) from error
