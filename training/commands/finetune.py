@@ -6,6 +6,7 @@ import os
 
 from ..console import StopRequest
 from ..recipes import names, recipe_in
+from ..tasks.experts import finetune_experts
 from ..tasks.finetune import ERRORS, FinetuneConfig, finetune
 from . import cli
 
@@ -22,7 +23,7 @@ def main(argv: list[str]) -> int:
             defaults=vars(recipe_in(argv, FinetuneConfig) or FinetuneConfig()),
         )
         with StopRequest() as stop:
-            outcome, path = finetune(config, stop)
+            outcome, path = (finetune_experts if config.dit_low else finetune)(config, stop)
         if outcome.stopped and outcome.step == 0:
             print("Stopped before the training; run the same command to resume.")
             return 130

@@ -20,6 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from ...kernels.matmul import product
+
 
 @dataclass(frozen=True)
 class Work:
@@ -92,6 +94,8 @@ def operations_of(func: Any, args: tuple, kwargs: Mapping[str, Any], out: Any) -
         return float(sdpa_flop_count(args[0].shape, args[1].shape, args[2].shape))
     if name is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
         return float(sdpa_backward_flop_count(*(value.shape for value in args[:4])))
+    if str(name) == "mkldnn._linear_pointwise":  # a product that `kernels.matmul` chooses
+        return 2.0 * args[0].numel() * args[1].shape[0]
     rule = flop_registry.get(name)
     return None if rule is None else float(rule(*args, **kwargs, out_val=out))
 
@@ -101,6 +105,7 @@ def counting() -> Iterator[Counter]:
     """Fake tensors and a counter of what is done with them, on the processor's own operators."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    product(torch.ones(1, 1), torch.ones(1, 1))  # looks at values once, to choose its kernel
     with FakeTensorMode(allow_non_fake_inputs=True), Counter() as counter:
         yield counter
 

@@ -18,6 +18,7 @@ from ..loop.config import TrainerConfig
 from ..loop.optim import trainable
 from ..loop.task import ParameterGroup, Task
 from ..objectives.base import Objective, StepView
+from .noise import BANDS, NoiseConfig, Times
 from .preview import Samples
 
 
@@ -25,8 +26,9 @@ class Student(nn.Module):
     """The transformer and the objectives' projectors as one module, so that data parallelism sees one forward
     pass."""
 
-    def __init__(self, backbone: Backbone, objectives: nn.ModuleDict) -> None:
+    def __init__(self, backbone: Backbone, objectives: nn.ModuleDict, times: Times | None = None) -> None:
         super().__init__()
+        self.times = times or Times(backbone)
         self.dit = backbone.dit
         self.objectives = objectives
         self.without_weight: frozenset[str] = frozenset()
@@ -35,15 +37,16 @@ class Student(nn.Module):
         self.backbone = (backbone,)  # in a tuple: its other parts are not parameters of this module
 
     def forward(self, batch: Batch, t: Tensor, eps: Tensor) -> dict[str, Tensor]:
-        """Unweighted losses by name, "denoise" first."""
+        """Unweighted losses by name, "denoise" first; in validation also sums by noise (`band_sums`)."""
         (backbone,) = self.backbone
         noised = backbone.noise(batch.latent, t, eps=eps)
         wanted = {name: objective for name, objective in self.objectives.items() if self.wants(name)}
         blocks = sorted({block for objective in wanted.values() for block in objective.blocks})
         with backbone.tap(*blocks) as taps:
             out = backbone.predict(noised.noisy, t, batch.tokens, batch.mask)
-        error = (out.float() - noised.target.float()).square().mean(dim=(1, 2, 3, 4))
-        losses = {"denoise": (noised.weight * error).mean()}
+        error = noised.weight * self.times.error(out, noised.target)
+        weight = self.times.weight(t)
+        losses = {"denoise": (error if weight is None else weight.to(error) * error).mean()}
         if wanted:
             x0 = backbone.x0(noised.noisy.float(), out.float(), t)
             view = StepView(
@@ -62,7 +65,15 @@ class Student(nn.Module):
             for p in self.objectives[name].parameters()
         ]
         losses["denoise"] = losses["denoise"] + 0.0 * sum(unused) if unused else losses["denoise"]
-        return losses
+        return losses if self.training else losses | self.band_sums(error.detach(), t)
+
+    def band_sums(self, error: Tensor, t: Tensor) -> dict[str, Tensor]:
+        """Sum of the samples' errors `B` in each third of the noise, and their number."""
+        bands, found = self.times.bands(t).to(error.device), {}
+        for place, name in enumerate(BANDS):
+            inside = (bands == place).to(error)
+            found |= {f"denoise {name} noise": (inside * error).sum(), f"count {name} noise": inside.sum()}
+        return found
 
     def wants(self, name: str) -> bool:
         """Whether an objective is to be computed: in validation, and where it has a weight on this step."""
@@ -84,6 +95,7 @@ class DenoisingTask(Task):
         null_tokens: Tensor | None = None,
         about: dict[str, Any] | None = None,
         samples: Samples | None = None,
+        noise: NoiseConfig | None = None,
     ) -> None:
         """null_tokens: `L D` of the empty prompt, for `prompt_dropout`. Raises TrainingError where clips and
         backbone do not fit."""
@@ -100,13 +112,28 @@ class DenoisingTask(Task):
         self.objectives = (
             objectives if isinstance(objectives, nn.ModuleDict) else nn.ModuleDict(objectives or {})
         )
-        self.module = Student(backbone, self.objectives)
+        self.times = Times(backbone, noise)
+        self.module = Student(backbone, self.objectives, self.times)
         self.names = ("denoise", *self.objectives)
         self.latent_space = backbone.latent_space
         self.about = about or {}
         self.samples = samples
         self.shown = tuple(self.objectives)
         self.validation_count = len(clips.validation)
+        self.validation_names = (
+            *(f"val_{name}" for name in self.names),
+            *(f"val_denoise {band} noise" for band in BANDS),
+        )
+
+    def metrics(self, sums: Mapping[str, float], count: int) -> dict[str, float]:
+        """Means of the losses, and of the denoising error in each third of the noise that a clip was in."""
+        sums = dict(sums)
+        totals = {band: sums.pop(f"denoise {band} noise") for band in BANDS}
+        counts = {band: sums.pop(f"count {band} noise") for band in BANDS}
+        found = super().metrics(sums, count)
+        return found | {
+            f"val_denoise {band} noise": totals[band] / counts[band] for band in BANDS if counts[band]
+        }
 
     def weights(self, step: int) -> dict[str, float]:
         weights = {name: objective.settings.weight_at(step) for name, objective in self.objectives.items()}
@@ -133,13 +160,13 @@ class DenoisingTask(Task):
                 self.null_tokens,
                 torch.rand(len(batch.names), generator=generator) < self.prompt_dropout,
             )
-        t = self.backbone.sample_t(len(batch.names), generator)
+        t = self.times.draw(len(batch.names), generator)
         return batch, t, torch.randn(batch.latent.shape, generator=generator)
 
     def draw_validation(self, place: int, generator: torch.Generator) -> tuple[Batch, Tensor, Tensor]:
         """One clip; the times of all validation clips are spread as training's are."""
         batch = self.clips.read([self.clips.validation[place]], self.needs, self.features)
-        times = self.backbone.sample_t(256, torch.Generator().manual_seed(1)).sort().values
+        times = self.times.draw(256, torch.Generator().manual_seed(1)).sort().values
         t = times[int((place + 0.5) * 0.618034 % 1 * 256)][None]
         return batch, t, torch.randn(batch.latent.shape, generator=generator)
 
