@@ -120,7 +120,7 @@ def _make_step(config: FinetuneConfig, model: Model) -> Callable[[], None]:
                 value.uniform_(-0.02, 0.02)
     backbone.device = torch.device("cpu")
     optimizer = make_optimizer(
-        [ParameterGroup(parameters=list(trainable(student).values()), rate=1e-4)], config.trainer
+        [ParameterGroup(parameters=list(trainable(student).values()), learning_rate=1e-4)], config.trainer
     )
 
     def step() -> None:

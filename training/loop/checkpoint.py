@@ -67,6 +67,7 @@ def save_state(
             f"{index}/{key}": value
             for index, values in state["state"].items()
             for key, value in values.items()
+            if value is not None
         }
         states["optimizer"] = {key: torch.as_tensor(value) for key, value in found.items()}
     tensors = {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
@@ -226,7 +227,7 @@ def fill(targets: Mapping[str, Tensor], values: Mapping[str, Tensor], path: Path
 
 
 def fill_optimizer(optimizer: Any, values: Mapping[str, Tensor], groups: list[dict[str, Any]]) -> None:
-    """Loads AdamW's moments, saved by parameter number."""
+    """Loads an optimiser's state, saved by parameter number."""
     parameters = [value for group in optimizer.param_groups for value in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in values.items():
@@ -235,7 +236,9 @@ def fill_optimizer(optimizer: Any, values: Mapping[str, Tensor], groups: list[di
             value if name == "step" else like(value, parameters[int(index)])
         )
     for group in groups:
-        group["betas"] = tuple(group["betas"])
+        group |= {
+            key: tuple(value) for key, value in group.items() if isinstance(value, list) and key != "params"
+        }
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from annotated_types import Gt, Le
@@ -33,12 +33,17 @@ class LoopConfig:
     """Share of the learning rate at the end of a cosine."""
     tail: Annotated[float, Gt(0), Le(1)] = 1.0
     """Share of each phase over which a cosine falls, at its end; 1 falls from the first step on."""
+    optimizer: str = "torch.optim.AdamW"
+    """Optimiser's class: of torch.optim, or of bitsandbytes.optim, torchao.optim or prodigyopt where
+    installed."""
+    optimizer_args: list[str] = field(default_factory=list)
+    """Further arguments of that class, each "key=value", for example "momentum=0.9"."""
     weight_decay: NotNegative = 1e-2
-    """Weight decay of AdamW."""
+    """Weight decay."""
     beta1: Decay = 0.9
-    """Decay of AdamW's first moment."""
+    """Decay of the first moment, in optimisers with betas."""
     beta2: Decay = 0.95
-    """Decay of AdamW's second moment."""
+    """Decay of the second moment, in optimisers with betas."""
     max_grad_norm: NotNegative = 1.0
     """Clip gradients to this norm; 0 disables."""
     ema: Decay = 0.0

@@ -23,6 +23,7 @@ from .ahead import drawn_ahead
 from .gradients import loss_gradients
 from .log import Board, Log
 from .optim import ema_update, make_optimizer, rate_factor, trainable
+from .optimizers import optimizer_arguments
 from .shown import draw_run, log_columns, progress_words
 from .stepper import Plain
 from .task import Outcome, Paused, Phase, Report, Run
@@ -50,6 +51,7 @@ class Loop:
     def __init__(self, run: Run) -> None:
         """Raises TrainingError where settings, data or the checkpoint in `run.out` do not fit."""
         settings.check(run.config)
+        optimizer_arguments(run.config)
         run.accelerator = run.accelerator or processes.make_accelerator(run.config)
         self.run, self.config, self.task, self.accelerator = run, run.config, run.task, run.accelerator
         self.phases = run.task.phases or (Phase(name="", steps=run.config.steps),)

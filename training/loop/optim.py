@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from .config import LoopConfig
+from .optimizers import find_optimizer, optimizer_arguments
 from .task import ParameterGroup
 
 
 def make_optimizer(groups: Sequence[ParameterGroup], config: LoopConfig) -> torch.optim.Optimizer:
-    """AdamW over the groups that have parameters, each with its own rate as "base"."""
+    """The optimiser over the groups that have parameters, each with its own rate as "base". Raises
+    TrainingError as `optimizers.find_optimizer`."""
     found = [
         {
             "params": group.parameters,
@@ -24,7 +26,7 @@ def make_optimizer(groups: Sequence[ParameterGroup], config: LoopConfig) -> torc
         for group in groups
         if group.parameters
     ]
-    return torch.optim.AdamW(found, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay)
+    return find_optimizer(config.optimizer)(found, **optimizer_arguments(config))
 
 
 def rate_factor(config: LoopConfig, step: int, fraction: float) -> float:

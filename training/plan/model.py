@@ -17,7 +17,7 @@ from ..backbones.published import PUBLISHED
 from ..backbones.wan import WanBackbone
 from ..backbones.wan import dit_config as wan_dit_config
 from ..console import TrainingError
-from ..data.format import USUAL, Format
+from ..data.format import Format, usual_format
 
 if TYPE_CHECKING:
     from ..tasks.finetune import FinetuneConfig
@@ -56,7 +56,7 @@ class Model:
 
 def clip_format(config: FinetuneConfig) -> Format:
     """Size, length and rate of the clips that a recipe trains on."""
-    usual = USUAL[config.backbone]
+    usual = usual_format(config.backbone)
     given = {name: getattr(config, name) for name in ("width", "height", "frames", "fps")}
     return Format(**{name: getattr(usual, name) if value is None else value for name, value in given.items()})
 

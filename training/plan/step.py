@@ -131,7 +131,7 @@ def _count(
     backbone.device = torch.device("cpu")
     learning = list(trainable(student).values())
     weights = counter.living
-    optimizer = make_optimizer([ParameterGroup(parameters=learning, rate=1e-4)], config.trainer)
+    optimizer = make_optimizer([ParameterGroup(parameters=learning, learning_rate=1e-4)], config.trainer)
     for group in optimizer.param_groups:
         group["foreach"] = on_gpu  # torch's choice on a GPU, which takes temporaries for all at once
     for value in learning:

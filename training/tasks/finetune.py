@@ -31,6 +31,8 @@ from ..data.videos import VideoError
 from ..loop import processes
 from ..loop.config import TrainerConfig
 from ..loop.loop import train
+from ..loop.optim import trainable
+from ..loop.optimizers import optimizer_arguments
 from ..loop.processes import make_accelerator, pick_device
 from ..loop.task import Outcome, Run
 from ..objectives import parse
@@ -184,6 +186,7 @@ def check(config: FinetuneConfig) -> None:
     """Everything that can be known before anything is loaded. Raises TrainingError."""
     settings.check(config)
     check_noise(config.noise, config.backbone)
+    optimizer_arguments(config.trainer)
     for text in config.objectives:
         parse.check_files(*parse.parse(text))
     check_model(config, config.trainer.precision)

@@ -511,6 +511,13 @@ def test_the_toy_worlds_own_flow_needs_no_network(tmp_path, monkeypatch):
 def test_stage_one_has_recipes_with_the_papers_numbers(tmp_path, capsys):
     assert names("motion-head") == ["moalign-2b-stage1", "moalign-wan-stage1", "toy-stage1"]
     recipe = load_recipe("moalign-2b-stage1", stage_one.MotionHeadConfig, "motion-head")
+    assert names(stage_one=True) == [
+        "moalign-2b-stage1",
+        "moalign-wan-24gb-stage1",
+        "moalign-wan-stage1",
+        "toy-stage1",
+    ]
+    recipe = load_recipe("moalign-2b-stage1", stage_one.MotionHeadConfig, stage_one=True)
     t = recipe.trainer
     assert (t.steps, t.batch, t.learning_rate, t.weight_decay, t.validate_every) == (
         50_000,
@@ -602,7 +609,8 @@ def test_every_recipe_is_whole():
         assert recipe.recipe == name
         for text in recipe.objectives:
             parse.parse(text)
-        if recipe.backbone != "toy":
+        ours = name.endswith("-24gb") or name.startswith("lamo-wan22")  # of a size that one card trains
+        if recipe.backbone != "toy" and not ours:
             assert recipe.trainer.batch * recipe.trainer.accumulate == 32
 
 
