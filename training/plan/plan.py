@@ -165,6 +165,7 @@ def parts(step: StepCount, config: FinetuneConfig) -> list[tuple[str, float]]:
         ("optimiser's moments", step.moments),
         ("inputs of the checkpointed blocks" if checkpointed else "activations", step.kept),
         ("one block made again, objectives, temporaries" if checkpointed else "temporaries", step.rest),
+        ("optimiser's temporaries, later", step.updating),
     ]
 
 

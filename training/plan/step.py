@@ -52,8 +52,9 @@ class StepCount:
     kept: float
     """What the forward pass keeps for the backward pass: with checkpointing each block's input."""
     rest: float
-    """The largest of what comes and goes: a block's recomputation, an objective, the optimiser's
-    temporaries."""
+    """The largest of what comes and goes beside it: a block's recomputation, an objective."""
+    updating: float
+    """The largest of the optimiser's temporaries, when nothing is kept any more."""
     work: Work
     """Of one micro-batch, forward and backward."""
     update: Work
@@ -64,7 +65,7 @@ class StepCount:
     @property
     def peak(self) -> float:
         """The step's peak memory."""
-        return self.weights + self.gradients + self.moments + self.kept + self.rest
+        return self.weights + self.gradients + self.moments + max(self.kept + self.rest, self.updating)
 
 
 def count_step(
@@ -153,7 +154,8 @@ def _count(
     total.backward()
     del losses, total
     work = counter.work
-    counter.work = Work()
+    peak = counter.peak
+    counter.restart()
     optimizer.step()
     ema = 4 * sum(value.numel() for value in learning) if config.trainer.ema else 0
     block: nn.Module = backbone.blocks[0]
@@ -162,7 +164,8 @@ def _count(
         gradients=gradients,
         moments=moments,
         kept=kept,
-        rest=counter.peak - weights - gradients - moments - kept,
+        rest=peak - weights - gradients - moments - kept,
+        updating=counter.peak - weights - gradients - moments,
         work=work,
         update=counter.work,
         frozen_block=size_of(block, learning=False),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from ..data.videos import VideoError
 from ..loop import processes
 from ..loop.config import TrainerConfig
 from ..loop.loop import train
-from ..loop.optim import trainable
 from ..loop.optimizers import optimizer_arguments
 from ..loop.processes import make_accelerator, pick_device
 from ..loop.task import Outcome, Run
@@ -40,7 +39,6 @@ from ..settings import Count, NotNegative, Number
 from .denoise import DenoisingTask
 from .export import ExportConfig, export
 from .model import ModelConfig, about_model, check_model, companions, load_dit, make_trainable
-from .export import DTYPES, ExportConfig, export, read_lora
 from .noise import NoiseConfig
 from .noise import check as check_noise
 from .preview import Samples
@@ -70,27 +68,9 @@ class FinetuneConfig(ModelConfig):
     features: Path | None = None
     """Folder of the teachers' features; left out, a folder beside the clips."""
 
-    backbone: Literal["wan", "cogvideox", "toy"] = "wan"
-    """The model's family."""
-    source: str | None = None
-    """Diffusers folder or hub id; left out, the family's smallest model."""
-    dit: Path | None = None
-    """A transformer file as ComfyUI's models/diffusion_models holds it (fp16 or bf16), instead of
-    `source`."""
     dit_low: Path | None = None
     """Wan 2.2 14B: the low-noise expert's file, `dit` being the high-noise one. Both are fine-tuned, one after
     the other, each on its range of the noise, into the folders `high` and `low` of the run."""
-    vae: Path | None = None
-    """A VAE file, for caching."""
-    text: Path | None = None
-    """A text encoder file, for caching."""
-    tokenizer: str | None = None
-    """Folder or hub id of the tokenizer, where the text encoder file carries none (T5)."""
-    weights: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number format of the frozen weights under a LoRA. A full fine-tune keeps float32 weights."""
-    fp8_storage: bool = False
-    """Keep the frozen weights in float8 and compute in `weights`: a LoRA on a small card."""
-
     width: Count | None = None
     """Pixels, for caching; left out, what the family was trained at."""
     height: Count | None = None
@@ -105,16 +85,8 @@ class FinetuneConfig(ModelConfig):
     samples: list[str] = field(default_factory=list)
     """Prompts whose clips are written at every validation, so that progress can be seen; needs the VAE and
     the text encoder."""
-    export: bool = True
-    """Write a file for ComfyUI, or for diffusers, at the end."""
-    export_format: Literal["comfyui", "diffusers"] = "comfyui"
-    """Program whose own loader reads that file."""
-    export_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of that file."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     """How much noise is trained at."""
-    tune: TuneConfig = field(default_factory=TuneConfig)
-    """What is trained."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """How it is trained."""
 
@@ -332,7 +304,5 @@ def about(config: FinetuneConfig, backbone: Backbone) -> dict[str, Any]:
         **about_model(config, backbone),
         "objectives": list(config.objectives),
         **({"blocks_from": 1} if parse.needed_teachers(config.objectives) else {}),
-        "tune": asdict(config.tune),
         **({"noise": asdict(config.noise)} if config.noise != NoiseConfig() else {}),
-        "dit_config": plain,
     }

@@ -509,15 +509,13 @@ def test_the_toy_worlds_own_flow_needs_no_network(tmp_path, monkeypatch):
 
 
 def test_stage_one_has_recipes_with_the_papers_numbers(tmp_path, capsys):
-    assert names("motion-head") == ["moalign-2b-stage1", "moalign-wan-stage1", "toy-stage1"]
-    recipe = load_recipe("moalign-2b-stage1", stage_one.MotionHeadConfig, "motion-head")
-    assert names(stage_one=True) == [
+    assert names("motion-head") == [
         "moalign-2b-stage1",
         "moalign-wan-24gb-stage1",
         "moalign-wan-stage1",
         "toy-stage1",
     ]
-    recipe = load_recipe("moalign-2b-stage1", stage_one.MotionHeadConfig, stage_one=True)
+    recipe = load_recipe("moalign-2b-stage1", stage_one.MotionHeadConfig, "motion-head")
     t = recipe.trainer
     assert (t.steps, t.batch, t.learning_rate, t.weight_decay, t.validate_every) == (
         50_000,
