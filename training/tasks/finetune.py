@@ -69,8 +69,8 @@ class FinetuneConfig(ModelConfig):
     """Folder of the teachers' features; left out, a folder beside the clips."""
 
     dit_low: Path | None = None
-    """Wan 2.2 14B: the low-noise expert's file, `dit` being the high-noise one. Both are fine-tuned, one after
-    the other, each on its range of the noise, into the folders `high` and `low` of the run."""
+    """Wan 2.2 14B: the low-noise expert's file, `dit` being the high-noise one. Both are fine-tuned, one
+    after the other, each on its range of the noise, into the folders `high` and `low` of the run."""
     width: Count | None = None
     """Pixels, for caching; left out, what the family was trained at."""
     height: Count | None = None
