@@ -1,4 +1,4 @@
-"""What a correction is told about the sampling step it acts in."""
+"""The sampling step in which a correction acts."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class LoadToyWorld(io.ComfyNode):
 
 
 class ToyTokenizer:
-    """What a CLIP asks of a tokenizer. Weights in the prompt are ignored."""
+    """The tokenizer of a CLIP. Weights in the prompt are ignored."""
 
     def __init__(
         self, embedding_directory: str | None = None, tokenizer_data: dict[str, Any] | None = None
@@ -95,7 +95,7 @@ class ToyTokenizer:
 
 
 class ToyTextModel(nn.Module):
-    """What a CLIP asks of a text model."""
+    """The text model of a CLIP."""
 
     disable_offload = True
     dtypes = (torch.float32,)

@@ -1,4 +1,4 @@
-"""What Motion Prior Guidance did in each evaluation of the denoiser."""
+"""Records of Motion Prior Guidance, one for each evaluation of the denoiser."""
 
 from __future__ import annotations
 

@@ -155,12 +155,12 @@ class Checked(dict[str, Tensor]):
 
 @dataclass(frozen=True)
 class Context:
-    """What a term gets: fields in physical units, the masked mean, and constants."""
+    """Arguments of a term: fields in physical units, the masked mean, and constants."""
 
     fields: Fields
-    """What the laws read: filtered where the settings say so."""
+    """Fields for the laws: filtered if the settings say so."""
     raw: Fields
-    """What the regularity terms read: never filtered."""
+    """Fields for the regularity terms: never filtered."""
     mean: Averager
     settings: ResidualSettings
 

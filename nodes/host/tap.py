@@ -23,7 +23,7 @@ BLOCKS = ("blocks", "transformer_blocks", "double_blocks")
 
 @dataclass(frozen=True, kw_only=True)
 class Tapped:
-    """What a block said of the first clip of a batch, under the positive prompt."""
+    """Output of a block for the first clip of a batch, under the positive prompt."""
 
     tokens: Tensor
     """`N C` on the CPU, of unit length: only directions are compared."""

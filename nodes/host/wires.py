@@ -1,4 +1,4 @@
-"""What is on a LATENT wire."""
+"""Readers of a LATENT wire."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What guidance did, as a plot and as a table."""
+"""Records of guidance as a plot and as a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every command shares: a typed config becomes a command line, and a failure becomes one sentence."""
+"""The border of every command: a typed config becomes a command line, and a failure becomes one sentence."""
 
 from __future__ import annotations
 

@@ -195,7 +195,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _delimiter(header: str) -> str:
-    """What separates cells: Excel writes semicolons where commas are decimal points."""
+    """Separator of cells: Excel writes semicolons where commas are decimal points."""
     return max(DELIMITERS, key=header.count)
 
 

@@ -1,4 +1,4 @@
-"""What a run of the cache command did, on the screen and in the folder."""
+"""Report of the cache command, on the screen and in the folder."""
 
 from __future__ import annotations
 

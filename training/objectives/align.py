@@ -47,7 +47,7 @@ class AlignObjective(Objective):
         return relational.without_first_frame(tap.tokens, tap.grid, view.latent.shape[2])
 
     def target(self, view: StepView) -> Tensor:
-        """What the student is compared with, a constant `B C F H W` on the grid of the comparison."""
+        """Target of the comparison, a constant `B C F H W` on the grid of the comparison."""
         volume = self.on_grid(self.teacher_volume(view), self.student_tokens(view)[1])
         return volume - volume.mean(dim=2, keepdim=True) if self.settings.centre else volume
 

@@ -61,7 +61,7 @@ MULTIPLIERS: dict[str, dict[str, float]] = {
     "Optical": {"psi": 1.5, "alpha": 1.25},
     "Collision": {"j": 1.5},
 }
-"""What a category looks at more, or less, than at the rest."""
+"""Places that a category weighs more, or less, than the rest."""
 GROUPS = (
     (0.65, ("d", "u", "rho", "T", "alpha", "psi")),
     (0.25, ("j",)),
