@@ -58,12 +58,29 @@ def test_interface_turns_the_workflow_into_its_api_twin(shared_page, path: Path)
     assert without_titles(made) == without_titles(twin)
 
 
-def test_template_is_opened_changed_run_and_seen(page, server: ComfyServer) -> None:
-    name = "motion_heatmaps"
+def open_template(page, name: str) -> None:
+    """As a person does: Templates, the pack, the picture."""
     page.get_by_role("button", name="Templates").click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_text("some.other-name_7", exact=True).click()
     dialog.get_by_role("heading", name=name, exact=True).click()
+
+
+@pytest.mark.parametrize("name", ["wan2.2_i2v_14B_4steps_lamo", "ltx2.3_two_stage_lamo"])
+def test_a_stranger_is_told_of_absent_model_files_and_of_nothing_else(page, name: str) -> None:
+    open_template(page, name)
+    page.wait_for_function("() => window.app.graph._nodes.some((node) => node.type === 'LoadImage')")
+    page.get_by_test_id("queue-button").click()
+    page.wait_for_function("() => Object.keys(window.app.lastNodeErrors ?? {}).length")
+    refused = page.evaluate("() => Object.values(window.app.lastNodeErrors).map((entry) => entry.class_type)")
+    assert refused
+    assert not [kind for kind in refused if "Load" not in kind]
+    assert "LoadImage" not in refused
+    assert not [error for error in page.errors if "/extensions/" in error]
+
+
+def test_template_is_opened_changed_run_and_seen(page, server: ComfyServer) -> None:
+    open_template(page, "motion_heatmaps")
     page.wait_for_function("() => window.app.graph._nodes.some((node) => node.type.includes('ToyWorld'))")
     sampler = next(node for node in page.evaluate(NODES) if "steps" in node["widgets"])
 
