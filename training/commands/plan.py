@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..console import TrainingError
 from ..plan.plan import describe
 from ..recipes import recipe_in
 from ..tasks.finetune import ERRORS, FinetuneConfig
@@ -36,4 +35,4 @@ def main(argv: list[str]) -> int:
             print(line, flush=True)
         return 0
 
-    return cli.run_command(command, TrainingError, *ERRORS)
+    return cli.run_command(command, *ERRORS)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..data.format import CacheError, format_of
+from ..console import TrainingError
+from ..data.format import format_of
 from ..objectives import parse
 from .cards import CARDS, GIB, REACHED, Card, find_card
 from .model import Model, clip_format, find_model
@@ -148,7 +149,7 @@ def possible(config: FinetuneConfig) -> bool:
     try:
         form = clip_format(config)
         format_of(CacheConfig(out=config.out, backbone=config.backbone, **form.__dict__))
-    except CacheError:
+    except TrainingError:
         return False
     return True
 
