@@ -15,7 +15,31 @@ class LatentPhysicsExtension(ComfyExtension):
         encoders.register_folder()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        from . import alignment, best_of_n, critics, heatmaps, lamo, pila, pila_views, prompt, toyworld, train
+        from . import (
+            alignment,
+            best_of_n,
+            cogvideox,
+            critics,
+            heatmaps,
+            lamo,
+            pila,
+            pila_views,
+            prompt,
+            toyworld,
+            train,
+        )
 
-        rooms = (toyworld, lamo, heatmaps, train, prompt, pila, pila_views, alignment, critics, best_of_n)
+        rooms = (
+            toyworld,
+            lamo,
+            heatmaps,
+            train,
+            prompt,
+            pila,
+            pila_views,
+            alignment,
+            critics,
+            best_of_n,
+            cogvideox,
+        )
         return [node for room in rooms for node in room.NODES]

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...methods.cogvideox import TIMESTEPS, alphas_cumprod
 from ..console import TrainingError
 from .base import Backbone, Noised
 from .keys import COGVIDEOX_DIT, strip_prefix
 
-TIMESTEPS = 1000
 SCALE = {"cogvideox": 1.15258426, "cogvideox1.5": 0.7}
 """Latent scale by latent space: the 2B model's, and that of every 5B model (ComfyUI's CogVideoX and
 CogVideoX1_5 formats)."""
@@ -149,21 +149,6 @@ class CogVideoXBackbone(Backbone):
             device=noisy.device,
             **place,
         )
-
-
-def alphas_cumprod(snr_shift: float) -> Tensor:
-    """alpha_bar of the 1000 training timesteps, float64: scaled-linear betas, SNR over `snr_shift`, then
-    rescaled to end at 0.
-
-    Source: the schedulers published with the models (scaled_linear 0.00085 .. 0.012, snr_shift_scale,
-    rescale_betas_zero_snr).
-    """
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, TIMESTEPS, dtype=torch.float64) ** 2
-    alpha_bar = torch.cumprod(1 - betas, dim=0)
-    alpha_bar = alpha_bar / (snr_shift + (1 - snr_shift) * alpha_bar)
-    root = alpha_bar.sqrt()
-    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
-    return root**2
 
 
 def dit_config(state: Mapping[str, Tensor]) -> dict[str, Any]:

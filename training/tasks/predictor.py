@@ -367,7 +367,7 @@ def noise_levels(latent_space: str, shift: float = 3.0) -> Tensor:
     CogVideoX: sqrt(1 - alpha_bar). Flow models: s u / (1 + (s - 1) u) for u = 1/1000 .. 1.
     """
     if latent_space.startswith("cogvideox"):
-        from ..backbones.cogvideox import alphas_cumprod
+        from ...methods.cogvideox import alphas_cumprod
 
         return (
             (1 - alphas_cumprod(1.0 if latent_space == "cogvideox1.5" else 3.0)).clamp(min=0).sqrt().float()

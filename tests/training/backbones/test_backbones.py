@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from latent_physics.methods.cogvideox import alphas_cumprod
 from latent_physics.tests.training.backbones import tiny
 from latent_physics.training.backbones import load
-from latent_physics.training.backbones.cogvideox import CogVideoXBackbone, alphas_cumprod
+from latent_physics.training.backbones.cogvideox import CogVideoXBackbone
 from latent_physics.training.backbones.load import load_backbone
 from latent_physics.training.backbones.scaled import unscaled
 from latent_physics.training.backbones.wan import WanBackbone
