@@ -1,7 +1,7 @@
 """How CogVideoX was trained, in what its files do not say: its noise schedule and its rotary positions.
 
-Source: the schedulers and the position code published with the models (CogVideoX, arXiv:2408.06072; diffusers'
-CogVideoXDDIMScheduler and CogVideoXPipeline compute the same).
+Source: the schedulers and the position code published with the models (CogVideoX, arXiv:2408.06072;
+diffusers' CogVideoXDDIMScheduler and CogVideoXPipeline compute the same).
 """
 
 from __future__ import annotations
