@@ -634,3 +634,29 @@ def test_training_works_from_a_bare_clone(tmp_path: Path) -> None:
         result = run_training(command, "--help", cwd=tmp_path)
         assert result.returncode == 0, f"{command}: {result.stderr}"
         assert "usage:" in result.stdout
+
+
+DISTRIBUTIONS = {"PIL": "pillow", "annotated_types": "annotated-types"}
+"""Import name -> distribution, where they differ."""
+OF_THE_USER = {"torch", "torchvision", "triton"}
+"""ComfyUI's installation brings them."""
+THROUGH_OTHERS = {"tensorboard": "torch.utils.tensorboard", "deepspeed": "accelerate"}
+"""Distribution -> the module of ours to import that needs it."""
+
+
+def declared() -> set[str]:
+    """Distributions that the pack and its training declare."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["train"], *extras["deepspeed"]]
+    return {re.match(r"[A-Za-z0-9_-]+", text)[0] for text in wanted}
+
+
+def test_what_is_declared_is_imported_and_what_is_imported_is_declared() -> None:
+    names = {name for path in modules(*MAY_IMPORT) for _, name in imports(path)}
+    tops = {name.split(".")[0] for name in names} - {"<pack>", *OF_COMFYUI, *sys.stdlib_module_names}
+    used = {DISTRIBUTIONS.get(top, top) for top in tops - OF_THE_USER}
+    used |= {
+        found for found, through in THROUGH_OTHERS.items() if any(name.startswith(through) for name in names)
+    }
+    assert used == declared()
