@@ -23,6 +23,7 @@ import numpy as np
 from latent_physics.devtools.background import Training
 from latent_physics.devtools.server import ComfyServer, output_files, was_interrupted
 from latent_physics.devtools.shell import BenchError, explain, say
+from latent_physics.devtools.toy_size import FRAMES, SIDE
 
 ROOT = Path(__file__).resolve().parent.parent
 LOG = ROOT / ".bench" / "logs" / "demo-server.log"
@@ -36,7 +37,7 @@ WORLDS = (
     "thermal",
     "optical",
 )
-FRAMES, STEPS, CFG = 33, 20, 2.0
+STEPS, CFG = 20, 2.0
 REAL_CLIPS = "*wan*"  # names of the clips in ComfyUI's template packages that Wan generated
 SCORES = ("law", "adherence", "dynamic_degree")
 
@@ -80,7 +81,7 @@ def clip_graph(
         "toy": node("LatentPhysicsLoadToyWorld"),
         "positive": node("CLIPTextEncode", clip=["toy", 1], text=prompt),
         "negative": node("CLIPTextEncode", clip=["toy", 1], text=""),
-        "latent": node("EmptyHunyuanLatentVideo", width=64, height=64, length=FRAMES, batch_size=batch),
+        "latent": node("EmptyHunyuanLatentVideo", width=SIDE, height=SIDE, length=FRAMES, batch_size=batch),
         "sampler": node(
             "KSampler",
             model=["toy", 0],

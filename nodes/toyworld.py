@@ -14,6 +14,7 @@ from comfy_api.latest import io
 from torch import Tensor, nn
 
 from ..methods.weights import WeightsError, read_info
+from ..toyworld.canvas import FRAMES, SIZE
 from ..toyworld.prompts import understand
 from ..toyworld.scores import Scores, evaluate
 from ..toyworld.text import ToyTextEncoder
@@ -34,15 +35,17 @@ class LoadToyWorld(io.ComfyNode):
             node_id="LatentPhysicsLoadToyWorld",
             display_name="Load Toy World",
             category=CATEGORY,
-            description="Loads the tiny video model that comes with the pack: Wan's architecture, 64 x 64 "
-            "pixels, 33 frames, "
+            description="Loads the tiny video model that comes with the pack: Wan's architecture, "
+            f"{SIZE} x {SIZE} pixels, {FRAMES} frames, "
             "a few seconds per clip on a CPU. It draws eight small physical worlds, and gets their physics "
             "wrong often enough "
             "to be helped.",
             search_aliases=["toy", "demo", "physics", "tiny model"],
             inputs=[],
             outputs=[
-                io.Model.Output(tooltip="The video model, for KSampler. 64 x 64 pixels, 33 frames."),
+                io.Model.Output(
+                    tooltip=f"The video model, for KSampler. {SIZE} x {SIZE} pixels, {FRAMES} frames."
+                ),
                 io.Clip.Output(
                     tooltip="The text encoder, for CLIP Text Encode. It knows the toy worlds' few words."
                 ),
@@ -139,7 +142,7 @@ class LawScore(io.ComfyNode):
             has_intermediate_output=True,
             inputs=[
                 io.Image.Input(
-                    "images", tooltip="Decoded toy-world clips, 64 x 64 pixels, one after another."
+                    "images", tooltip=f"Decoded toy-world clips, {SIZE} x {SIZE} pixels, one after another."
                 ),
                 io.Combo.Input(
                     "world",
@@ -151,7 +154,7 @@ class LawScore(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "frames",
-                    default=33,
+                    default=FRAMES,
                     min=12,
                     max=4096,
                     tooltip="Frames per clip, where several clips follow one another.",

@@ -1,15 +1,22 @@
-"""Drawing and measuring on a 64 x 64 canvas: a palette, soft-edged shapes, and their inverse (how much of
-which colour is where).
+"""Drawing and measuring: a palette, soft-edged shapes, and their inverse (how much of which colour is where).
 
-Coordinates are pixels, y downward, pixel centres at integers. Images are float32 in [0,1].
+A world is `UNITS` units wide and high whatever the clips' size: laws, scenes and scores are in units ("px" in
+their texts), y downward, cell centres at integers. Clips have `SIZE` x `SIZE` pixels and `FRAMES` frames; this is
+the only place where those are chosen. Images are float32 in [0,1].
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+UNITS = 64
+"""Side of a world, and of the grid on which opacities are measured."""
 SIZE = 64
+"""Side of a clip in pixels, a multiple of 16."""
 FRAMES = 33
+"""Frames of a clip, a multiple of 4 plus 1."""
+LATENT = (1 + (FRAMES - 1) // 4, SIZE // 8, SIZE // 8)
+"""T H W of a clip's latent: Wan's VAE makes one frame of four (of the first alone) and one place of 8 x 8 pixels."""
 PALETTE: dict[str, tuple[float, float, float]] = {
     "red": (0.92, 0.14, 0.14),
     "green": (0.14, 0.76, 0.24),
@@ -18,7 +25,10 @@ PALETTE: dict[str, tuple[float, float, float]] = {
     "purple": (0.66, 0.18, 0.82),
 }
 COLOURS = tuple(PALETTE)
-ROWS, COLUMNS = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32)
+ROWS, COLUMNS = np.mgrid[0:UNITS, 0:UNITS].astype(np.float32)
+"""Places of the measuring grid, units."""
+PIXEL_ROWS, PIXEL_COLUMNS = ((np.mgrid[0:SIZE, 0:SIZE] + 0.5) * UNITS / SIZE - 0.5).astype(np.float32)
+"""Centres of a clip's pixels, units."""
 
 _NOISE_FLOOR = 0.06
 """Colour differences (0..1 per channel, Euclidean) below this are taken for reconstruction noise."""
@@ -38,25 +48,32 @@ def band(
     rows: slice = slice(None),
     columns: slice = slice(None),
 ) -> None:
-    """Paints a rectangle of a background in place."""
-    picture[:, rows, columns] = np.asarray(colour, np.float32)[:, None, None]
+    """Paints a rectangle of a background, given in units, in place."""
+    picture[:, in_pixels(rows), in_pixels(columns)] = np.asarray(colour, np.float32)[:, None, None]
+
+
+def in_pixels(part: slice) -> slice:
+    """A stretch of whole units as pixels, at least one."""
+    start, end = ((0 if part.start is None else part.start), (UNITS if part.stop is None else part.stop))
+    first = round(start * SIZE / UNITS)
+    return slice(first, max(first + 1, round(end * SIZE / UNITS)))
 
 
 def disc(x: float, y: float, radius: float) -> np.ndarray:
-    """Coverage (H, W) in [0,1] of a disc, edges one pixel soft."""
-    return np.clip(radius - np.hypot(COLUMNS - x, ROWS - y) + 0.5, 0, 1)
+    """Coverage (H, W) in [0,1] of a disc, edges one unit soft."""
+    return np.clip(radius - np.hypot(PIXEL_COLUMNS - x, PIXEL_ROWS - y) + 0.5, 0, 1)
 
 
 def box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
     """Coverage (H, W) in [0,1] of an axis-aligned box given by its edges."""
-    across = np.clip(np.minimum(COLUMNS + 0.5, right) - np.maximum(COLUMNS - 0.5, left), 0, 1)
-    down = np.clip(np.minimum(ROWS + 0.5, bottom) - np.maximum(ROWS - 0.5, top), 0, 1)
+    across = np.clip(np.minimum(PIXEL_COLUMNS + 0.5, right) - np.maximum(PIXEL_COLUMNS - 0.5, left), 0, 1)
+    down = np.clip(np.minimum(PIXEL_ROWS + 0.5, bottom) - np.maximum(PIXEL_ROWS - 0.5, top), 0, 1)
     return across * down
 
 
 def gaussian(x: float, y: float, variance: float, peak: float) -> np.ndarray:
     """A Gaussian blob (H, W) of the given variance per axis (px^2) and peak."""
-    return peak * np.exp(-((COLUMNS - x) ** 2 + (ROWS - y) ** 2) / (2 * variance))
+    return peak * np.exp(-((PIXEL_COLUMNS - x) ** 2 + (PIXEL_ROWS - y) ** 2) / (2 * variance))
 
 
 def blend(picture: np.ndarray, alpha: np.ndarray, colour: str) -> np.ndarray:
@@ -65,7 +82,7 @@ def blend(picture: np.ndarray, alpha: np.ndarray, colour: str) -> np.ndarray:
 
 
 def unmix(clip: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """Opacity of every palette colour over a known background: clip (T,3,H,W) -> (T, colours, H, W).
+    """Opacity of every palette colour over a known background: clip (T,3,H,W) -> (T, colours, `UNITS`, `UNITS`).
 
     Each pixel belongs to the palette colour its difference from the background points at (largest cosine),
     with the least-squares opacity, clipped to [0, 1]; pixels that differ too little, or towards no palette
@@ -81,9 +98,21 @@ def unmix(clip: np.ndarray, background: np.ndarray) -> np.ndarray:
     cosine = projection / (length * np.sqrt(squared) + 1e-6)
     best = cosine.max(1, keepdims=True)
     opacity = np.clip(projection / squared, 0, 1)
-    return np.where((cosine == best) & (best > _MIN_COSINE) & (length > _NOISE_FLOOR), opacity, 0).astype(
-        np.float32
-    )
+    known = (cosine == best) & (best > _MIN_COSINE) & (length > _NOISE_FLOOR)
+    return area_means(np.where(known, opacity, 0).astype(np.float32), UNITS)
+
+
+def area_means(field: np.ndarray, side: int) -> np.ndarray:
+    """Means of (..., old, old) over the cells of a grid of another side: (..., side, side). Mass per area and place
+    stay."""
+    old = field.shape[-1]
+    if old == side:
+        return field
+    cells, edges = np.arange(side)[:, None], np.arange(old)[None] * side / old
+    shared = np.minimum(cells + 1, edges + side / old) - np.maximum(cells, edges)
+    share = np.clip(shared, 0, None).astype(np.float32)
+    share /= share.sum(1, keepdims=True)
+    return share @ field @ share.T
 
 
 def moments(alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -103,8 +132,8 @@ def resample(field: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     for dy, wy in ((0, 1 - fy), (1, fy)):
         for dx, wx in ((0, 1 - fx), (1, fx)):
             row, column = top + dy, left + dx
-            inside = (row >= 0) & (row < SIZE) & (column >= 0) & (column < SIZE)
+            inside = (row >= 0) & (row < UNITS) & (column >= 0) & (column < UNITS)
             out += np.where(
-                inside, field[..., np.clip(row, 0, SIZE - 1), np.clip(column, 0, SIZE - 1)] * wx * wy, 0
+                inside, field[..., np.clip(row, 0, UNITS - 1), np.clip(column, 0, UNITS - 1)] * wx * wy, 0
             )
     return out

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .canvas import COLOURS, moments
+from .canvas import COLOURS, area_means, moments
 from .worlds import WORLDS, World
 
 PLACES = 49
@@ -32,7 +32,7 @@ def world_of(clip: Tensor) -> World:
 
 
 def things(clip: Tensor) -> tuple[Tensor, Tensor]:
-    """(opacity `T K H W` of every palette colour, velocity `T K 2` of its centroid in pixels per frame, x and
+    """(opacity `T K H W` of every palette colour, velocity `T K 2` of its centroid in units per frame, x and
     y).
 
     clip: `3 T H W` in [0, 1]. Velocities are central differences; nan where a colour is absent in one of the
@@ -43,7 +43,7 @@ def things(clip: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def places(clip: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """(opacity `T K H W` of every palette colour, centroid `T K 2` as x and y in pixels, nan where the colour
+    """(opacity `T K H W` of every palette colour, centroid `T K 2` as x and y in units, nan where the colour
     is absent)."""
     opacity = world_of(clip).unmix(clip.movedim(1, 0).float().cpu().numpy())
     mass, x, y = moments(opacity)
@@ -76,7 +76,8 @@ def oracle_features(clip: Tensor, patch: tuple[int, int, int]) -> Tensor:
     opacity, velocity = things(clip)
     moving = opacity[:, :, None] * (SPEED * velocity.nan_to_num())[..., None, None]
     shown = torch.cat([opacity, moving.flatten(1, 2)], dim=1).movedim(0, 1)
-    shown = functional.avg_pool3d(shown[None], patch, stride=patch)[0]
+    cells = torch.from_numpy(area_means(shown.numpy(), clip.shape[3] // patch[2]))
+    shown = functional.avg_pool3d(cells[None], (patch[0], 1, 1))[0]
     background = (1 - shown[: len(COLOURS)].sum(dim=0)).clamp(min=0)
     codes = torch.randn(PLACES, *shown.shape[2:], generator=torch.Generator().manual_seed(0))
     codes = functional.normalize(codes, dim=0)[:, None]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .canvas import COLOURS, SIZE, moments
+from .canvas import COLOURS, SIZE, UNITS, moments
 from .data import world_named
 from .prompts import Request, understand
 from .worlds import World
@@ -59,7 +59,7 @@ def score(clips: Tensor, worlds: str | Sequence[str]) -> Tensor:
     """Law score per clip, `B` float32 in [0,1]: 1 for real clips, 0 for the same clips with their frames
     shuffled.
 
-    clips (B,3,T,64,64) in [0,1]; worlds: one name for all clips, or one per clip. Raises ValueError for
+    clips (B,3,T,H,W) in [0,1]; worlds: one name for all clips, or one per clip. Raises ValueError for
     another shape or world, and for NaN.
     """
     found = []
@@ -183,7 +183,7 @@ def _heading(alphas: np.ndarray, request: Request) -> float:
         dx, dy = x[last].mean() - x[first].mean(), y[last].mean() - y[first].mean()
         along = {"left": -dx, "right": dx, "up": -dy}[request.direction]
     else:
-        along = {"left": SIZE / 2 - x[first].mean(), "right": x[first].mean() - SIZE / 2, "up": 0.0}[
+        along = {"left": UNITS / 2 - x[first].mean(), "right": x[first].mean() - UNITS / 2, "up": 0.0}[
             request.direction
         ]
     return 1.0 if along > -2 else 0.5

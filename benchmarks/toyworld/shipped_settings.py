@@ -23,12 +23,13 @@ import torch
 from latent_physics.devtools import comfyui
 from latent_physics.toyworld import WORLDS, evaluate
 from latent_physics.toyworld import sample as draw
+from latent_physics.toyworld.canvas import LATENT
 from latent_physics.toyworld.statistics import paired_difference
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 SCORES = ("law", "adherence", "dynamic_degree")
-LATENT = (16, 9, 8, 8)
+CHANNELS = 16
 SETS = (7000, 8000, 9000, 10000)
 """Seeds of the prompts and the noise; no constant was fitted on them."""
 TOY_SHIFT = 3.0
@@ -172,12 +173,12 @@ def conditioning(texts: Sequence[str]) -> list[Any]:
 
 
 def clips_of(schedule: Schedule, prompts: Sequence[str], seed: int, order: int) -> Tensor:
-    """`B 3 33 64 64` in [0, 1]; noise of clip i is seeded by seed + i."""
+    """`B 3 T H W` in [0, 1]; noise of clip i is seeded by seed + i."""
     toy()  # puts ComfyUI on the path
     import comfy.sample
 
     rows = [torch.Generator().manual_seed(seed + row) for row in range(len(prompts))]
-    noise = torch.stack([torch.randn(LATENT, generator=generator) for generator in rows])
+    noise = torch.stack([torch.randn(CHANNELS, *LATENT, generator=generator) for generator in rows])
     with torch.inference_mode():
         wanted, empty = conditioning(prompts), conditioning([""])
         latent = torch.zeros_like(noise)

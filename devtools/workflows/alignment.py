@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..toy_size import FRAMES, SIDE
 from .format import Column, Graph, Node, Out
 from .pieces import (
     SEED,
@@ -64,7 +65,7 @@ wire encoded videos instead: VAE Encode for each, joined by Latent Batch; or tra
         note_height=600,
         columns=[
             Column(title="1  Load", nodes=[WORLD], width=320),
-            Column(title="2  Ask", nodes=[*prompts(TOY_PROMPT, "", TOY_CLIP), size(64, 64, 33, 8)]),
+            Column(title="2  Ask", nodes=[*prompts(TOY_PROMPT, "", TOY_CLIP), size(SIDE, SIDE, FRAMES, 8)]),
             Column(
                 title="3  Train",
                 nodes=[
@@ -123,7 +124,7 @@ Press **Run**. Needs no download and no GPU: the model comes with the pack.
                     ),
                 ],
             ),
-            Column(title="2  Ask", nodes=[*prompts(TOY_PROMPT, "", TOY_CLIP), size(64, 64, 33)]),
+            Column(title="2  Ask", nodes=[*prompts(TOY_PROMPT, "", TOY_CLIP), size(SIDE, SIDE, FRAMES)]),
             Column(title="3  Sample", nodes=[sampler(TAPPED), decode(Out("sampler", "LATENT"), vae=TOY_VAE)]),
             Column(
                 title="4  The same thing, says the model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..toy_size import FRAMES, SIDE
 from .format import Column, Graph, Node, Out
 from .pieces import (
     PROMPT,
@@ -85,7 +86,7 @@ trust one.
             ),
             Column(
                 title="2  Ask",
-                nodes=[PROMPT, *prompts(Out("prompt", "STRING"), "", TOY_CLIP), size(64, 64, 33)],
+                nodes=[PROMPT, *prompts(Out("prompt", "STRING"), "", TOY_CLIP), size(SIDE, SIDE, FRAMES)],
             ),
             Column(
                 title="3  Sampling",

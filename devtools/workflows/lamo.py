@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..toy_size import FRAMES, SIDE
 from .format import Column, Graph, Node, Out
 from .pieces import (
     GUIDED,
@@ -64,7 +65,7 @@ Try **share** in LaMo Guidance: 0 gives the left clip again, too much stiffens t
                     PROMPT,
                     Node(key="seed", type="PrimitiveInt", title="Seed of both", values={"value": SEED}),
                     *prompts(Out("prompt", "STRING"), "", TOY_CLIP),
-                    size(64, 64, 33),
+                    size(SIDE, SIDE, FRAMES),
                 ],
             ),
             Column(
@@ -124,7 +125,7 @@ latents.
         note_height=560,
         columns=[
             Column(title="1  Load", nodes=[WORLD, predictor(TOY_PREDICTOR)], width=360),
-            Column(title="2  Ask", nodes=[*prompts(TOY_PROMPT, "", TOY_CLIP), size(64, 64, 33)]),
+            Column(title="2  Ask", nodes=[*prompts(TOY_PROMPT, "", TOY_CLIP), size(SIDE, SIDE, FRAMES)]),
             Column(title="3  Sample", nodes=[sampler(TOY_MODEL), decode(latent, vae=TOY_VAE)]),
             Column(title="4  The clip", nodes=save_toy(Out("decode", "IMAGE"), "motion_heatmaps")),
             Column(
@@ -162,7 +163,7 @@ dynamic degree too: a clip that stands still breaks no law.
             ),
             Column(
                 title="2  Ask",
-                nodes=[PROMPT, *prompts(Out("prompt", "STRING"), "", TOY_CLIP), size(64, 64, 33, 8)],
+                nodes=[PROMPT, *prompts(Out("prompt", "STRING"), "", TOY_CLIP), size(SIDE, SIDE, FRAMES, 8)],
             ),
             Column(title="3  Sample", nodes=[sampler(GUIDED), decode(Out("sampler", "LATENT"), vae=TOY_VAE)]),
             Column(title="4  The clips, one after another", nodes=save_toy(images, "toy_world_score")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..toy_size import FRAMES, SIDE
 from .format import Column, Graph, Node, Out
 from .pieces import (
     PROMPT,
@@ -123,7 +124,7 @@ Try **strength** in PILA Correction: 0 gives the plain clip again.
                     parser(Out("prompt", "STRING")),
                     Node(key="seed", type="PrimitiveInt", title="Seed of all", values={"value": SEED}),
                     *prompts(DESCRIPTION, "", TOY_CLIP),
-                    size(64, 64, 33),
+                    size(SIDE, SIDE, FRAMES),
                 ],
                 width=380,
             ),
@@ -204,7 +205,7 @@ are
                     parser(Out("prompt", "STRING")),
                     labels(),
                     *prompts(DESCRIPTION, "", TOY_CLIP),
-                    size(64, 64, 33),
+                    size(SIDE, SIDE, FRAMES),
                 ],
                 width=380,
             ),

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from latent_physics.toyworld.canvas import COLOURS, FRAMES, SIZE, box, disc, gaussian, moments, unmix
+from latent_physics.toyworld.canvas import (
+    COLOURS,
+    COLUMNS,
+    FRAMES,
+    ROWS,
+    SIZE,
+    box,
+    disc,
+    gaussian,
+    moments,
+    unmix,
+)
 from latent_physics.toyworld.corruption import TIMES, VIOLATIONS, backwards, frozen, shuffled
 from latent_physics.toyworld.worlds import WORLDS
 from latent_physics.toyworld.worlds.base import balance
@@ -37,12 +48,12 @@ def test_bouncing_ball_equals_small_steps(y, speed, time):
 
 def test_vortex_keeps_area_and_composes():
     constants = WORLDS["fluid"].constants
-    x, y = upstream(5.0, 1.0, constants)
+    x, y = upstream(5.0, 1.0, constants, COLUMNS, ROWS)
     determinant = np.gradient(x, axis=1) * np.gradient(y, axis=0) - np.gradient(x, axis=0) * np.gradient(
         y, axis=1
     )
     assert np.abs(determinant[2:-2, 2:-2] - 1).max() < 0.02  # divergence-free: the map keeps area
-    back_x, back_y = upstream(5.0, -1.0, constants)
+    back_x, back_y = upstream(5.0, -1.0, constants, COLUMNS, ROWS)
     radius = np.hypot(x - 31.5, y - 31.5)
     assert np.allclose(
         radius, np.hypot(back_x - 31.5, back_y - 31.5), atol=1e-3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..canvas import COLUMNS, ROWS, band, blend, box, fill, moments
+from ..canvas import PIXEL_COLUMNS, PIXEL_ROWS, band, blend, box, fill, moments
 from .base import Scene, World, bounded_mean, pick, pick_colours
 
 CEILING = 6.0
@@ -73,8 +73,8 @@ class Elastic(World):
 def coil(x: float, top: float, bottom: float, turns: int = 6, width: float = 3.0) -> np.ndarray:
     """Coverage (H, W) of a zigzag wire from (x, top) to (x, bottom)."""
     length = max(bottom - top, 1.0)
-    phase = (ROWS - top) / length * turns
+    phase = (PIXEL_ROWS - top) / length * turns
     path = x + width * (2 * np.abs(2 * (phase - np.floor(phase + 0.5))) - 1)
     slope = 4 * width * turns / length
-    distance = np.abs(COLUMNS - path) / np.sqrt(1 + slope**2)
-    return np.clip(1.1 - distance, 0, 1) * ((top <= ROWS) & (bottom >= ROWS))
+    distance = np.abs(PIXEL_COLUMNS - path) / np.sqrt(1 + slope**2)
+    return np.clip(1.1 - distance, 0, 1) * ((top <= PIXEL_ROWS) & (bottom >= PIXEL_ROWS))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..canvas import COLUMNS, ROWS, blend, fill, resample
+from ..canvas import COLUMNS, PIXEL_COLUMNS, PIXEL_ROWS, ROWS, blend, fill, resample
 from .base import Scene, World, balance, bounded_mean, pick, pick_colours
 
 CENTRE = 31.5
@@ -28,7 +28,7 @@ class Fluid(World):
 
     def __init__(self) -> None:
         self.background = fill((0.36, 0.34, 0.33))
-        inside = np.hypot(COLUMNS - CENTRE, ROWS - CENTRE) <= BASIN
+        inside = np.hypot(PIXEL_COLUMNS - CENTRE, PIXEL_ROWS - CENTRE) <= BASIN
         self.background[:, inside] = np.asarray((0.80, 0.88, 0.90), np.float32)[:, None]
 
     def draw(self, rng: np.random.Generator) -> Scene:
@@ -43,7 +43,7 @@ class Fluid(World):
 
     def frame(self, scene: Scene, time: float, constants: dict[str, float]) -> np.ndarray:
         # each pixel reads the dye where its water was at time 0
-        x0, y0 = upstream(time, scene.values["sign"], constants)
+        x0, y0 = upstream(time, scene.values["sign"], constants, PIXEL_COLUMNS, PIXEL_ROWS)
         picture = self.background
         for index, colour in enumerate(scene.colours):
             angle, orbit = scene.values[f"angle{index}"], scene.values[f"orbit{index}"]
@@ -59,15 +59,17 @@ class Fluid(World):
             return 1.0
         found = []
         for sign in (1.0, -1.0):
-            predicted = resample(dye[:-LAG], *upstream(LAG, sign, self.constants))
+            predicted = resample(dye[:-LAG], *upstream(LAG, sign, self.constants, COLUMNS, ROWS))
             found.append(bounded_mean(balance(dye[LAG:], predicted, dye[:-LAG], floor=4.0)))
         mass = dye.sum((1, 2, 3))
         leak = np.abs(mass[LAG:] - mass[:-LAG]) / (0.5 * max(mass.mean(), 1e-6))
         return 0.85 * min(found) + 0.15 * bounded_mean(leak)
 
 
-def upstream(time: float, sign: float, constants: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Where each pixel's water was `time` frames ago: x, y (H, W)."""
-    dx, dy = COLUMNS - CENTRE, ROWS - CENTRE
+def upstream(
+    time: float, sign: float, constants: dict[str, float], x: np.ndarray, y: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the water at x, y (H, W) was `time` frames ago: x, y (H, W)."""
+    dx, dy = x - CENTRE, y - CENTRE
     turn = -sign * constants["speed"] * time / (1 + (np.hypot(dx, dy) / constants["core"]) ** 2)
     return CENTRE + dx * np.cos(turn) - dy * np.sin(turn), CENTRE + dx * np.sin(turn) + dy * np.cos(turn)

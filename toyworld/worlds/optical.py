@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..canvas import COLUMNS, ROWS, band, blend, fill, moments, resample
+from ..canvas import COLUMNS, PIXEL_COLUMNS, PIXEL_ROWS, ROWS, band, blend, fill, moments, resample
 from .base import Scene, World, balance, bounded_mean, pick, pick_colours
 
 THICKNESS = {"thin": 1.6, "thick": 2.6}
@@ -44,7 +44,7 @@ class Optical(World):
     def frame(self, scene: Scene, time: float, constants: dict[str, float]) -> np.ndarray:
         value = scene.values
         radius = value["radius"] + constants["speed"] * time
-        distance = np.hypot(COLUMNS - value["x"], ROWS - value["y"])
+        distance = np.hypot(PIXEL_COLUMNS - value["x"], PIXEL_ROWS - value["y"])
         light = np.sqrt(value["radius"] / radius) * np.exp(
             -((distance - radius) ** 2) / (2 * value["thickness"] ** 2)
         )

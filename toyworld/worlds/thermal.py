@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..canvas import SIZE, band, blend, fill, gaussian, moments
+from ..canvas import UNITS, band, blend, fill, gaussian, moments
 from .base import Scene, World, balance, bounded_mean, pick, pick_colours
 
 VARIANCES = {"small": 18.0, "large": 28.0}
@@ -25,7 +25,7 @@ class Thermal(World):
 
     def __init__(self) -> None:
         self.background = fill((0.22, 0.22, 0.24))
-        for edge in (slice(0, 3), slice(SIZE - 3, None)):
+        for edge in (slice(0, 3), slice(UNITS - 3, None)):
             band(self.background, (0.60, 0.60, 0.62), rows=edge)
             band(self.background, (0.60, 0.60, 0.62), columns=edge)
 
@@ -76,7 +76,7 @@ def blur(field: np.ndarray, variance: float) -> np.ndarray:
     """Convolves (..., H, W) with a Gaussian of `variance` (px^2) per axis: the heat equation's exact
     propagator.
     """
-    offsets = np.arange(SIZE)
+    offsets = np.arange(UNITS)
     kernel = np.exp(-((offsets[:, None] - offsets[None]) ** 2) / (2 * variance)).astype(np.float32)
     kernel /= np.sqrt(2 * np.pi * variance)
     return kernel @ field @ kernel

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ...methods.video_models import MODELS, SPACES, TOY, FramesRule, VideoModel
+from ...toyworld.canvas import FRAMES, SIZE
 from ..console import TrainingError
 
 
@@ -24,7 +25,7 @@ class Format:
 FAMILY_MODELS = {"wan": "wan2.1", "cogvideox": "cogvideox"}
 """Family of backbones -> the model whose size, length and rate its clips are cut to."""
 TOY_SIDES = 16
-TOY_FORMAT = Format(width=64, height=64, frames=33, fps=0)
+TOY_FORMAT = Format(width=SIZE, height=SIZE, frames=FRAMES, fps=0)
 
 
 def usual_format(name: str) -> Format:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...toyworld import WORLDS, sample
-from ...toyworld.canvas import SIZE
+from ...toyworld.canvas import UNITS
 from ...toyworld.oracle import things
 
 TRACKED = ("rigid_body", "elastic", "collision")
@@ -40,13 +40,13 @@ def velocity_r2(volume: Tensor, paths: Tensor) -> float:
     """Held-out R^2 of a ridge regression from the feature under a thing to the thing's velocity until the
     next step.
 
-    volume: features `B C F H W` of clips without their first frame; paths: `B T 2` x and y in pixels, T a
+    volume: features `B C F H W` of clips without their first frame; paths: `B T 2` x and y in units, T a
     multiple of F. Clips are split in halves: the ridge is chosen in the first by a split of its own, the R^2
     is the second's. 0 is a probe that knows the mean velocity only; it may be below.
     """
     steps = paths.unflatten(1, (volume.shape[2], -1)).mean(dim=2)
     velocity = steps[:, 1:] - steps[:, :-1]
-    cells = (steps / SIZE * torch.tensor(volume.shape[:2:-1])).long()  # x by width, y by height
+    cells = (steps / UNITS * torch.tensor(volume.shape[:2:-1])).long()  # x by width, y by height
     inside = torch.isfinite(velocity).all(dim=2) & torch.isfinite(steps[:, :-1]).all(dim=2)
     x, y, owner = [], [], []
     for clip, step in inside.nonzero().tolist():

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from ...methods.step import Correction
+from ...toyworld.canvas import LATENT
 from ..backbones import Backbone
 from ..backbones.sample import sample
-
-LATENT = (9, 8, 8)
-"""T H W of a toy clip's latent."""
 
 
 def toy_prompts(count: int, seed: int) -> tuple[list[str], list[str]]:
@@ -44,7 +42,7 @@ def sampled_clips(
     batch: int = 8,
     corrections: Callable[[slice], Sequence[Correction]] = uncorrected,
 ) -> tuple[Tensor, float]:
-    """One sampled clip per prompt, `B 3 33 64 64` in [0, 1] on the CPU, and the seconds of sampling per clip.
+    """One sampled clip per prompt, `B 3 T H W` in [0, 1] on the CPU, and the seconds of sampling per clip.
 
     `corrections` gives those of a slice of the prompts. Noise of clip i is seeded by seed + i, whatever the
     batch.

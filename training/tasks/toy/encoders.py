@@ -18,13 +18,16 @@ from torch.nn import functional
 
 from ....encoders import TOY_WEIGHTS, VideoMAETeacher, VJEPATeacher
 from ....encoders.base import imagenet
+from ....toyworld.canvas import FRAMES, SIZE
 from ...console import ProgressLine, StopRequest, TrainingError
 from ...loop.config import TrainerConfig
 from ...loop.loop import train
 from ...loop.task import Run, Task
 
-FRAMES, SIZE, PATCH, TUBELET = 32, 64, 8, 2
-GRID = (FRAMES // TUBELET, SIZE // PATCH, SIZE // PATCH)
+PATCH, TUBELET = 8, 2
+SEEN = FRAMES - 1
+"""Frames an encoder sees: all but the first."""
+GRID = (SEEN // TUBELET, SIZE // PATCH, SIZE // PATCH)
 
 
 def usual_settings() -> TrainerConfig:
@@ -76,7 +79,7 @@ class ToyClips(Task):
         from ....toyworld import mixture
 
         return mixture(self.config.trainer.batch, seed, self.config.wrong)[0][
-            :, :, 1 : FRAMES + 1
+            :, :, 1 : SEEN + 1
         ].contiguous()
 
     def draw(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -104,7 +107,7 @@ class MAEStudent(nn.Module):
         self.share = config.mask
         self.model = VideoMAEForPreTraining(
             VideoMAEConfig(
-                image_size=SIZE, patch_size=PATCH, num_frames=FRAMES, tubelet_size=TUBELET,
+                image_size=SIZE, patch_size=PATCH, num_frames=SEEN, tubelet_size=TUBELET,
                 hidden_size=config.width,
                 num_hidden_layers=config.layers, num_attention_heads=config.width // 32,
                 intermediate_size=4 * config.width,
@@ -137,7 +140,7 @@ class JEPAStudent(nn.Module):
         self.momentum = config.momentum
         self.model = VJEPA2Model(
             VJEPA2Config(
-                crop_size=SIZE, patch_size=PATCH, frames_per_clip=FRAMES, tubelet_size=TUBELET,
+                crop_size=SIZE, patch_size=PATCH, frames_per_clip=SEEN, tubelet_size=TUBELET,
                 hidden_size=config.width,
                 num_hidden_layers=config.layers, num_attention_heads=heads, mlp_ratio=4,
                 pred_hidden_size=config.width // 2,
