@@ -108,7 +108,7 @@ def test_a_run_goes_on_with_its_own_settings_alone(tmp_path, changed, words):
     with pytest.raises(TrainingError, match=rf"base holds a run with other settings \({words}\): "):
         fit(tmp_path, 4, name="base", **changed)
     # A setting of another stage, how a step is computed and the number of steps are free.
-    fit(tmp_path, 4, name="base", vae_width=16, threads=1, bf16=False)
+    fit(tmp_path, 4, name="base", vae_width=16, threads=1, bf16="no")
     assert read_info(tmp_path / "base" / "checkpoint.safetensors").recipe["progress"]["step"] == 4
 
 

@@ -71,7 +71,7 @@ def run_stage(
         steps=steps, learning_rate=learning_rate, batch=batch, ema=ema, warmup=100, schedule="cosine",
         final_share=0.02, beta2=0.98, seed=config.seed, save_every=config.save_every,
     )  # fmt: skip
-    accelerator = processes.start(device="cpu", handlers=[unused])
+    accelerator = processes.start(device=config.device, handlers=[unused])
     loop = Loop(
         Run(config=plan, settings=settings, task=task, out=config.out / task.name, accelerator=accelerator)
     )
@@ -83,19 +83,29 @@ def run_stage(
 
 
 def build_dit(config: ToyWorldConfig) -> nn.Module:
-    """An untrained Wan transformer, 128 channels wide (diffusers' class)."""
+    """An untrained Wan transformer (diffusers' class), heads of 128 channels."""
     from diffusers import WanTransformer3DModel
 
     torch.manual_seed(config.seed + 1)
     return WanTransformer3DModel(
-        num_attention_heads=1,
+        num_attention_heads=config.width // 128,
         attention_head_dim=128,
         in_channels=16,
         out_channels=16,
         text_dim=4096,
-        ffn_dim=512,
+        ffn_dim=4 * config.width,
         num_layers=config.layers,
     )
+
+
+def use_bf16(config: ToyWorldConfig) -> bool:
+    """What `ToyWorldConfig.bf16` comes to on this machine."""
+    if config.bf16 != "auto":
+        return config.bf16 == "yes"
+    on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
+    if on_cpu:  # older versions of torch cannot tell
+        return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return torch.cuda.is_bf16_supported()
 
 
 class BaseStudent(nn.Module):
@@ -103,7 +113,7 @@ class BaseStudent(nn.Module):
 
     def __init__(self, dit: nn.Module, text: ToyTextEncoder, config: ToyWorldConfig) -> None:
         super().__init__()
-        self.dit, self.bf16 = dit, config.bf16
+        self.dit, self.bf16 = dit, use_bf16(config)
         self._frozen = (
             torch.compile(dit) if config.compiled else dit,
             text,
@@ -113,9 +123,9 @@ class BaseStudent(nn.Module):
         """Latents and noise `B C T H W`, noise levels `B` -> the mean squared error of the velocity."""
         predict, text = self._frozen
         with torch.no_grad():
-            tokens, _ = text(list(texts))
+            tokens = text(list(texts))[0].to(clean)
         mixed = sigma.view(-1, 1, 1, 1, 1)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(clean.device.type, torch.bfloat16, enabled=self.bf16):
             velocity = predict(
                 (1 - mixed) * clean + mixed * eps, sigma * TIMESTEPS, tokens, return_dict=False
             )[0]

@@ -78,9 +78,7 @@ class ToyClips(Task):
         """`B 3 T H W` in [0, 1]."""
         from ....toyworld import mixture
 
-        return mixture(self.config.trainer.batch, seed, self.config.wrong)[0][
-            :, :, 1 : SEEN + 1
-        ].contiguous()
+        return mixture(self.config.trainer.batch, seed, self.config.wrong)[0][:, :, 1 : SEEN + 1].contiguous()
 
     def draw(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Clips, one of each world where the batch is 8, and draws in [0, 1) that the module masks with."""

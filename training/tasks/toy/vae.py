@@ -18,6 +18,9 @@ from ...console import StopRequest
 from .base import StageTask, run_stage
 from .settings import ToyWorldConfig
 
+MOVING = 0.04
+"""Difference from the background, in any channel, from which a pixel is part of a moving thing."""
+
 
 def build_vae(config: ToyWorldConfig) -> nn.Module:
     """An untrained Wan 2.1 VAE of reduced width (diffusers' class), initialised so that signals keep their
@@ -64,48 +67,71 @@ def zero_past_taps(vae: nn.Module) -> None:
         module.forward = MethodType(present_frame, module)
 
 
-def windows(count: int, length: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def windows(count: int, length: int, rng: np.random.Generator, crop: int = 0) -> tuple[Tensor, Tensor]:
     """Random windows of random clips, half of them corrupted: frames (B,3,length,H,W) in [0,1] and
-    backgrounds (B,3,1,H,W)."""
+    backgrounds (B,3,1,H,W); with `crop`, squares of that side around something that moves."""
     frames, backgrounds = [], []
     for _ in range(count):
         world = WORLDS[list(WORLDS)[rng.integers(len(WORLDS))]]
         scene, start = world.draw(rng), rng.integers(0, FRAMES - length + 1)
         part = slice(start, start + length)
         right = rng.random() < 0.5
-        frames.append(
-            world.render(scene, np.arange(FRAMES)[part]) if right else corrupted(world, scene, rng, part)
-        )
-        backgrounds.append(world.background)
+        shown = world.render(scene, np.arange(FRAMES)[part]) if right else corrupted(world, scene, rng, part)
+        rows, columns = moving_square(shown, world.background, crop, rng) if crop else (slice(None),) * 2
+        frames.append(shown[:, :, rows, columns])
+        backgrounds.append(world.background[:, rows, columns])
     return torch.from_numpy(np.stack(frames)).movedim(1, 2).contiguous(), torch.from_numpy(
         np.stack(backgrounds)
     )[:, :, None]
 
 
-def vae_loss(vae: nn.Module, clips: Tensor, backgrounds: Tensor, noise: Tensor) -> dict[str, Tensor]:
+def moving_square(
+    frames: np.ndarray, background: np.ndarray, side: int, rng: np.random.Generator
+) -> tuple[slice, slice]:
+    """Rows and columns of a square about a random pixel in which the window (T,3,H,W) differs from its background.
+
+    Its corner is a multiple of 8 pixels, the side of a latent place, so that the scenery falls on latent places as in
+    whole pictures.
+    """
+    moving = np.argwhere(np.abs(frames - background).max((0, 1)) > MOVING)
+    centre = moving[rng.integers(len(moving))] if len(moving) else rng.integers(0, frames.shape[2:])
+    corner = centre - side // 2 + rng.integers(-side // 4, side // 4 + 1, 2)
+    row, column = np.clip(corner // 8 * 8, 0, np.array(frames.shape[2:]) - side)
+    return slice(row, row + side), slice(column, column + side)
+
+
+def vae_loss(
+    vae: nn.Module, clips: Tensor, backgrounds: Tensor, noise: Tensor, share: Tensor
+) -> dict[str, Tensor]:
     """Absolute and squared error, moving things counted five times (they are few pixels), and a small KL that
     keeps the latent smooth; beside that loss the two terms alone. noise: `B 16 t h w`, standard normal.
 
-    The squared error gets training off the ground; the absolute error keeps edges sharp.
+    The decoder sees the posterior's draw and beside it noise of `share` (`B`) of each channel's deviation over the
+    batch: relative, so that no larger latent gets round it. The squared error gets training off the ground; the
+    absolute error keeps edges sharp.
     """
     posterior = vae.encode(clips * 2 - 1).latent_dist
-    z = posterior.mean + posterior.std * noise
+    spread = share.view(-1, 1, 1, 1, 1) * posterior.mean.std((0, 2, 3, 4), keepdim=True)
+    z = posterior.mean + (posterior.var + spread**2).sqrt() * noise
     error = decode_unclamped(vae, z) / 2 + 0.5 - clips
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
     return {"picture": weigh(error, clips, backgrounds) + 3e-5 * kl, "error": error.abs().mean(), "kl": kl}
 
 
-def decoder_loss(vae: nn.Module, clips: Tensor, backgrounds: Tensor, noise: Tensor) -> dict[str, Tensor]:
+def decoder_loss(
+    vae: nn.Module, clips: Tensor, backgrounds: Tensor, noise: Tensor, share: Tensor
+) -> dict[str, Tensor]:
     """As `vae_loss` without the KL, of slightly noised latents that the encoder gets no gradient from."""
     with torch.no_grad():
         z = vae.encode(clips * 2 - 1).latent_dist.mean
-    error = decode_unclamped(vae, z + 0.02 * z.std() * noise) / 2 + 0.5 - clips
+    spread = (0.02 + share).view(-1, 1, 1, 1, 1) * z.std((0, 2, 3, 4), keepdim=True)
+    error = decode_unclamped(vae, z + spread * noise) / 2 + 0.5 - clips
     return {"picture": weigh(error, clips, backgrounds), "error": error.abs().mean()}
 
 
 def weigh(error: Tensor, clips: Tensor, backgrounds: Tensor) -> Tensor:
     """Mean of |error| + 8 error^2, moving things counted five times."""
-    weight = 1 + 4 * ((clips - backgrounds).abs().amax(1, keepdim=True) > 0.04)
+    weight = 1 + 4 * ((clips - backgrounds).abs().amax(1, keepdim=True) > MOVING)
     return ((error.abs() + 8 * error**2) * weight).sum() / (weight.sum() * 3)
 
 
@@ -133,9 +159,9 @@ class PictureStudent(nn.Module):
         super().__init__()
         self.vae, self.loss = vae, loss
 
-    def forward(self, clips: Tensor, backgrounds: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """Frames `B 3 T H W` in [0, 1], backgrounds `B 3 1 H W`, noise in the latent's shape."""
-        return self.loss(self.vae, clips, backgrounds, noise)
+    def forward(self, clips: Tensor, backgrounds: Tensor, noise: Tensor, share: Tensor) -> dict[str, Tensor]:
+        """Frames `B 3 T H W` in [0, 1], backgrounds `B 3 1 H W`, noise in the latent's shape and its share `B`."""
+        return self.loss(self.vae, clips, backgrounds, noise, share)
 
 
 class WindowTask(StageTask):
@@ -147,17 +173,20 @@ class WindowTask(StageTask):
         student: PictureStudent,
         names: tuple[str, ...],
         seeds: tuple[int, int],
-        size: tuple[int, int],
+        size: tuple[int, int, int],
+        noise: float,
     ) -> None:
-        """seeds: of the run and of the stage. size: windows per step and frames per window."""
+        """seeds: of the run and of the stage. size: windows per step, frames per window, side of a square or 0.
+        noise: its largest share."""
         super().__init__(name, student, names)
-        self.seeds, self.size = seeds, size
+        self.seeds, self.size, self.noise = seeds, size, noise
 
-    def draw(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        clips, backgrounds = windows(*self.size, np.random.default_rng((*self.seeds, number)))
-        count, length = self.size
-        shape = (count, len(LATENTS_STD), 1 + (length - 1) // 4, SIZE // 8, SIZE // 8)
-        return clips, backgrounds, torch.randn(shape, generator=generator)
+    def draw(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        count, length, crop = self.size
+        clips, backgrounds = windows(count, length, np.random.default_rng((*self.seeds, number)), crop)
+        shape = (count, len(LATENTS_STD), 1 + (length - 1) // 4, (crop or SIZE) // 8, (crop or SIZE) // 8)
+        noise = torch.randn(shape, generator=generator)
+        return clips, backgrounds, noise, self.noise * torch.rand(count, generator=generator)
 
 
 def train_vae(config: ToyWorldConfig, stop: StopRequest | None = None) -> nn.Module:
@@ -165,9 +194,8 @@ def train_vae(config: ToyWorldConfig, stop: StopRequest | None = None) -> nn.Mod
     does."""
     vae = build_vae(config)
     zero_past_taps(vae)
-    task = WindowTask(
-        "vae", PictureStudent(vae, vae_loss), ("picture", "error", "kl"), (config.seed, 1), (4, 5)
-    )
+    student, names = PictureStudent(vae, vae_loss), ("picture", "error", "kl")
+    task = WindowTask("vae", student, names, (config.seed, 1), (4, 5, config.vae_crop), config.vae_noise)
     run_stage(task, config, steps=config.vae_steps, learning_rate=config.vae_learning_rate, stop=stop)
     return vae
 
@@ -178,9 +206,8 @@ def train_decoder(config: ToyWorldConfig, vae: nn.Module, stop: StopRequest | No
     vae.requires_grad_(False)
     vae.decoder.requires_grad_(True)
     vae.post_quant_conv.requires_grad_(True)
-    task = WindowTask(
-        "decoder", PictureStudent(vae, decoder_loss), ("picture", "error"), (config.seed, 2), (2, 9)
-    )
+    student, names = PictureStudent(vae, decoder_loss), ("picture", "error")
+    task = WindowTask("decoder", student, names, (config.seed, 2), (2, 9, 0), config.vae_noise)
     run_stage(task, config, steps=config.decoder_steps, learning_rate=config.vae_learning_rate, stop=stop)
 
 
