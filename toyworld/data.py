@@ -38,11 +38,11 @@ def sample(world: str, count: int, seed: int) -> tuple[Tensor, list[str]]:
     return clips.contiguous(), [prompt for _, prompt in drawn]
 
 
-def mixture(count: int, seed: int, wrong: float) -> tuple[Tensor, list[str], list[str]]:
-    """`count` clips over all worlds in turn, a share `wrong` of them with corrupted dynamics: clips
-    (B,3,T,H,W), prompts, world names."""
+def mixture(count: int, seed: int, wrong: float, first: int = 0) -> tuple[Tensor, list[str], list[str]]:
+    """`count` clips over all worlds in turn, from world number `first` (modulo their number) on, a share `wrong` of
+    them with corrupted dynamics: clips (B,3,T,H,W), prompts, world names."""
     rng = np.random.default_rng(seed)
-    names = [list(WORLDS)[index % len(WORLDS)] for index in range(count)]
+    names = [list(WORLDS)[index % len(WORLDS)] for index in range(first, first + count)]
     drawn = [draw_clip(WORLDS[name], rng, wrong) for name in names]
     clips = torch.from_numpy(np.stack([frames for frames, _ in drawn])).movedim(1, 2)
     return clips.contiguous(), [prompt for _, prompt in drawn], names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import files
+from ..toy_size import FRAMES, SIDE
 from .format import Graph, Node, Out
 from .pieces import (
     PROMPT,
@@ -122,7 +123,7 @@ size*.
         note_height=720,
         columns=numbered(
             ("Load", [WORLD, predictor(TOY_PREDICTOR), *patches], 360),
-            ("Ask", [PROMPT, *prompts(Out("prompt", "STRING"), "", TOY_CLIP), size(64, 64, 33)], 320),
+            ("Ask", [PROMPT, *prompts(Out("prompt", "STRING"), "", TOY_CLIP), size(SIDE, SIDE, FRAMES)], 320),
             *(column(arm) for arm in ARMS),
             (
                 "Side by side",

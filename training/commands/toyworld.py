@@ -23,7 +23,7 @@ from ...methods.weights import WeightsError
 from ...toyworld.data import mixture
 from ..console import StopRequest
 from ..tasks.toy.base import StageStoppedError, train_base
-from ..tasks.toy.mixture import encode_mixture
+from ..tasks.toy.mixture import DrawnLatents, KeptLatents, encode_mixture
 from ..tasks.toy.settings import ToyWorldConfig
 from ..tasks.toy.ship import cache_real_clips, export
 from ..tasks.toy.text import train_text
@@ -39,7 +39,8 @@ def train(config: ToyWorldConfig, stop: StopRequest | None = None) -> None:
     if config.stage == "clips":
         cache_real_clips(config)
         return
-    text = train_text(config, stop)
+    if config.stage not in ("vae", "decoder", "latents"):
+        text = train_text(config, stop)
     if config.stage == "text":
         return
     vae = train_vae(config, stop)
@@ -50,10 +51,10 @@ def train(config: ToyWorldConfig, stop: StopRequest | None = None) -> None:
     if config.stage == "decoder":
         return
     fit_latent_scale(vae, mixture(config.fit_clips, config.seed + 99, 0.0)[0])
-    latents, prompts = encode_mixture(config, vae)
+    clips = DrawnLatents(config, vae) if config.clips == 0 else KeptLatents(*encode_mixture(config, vae))
     if config.stage == "latents":
         return
-    dit = train_base(config, text, latents, prompts, stop)
+    dit = train_base(config, text, clips, stop)
     if config.stage == "base":
         return
     export(config, text, vae, dit)

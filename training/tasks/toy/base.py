@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,7 @@ def run_stage(
     if outcome.stopped:
         raise StageStoppedError(f"Stopped after step {outcome.step} of {steps} of stage {task.name}")
     task.module.load_state_dict(loop.kept(), strict=False)
-    task.module.eval()
+    task.module.eval().cpu()
 
 
 def build_dit(config: ToyWorldConfig) -> nn.Module:
@@ -119,6 +119,10 @@ class BaseStudent(nn.Module):
             text,
         )  # in a tuple: no parameters of this module
 
+    def text_to(self, device: torch.device) -> None:
+        """Moves the text encoder, which is no part of this module, to its device."""
+        self._frozen[1].to(device)
+
     def forward(self, clean: Tensor, eps: Tensor, sigma: Tensor, texts: Texts) -> dict[str, Tensor]:
         """Latents and noise `B C T H W`, noise levels `B` -> the mean squared error of the velocity."""
         predict, text = self._frozen
@@ -132,42 +136,45 @@ class BaseStudent(nn.Module):
         return {"flow": nn.functional.mse_loss(velocity.float(), eps - clean)}
 
 
+class LatentSource(Protocol):
+    """Clips of the mixture as the base model is shown them."""
+
+    def draw(self, number: int, count: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+        """Latents `count C T H W` in model scaling and prompts for micro-batch `number`, the same ones every time."""
+
+
 class BaseTask(StageTask):
-    """The base model on the mixture's latents, at shifted uniform noise levels; each process takes every n-th
+    """The base model on latents of the mixture, at shifted uniform noise levels; each process takes every n-th
     clip."""
 
-    def __init__(
-        self, config: ToyWorldConfig, text: ToyTextEncoder, latents: Tensor, prompts: list[str]
-    ) -> None:
+    def __init__(self, config: ToyWorldConfig, text: ToyTextEncoder, clips: LatentSource) -> None:
         super().__init__("base", BaseStudent(build_dit(config), text, config), ("flow",))
-        self.config, self.latents, self.prompts = config, latents, prompts
+        self.config, self.clips = config, clips
 
     def placed(self, accelerator: Any) -> None:
         self.mine = slice(accelerator.process_index, None, accelerator.num_processes)
+        self.module.text_to(accelerator.device)
 
     def draw(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Texts]:
-        config, latents, mine = self.config, self.latents, self.mine
-        chosen = torch.randint(len(latents), (config.batch,), generator=generator)
-        clean, eps = latents[chosen], torch.randn(config.batch, *latents.shape[1:], generator=generator)
+        config, mine = self.config, self.mine
+        clean, prompts = self.clips.draw(number, config.batch, generator)
+        eps = torch.randn(clean.shape, generator=generator)
         # one draw per stratum: the same mean loss with less noise
         u = (torch.arange(config.batch) + torch.rand(config.batch, generator=generator)) / config.batch
         sigma = config.shift * u / (1 + (config.shift - 1) * u)
         dropped = torch.rand(config.batch, generator=generator) < config.prompt_dropout
-        texts = [
-            "" if drop else self.prompts[index] for drop, index in zip(dropped.tolist(), chosen.tolist())
-        ]
+        texts = ["" if drop else prompt for drop, prompt in zip(dropped.tolist(), prompts)]
         return clean[mine], eps[mine], sigma[mine], Texts(texts[mine])
 
 
 def train_base(
     config: ToyWorldConfig,
     text: ToyTextEncoder,
-    latents: Tensor,
-    prompts: list[str],
+    clips: LatentSource,
     stop: StopRequest | None = None,
 ) -> nn.Module:
     """The base model, averaged, in evaluation mode. Raises as `run_stage`."""
-    task = BaseTask(config, text, latents, prompts)
+    task = BaseTask(config, text, clips)
     run_stage(
         task,
         config,

@@ -13,8 +13,39 @@ from ...loop.checkpoint import differing
 from .settings import SHAPED_BY, ToyWorldConfig
 
 
+class KeptLatents:
+    """Clips that were encoded once and are drawn again and again."""
+
+    def __init__(self, latents: Tensor, prompts: list[str]) -> None:
+        self.latents, self.prompts = latents, prompts
+
+    def draw(self, number: int, count: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+        """As `base.LatentSource`."""
+        chosen = torch.randint(len(self.latents), (count,), generator=generator)
+        return self.latents[chosen], [self.prompts[index] for index in chosen.tolist()]
+
+
+class DrawnLatents:
+    """New clips in each step, rendered and encoded when they are needed: no clip is seen twice.
+
+    Encoding a clip takes a CPU longer than learning from it; this is for a GPU.
+    """
+
+    def __init__(self, config: ToyWorldConfig, vae: nn.Module) -> None:
+        on_gpu = config.device != "cpu" and torch.cuda.is_available()
+        vae = vae.to("cuda" if on_gpu else "cpu")
+        self.config, self.backbone = config, WanBackbone(latent_space="toy", vae=vae)
+
+    @torch.no_grad()
+    def draw(self, number: int, count: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+        """As `base.LatentSource`; every world gets its turn over the steps, whatever `count` is."""
+        seed = self.config.seed * 1_000_003 + 1_000_000_007 + number
+        clips, prompts, _ = mixture(count, seed, self.config.wrong, first=number * count)
+        return self.backbone.encode_video(clips).cpu(), prompts
+
+
 def encode_mixture(config: ToyWorldConfig, vae: nn.Module) -> tuple[Tensor, list[str]]:
-    """Latents (N,16,9,8,8) in model scaling and prompts of the training mixture; kept in the run folder, in
+    """Latents `N C T H W` in model scaling and prompts of the training mixture; kept in the run folder, in
     parts, so that it can be resumed. Raises TrainingError where the folder holds parts of another mixture."""
     backbone, latents, prompts = WanBackbone(latent_space="toy", vae=vae), [], []
     part, progress = 256, ProgressLine("toy world: latents")

@@ -26,7 +26,7 @@ def export(config: ToyWorldConfig, text: ToyTextEncoder, vae: nn.Module, dit: nn
         if key not in ("out", "export")
     }
     for name, module, keys in (("vae", vae, WanBackbone.vae_keys), ("dit", dit, WanBackbone.dit_keys)):
-        state = {key: value.half() for key, value in to_native(module.state_dict(), keys).items()}
+        state = {key: value.half().cpu() for key, value in to_native(module.state_dict(), keys).items()}
         info = WeightsInfo(
             kind=f"toy_{name}", latent_space="toy", config={"frames": FRAMES, "size": SIZE}, recipe=recipe
         )
