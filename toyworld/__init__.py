@@ -5,7 +5,18 @@ pixels alone how well a clip keeps the law.
 """
 
 from .data import mixture, sample
-from .scores import Scores, adherence, dynamic_degree, evaluate, score
+from .scores import Scores, adherence, dynamic_degree, evaluate, law_residual, permanence, score
 from .worlds import WORLDS
 
-__all__ = ["WORLDS", "Scores", "adherence", "dynamic_degree", "evaluate", "mixture", "sample", "score"]
+__all__ = [
+    "WORLDS",
+    "Scores",
+    "adherence",
+    "dynamic_degree",
+    "evaluate",
+    "law_residual",
+    "mixture",
+    "permanence",
+    "sample",
+    "score",
+]

@@ -8,10 +8,11 @@ on a mixture with these.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
-from .canvas import FRAMES
+from .canvas import COLOURS, FRAMES, SIZE
 from .worlds import Scene, World
 
 LAST = FRAMES - 1.0
@@ -114,6 +115,23 @@ def vanishing(world: World, scene: Scene, rng: np.random.Generator) -> np.ndarra
     start, length = rng.integers(6, 18), rng.integers(6, 14)
     frames[start : start + length] = world.background
     return frames
+
+
+def recoloured(world: World, scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """From one moment on every thing has another colour."""
+    others = {name: COLOURS[(index + 1) % len(COLOURS)] for index, name in enumerate(COLOURS)}
+    after = replace(scene, colours=tuple(others[name] for name in scene.colours))
+    moment = rng.integers(8, FRAMES - 8)
+    return np.concatenate([world.render(scene)[:moment], world.render(after)[moment:]])
+
+
+def doubled(world: World, scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """From one moment on a twin stands a third of the picture beside everything that is not background."""
+    frames = world.render(scene)
+    things, moment = frames - world.background, rng.integers(8, FRAMES - 8)
+    twin = np.roll(things, SIZE // 3, axis=3)
+    things[moment:] = np.where(np.abs(twin) > np.abs(things), twin, things)[moment:]
+    return (world.background + things).clip(0, 1).astype(np.float32)
 
 
 VIOLATIONS: dict[str, Callable[[World, Scene, np.random.Generator], np.ndarray]] = {

@@ -1,7 +1,7 @@
 """What a clip gets: law score (does it keep the law), adherence (is what the prompt asked for there), dynamic
-degree (how much moves).
+degree (how much moves), permanence (do things stay what they are).
 
-All three read pixels alone. Calibration constants come from
+All read pixels alone. Calibration constants come from
 `benchmarks/toyworld/scores.py`, which also prints the validation table.
 """
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .canvas import COLOURS, SIZE, UNITS, moments
 from .data import world_named
+from .lasting import permanence as things_stay
 from .prompts import Request, understand
 from .worlds import World
 
@@ -53,6 +54,10 @@ class Scores:
     """0 .. 1."""
     dynamic_degree: Tensor
     """0 (still) and up; 1 = as much change as real clips of that world."""
+    permanence: Tensor
+    """0 .. 1 (things stay as many, as large and of the colours that they are)."""
+    residual: Tensor
+    """The residual behind the law score, 0 (the law holds) .. 1: it still differs where that is 0 for all."""
 
 
 def score(clips: Tensor, worlds: str | Sequence[str]) -> Tensor:
@@ -62,12 +67,28 @@ def score(clips: Tensor, worlds: str | Sequence[str]) -> Tensor:
     clips (B,3,T,H,W) in [0,1]; worlds: one name for all clips, or one per clip. Raises ValueError for
     another shape or world, and for NaN.
     """
-    found = []
-    for frames, world in _pairs(clips, worlds):
-        best, worst = CALIBRATION[world.name]
-        residual = world.residual(frames, world.unmix(frames))
-        found.append(np.clip((worst - residual) / (worst - best), 0, 1))
+    return bounded(law_residual(clips, worlds), worlds)
+
+
+def law_residual(clips: Tensor, worlds: str | Sequence[str]) -> Tensor:
+    """Each world's own residual, `B` float32 in [0, 1], 0 where the law holds: what `score` scales and bounds. Raises
+    as `score` does."""
+    found = [world.residual(frames, world.unmix(frames)) for frames, world in _pairs(clips, worlds)]
     return torch.tensor(np.array(found), dtype=torch.float32)
+
+
+def bounded(residuals: Tensor, worlds: str | Sequence[str]) -> Tensor:
+    """Law scores `B` of residuals `B`."""
+    names = [worlds] * len(residuals) if isinstance(worlds, str) else worlds
+    best, worst = torch.tensor([CALIBRATION[name] for name in names]).reshape(-1, 2).unbind(1)
+    return ((worst - residuals) / (worst - best)).clamp(0, 1)
+
+
+def permanence(clips: Tensor, worlds: str | Sequence[str]) -> Tensor:
+    """How well number, mass and colour of the things stay over time, apart from motion, `B` float32 in [0, 1]. Raises
+    as `score` does."""
+    found = [things_stay(world.unmix(frames), world) for frames, world in _pairs(clips, worlds)]
+    return torch.tensor(found, dtype=torch.float32)
 
 
 def dynamic_degree(clips: Tensor, worlds: str | Sequence[str]) -> Tensor:
@@ -110,11 +131,14 @@ def adherence(clips: Tensor, prompts: Sequence[str]) -> Tensor:
 
 
 def evaluate(clips: Tensor, worlds: str | Sequence[str], prompts: Sequence[str]) -> Scores:
-    """All three scores of a batch."""
+    """All scores of a batch."""
+    residuals = law_residual(clips, worlds)
     return Scores(
-        law=score(clips, worlds),
+        law=bounded(residuals, worlds),
         adherence=adherence(clips, prompts),
         dynamic_degree=dynamic_degree(clips, worlds),
+        permanence=permanence(clips, worlds),
+        residual=residuals,
     )
 
 

@@ -8,10 +8,11 @@ table
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterable
 
 import numpy as np
-from latent_physics.toyworld import scores
-from latent_physics.toyworld.corruption import VIOLATIONS
+from latent_physics.toyworld import lasting, scores
+from latent_physics.toyworld.corruption import VIOLATIONS, doubled, recoloured
 from latent_physics.toyworld.worlds import WORLDS, World
 
 KINDS = {
@@ -26,6 +27,8 @@ KINDS = {
 }
 MOTION_CLIPS = 256
 """Clips per world behind REAL_MOTION: motion differs more from scene to scene than residuals do."""
+LASTING = ("real", "shuffled", "constant x 2", "frozen", "teleport", "vanish", "recoloured", "doubled")
+"""Kinds in the table of permanence: the first five keep their things as they are, the last three do not."""
 
 
 def residuals(world: World, kind: str, count: int, seed: int, noise: float) -> tuple[np.ndarray, np.ndarray]:
@@ -39,6 +42,43 @@ def residuals(world: World, kind: str, count: int, seed: int, noise: float) -> t
         found.append(world.residual(frames, alphas))
         motion.append(scores.motion(alphas))
     return np.array(found), np.array(motion)
+
+
+def law_row(world: World, calibration: tuple[float, float], count: int, noise: float) -> list[float]:
+    """Mean law score of each of KINDS, on seeds other than the calibration's."""
+    best, worst = calibration
+    found = [residuals(world, kind, count, 2, noise)[0] for kind in KINDS]
+    return [float(np.clip((worst - each) / (worst - best), 0, 1).mean()) for each in found]
+
+
+def lasting_row(world: World, count: int) -> list[float]:
+    """Mean permanence of each of LASTING."""
+    rows, kinds = [], KINDS | VIOLATIONS | {"recoloured": recoloured, "doubled": doubled}
+    for kind in LASTING:
+        rng = np.random.default_rng(2)
+        clips = [kinds[kind](world, world.draw(rng), rng) for _ in range(count)]
+        rows.append(float(np.mean([lasting.permanence(world.unmix(clip), world) for clip in clips])))
+    return rows
+
+
+def usual_change(world: World, count: int) -> float:
+    """Median over real clips of `permanence.mass_change`."""
+    rng, found = np.random.default_rng(1), []
+    for _ in range(count):
+        alphas = world.unmix(world.render(world.draw(rng)))
+        found.append(lasting.mass_change(alphas.sum((-2, -1))[:, world.present(alphas)]))
+    return round(float(np.median(found)), 3)
+
+
+def print_table(title: str, heads: Iterable[str], row: Callable[[World], list[float]]) -> None:
+    """Markdown: a row per world, and their mean."""
+    heads = list(heads)
+    print(f"\n{title}\n\n| world | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}")
+    table = []
+    for name, world in WORLDS.items():
+        table.append(row(world))
+        print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in table[-1]) + " |", flush=True)
+    print("| **mean** | " + " | ".join(f"**{value:.2f}**" for value in np.mean(table, axis=0)) + " |")
 
 
 def main() -> None:
@@ -56,24 +96,17 @@ def main() -> None:
             round(float(np.median(residuals(world, "shuffled", args.clips, 1, 0.0)[0])), 3),
         )
         motion[name] = round(float(residuals(world, "real", MOTION_CLIPS, 1, 0.0)[1].mean()), 1)
+        lasting.USUAL_CHANGE[name] = usual_change(world, args.clips)
     print("CALIBRATION =", calibration)
     print("REAL_MOTION =", motion)
+    print("USUAL_CHANGE =", lasting.USUAL_CHANGE)
     scores.CALIBRATION.update(calibration)
-    print(f"\nlaw score, mean over {args.clips} clips (seeds other than the calibration's)\n")
-    print("| world | " + " | ".join(KINDS) + " |")
-    print("|---|" + "---|" * len(KINDS))
-    table = []
-    for name, world in WORLDS.items():
-        best, worst = calibration[name]
-        row = [
-            np.clip(
-                (worst - residuals(world, kind, args.clips, 2, args.noise)[0]) / (worst - best), 0, 1
-            ).mean()
-            for kind in KINDS
-        ]
-        table.append(row)
-        print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in row) + " |", flush=True)
-    print("| **mean** | " + " | ".join(f"**{value:.2f}**" for value in np.mean(table, axis=0)) + " |")
+    print_table(
+        f"law score, mean over {args.clips} clips (seeds other than the calibration's)",
+        KINDS,
+        lambda world: law_row(world, calibration[world.name], args.clips, args.noise),
+    )
+    print_table("permanence", LASTING, lambda world: lasting_row(world, args.clips))
 
 
 if __name__ == "__main__":

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from latent_physics.devtools import toy_size
+from latent_physics.toyworld import canvas
 from latent_physics.toyworld.canvas import (
     COLOURS,
     COLUMNS,
     FRAMES,
     ROWS,
     SIZE,
+    area_means,
     box,
     disc,
     gaussian,
@@ -58,6 +61,33 @@ def test_vortex_keeps_area_and_composes():
     assert np.allclose(
         radius, np.hypot(back_x - 31.5, back_y - 31.5), atol=1e-3
     )  # and radius, either way round
+
+
+@settings(deadline=None, max_examples=8)
+@given(x=st.floats(20, 43), y=st.floats(20, 43), radius=st.floats(4, 9))
+def test_a_finer_picture_measures_alike(x, y, radius):
+    """A disc drawn on 96 pixels a side, brought to the 64 units of the measuring grid: mass and place stay."""
+    rows, columns = (np.mgrid[0:96, 0:96] + 0.5) * 64 / 96 - 0.5
+    fine = np.clip(radius - np.hypot(columns - x, rows - y) + 0.5, 0, 1).astype(np.float32)
+    mass, across, down = moments(area_means(fine, 64))
+    assert mass == pytest.approx(np.pi * (radius**2 + 1 / 12), rel=0.02)
+    assert (across, down) == pytest.approx((x, y), abs=0.02)
+    assert area_means(fine, 32) == pytest.approx(fine.reshape(32, 3, 32, 3).mean((1, 3)), abs=1e-5)
+
+
+def test_a_graphs_toy_clips_are_the_worlds():
+    assert (toy_size.SIDE, toy_size.FRAMES) == (SIZE, FRAMES)
+    with pytest.raises(KeyError, match="gives no number to PALETTE"):
+        toy_size.constant("PALETTE")
+
+
+def test_a_stretch_of_units_is_one_of_pixels_and_never_empty(monkeypatch):
+    monkeypatch.setattr(canvas, "SIZE", 96)
+    assert canvas.in_pixels(slice(8, 9)) == slice(12, 14)
+    assert canvas.in_pixels(slice(None, 2)) == slice(0, 3)
+    assert canvas.in_pixels(slice(62, None)) == slice(93, 96)
+    monkeypatch.setattr(canvas, "SIZE", 32)
+    assert canvas.in_pixels(slice(9, 10)) == slice(4, 5)
 
 
 @settings(deadline=None, max_examples=8)

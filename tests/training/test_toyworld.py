@@ -10,18 +10,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from latent_physics.methods.weights import read_info
+from latent_physics.toyworld.canvas import LATENT, SIZE
+from latent_physics.toyworld.data import mixture
+from latent_physics.toyworld.worlds import WORLDS
 from latent_physics.training.backbones.wan import LATENTS_MEAN, LATENTS_STD
 from latent_physics.training.console import TrainingError
-from latent_physics.training.tasks.toy.base import StageTask, run_stage
-from latent_physics.training.tasks.toy.mixture import encode_mixture
+from latent_physics.training.tasks.toy.base import StageTask, run_stage, use_bf16
+from latent_physics.training.tasks.toy.mixture import DrawnLatents, encode_mixture
 from latent_physics.training.tasks.toy.settings import ToyWorldConfig
+from latent_physics.training.tasks.toy.ship import LOG_ROWS, ship_logs
 from latent_physics.training.tasks.toy.vae import (
     build_vae,
     decode_unclamped,
     fit_latent_scale,
+    moving_square,
+    vae_loss,
     zero_past_taps,
 )
 from safetensors.torch import load_file
@@ -115,14 +122,14 @@ def test_a_run_goes_on_with_its_own_settings_alone(tmp_path, changed, words):
 def test_every_setting_that_decides_about_continuing_exists():
     from latent_physics.training.tasks.toy.settings import SHAPED_BY
 
-    fields = {field.name for field in dataclasses.fields(ToyWorldConfig)}
-    assert {name for names in SHAPED_BY.values() for name in names} <= fields
+    config = ToyWorldConfig()
+    assert all(hasattr(config, name) for names in SHAPED_BY.values() for name in names)
 
 
 def test_latents_are_encoded_once_and_only_reused_for_the_same_mixture(tmp_path, vae):
     config = ToyWorldConfig(out=tmp_path, clips=2)
     latents, prompts = encode_mixture(config, vae)
-    assert latents.shape == (2, 16, 9, 8, 8)
+    assert latents.shape == (2, 16, *LATENT)
     assert len(prompts) == 2
     path = tmp_path / "latents" / "000000.safetensors"
     written = path.stat().st_mtime_ns
@@ -132,6 +139,76 @@ def test_latents_are_encoded_once_and_only_reused_for_the_same_mixture(tmp_path,
     assert longer.shape[0] == len(texts) == 3
     with pytest.raises(TrainingError, match=r"holds latents of another mixture \(wrong 0.5 -> 0.25\)"):
         encode_mixture(dataclasses.replace(config, clips=3, wrong=0.25), vae)
+
+
+def test_clips_drawn_without_end_are_the_same_for_the_same_step_and_new_for_another(vae):
+    source = DrawnLatents(ToyWorldConfig(clips=0), vae)
+    generator = torch.Generator().manual_seed(0)
+    latents, prompts = source.draw(3, 2, generator)
+    again, texts = source.draw(3, 2, generator)
+    assert latents.shape == (2, 16, *LATENT)
+    assert torch.equal(latents, again)
+    assert prompts == texts
+    later, others = source.draw(4, 2, generator)
+    assert not torch.equal(latents, later)
+    assert prompts != others
+
+
+def test_every_world_gets_its_turn_over_the_steps_of_a_small_batch():
+    drawn = [mixture(2, step, 0.0, first=2 * step)[2] for step in range(4)]
+    assert [name for part in drawn for name in part] == list(WORLDS)
+
+
+def test_a_square_holds_what_moves_and_lies_on_the_latents_places():
+    rng, world = np.random.default_rng(0), WORLDS["rigid_body"]
+    for _ in range(20):
+        frames = world.render(world.draw(rng))[:5]
+        rows, columns = moving_square(frames, world.background, 32, rng)
+        assert rows.stop - rows.start == columns.stop - columns.start == 32
+        assert rows.start % 8 == columns.start % 8 == 0
+        assert 0 <= rows.start <= SIZE - 32
+        assert 0 <= columns.start <= SIZE - 32
+        assert (np.abs(frames - world.background)[:, :, rows, columns] > 0.04).any()
+    still = np.broadcast_to(world.background, frames.shape)
+    moving_square(still, world.background, 32, rng)  # where nothing moves there is a square all the same
+
+
+def test_noise_on_the_latent_is_a_share_of_its_own_deviation(vae):
+    """Against the decoder's input, computed apart; a latent ten times as large gets noise ten times as large."""
+    seen = []
+    handle = vae.post_quant_conv.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    clips, share = CLIPS[:, :, :5], torch.tensor([0.0, 0.5])
+    noise = torch.randn(2, 16, 2, 2, 3, generator=torch.Generator().manual_seed(1))
+    posterior = vae.encode(clips * 2 - 1).latent_dist
+    spread = posterior.mean.std((0, 2, 3, 4))
+    vae_loss(vae, clips, clips[:, :, :1], noise, share)
+    handle.remove()
+    assert torch.allclose(seen[0][0], posterior.mean[0] + posterior.std[0] * noise[0], atol=1e-5)
+    variance = posterior.var[1] + (0.5 * spread.view(-1, 1, 1, 1)) ** 2
+    assert torch.allclose(seen[0][1], posterior.mean[1] + variance.sqrt() * noise[1], atol=1e-5)
+
+
+def test_bfloat16_is_used_where_it_was_asked_for_and_else_where_the_processor_has_it(monkeypatch):
+    assert use_bf16(ToyWorldConfig(bf16="yes"))
+    assert not use_bf16(ToyWorldConfig(bf16="no"))
+    for has in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has, raising=False)
+        assert use_bf16(ToyWorldConfig()) is has
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    assert not use_bf16(ToyWorldConfig())
+
+
+def test_logs_ship_with_the_weights_thinned_and_with_their_last_row(tmp_path):
+    config = ToyWorldConfig(out=tmp_path / "run", export=tmp_path / "shipped")
+    (config.out / "base").mkdir(parents=True)
+    rows = [f"{step},0.5" for step in range(1, 1202)]
+    (config.out / "base" / "log.csv").write_text("\n".join(["step,loss", *rows]) + "\n")
+    ship_logs(config)
+    assert [path.name for path in (config.export / "logs").iterdir()] == ["toy_base.csv"]
+    shipped = (config.export / "logs" / "toy_base.csv").read_text().splitlines()
+    assert shipped[0] == "step,loss"
+    assert shipped[-1] == "1201,0.5"
+    assert 300 < len(shipped) <= LOG_ROWS + 1
 
 
 TWO = """

@@ -43,6 +43,9 @@ class World:
     mass_range: ClassVar[tuple[float, float]]
     """Smallest and largest mass (sum of opacity, px^2) one thing of this world has in a real clip."""
 
+    pieces: ClassVar[tuple[int, int]] = (1, 1)
+    """Fewest and most pieces that one thing is in, in a real clip."""
+
     def draw(self, rng: np.random.Generator) -> Scene:
         """Draws a scene."""
         raise NotImplementedError

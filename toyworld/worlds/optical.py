@@ -22,6 +22,7 @@ class Optical(World):
         "{things} of bright light expands as a wave from the {place}",
     )
     mass_range = (60.0, 320.0)
+    pieces = (1, 4)  # the arcs of a ring that has reached the picture's edges
 
     def __init__(self) -> None:
         self.background = fill((0.04, 0.04, 0.07))

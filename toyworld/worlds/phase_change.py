@@ -27,6 +27,7 @@ class PhaseChange(World):
         "heat turns {things} of ice on the {place} into liquid below",
     )
     mass_range = (200.0, 460.0)
+    pieces = (1, 2)  # the block and what has melted
 
     def __init__(self) -> None:
         self.background = fill((0.94, 0.91, 0.87))

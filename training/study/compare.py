@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -23,8 +24,7 @@ from ..console import ProgressLine, StopRequest, TrainingError, saving
 from ..data.toy import make_toy_clips
 from ..recipes import load_recipe, names
 from ..tasks.finetune import FinetuneConfig, finetune
-from .arms import SCORES
-from .sampling import toy_prompts, toy_scores
+from .sampling import SCORES, toy_prompts, toy_scores
 
 CONTROL, BEFORE = "toy-plain", "before"
 """The rows that others are compared with: fine-tuned without an objective, and not fine-tuned."""
@@ -143,10 +143,10 @@ def prompts_of(config: CompareConfig) -> tuple[list[str], list[str]]:
     return toy_prompts(config.prompts, config.seed + 10_007)
 
 
-def basis(config: CompareConfig) -> dict[str, float | None]:
+def basis(config: CompareConfig) -> dict[str, Any]:
     """The settings that scores depend on."""
     names = ("steps", "clips", "prompts", "sampling_steps", "cfg", "seed")
-    return {name: getattr(config, name) for name in names}
+    return {name: getattr(config, name) for name in names} | {"scores": list(SCORES)}
 
 
 def runs_of(config: CompareConfig) -> Path:

@@ -13,6 +13,9 @@ from ...toyworld.canvas import LATENT
 from ..backbones import Backbone
 from ..backbones.sample import sample
 
+SCORES = ("law", "adherence", "dynamic_degree", "permanence", "residual")
+"""What is said of a sampled clip, by its name in `toyworld.Scores`."""
+
 
 def toy_prompts(count: int, seed: int) -> tuple[list[str], list[str]]:
     """Prompts and world names, all worlds in turn."""
@@ -68,9 +71,9 @@ def toy_scores(
     seed: int = 0,
     batch: int = 8,
 ) -> dict[str, Tensor]:
-    """Law, adherence and dynamic degree, `B` each, of one sampled clip per prompt."""
+    """`SCORES`, `B` each, of one sampled clip per prompt."""
     from ...toyworld import evaluate
 
     clips, _ = sampled_clips(backbone, prompts, steps=steps, cfg=cfg, seed=seed, batch=batch)
     scores = evaluate(clips, worlds, prompts)
-    return {"law": scores.law, "adherence": scores.adherence, "dynamic_degree": scores.dynamic_degree}
+    return {name: getattr(scores, name) for name in SCORES}

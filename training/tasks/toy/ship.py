@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from torch import nn
 
-from ....methods.weights import WeightsInfo, save_weights
+from ....methods.weights import WeightsInfo, save_weights, write_atomically
 from ....toyworld.canvas import FRAMES, SIZE
 from ....toyworld.data import mixture
 from ....toyworld.text import ToyTextEncoder
@@ -14,7 +14,11 @@ from ...backbones.keys import to_native
 from ...backbones.wan import WanBackbone
 from ...console import ProgressLine, saving
 from ...data.toy import write_toy_clip
+from ...loop.checkpoint import LOG
 from .settings import ToyWorldConfig
+
+LOG_ROWS = 500
+"""Most rows of a log that ships."""
 
 
 def export(config: ToyWorldConfig, text: ToyTextEncoder, vae: nn.Module, dit: nn.Module) -> None:
@@ -32,6 +36,20 @@ def export(config: ToyWorldConfig, text: ToyTextEncoder, vae: nn.Module, dit: nn
         )
         save_weights(config.export / f"toy_{name}.safetensors", state, info)
     text.save(config.export / "toy_text.safetensors", recipe)
+    ship_logs(config)
+
+
+def ship_logs(config: ToyWorldConfig) -> None:
+    """Writes the log of every stage beside the weights, in `LOG_ROWS` rows or fewer."""
+    for stage in ("text", "vae", "decoder", "base"):
+        log = config.out / stage / LOG
+        if log.is_file():
+            head, *rows = log.read_text(encoding="utf-8").splitlines()
+            every = -(-len(rows) // LOG_ROWS)  # the last row is always one of them
+            kept = rows[::-1][:: max(every, 1)][::-1]
+            path = config.export / "logs" / f"toy_{stage}.csv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, ("\n".join([head, *kept]) + "\n").encode())
 
 
 def cache_real_clips(config: ToyWorldConfig) -> None:
