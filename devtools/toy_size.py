@@ -13,7 +13,7 @@ def constant(name: str) -> int:
     """The whole number that canvas.py gives `name`. Raises KeyError where it gives none."""
     for statement in ast.parse(CANVAS.read_text(encoding="utf-8")).body:
         match statement:
-            case ast.Assign(targets=[ast.Name(id=found)], value=ast.Constant(value=int(value))) if found == name:
+            case ast.Assign([ast.Name(id=found)], ast.Constant(int(value))) if found == name:
                 return value
     raise KeyError(f"{CANVAS} gives no number to {name}")
 

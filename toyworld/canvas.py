@@ -1,8 +1,8 @@
 """Drawing and measuring: a palette, soft-edged shapes, and their inverse (how much of which colour is where).
 
 A world is `UNITS` units wide and high whatever the clips' size: laws, scenes and scores are in units ("px" in
-their texts), y downward, cell centres at integers. Clips have `SIZE` x `SIZE` pixels and `FRAMES` frames; this is
-the only place where those are chosen. Images are float32 in [0,1].
+their texts), y downward, cell centres at integers. Clips have `SIZE` x `SIZE` pixels and `FRAMES` frames;
+this is the only place where those are chosen. Images are float32 in [0,1].
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ SIZE = 64
 FRAMES = 33
 """Frames of a clip, a multiple of 4 plus 1."""
 LATENT = (1 + (FRAMES - 1) // 4, SIZE // 8, SIZE // 8)
-"""T H W of a clip's latent: Wan's VAE makes one frame of four (of the first alone) and one place of 8 x 8 pixels."""
+"""T H W of a clip's latent: Wan's VAE makes one frame of four (of the first alone) and one place of 8 x 8
+pixels."""
 PALETTE: dict[str, tuple[float, float, float]] = {
     "red": (0.92, 0.14, 0.14),
     "green": (0.14, 0.76, 0.24),
@@ -82,7 +83,8 @@ def blend(picture: np.ndarray, alpha: np.ndarray, colour: str) -> np.ndarray:
 
 
 def unmix(clip: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """Opacity of every palette colour over a known background: clip (T,3,H,W) -> (T, colours, `UNITS`, `UNITS`).
+    """Opacity of every palette colour over a known background: clip (T,3,H,W) -> (T, colours, `UNITS`,
+    `UNITS`).
 
     Each pixel belongs to the palette colour its difference from the background points at (largest cosine),
     with the least-squares opacity, clipped to [0, 1]; pixels that differ too little, or towards no palette
@@ -103,8 +105,8 @@ def unmix(clip: np.ndarray, background: np.ndarray) -> np.ndarray:
 
 
 def area_means(field: np.ndarray, side: int) -> np.ndarray:
-    """Means of (..., old, old) over the cells of a grid of another side: (..., side, side). Mass per area and place
-    stay."""
+    """Means of (..., old, old) over the cells of a grid of another side: (..., side, side). Mass per area
+    and place stay."""
     old = field.shape[-1]
     if old == side:
         return field

@@ -39,8 +39,8 @@ def sample(world: str, count: int, seed: int) -> tuple[Tensor, list[str]]:
 
 
 def mixture(count: int, seed: int, wrong: float, first: int = 0) -> tuple[Tensor, list[str], list[str]]:
-    """`count` clips over all worlds in turn, from world number `first` (modulo their number) on, a share `wrong` of
-    them with corrupted dynamics: clips (B,3,T,H,W), prompts, world names."""
+    """`count` clips over all worlds in turn, from world number `first` (modulo their number) on, a share
+    `wrong` of them with corrupted dynamics: clips (B,3,T,H,W), prompts, world names."""
     rng = np.random.default_rng(seed)
     names = [list(WORLDS)[index % len(WORLDS)] for index in range(first, first + count)]
     drawn = [draw_clip(WORLDS[name], rng, wrong) for name in names]

@@ -1,7 +1,8 @@
-"""Do things stay what they are? Number, mass and colour of a clip's things over time, apart from how they move.
+"""Do things stay what they are? Number, mass and colour of a clip's things over time, apart from how they
+move.
 
-The order of the frames does not count: a clip and its frames shuffled have one permanence, and so has a still. Read it
-beside the law score, which things that split or change colour lose too.
+The order of the frames does not count: a clip and its frames shuffled have one permanence, and so has a
+still. Read it beside the law score, which things that split or change colour lose too.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def mass_change(mass: np.ndarray) -> float:
 
 
 def colour_kept(mass: np.ndarray, cast: list[int]) -> float:
-    """Mean over frames of the share of all mass (T, colours) that is of the clip's own colours, times the share of
-    these that are there (a quarter of their median mass or more)."""
+    """Mean over frames of the share of all mass (T, colours) that is of the clip's own colours, times the
+    share of these that are there (a quarter of their median mass or more)."""
     own = mass[:, cast]
     share = own.sum(1) / np.maximum(mass.sum(1), 1e-6)
     there = own >= 0.25 * np.maximum(np.median(own, axis=0), 1e-6)
@@ -57,8 +58,8 @@ def colour_kept(mass: np.ndarray, cast: list[int]) -> float:
 
 
 def number_kept(alphas: np.ndarray, world: World) -> float:
-    """Share of frames in which a thing is in as many pieces as it may be in this world, of those in which it is
-    there; alphas (T, things, H, W)."""
+    """Share of frames in which a thing is in as many pieces as it may be in this world, of those in which it
+    is there; alphas (T, things, H, W)."""
     fewest, most = world.pieces
     kept = [
         fewest <= pieces(frame) <= most
@@ -70,7 +71,8 @@ def number_kept(alphas: np.ndarray, world: World) -> float:
 
 
 def pieces(alpha: np.ndarray) -> int:
-    """Number of connected pieces (sides and corners touch) of an opacity (H, W) that hold `PART` of its mass."""
+    """Number of connected pieces (sides and corners touch) of an opacity (H, W) that hold `PART` of its
+    mass."""
     inside = alpha > FAINT
     labels = np.where(inside, np.arange(1, alpha.size + 1).reshape(alpha.shape), 0)
     while True:  # the largest label of a piece floods it

@@ -71,8 +71,8 @@ def score(clips: Tensor, worlds: str | Sequence[str]) -> Tensor:
 
 
 def law_residual(clips: Tensor, worlds: str | Sequence[str]) -> Tensor:
-    """Each world's own residual, `B` float32 in [0, 1], 0 where the law holds: what `score` scales and bounds. Raises
-    as `score` does."""
+    """Each world's own residual, `B` float32 in [0, 1], 0 where the law holds: what `score` scales and
+    bounds. Raises as `score` does."""
     found = [world.residual(frames, world.unmix(frames)) for frames, world in _pairs(clips, worlds)]
     return torch.tensor(np.array(found), dtype=torch.float32)
 
@@ -85,8 +85,8 @@ def bounded(residuals: Tensor, worlds: str | Sequence[str]) -> Tensor:
 
 
 def permanence(clips: Tensor, worlds: str | Sequence[str]) -> Tensor:
-    """How well number, mass and colour of the things stay over time, apart from motion, `B` float32 in [0, 1]. Raises
-    as `score` does."""
+    """How well number, mass and colour of the things stay over time, apart from motion, `B` float32 in [0,
+    1]. Raises as `score` does."""
     found = [things_stay(world.unmix(frames), world) for frames, world in _pairs(clips, worlds)]
     return torch.tensor(found, dtype=torch.float32)
 

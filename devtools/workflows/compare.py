@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from . import files
 from ..toy_size import FRAMES, SIDE
+from . import files
 from .format import Graph, Node, Out
 from .pieces import (
     PROMPT,

@@ -1,4 +1,5 @@
-"""Permanence: things that stay are told from things that vanish, split, grow or change colour, whatever moves."""
+"""Permanence: things that stay are told from things that vanish, split, grow or change colour, whatever
+moves."""
 
 from __future__ import annotations
 

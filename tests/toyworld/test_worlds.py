@@ -66,7 +66,8 @@ def test_vortex_keeps_area_and_composes():
 @settings(deadline=None, max_examples=8)
 @given(x=st.floats(20, 43), y=st.floats(20, 43), radius=st.floats(4, 9))
 def test_a_finer_picture_measures_alike(x, y, radius):
-    """A disc drawn on 96 pixels a side, brought to the 64 units of the measuring grid: mass and place stay."""
+    """A disc drawn on 96 pixels a side, brought to the 64 units of the measuring grid: mass and place
+    stay."""
     rows, columns = (np.mgrid[0:96, 0:96] + 0.5) * 64 / 96 - 0.5
     fine = np.clip(radius - np.hypot(columns - x, rows - y) + 0.5, 0, 1).astype(np.float32)
     mass, across, down = moments(area_means(fine, 64))

@@ -174,7 +174,8 @@ def test_a_square_holds_what_moves_and_lies_on_the_latents_places():
 
 
 def test_noise_on_the_latent_is_a_share_of_its_own_deviation(vae):
-    """Against the decoder's input, computed apart; a latent ten times as large gets noise ten times as large."""
+    """Against the decoder's input, computed apart; a latent ten times as large gets noise ten times as
+    large."""
     seen = []
     handle = vae.post_quant_conv.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     clips, share = CLIPS[:, :, :5], torch.tensor([0.0, 0.5])

@@ -140,12 +140,13 @@ class LatentSource(Protocol):
     """Clips of the mixture as the base model is shown them."""
 
     def draw(self, number: int, count: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
-        """Latents `count C T H W` in model scaling and prompts for micro-batch `number`, the same ones every time."""
+        """Latents `count C T H W` in model scaling and prompts for micro-batch `number`, the same ones every
+        time."""
 
 
 class BaseTask(StageTask):
-    """The base model on latents of the mixture, at shifted uniform noise levels; each process takes every n-th
-    clip."""
+    """The base model on latents of the mixture, at shifted uniform noise levels; each process takes every
+    n-th clip."""
 
     def __init__(self, config: ToyWorldConfig, text: ToyTextEncoder, clips: LatentSource) -> None:
         super().__init__("base", BaseStudent(build_dit(config), text, config), ("flow",))

@@ -47,17 +47,23 @@ class ToyWorldConfig:
     """Steps that train the decoder alone after those; the latents stay as they are, so this can run beside
     the base stage."""
     vae_noise: float = 0.0
-    """Noise on the latents that the decoder learns from, at most, as a share of each channel's deviation. The more,
-    the smoother the latent and the less a sampled latent's errors show."""
+    """Noise on the latents that the decoder learns from, at most, as a share of each channel's deviation.
+    The more, the smoother the latent and the less a sampled latent's errors show."""
     vae_crop: int = 0
+<<<<<<< HEAD
     """Side in pixels of the squares, around moving things, that the VAE's first stage is shown, a multiple of 8; 0
     shows whole pictures."""
     vae_learning_rate: float = 1.5e-3
+=======
+    """Side in pixels of the squares, around moving things, that the VAE's first stage is shown, a multiple
+    of 8; 0 shows whole pictures."""
+    vae_rate: float = 1.5e-3
+>>>>>>> cc9d16e (Line width)
     """Peak learning rate of the VAE, falling along a cosine."""
 
     clips: int = 4096
-    """Clips in the mixture the base model is trained on; 0 draws new clips without end, and encodes them, in each
-    step."""
+    """Clips in the mixture the base model is trained on; 0 draws new clips without end, and encodes them, in
+    each step."""
     wrong: float = 0.5
     """Share of them with corrupted dynamics."""
     fit_clips: int = 64
@@ -81,8 +87,8 @@ class ToyWorldConfig:
     prompt_dropout: float = 0.1
     """Share of prompts replaced by the empty one, for classifier-free guidance."""
     bf16: Literal["auto", "yes", "no"] = "auto"
-    """Compute the base model in bfloat16 (weights stay float32): 2.6 times as fast where the CPU has instructions for
-    it, six times as slow where it does not; "auto" looks."""
+    """Compute the base model in bfloat16 (weights stay float32): 2.6 times as fast where the CPU has
+    instructions for it, six times as slow where it does not; "auto" looks."""
     compiled: bool = False
     """Compile the base model first (needs a C++ compiler), so that a step takes less time."""
     ema: float = 0.998

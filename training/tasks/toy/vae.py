@@ -88,10 +88,11 @@ def windows(count: int, length: int, rng: np.random.Generator, crop: int = 0) ->
 def moving_square(
     frames: np.ndarray, background: np.ndarray, side: int, rng: np.random.Generator
 ) -> tuple[slice, slice]:
-    """Rows and columns of a square about a random pixel in which the window (T,3,H,W) differs from its background.
+    """Rows and columns of a square about a random pixel in which the window (T,3,H,W) differs from its
+    background.
 
-    Its corner is a multiple of 8 pixels, the side of a latent place, so that the scenery falls on latent places as in
-    whole pictures.
+    Its corner is a multiple of 8 pixels, the side of a latent place, so that the scenery falls on latent
+    places as in whole pictures.
     """
     moving = np.argwhere(np.abs(frames - background).max((0, 1)) > MOVING)
     centre = moving[rng.integers(len(moving))] if len(moving) else rng.integers(0, frames.shape[2:])
@@ -106,9 +107,9 @@ def vae_loss(
     """Absolute and squared error, moving things counted five times (they are few pixels), and a small KL that
     keeps the latent smooth; beside that loss the two terms alone. noise: `B 16 t h w`, standard normal.
 
-    The decoder sees the posterior's draw and beside it noise of `share` (`B`) of each channel's deviation over the
-    batch: relative, so that no larger latent gets round it. The squared error gets training off the ground; the
-    absolute error keeps edges sharp.
+    The decoder sees the posterior's draw and beside it noise of `share` (`B`) of each channel's deviation
+    over the batch: relative, so that no larger latent gets round it. The squared error gets training off the
+    ground; the absolute error keeps edges sharp.
     """
     posterior = vae.encode(clips * 2 - 1).latent_dist
     spread = share.view(-1, 1, 1, 1, 1) * posterior.mean.std((0, 2, 3, 4), keepdim=True)
@@ -160,7 +161,8 @@ class PictureStudent(nn.Module):
         self.vae, self.loss = vae, loss
 
     def forward(self, clips: Tensor, backgrounds: Tensor, noise: Tensor, share: Tensor) -> dict[str, Tensor]:
-        """Frames `B 3 T H W` in [0, 1], backgrounds `B 3 1 H W`, noise in the latent's shape and its share `B`."""
+        """Frames `B 3 T H W` in [0, 1], backgrounds `B 3 1 H W`, noise in the latent's shape and its share
+        `B`."""
         return self.loss(self.vae, clips, backgrounds, noise, share)
 
 
@@ -176,8 +178,8 @@ class WindowTask(StageTask):
         size: tuple[int, int, int],
         noise: float,
     ) -> None:
-        """seeds: of the run and of the stage. size: windows per step, frames per window, side of a square or 0.
-        noise: its largest share."""
+        """seeds: of the run and of the stage. size: windows per step, frames per window, side of a square or
+        0. noise: its largest share."""
         super().__init__(name, student, names)
         self.seeds, self.size, self.noise = seeds, size, noise
 
