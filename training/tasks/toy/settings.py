@@ -50,15 +50,9 @@ class ToyWorldConfig:
     """Noise on the latents that the decoder learns from, at most, as a share of each channel's deviation.
     The more, the smoother the latent and the less a sampled latent's errors show."""
     vae_crop: int = 0
-<<<<<<< HEAD
-    """Side in pixels of the squares, around moving things, that the VAE's first stage is shown, a multiple of 8; 0
-    shows whole pictures."""
-    vae_learning_rate: float = 1.5e-3
-=======
     """Side in pixels of the squares, around moving things, that the VAE's first stage is shown, a multiple
     of 8; 0 shows whole pictures."""
-    vae_rate: float = 1.5e-3
->>>>>>> cc9d16e (Line width)
+    vae_learning_rate: float = 1.5e-3
     """Peak learning rate of the VAE, falling along a cosine."""
 
     clips: int = 4096
