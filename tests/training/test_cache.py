@@ -24,7 +24,7 @@ from latent_physics.methods.weights import WeightsError, load_weights, read_info
 from latent_physics.training.backbones.load import TOY_WEIGHTS, load_backbone
 from latent_physics.training.commands.cache import main
 from latent_physics.training.console import ProgressLine, StopRequest, TrainingError
-from latent_physics.training.data import cache
+from latent_physics.training.data import cache, loaders
 from latent_physics.training.data.cache import cache_clips
 from latent_physics.training.data.clip import KIND, DatasetError, read_clip
 from latent_physics.training.data.clips import Clips
@@ -453,7 +453,7 @@ def test_cogvideox_files_need_the_transformer_that_says_which_scale(videos, tmp_
     save_file({"x": torch.zeros(1)}, files["vae"])
     for heads, space, scale in ((30, "cogvideox", 1.15258426), (48, "cogvideox1.5", 0.7)):
         save_file({"patch_embed.proj.weight": torch.zeros(heads * 64, 16, 2, 2)}, files["dit"])
-        _, load_vae = cache.loaders(settings(videos, backbone="cogvideox", device="cpu", **files))
+        _, load_vae = loaders.loaders(settings(videos, backbone="cogvideox", device="cpu", **files))
         vae = load_vae()
         assert vae.latent_space == space
         assert vae.normalise(torch.ones(1)).item() == pytest.approx(scale)
@@ -463,9 +463,9 @@ def test_cogvideox_files_need_the_transformer_that_says_which_scale(videos, tmp_
     ]
     assert keys[0] != keys[1], "another model's latents would be taken for finished"
     with pytest.raises(TrainingError, match=r"give the model's file as dit, too\.$"):
-        cache.loaders(settings(videos, backbone="cogvideox", **{**files, "dit": None}))
+        loaders.loaders(settings(videos, backbone="cogvideox", **{**files, "dit": None}))
     with pytest.raises(TrainingError, match="a source says itself"):
-        cache.loaders(settings(videos, backbone="cogvideox", source="x", dit=files["dit"]))
+        loaders.loaders(settings(videos, backbone="cogvideox", source="x", dit=files["dit"]))
 
 
 def test_template_clips_through_a_tiny_vae(tmp_path):

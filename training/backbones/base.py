@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..console import TrainingError
+from .first_frame import FirstFrame, followed_by_grey
 from .keys import KeyMap
 
 
@@ -26,6 +27,38 @@ class Noised:
     weight: Tensor
     """The weight of the squared error of `target` per sample, `B`: 1 in both families (see
     CogVideoXBackbone)."""
+    given: Tensor | None = None
+    """`B`, True where the first latent frame is clean: shown to the network and left out of the error."""
+
+    def showing(self, latent: Tensor, first: FirstFrame | None) -> Noised:
+        """The same with the first latent frame of `latent` in place of noise, where `first` gives it."""
+        if first is None or first.given is None:
+            return self
+        noisy = self.noisy.clone()
+        noisy[first.given, :, :1] = latent[first.given, :, :1].to(noisy)
+        return replace(self, noisy=noisy, given=first.given)
+
+    def error(self, out: Tensor, measure: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
+        """Error of the network's answer, `B`, over the frames that it was not given: the mean square, or what
+        `measure` makes `B` of answer and target."""
+        measure = measure or mean_square
+        error = measure(out, self.target)
+        if self.given is None:
+            return error
+        return torch.where(self.given, measure(out[:, :, 1:], self.target[:, :, 1:]), error)
+
+    def with_given(self, x0: Tensor) -> Tensor:
+        """A denoised estimate whose given frames are what was given."""
+        if self.given is None:
+            return x0
+        rows = self.given.view(-1, 1, 1, 1, 1)
+        first = torch.where(rows, self.noisy[:, :, :1].to(x0), x0[:, :, :1])
+        return torch.cat([first, x0[:, :, 1:]], dim=2)
+
+
+def mean_square(out: Tensor, target: Tensor) -> Tensor:
+    """Mean squared difference of each sample, `B`, in float32."""
+    return (out.float() - target.float()).square().mean(dim=(1, 2, 3, 4))
 
 
 @dataclass(kw_only=True)
@@ -58,6 +91,10 @@ class Backbone:
     block_list: ClassVar[str]
     """The attribute of the transformer that holds its blocks."""
 
+    first_frame: Literal["", "needed", "possible"] = ""
+    """Whether the transformer is given a clip's first frame: never, always (36 channels), or at will (5B)."""
+    vision: nn.Module | None = None
+    """CLIP's vision encoder, for caching where the model reads it; loaded as part "vision"."""
     latent_channels: int = 16
     temporal_stride: int = 4
     spatial_stride: int = 8
@@ -84,7 +121,7 @@ class Backbone:
     def to(self, device: str | torch.device) -> Backbone:
         """Moves every part that is there."""
         self.device = torch.device(device)
-        for part in (self.vae, self.text, self.dit):
+        for part in (self.vae, self.text, self.dit, self.vision):
             if part is not None:
                 part.to(self.device)
         return self
@@ -112,6 +149,11 @@ class Backbone:
         """The transformer's blocks, in order."""
         return getattr(self._part("dit"), self.block_list)
 
+    @property
+    def sees_with_clip(self) -> bool:
+        """Whether the transformer reads CLIP's view of the first frame."""
+        return False
+
     # -- pixels, words ---------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -128,6 +170,15 @@ class Backbone:
         weight = next(vae.parameters())
         latent = vae.encode(video.to(weight.device, weight.dtype) * 2 - 1).latent_dist.mode()
         return self.normalise(latent.float())
+
+    @torch.no_grad()
+    def encode_first_frame(self, video: Tensor) -> FirstFrame:
+        """What an image-to-video model is given of a video `B 3 T H W` in [0, 1].
+
+        Raises TrainingError as `encode_video` does.
+        """
+        vision = self.vision(video[:, :, 0]).float() if self.vision is not None else None
+        return FirstFrame(latent=self.encode_video(followed_by_grey(video)), vision=vision)
 
     @torch.no_grad()
     def decode_latent(self, latent: Tensor) -> Tensor:
@@ -178,9 +229,16 @@ class Backbone:
     def _noise(self, latent: Tensor, t: Tensor, eps: Tensor) -> Noised:
         raise NotImplementedError
 
-    def predict(self, noisy: Tensor, t: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    def predict(
+        self,
+        noisy: Tensor,
+        t: Tensor,
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        first: FirstFrame | None = None,
+    ) -> Tensor:
         """The network's output, `B C T H W` in `noisy`'s dtype. `tokens` as `embed_prompts` gave them (or
-        shorter, see Wan)."""
+        shorter, see Wan); `first` where `first_frame` is not ""."""
         raise NotImplementedError
 
     def x0(self, noisy: Tensor, out: Tensor, t: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...methods.cogvideox import TIMESTEPS, alphas_cumprod
 from ..console import TrainingError
 from .base import Backbone, Noised
+from .first_frame import FirstFrame
 from .keys import COGVIDEOX_DIT, strip_prefix
 
 SCALE = {"cogvideox": 1.15258426, "cogvideox1.5": 0.7}
@@ -79,7 +80,14 @@ class CogVideoXBackbone(Backbone):
             noisy=a * latent + s * eps, target=a * eps - s * latent, weight=torch.ones_like(alpha_bar).float()
         )
 
-    def predict(self, noisy: Tensor, t: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    def predict(
+        self,
+        noisy: Tensor,
+        t: Tensor,
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        first: FirstFrame | None = None,
+    ) -> Tensor:
         dit = self._part("dit")
         frames = noisy.shape[2]
         patch_t = dit.config.patch_size_t or 1

@@ -95,9 +95,8 @@ def _residual(diffusers: str, native: str) -> KeyMap:
     return tuple((f"{diffusers}.{ours}", f"{native}.{theirs}") for ours, theirs in _RESIDUAL)
 
 
-def _wan_vae() -> KeyMap:
-    """The Wan 2.1 VAE: four levels of two (encoder) or three (decoder) residual blocks, flat in the
-    original."""
+def _wan_vae_ends() -> KeyMap:
+    """The rows that every Wan VAE has: both ends of both halves, and their middles."""
     rows: list[tuple[str, str]] = [("quant_conv", "conv1"), ("post_quant_conv", "conv2")]
     for half in ("encoder", "decoder"):
         rows += [
@@ -108,26 +107,43 @@ def _wan_vae() -> KeyMap:
         rows += [(f"{half}.mid_block.attentions.0", f"{half}.middle.1")]
         rows += _residual(f"{half}.mid_block.resnets.0", f"{half}.middle.0")
         rows += _residual(f"{half}.mid_block.resnets.1", f"{half}.middle.2")
-    rows += _residual("encoder.down_blocks.{n}", "encoder.downsamples.{n}")
-    rows += [
-        (f"encoder.down_blocks.{{n}}.{part}", f"encoder.downsamples.{{n}}.{part}")
-        for part in ("resample.1", "time_conv")
-    ]
+    return tuple(rows)
+
+
+def _resampler(diffusers: str, native: str) -> KeyMap:
+    """The rows of what changes the size between two levels."""
+    return tuple((f"{diffusers}.{part}", f"{native}.{part}") for part in ("resample.1", "time_conv"))
+
+
+def _wan_vae() -> KeyMap:
+    """The Wan 2.1 VAE: four levels of two (encoder) or three (decoder) residual blocks, flat in the
+    original."""
+    rows = [*_wan_vae_ends(), *_residual("encoder.down_blocks.{n}", "encoder.downsamples.{n}")]
+    rows += _resampler("encoder.down_blocks.{n}", "encoder.downsamples.{n}")
     for level in range(4):
         for block in range(3):
             rows += _residual(
                 f"decoder.up_blocks.{level}.resnets.{block}", f"decoder.upsamples.{4 * level + block}"
             )
-        upsampler = f"decoder.up_blocks.{level}.upsamplers.0"
-        rows += [
-            (f"{upsampler}.{part}", f"decoder.upsamples.{4 * level + 3}.{part}")
-            for part in ("resample.1", "time_conv")
-        ]
+        rows += _resampler(f"decoder.up_blocks.{level}.upsamplers.0", f"decoder.upsamples.{4 * level + 3}")
+    return tuple(rows)
+
+
+def _wan22_vae() -> KeyMap:
+    """The VAE of Wan 2.2 5B: the same levels, each in a block of its own."""
+    rows = [*_wan_vae_ends()]
+    for half, way, blocks in (("encoder", "down", 2), ("decoder", "up", 3)):
+        level, native = f"{half}.{way}_blocks.{{n}}", f"{half}.{way}samples.{{n}}.{way}samples"
+        for block in range(blocks):
+            rows += _residual(f"{level}.resnets.{block}", f"{native}.{block}")
+        rows += _resampler(f"{level}.{way}sampler", f"{native}.{blocks}")
     return tuple(rows)
 
 
 WAN_VAE: KeyMap = _wan_vae()
-"""The Wan 2.1 VAE of any width."""
+"""The Wan 2.1 VAE of any width, which Wan 2.2 14B has too."""
+WAN22_VAE: KeyMap = _wan22_vae()
+"""The VAE of Wan 2.2 5B, 48 channels at a sixteenth of the size."""
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 """What native files put before a transformer's keys: full checkpoints and LoRA files; both are taken off on

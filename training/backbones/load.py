@@ -14,14 +14,17 @@ from ..console import TrainingError
 from . import cogvideox, wan
 from .base import Backbone
 from .cogvideox import CogVideoXBackbone
+from .first_frame import ClipVision, vision_from_file
 from .keys import KeyMapError, is_native, strip_prefix, to_diffusers, to_native
 from .present import skip_zero_taps
-from .refuse import refuse_quantised, refuse_wan22
+from .refuse import refuse_quantised
 from .stored import StoredTensor, fill, stored_tensors
 from .wan import WanBackbone
 
 FAMILIES = ("wan", "cogvideox", "toy")
 PARTS = ("vae", "text", "dit")
+VISION = "vision"
+"""A part beside those, never loaded unless it is named: what Wan 2.1 image-to-video sees of a first frame."""
 DEFAULT_SOURCE = {"wan": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "cogvideox": "THUDM/CogVideoX-2b"}
 TOY_TEXT_LENGTH = 24
 TOY_WEIGHTS = Path(__file__).resolve().parents[2] / "toyworld" / "weights"
@@ -54,7 +57,7 @@ def load_backbone(
     parts = tuple(parts)
     if family not in FAMILIES:
         raise TrainingError(f"backbone family {family!r} is unknown; choose one of {', '.join(FAMILIES)}.")
-    if unknown := set(parts) - set(PARTS):
+    if unknown := set(parts) - {*PARTS, VISION}:
         raise TrainingError(f"part {sorted(unknown)[0]!r} is unknown; parts are {', '.join(PARTS)}.")
     if source is None:
         source = (
@@ -64,7 +67,7 @@ def load_backbone(
         )
     load = _from_files if isinstance(source, Mapping) else _from_diffusers
     pieces = load(family, source, parts, dtype, vae_dtype)
-    for name in ("vae", "text", "dit"):
+    for name in (*PARTS, VISION):
         if isinstance(pieces.get(name), nn.Module):
             pieces[name].requires_grad_(False).eval()
     if fp8_storage and pieces.get("dit") is not None:
@@ -84,6 +87,10 @@ def _assemble(
     }
     if family != "cogvideox":
         backbone = WanBackbone(latent_space="wan2.1" if family == "wan" else "toy", **common)
+        if family == "wan" and backbone.latent_channels == wan.WAN22_CHANNELS:
+            backbone.latent_space = "wan2.2"
+        backbone.vision = pieces.get(VISION)
+        backbone.to(device)
         if family == "toy":
             backbone.text_length = getattr(pieces.get("text"), "length", TOY_TEXT_LENGTH)
             if backbone.vae is not None:
@@ -109,7 +116,7 @@ def _from_diffusers(
 ) -> dict[str, Any]:
     """Parts from a diffusers folder or hub id."""
     import diffusers
-    from transformers import AutoTokenizer, T5EncoderModel, UMT5EncoderModel
+    from transformers import AutoTokenizer, CLIPVisionModel, T5EncoderModel, UMT5EncoderModel
 
     from .text import T5Text, from_tokenizer
 
@@ -139,6 +146,11 @@ def _from_diffusers(
             pieces["text"] = T5Text(
                 encoder, from_tokenizer(AutoTokenizer.from_pretrained(source, subfolder="tokenizer"))
             )
+        if VISION in parts:
+            encoder = CLIPVisionModel.from_pretrained(
+                source, subfolder="image_encoder", dtype=dtype, use_safetensors=True
+            )
+            pieces[VISION] = ClipVision(encoder)
         if "dit" in parts:
             pieces["dit"] = dit_type.from_pretrained(
                 source, subfolder="transformer", torch_dtype=dtype, use_safetensors=True
@@ -163,7 +175,7 @@ def _from_files(
 
     from .text import from_native_file
 
-    if unknown := set(source) - {*PARTS, "tokenizer"}:
+    if unknown := set(source) - {*PARTS, VISION, "tokenizer"}:
         raise TrainingError(
             f"source part {sorted(unknown)[0]!r} is unknown; parts are {', '.join(PARTS)} and tokenizer."
         )
@@ -179,16 +191,15 @@ def _from_files(
     cog = family == "cogvideox"
     if "vae" in paths:
         state = _read(paths["vae"])
-        refuse_wan22(state, paths["vae"])
         if cog:
             pieces["vae"] = _fill(diffusers.AutoencoderKLCogVideoX, {}, state, paths["vae"], vae_dtype)
         else:
-            state = _convert(state, WanBackbone.vae_keys, paths["vae"])
-            config = _sizes(wan.vae_config, to_native(state, wan.WAN_VAE), paths["vae"])
+            keys = wan.vae_keys_of(state)
+            state = _convert(state, keys, paths["vae"])
+            config = _sizes(wan.vae_config, to_native(state, keys), paths["vae"])
             pieces["vae"] = _fill(diffusers.AutoencoderKLWan, config, state, paths["vae"], vae_dtype)
     if "dit" in paths:
         state = _read(paths["dit"])
-        refuse_wan22(state, paths["dit"])
         keys = cogvideox.COGVIDEOX_DIT if cog else wan.WAN_DIT
         state = _convert(state, keys, paths["dit"])
         config = _sizes((cogvideox if cog else wan).dit_config, to_native(state, keys), paths["dit"])
@@ -197,6 +208,9 @@ def _from_files(
         pieces["dit"] = _fill(dit_type, config, state, paths["dit"], dtype)
     elif cog and "vae" in paths and "dit" in source:
         pieces["heads"] = _heads(Path(source["dit"]))
+    if VISION in paths:
+        state = {key: value.read() for key, value in _read(paths[VISION]).items()}
+        pieces[VISION] = vision_from_file(paths[VISION], state, dtype)
     if "text" in paths:
         if family == "toy":
             pieces["text"] = _toy_text(paths["text"], dtype)

@@ -4,18 +4,25 @@ them."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors
+
 from ..console import TrainingError
+from .header import shapes_of
+from .keys import strip_prefix
 
 SCALED = ("scale_weight", "weight_scale", "weight_scale_2", "scaled_fp8")
 """Ends of the names of scales that fp8 and nvfp4 files keep beside their weights."""
+KNOWN_FORMATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
+"""Number formats of weights that mean what they say."""
+SCALE = re.compile(r"(^|[._])scales?$|scale_inv$|zero_points?$")
+"""Names of what other layouts keep beside a weight."""
 PACKED = {"qweight": "packed integers", "weight.absmax": "bitsandbytes", "weight.quant_map": "bitsandbytes"}
 """Ends of names that other quantisers use."""
-WAN22_CHANNELS, WAN22_PATCHED_PIXELS = 48, 12
-"""Wan 2.2 5B: channels of its latents, and of the 2x2 pixel patches that its VAE reads."""
 
 
 def refuse_quantised(state: Mapping[str, Any], path: Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -50,16 +57,23 @@ def _metadata_formats(metadata: Mapping[str, str]) -> set[str]:
         return {"unknown format"}
 
 
-def refuse_wan22(state: Mapping[str, Any], path: Path) -> None:
-    """Raises TrainingError for the transformer or the VAE of Wan 2.2 5B, under native or diffusers' names."""
-    channels = [state[key].shape[1] for key in ("patch_embedding.weight",) if key in state]
-    channels += [state[key].shape[0] for key in ("conv2.weight", "post_quant_conv.weight") if key in state]
-    pixels = [
-        state[key].shape[1] for key in ("encoder.conv1.weight", "encoder.conv_in.weight") if key in state
-    ]
-    if WAN22_CHANNELS in channels or WAN22_PATCHED_PIXELS in pixels:
+def check_layout(path: Path) -> None:
+    """Raises TrainingError, from the header alone, for a file whose weights are stored in a way that this
+    trainer does not read: what `refuse_quantised` names, and any layout that it does not know."""
+    shapes = shapes_of(path)
+    marks = [key for key in shapes if key.endswith("comfy_quant")]
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        names = {strip_prefix(key): key for key in file.keys()}  # noqa: SIM118 (a file is no dictionary)
+        tensors = {key: file.get_tensor(names[key]) for key in marks}
+    refuse_quantised(dict.fromkeys(shapes) | tensors, path, metadata)
+    odd = sorted(
+        f"{key} ({form})"
+        for key, (form, _) in shapes.items()
+        if form not in KNOWN_FORMATS or SCALE.search(key)
+    )
+    if odd:
         raise TrainingError(
-            f"{path.name} is of Wan 2.2 5B (TI2V), whose latents have {WAN22_CHANNELS} channels at a "
-            f"sixteenth of the size; this "
-            "trainer knows those of Wan 2.1 and Wan 2.2 14B (16 channels): use their files."
+            f"{path.name} holds {odd[0]}, a layout of quantised weights that this trainer does not know; use the "
+            f"fp16 or bf16 file."
         )

@@ -1,16 +1,18 @@
-"""Wan 2.1 (and every model of its architecture, the toy one included): flow matching, sigma in [0, 1]."""
+"""Wan 2.1 and 2.2, text- and image-to-video (and every model of the architecture, the toy one included): flow
+matching, sigma in [0, 1]."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..console import TrainingError
 from .base import Backbone, Noised
-from .keys import WAN_DIT, WAN_VAE, strip_prefix
+from .first_frame import MASK_CHANNELS, FirstFrame, concatenated
+from .keys import WAN22_VAE, WAN_DIT, WAN_VAE, KeyMap, strip_prefix
 
 # The statistics of the Wan 2.1 VAE's latents, which ComfyUI applies to every VAE of this architecture.
 LATENTS_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508, 0.4134, -0.0715, 0.5517,
@@ -19,12 +21,30 @@ LATENTS_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5
 LATENTS_STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743, 3.2687, 2.1526, 2.8652, 1.5579,
 1.6382, 1.1253,
                2.8251, 1.9160)  # fmt: skip
+WAN22_MEAN = (
+    -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
+    0.1570, -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,
+    -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230, -0.0313, -0.1649, 0.0117, 0.0723,
+    -0.2839, -0.2083, -0.0520, 0.3748, 0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667,
+)  # fmt: skip
+WAN22_STD = (
+    0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901,
+    0.6885, 0.6165, 0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659,
+    0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944,
+    0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744,
+)  # fmt: skip
+STATISTICS = {16: (LATENTS_MEAN, LATENTS_STD), 48: (WAN22_MEAN, WAN22_STD)}
+"""Mean and deviation of the latents, by their channels: those of Wan 2.1 (and 2.2 14B), and of Wan 2.2 5B."""
+STRIDES = {16: 8, 48: 16}
+"""Pixels of a latent's side, by channels."""
+WAN22_CHANNELS = 48
+"""Of the latents of Wan 2.2 5B."""
 TIMESTEPS = 1000
 """The transformer is told sigma * TIMESTEPS."""
 
 
 class WanBackbone(Backbone):
-    """Wan text-to-video. `tokens` shorter than `text_length` are filled up with zeros, as ComfyUI and
+    """Wan, text- and image-to-video. `tokens` shorter than `text_length` are filled up with zeros, as ComfyUI and
     diffusers do."""
 
     family = "wan"
@@ -42,11 +62,24 @@ class WanBackbone(Backbone):
         """`shift` moves the training times towards noise: sigma = s u / (1 + (s - 1) u)."""
         super().__init__(**parts)
         self.shift = shift
-        if self.dit is not None and self.dit.config.in_channels != self.latent_channels:
+        channels = {self.dit.config.out_channels} if self.dit is not None else set()
+        channels |= {self.vae.config.z_dim} if self.vae is not None else set()
+        if len(channels) > 1:
             raise TrainingError(
-                f"this Wan model takes {self.dit.config.in_channels} channels (image-to-video); "
-                "fine-tuning needs the text-to-video model, which takes 16."
+                f"this Wan transformer's latents have {self.dit.config.out_channels} channels, the VAE's "
+                f"{self.vae.config.z_dim}; give the VAE that belongs to the transformer."
             )
+        self.latent_channels = channels.pop() if channels else self.latent_channels
+        if self.latent_channels not in STATISTICS:
+            raise TrainingError(
+                f"this Wan model's latents have {self.latent_channels} channels; this trainer knows those of "
+                f"Wan 2.1 and 2.2 14B (16) and of Wan 2.2 5B (48)."
+            )
+        self.spatial_stride = STRIDES[self.latent_channels]
+        if self.dit is not None:
+            self.first_frame = first_frame_of(self.dit.config.in_channels, self.latent_channels)
+            if self.sees_with_clip:
+                self.lora_targets = (*self.lora_targets, "attn2.add_k_proj", "attn2.add_v_proj")
 
     @property
     def cond_dim(self) -> int:
@@ -54,11 +87,17 @@ class WanBackbone(Backbone):
             return self.dit.config.text_dim
         return self.text.width if self.text is not None else 4096
 
+    @property
+    def sees_with_clip(self) -> bool:
+        return self._part("dit").config.image_dim is not None
+
     def normalise(self, latent: Tensor) -> Tensor:
-        return (latent - _column(LATENTS_MEAN, latent)) / _column(LATENTS_STD, latent)
+        mean, deviation = (_column(values, latent) for values in STATISTICS[latent.shape[1]])
+        return (latent - mean) / deviation
 
     def denormalise(self, latent: Tensor) -> Tensor:
-        return latent * _column(LATENTS_STD, latent) + _column(LATENTS_MEAN, latent)
+        mean, deviation = (_column(values, latent) for values in STATISTICS[latent.shape[1]])
+        return latent * deviation + mean
 
     @torch.no_grad()
     def embed_prompts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -79,7 +118,14 @@ class WanBackbone(Backbone):
             weight=torch.ones_like(t, dtype=torch.float32),
         )
 
-    def predict(self, noisy: Tensor, t: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    def predict(
+        self,
+        noisy: Tensor,
+        t: Tensor,
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        first: FirstFrame | None = None,
+    ) -> Tensor:
         dit = self._part("dit")
         tokens = tokens.to(noisy.device, self.dtype)
         if mask is not None:
@@ -88,7 +134,40 @@ class WanBackbone(Backbone):
             tokens = nn.functional.pad(tokens, (0, 0, 0, self.text_length - tokens.shape[1]))
         self._grid = self.patch_grid(noisy.shape)
         time = t.to(noisy.device, torch.float32) * TIMESTEPS
-        return dit(noisy.to(self.dtype), time, tokens, return_dict=False)[0].to(noisy.dtype)
+        if first is not None and first.given is not None:
+            time = self._times_of_tokens(time, first.given.to(noisy.device))
+        seen = self._seen(noisy, first).to(self.dtype)
+        vision = self._vision(noisy, first)
+        return dit(seen, time, tokens, vision, return_dict=False)[0].to(noisy.dtype)
+
+    def _seen(self, noisy: Tensor, first: FirstFrame | None) -> Tensor:
+        """The transformer's input: noise, and the first frame beside it where its channels ask for it."""
+        if self.first_frame != "needed":
+            return noisy
+        if first is None or first.latent is None:
+            raise TrainingError(
+                "this Wan model makes videos of a first frame, which these clips lack; cache them again with "
+                "--first-frame."
+            )
+        return concatenated(noisy, first.latent)
+
+    def _vision(self, noisy: Tensor, first: FirstFrame | None) -> Tensor | None:
+        """What CLIP saw in the first frame, for models that read it (Wan 2.1 image-to-video)."""
+        if not self.sees_with_clip:
+            return None
+        if first is None or first.vision is None:
+            raise TrainingError(
+                "this Wan model reads CLIP's view of the first frame, which these clips lack; cache them again "
+                "with --first-frame and --clip-vision."
+            )
+        return first.vision.to(noisy.device, self.dtype)
+
+    def _times_of_tokens(self, time: Tensor, given: Tensor) -> Tensor:
+        """Every token's time, `B N`: 0 in a given first frame (ComfyUI's `WAN22.process_timestep`)."""
+        frames, height, width = self._grid
+        times = time[:, None].expand(-1, frames * height * width).clone()
+        times[given, : height * width] = 0
+        return times
 
     def x0(self, noisy: Tensor, out: Tensor, t: Tensor) -> Tensor:
         return noisy - t.to(noisy).view(-1, 1, 1, 1, 1) * out
@@ -129,6 +208,42 @@ def dit_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return config
 
 
+def first_frame_of(in_channels: int, latent_channels: int) -> Literal["", "needed", "possible"]:
+    """How a Wan of these channels is given a first frame. Raises TrainingError for one that also takes what
+    no cached clip holds."""
+    if in_channels == latent_channels:
+        return "possible" if latent_channels == WAN22_CHANNELS else ""
+    if in_channels == 2 * latent_channels + MASK_CHANNELS:
+        return "needed"
+    raise TrainingError(
+        f"this Wan model takes {in_channels} channels for {latent_channels} of latents: it is given a control or "
+        f"reference video beside noise, which cached clips do not hold; fine-tuning needs a text-to-video or "
+        f"image-to-video model."
+    )
+
+
+def vae_keys_of(state: Mapping[str, Tensor]) -> KeyMap:
+    """The key map of a VAE file, of Wan 2.1 or of Wan 2.2 5B, under native or diffusers' names."""
+    for name in ("conv2.weight", "post_quant_conv.weight"):
+        if name in state and state[name].shape[0] == WAN22_CHANNELS:
+            return WAN22_VAE
+    return WAN_VAE
+
+
 def vae_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """diffusers' AutoencoderKLWan arguments read off the shapes of a native state dict."""
-    return {"base_dim": state["decoder.head.0.gamma"].shape[0], "z_dim": state["conv2.weight"].shape[0]}
+    channels = state["conv2.weight"].shape[0]
+    config = {"base_dim": state["decoder.head.0.gamma"].shape[0], "z_dim": channels}
+    if channels != WAN22_CHANNELS:
+        return config
+    return config | {
+        "base_dim": state["encoder.conv1.weight"].shape[0],
+        "decoder_base_dim": state["decoder.head.0.gamma"].shape[0],
+        "is_residual": True,
+        "in_channels": state["encoder.conv1.weight"].shape[1],
+        "out_channels": state["decoder.head.2.weight"].shape[0],
+        "patch_size": 2,
+        "scale_factor_spatial": STRIDES[channels],
+        "latents_mean": list(WAN22_MEAN),
+        "latents_std": list(WAN22_STD),
+    }

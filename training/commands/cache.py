@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from ...methods.weights import WeightsError
 from ..console import StopRequest
-from ..data.cache import cache_clips, loaders
+from ..data.cache import cache_clips
 from ..data.check import check_clips, show_check
 from ..data.format import CacheConfig, format_of
 from ..data.left_out import VideoError
+from ..data.loaders import loaders
 from ..data.report import summarise
 from ..data.sources import gather
 from . import cli

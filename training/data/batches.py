@@ -4,7 +4,7 @@ once and kept on disk."""
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ...encoders.need import TeacherNeed, cache_name
 from ...methods.weights import WeightsError
+from ..backbones.first_frame import FirstFrame
+from ..console import TrainingError
 from .clip import DatasetError, described, read_clip
 from .feature_cache import FeatureCache
 from .folder import ClipFolder
@@ -33,6 +35,8 @@ class Batch:
     """`B L`, True on tokens."""
     features: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     """Teachers' tensors by `TeacherNeed.key`, each with a batch dimension."""
+    first: FirstFrame | None = None
+    """What the clips keep of their first frames for image-to-video models."""
 
     def to(self, device: str | torch.device) -> Batch:
         """The same batch on another device."""
@@ -46,6 +50,7 @@ class Batch:
             tokens=self.tokens.to(device),
             mask=self.mask.to(device),
             features=features,
+            first=self.first and self.first.to(device),
         )
 
 
@@ -91,6 +96,19 @@ class TrainingClips:
         found = f"{len(self.training)} clips to train on ({sizes} latents)"
         return f"{found}, {len(self.validation)} for validation."
 
+    def check_first_frames(self, vision: bool) -> None:
+        """Raises TrainingError where a clip lacks what an image-to-video model is given; `vision`: CLIP's
+        view of the first frame too."""
+        wanted = {"latent", "vision"} if vision else {"latent"}
+        options = "--first-frame --clip-vision FILE" if vision else "--first-frame"
+        for entry in self.entries:
+            if lacking := sorted(wanted - entry.first):
+                what = "CLIP's view of its first frame" if lacking == ["vision"] else "its first frame"
+                raise TrainingError(
+                    f"{entry.path.name} was cached without {what}, which this image-to-video model is given; "
+                    f"run latent-physics cache again with --tokens {options}."
+                )
+
     def fingerprint(self) -> str:
         """Hash of the clips; that of a resumed run must match."""
         return described({entry.path.name: entry.info.key for entry in self.entries})
@@ -122,7 +140,7 @@ class TrainingClips:
     ) -> Batch:
         """The clips with these numbers, all of one shape, with the features that `needs` names. Raises
         DatasetError."""
-        latents, tokens, features = [], [], {need.key: [] for need in needs}
+        latents, tokens, firsts, features = [], [], [], {need.key: [] for need in needs}
         for index in indices:
             entry = self.entries[index]
             try:
@@ -146,13 +164,29 @@ class TrainingClips:
                 )
             latents.append(clip.latent.float())
             tokens.append(clip.tokens.float())
+            firsts.append(clip.first)
         padded, mask = pad_tokens(tokens)
         stacked = {
             key: {name: torch.stack([item[name] for item in items]) for name in items[0]}
             for key, items in features.items()
         }
         names = [self.entries[index].path.name for index in indices]
-        return Batch(names=names, latent=torch.stack(latents), tokens=padded, mask=mask, features=stacked)
+        return Batch(
+            names=names,
+            latent=torch.stack(latents),
+            tokens=padded,
+            mask=mask,
+            features=stacked,
+            first=stack_first(firsts),
+        )
+
+
+def stack_first(firsts: Sequence[Mapping[str, Tensor]]) -> FirstFrame | None:
+    """What all clips of a batch keep of their first frames; None where one of them keeps nothing."""
+    names = set.intersection(*(set(first) for first in firsts))
+    if not names:
+        return None
+    return FirstFrame(**{name: torch.stack([first[name].float() for first in firsts]) for name in names})
 
 
 def pad_tokens(tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -13,15 +13,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ...methods.lamo import pool_tokens
 from ...methods.weights import WeightsError, read_info
+from ..backbones.first_frame import FirstFrame
 from ..console import ProgressLine, StopRequest, TrainingError, remove_leftovers, saving
-from ..loop.processes import pick_device
 from .captions import caption_of
 from .clip import KIND, ClipInfo, described, read_clip_info, write_clip
 from .format import CacheConfig, Format, Job, format_of
@@ -50,6 +50,10 @@ class VideoEncoder(Protocol):
 
     def encode_video(self, video: Tensor) -> Tensor:
         """`B 3 T H W` in [0, 1] -> `B C T' H' W'`."""
+        ...
+
+    def encode_first_frame(self, video: Tensor) -> FirstFrame:
+        """What an image-to-video model is given of `video`."""
         ...
 
 
@@ -108,6 +112,7 @@ def plan(clips: Sequence[Path], config: CacheConfig, form: Format, report: Cache
         "backbone": config.backbone,
         "source": encoders_of(config),
         **({"model": config.model} if config.model else {}),
+        **({"first_frame": str(config.clip_vision)} if config.first_frame else {}),
     }
     listed = listed_captions(config)
     known = {
@@ -297,6 +302,7 @@ def encode_window(
     video = torch.from_numpy(window.frames).permute(3, 0, 1, 2).unsqueeze(0).float() / 255  # 1 3 T H W
     try:
         latent = vae.encode_video(video)[0]
+        first = vae.encode_first_frame(video) if config.first_frame else FirstFrame()
     except torch.OutOfMemoryError as error:
         shape = f"{width}x{height} with {frames} frames"
         raise TrainingError(
@@ -322,7 +328,19 @@ def encode_window(
         fps_limit=form.fps,
     )
     with saving(path.name, "the clips finished so far are safe"):
-        write_clip(path, latent, cond[0].to(store), info, vae.latent_space, tokens=cond[1])
+        write_clip(
+            path,
+            latent,
+            cond[0].to(store),
+            info,
+            vae.latent_space,
+            tokens=cond[1],
+            first={
+                name: value[0].to("cpu", store)
+                for name in ("latent", "vision")
+                if (value := getattr(first, name)) is not None
+            },
+        )
     return path
 
 
@@ -350,41 +368,3 @@ def _remove_stale(paths: Iterable[Path], job: Job) -> None:
         info = read_clip_info(path)
         if info is None or info.key != job.key:
             path.unlink(missing_ok=True)
-
-
-def encoder_source(config: CacheConfig) -> Any:
-    """Sources of the encoders for `load_backbone`. Raises TrainingError where files do not go together."""
-    if config.vae or config.text:
-        if not (config.vae and config.text) or config.source:
-            raise TrainingError(
-                "vae and text go together, instead of source: give both files, or a source alone."
-            )
-        if config.backbone == "cogvideox" and not config.dit:
-            raise TrainingError(
-                "2B and 5B of CogVideoX share a VAE file, but not the scale of their latents: give the "
-                "model's file as dit, too."
-            )
-        also = {"tokenizer": config.tokenizer, "dit": config.dit if config.backbone == "cogvideox" else None}
-        return {
-            "vae": config.vae,
-            "text": config.text,
-            **{name: value for name, value in also.items() if value},
-        }
-    if config.dit:
-        raise TrainingError("dit goes with vae and text: a source says itself which CogVideoX it is.")
-    return config.source
-
-
-def loaders(config: CacheConfig) -> tuple[Callable[[], TextEncoder], Callable[[], VideoEncoder]]:
-    """Functions that load the backbone's text encoder and its VAE. Raises TrainingError where the files do
-    not go together."""
-    from ..backbones.load import load_backbone
-
-    device, source = pick_device(config.device), encoder_source(config)
-    # The text encoder is 5 to 11 GB in half precision, and half precision is what the models were trained
-    # with.
-    text_dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    return (
-        lambda: load_backbone(config.backbone, source, parts=("text",), device=device, dtype=text_dtype),
-        lambda: load_backbone(config.backbone, source, parts=("vae",), device=device),
-    )

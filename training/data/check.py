@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from ..console import ProgressLine, StopRequest, TrainingError
-from .cache import caption_for, encoder_source
+from .cache import caption_for
 from .contact_sheet import Tile, write_sheets
 from .finding import Found
 from .format import CacheConfig, Job, format_of
 from .left_out import LeftOut, VideoError, printable
+from .loaders import encoder_source
 from .reader import read_ahead
 from .report import SKIPPED_FILE, left_out_lines, write_skipped
 from .sources import ContentHashes, identify, listed_captions

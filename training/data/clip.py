@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
 from torch import Tensor
@@ -14,6 +14,8 @@ from ...methods.weights import WeightsError, WeightsInfo, load_weights, read_inf
 from ..console import TrainingError
 
 KIND = "cached_clip"
+FIRST = "first."
+"""What stands before the names of tensors that say what the first frame is."""
 AGAIN = "run the cache command again: it replaces damaged clips."
 
 
@@ -64,6 +66,9 @@ class CachedClip:
     """The prompt's tokens, `L D`, those under the mask; None where the cache was made without them."""
     info: ClipInfo
     latent_space: str
+    first: dict[str, Tensor] = field(default_factory=dict)
+    """What image-to-video models are given of the first frame: "latent" `C T H W` and "vision" `N D`, as in
+    `FirstFrame`; empty where the cache was made without."""
 
 
 def write_clip(
@@ -73,10 +78,13 @@ def write_clip(
     info: ClipInfo,
     latent_space: str,
     tokens: Tensor | None = None,
+    first: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes one clip, all or nothing. Shapes as in `CachedClip`. Raises OSError."""
     tensors = {"latent": latent, "cond": cond} | ({} if tokens is None else {"tokens": tokens})
+    tensors |= {FIRST + name: value for name, value in (first or {}).items()}
     config = {"channels": latent.shape[0], "shape": list(latent.shape), "cond_dim": cond.shape[0]}
+    config |= {"first": sorted(first)} if first else {}
     save_weights(
         path, tensors, WeightsInfo(kind=KIND, latent_space=latent_space, config=config, recipe=asdict(info))
     )
@@ -95,6 +103,9 @@ def read_clip(path: str | os.PathLike[str]) -> CachedClip:
         tokens=tensors.get("tokens"),
         info=origin,
         latent_space=info.latent_space,
+        first={
+            name.removeprefix(FIRST): value for name, value in tensors.items() if name.startswith(FIRST)
+        },
     )
 
 
@@ -140,6 +151,8 @@ class Entry:
     shape: tuple[int, int, int, int]
     """Shape of the latent, `C T H W`."""
     info: ClipInfo
+    first: frozenset[str] = frozenset()
+    """What it holds of its first frame, as in `CachedClip`."""
 
     @property
     def identity(self) -> str:

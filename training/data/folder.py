@@ -47,7 +47,12 @@ class ClipFolder:
                 raise DatasetError(f"{str(error).rstrip('.')}; {AGAIN}") from error
             if info.kind == KIND:
                 entries.append(
-                    Entry(path=path, info=clip_info(path, info), shape=tuple(info.config["shape"]))
+                    Entry(
+                        path=path,
+                        info=clip_info(path, info),
+                        shape=tuple(info.config["shape"]),
+                        first=frozenset(info.config.get("first", ())),
+                    )
                 )
                 spaces.add(info.latent_space)
                 widths.add(info.config["cond_dim"])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...encoders.need import TeacherNeed
 from ..backbones import Backbone
+from ..backbones.first_frame import FirstFrame
 from ..console import TrainingError
 from ..data.batches import Batch, TrainingClips
 from ..data.feature_cache import FeatureCache
@@ -18,6 +19,7 @@ from ..loop.config import TrainerConfig
 from ..loop.optim import trainable
 from ..loop.task import ParameterGroup, Task
 from ..objectives.base import Objective, StepView
+from .first_frame import not_possible
 from .noise import BANDS, NoiseConfig, Times
 from .preview import Samples
 
@@ -39,16 +41,16 @@ class Student(nn.Module):
     def forward(self, batch: Batch, t: Tensor, eps: Tensor) -> dict[str, Tensor]:
         """Unweighted losses by name, "denoise" first; in validation also sums by noise (`band_sums`)."""
         (backbone,) = self.backbone
-        noised = backbone.noise(batch.latent, t, eps=eps)
+        noised = backbone.noise(batch.latent, t, eps=eps).showing(batch.latent, batch.first)
         wanted = {name: objective for name, objective in self.objectives.items() if self.wants(name)}
         blocks = sorted({block for objective in wanted.values() for block in objective.blocks})
         with backbone.tap(*blocks) as taps:
-            out = backbone.predict(noised.noisy, t, batch.tokens, batch.mask)
-        error = noised.weight * self.times.error(out, noised.target)
+            out = backbone.predict(noised.noisy, t, batch.tokens, batch.mask, batch.first)
+        error = noised.weight * noised.error(out, self.times.error)
         weight = self.times.weight(t)
         losses = {"denoise": (error if weight is None else weight.to(error) * error).mean()}
         if wanted:
-            x0 = backbone.x0(noised.noisy.float(), out.float(), t)
+            x0 = noised.with_given(backbone.x0(noised.noisy.float(), out.float(), t))
             view = StepView(
                 latent=batch.latent,
                 x0=x0,
@@ -96,9 +98,11 @@ class DenoisingTask(Task):
         about: dict[str, Any] | None = None,
         samples: Samples | None = None,
         noise: NoiseConfig | None = None,
+        first_frame: float = 0.0,
     ) -> None:
-        """null_tokens: `L D` of the empty prompt, for `prompt_dropout`. Raises TrainingError where clips and
-        backbone do not fit."""
+        """null_tokens: `L D` of the empty prompt, for `prompt_dropout`; first_frame: share of clips whose first
+        frame a model that can be given one is given. Raises TrainingError where clips and backbone do not
+        fit."""
         if clips.latent_space != backbone.latent_space:
             raise TrainingError(
                 f"{clips.folder} holds clips of latent space {clips.latent_space}, the backbone's is "
@@ -107,6 +111,11 @@ class DenoisingTask(Task):
             )
         if prompt_dropout and null_tokens is None:
             raise TrainingError("prompt_dropout needs the tokens of the empty prompt, which were not given.")
+        if backbone.first_frame == "needed":
+            clips.check_first_frames(vision=backbone.sees_with_clip)
+        if first_frame and backbone.first_frame != "possible":
+            raise TrainingError(not_possible(first_frame))
+        self.first_frame = first_frame
         self.backbone, self.clips, self.needs, self.features = backbone, clips, needs, features
         self.prompt_dropout, self.null_tokens = prompt_dropout, null_tokens
         self.objectives = (
@@ -160,12 +169,21 @@ class DenoisingTask(Task):
                 self.null_tokens,
                 torch.rand(len(batch.names), generator=generator) < self.prompt_dropout,
             )
+        self._show_first_frames(batch, generator)
         t = self.times.draw(len(batch.names), generator)
         return batch, t, torch.randn(batch.latent.shape, generator=generator)
+
+    def _show_first_frames(self, batch: Batch, generator: torch.Generator) -> None:
+        """Draws, for models that can be given a first frame, which clips give theirs; a picture has no frame
+        to follow it."""
+        if self.first_frame and batch.latent.shape[2] > 1:
+            given = torch.rand(len(batch.names), generator=generator) < self.first_frame
+            batch.first = FirstFrame(given=given)
 
     def draw_validation(self, place: int, generator: torch.Generator) -> tuple[Batch, Tensor, Tensor]:
         """One clip; the times of all validation clips are spread as training's are."""
         batch = self.clips.read([self.clips.validation[place]], self.needs, self.features)
+        self._show_first_frames(batch, generator)
         times = self.times.draw(256, torch.Generator().manual_seed(1)).sort().values
         t = times[int((place + 0.5) * 0.618034 % 1 * 256)][None]
         return batch, t, torch.randn(batch.latent.shape, generator=generator)

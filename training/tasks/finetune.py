@@ -17,13 +17,15 @@ from ...encoders.need import TeacherNeed, cache_name
 from ...methods.weights import WeightsError
 from .. import settings
 from ..backbones import Backbone
+from ..backbones.header import WanHeader, wan_header
 from ..backbones.load import load_backbone
 from ..console import ProgressLine, StopRequest, TrainingError
 from ..data.batches import TrainingClips
-from ..data.cache import cache_clips, loaders
+from ..data.cache import cache_clips
 from ..data.feature_cache import FeatureCache
 from ..data.features import prepare_features
 from ..data.format import CacheConfig
+from ..data.loaders import loaders
 from ..data.report import summarise
 from ..data.sources import gather
 from ..data.toy import make_toy_clips
@@ -35,9 +37,10 @@ from ..loop.optimizers import optimizer_arguments
 from ..loop.processes import make_accelerator, pick_device
 from ..loop.task import Outcome, Run
 from ..objectives import parse
-from ..settings import Count, NotNegative, Number
+from ..settings import Count, NotNegative, Number, Share
 from .denoise import DenoisingTask
 from .export import ExportConfig, export
+from .first_frame import check_first_frame, share_of_first_frames
 from .model import ModelConfig, about_model, check_model, companions, load_dit, make_trainable
 from .noise import NoiseConfig
 from .noise import check as check_noise
@@ -48,7 +51,7 @@ ERRORS = (TeacherError, VideoError, WeightsError)
 
 @dataclass(kw_only=True)
 class FinetuneConfig(ModelConfig):
-    """Fine-tunes a text-to-video model with any weighted set of physics objectives."""
+    """Fine-tunes a text- or image-to-video model with any weighted set of physics objectives."""
 
     out: Path = Path("runs/finetune")
     """Folder of the run: checkpoint, log.csv, curves.png, and the exported file. The same command goes on
@@ -71,6 +74,11 @@ class FinetuneConfig(ModelConfig):
     dit_low: Path | None = None
     """Wan 2.2 14B: the low-noise expert's file, `dit` being the high-noise one. Both are fine-tuned, one
     after the other, each on its range of the noise, into the folders `high` and `low` of the run."""
+    clip_vision: Path | None = None
+    """A CLIP vision file, for caching for Wan 2.1 image-to-video; a source folder has its own."""
+    first_frame: Share | None = None
+    """Share of the clips whose first frame the model is given, where it can do with and without: Wan 2.2 5B.
+    Left out, half. Image-to-video models are always given it."""
     width: Count | None = None
     """Pixels, for caching; left out, what the family was trained at."""
     height: Count | None = None
@@ -126,6 +134,9 @@ def finetune(
         held_out=config.trainer.held_out,
         limit=config.limit,
     )
+    header = model_header(config)
+    if header is not None and header.first_frame == "needed":
+        clips.check_first_frames(vision=header.vision)
     if accelerator.is_main_process:
         progress.say(clips.describe())
     share = (accelerator.process_index, accelerator.num_processes)
@@ -169,6 +180,13 @@ def check(config: FinetuneConfig) -> None:
             ", or --toy-clips" if config.backbone == "toy" else ""
         )
         raise TrainingError(f"there is nothing to train on; give {what}.")
+    check_first_frame(model_header(config), config.first_frame, config.samples)
+
+
+def model_header(config: FinetuneConfig) -> WanHeader | None:
+    """What a Wan on this disk takes, before it is loaded. Raises TrainingError for one that cannot be
+    trained."""
+    return wan_header(config.source, config.dit) if config.backbone == "wan" else None
 
 
 def cache_videos(config: FinetuneConfig, out: Path, stop: StopRequest, progress: ProgressLine) -> None:
@@ -178,7 +196,9 @@ def cache_videos(config: FinetuneConfig, out: Path, stop: StopRequest, progress:
         backbone = load_backbone("toy", parts=("vae", "text"))
         make_toy_clips(out, backbone, config.toy_clips, config.trainer.seed + 1, progress=progress)
         return
+    header = model_header(config)
     settings = CacheConfig(
+        first_frame=header is not None and header.first_frame == "needed", clip_vision=config.clip_vision,
         out=out, videos=config.videos, backbone=config.backbone, source=config.source, vae=config.vae,
         text=config.text,
         tokenizer=config.tokenizer, width=config.width, height=config.height, frames=config.frames,
@@ -270,6 +290,7 @@ def make_task(
         },
         samples=samples,
         noise=config.noise,
+        first_frame=share_of_first_frames(config.first_frame, backbone),
     )
 
 

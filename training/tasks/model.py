@@ -13,6 +13,7 @@ from torch import Tensor
 from ..backbones import Backbone
 from ..backbones.load import load_backbone
 from ..backbones.lora import TuneConfig, attach
+from ..backbones.refuse import check_layout
 from ..console import TrainingError
 from ..loop.checkpoint import fill
 from ..loop.optim import trainable
@@ -63,6 +64,8 @@ def check_model(config: ModelConfig, precision: str) -> None:
         raise TrainingError(f"init is {config.init}, which does not exist.")
     if config.dit and config.source:
         raise TrainingError("dit and source name two models; give one of them.")
+    if config.dit:
+        check_layout(config.dit)
     if config.tune.mode == "full" and (config.fp8_storage or config.init):
         what = "fp8_storage" if config.fp8_storage else "init"
         raise TrainingError(

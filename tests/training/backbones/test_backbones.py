@@ -61,13 +61,15 @@ def test_latent_scaling_is_comfyuis(backbone):
 def test_latent_scaling_equals_process_latent_in(comfy):
     from comfy import latent_formats
 
-    latent = torch.randn(1, 16, 2, 3, 3)
     for backbone, theirs in [
         (WanBackbone(latent_space="wan2.1"), latent_formats.Wan21()),
+        (WanBackbone(latent_space="wan2.2"), latent_formats.Wan22()),
         (CogVideoXBackbone(latent_space="cogvideox"), latent_formats.CogVideoX()),
         (CogVideoXBackbone(latent_space="cogvideox1.5"), latent_formats.CogVideoX1_5()),
     ]:
+        latent = torch.randn(1, theirs.latent_channels, 2, 3, 3)
         torch.testing.assert_close(backbone.normalise(latent), theirs.process_in(latent))
+        torch.testing.assert_close(backbone.denormalise(latent), theirs.process_out(latent))
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
@@ -142,7 +144,7 @@ def test_native_files_equal_the_diffusers_model(family, tmp_path):
 
 
 @pytest.mark.comfy
-@pytest.mark.parametrize("style", ["2b", "1.5"])
+@pytest.mark.parametrize("style", ["2b", "1.5"])  # the 5B's positions differ: see test_export_formats
 @torch.inference_mode()
 def test_cogvideox_predicts_what_comfyui_predicts(comfy, style, tmp_path):
     """Through ComfyUI's stock loader, with positions and all, at a width the 2B position table fits."""
@@ -202,12 +204,12 @@ def test_bad_sources_are_one_sentence(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_image_to_video_models_are_refused():
+def test_models_that_are_given_another_video_are_refused_for_that():
     from diffusers import WanTransformer3DModel
 
     with torch.device("meta"):
-        model = WanTransformer3DModel(num_attention_heads=1, num_layers=1, ffn_dim=64, in_channels=36)
-    with pytest.raises(TrainingError, match="36 channels"):
+        model = WanTransformer3DModel(num_attention_heads=1, num_layers=1, ffn_dim=64, in_channels=48)
+    with pytest.raises(TrainingError, match="takes 48 channels for 16 of latents: it is given a control"):
         WanBackbone(latent_space="wan2.1", dit=model, device="meta")
 
 

@@ -9,6 +9,7 @@ from diffusers import AutoencoderKLWan, CogVideoXTransformer3DModel, WanTransfor
 from latent_physics.tests.training.backbones import tiny
 from latent_physics.training.backbones.keys import (
     COGVIDEOX_DIT,
+    WAN22_VAE,
     WAN_DIT,
     WAN_VAE,
     KeyMapError,
@@ -20,6 +21,11 @@ from latent_physics.training.backbones.keys import (
 randomised = tiny.randomised
 
 WAN_14B = {"num_attention_heads": 40, "num_layers": 40, "ffn_dim": 13824}
+WAN_14B_I2V = WAN_14B | {"in_channels": 36}
+WAN_14B_I2V_CLIP = WAN_14B_I2V | {"image_dim": 1280, "added_kv_proj_dim": 5120}
+WAN_5B = {
+    "num_attention_heads": 24, "num_layers": 30, "ffn_dim": 14336, "in_channels": 48, "out_channels": 48,
+}  # fmt: skip
 WAN_1_3B = {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960}
 COG_2B = {"num_attention_heads": 30, "num_layers": 30}
 COG_5B = {"num_attention_heads": 48, "num_layers": 42, "use_rotary_positional_embeddings": True}
@@ -68,7 +74,24 @@ def test_wan_vae_gives_the_same_output(comfy, width):
 
 
 @pytest.mark.comfy
-@pytest.mark.parametrize("style", ["2b", "1.5"])
+@torch.inference_mode()
+def test_wan22_vae_gives_the_same_output(comfy):
+    import comfy.ldm.wan.vae2_2
+
+    ours = tiny.wan22_vae()
+    theirs = comfy.ldm.wan.vae2_2.WanVAE(
+        dim=8, dec_dim=12, z_dim=48, temperal_downsample=[False, True, True]
+    ).eval()
+    theirs.load_state_dict(to_native(ours.state_dict(), WAN22_VAE))
+    video = torch.rand(1, 3, 9, 32, 64) * 2 - 1
+    latent = ours.encode(video).latent_dist.mode()
+    assert latent.shape == (1, 48, 3, 2, 4)
+    close(latent, theirs.encode(video))
+    close(ours.decode(latent, return_dict=False)[0], theirs.decode(latent).clamp(-1, 1))
+
+
+@pytest.mark.comfy
+@pytest.mark.parametrize("style", ["2b", "5b", "1.5"])
 @torch.inference_mode()
 def test_cogvideox_dit_gives_the_same_output(comfy, style):
     size = {
@@ -78,6 +101,8 @@ def test_cogvideox_dit_gives_the_same_output(comfy, style):
         "sample_width": 12,
         "sample_frames": 9,
     }
+    if style == "5b":
+        size |= {"use_rotary_positional_embeddings": True}
     if style == "1.5":
         size |= {
             "use_rotary_positional_embeddings": True,
@@ -97,8 +122,9 @@ def test_cogvideox_dit_gives_the_same_output(comfy, style):
     latent, text = torch.randn(2, 16, 4 if style == "1.5" else 3, 8, 12), torch.randn(2, 226, 4096)
     t = torch.tensor([700, 31])
     rotary = None
-    if style == "1.5":
-        rotary = theirs._get_rotary_emb(4, 6, 2, device=torch.device("cpu"))
+    if style != "2b":
+        frames = 2 if style == "1.5" else 3
+        rotary = theirs._get_rotary_emb(4, 6, frames, device=torch.device("cpu"))
     out = ours(latent.transpose(1, 2), text, t, image_rotary_emb=rotary, return_dict=False)[0].transpose(1, 2)
     close(out, theirs(latent, t, text))
 
@@ -106,10 +132,13 @@ def test_cogvideox_dit_gives_the_same_output(comfy, style):
 @pytest.mark.comfy
 @pytest.mark.parametrize(
     ("family", "config"),
-    [("wan", WAN_1_3B), ("wan", WAN_14B), ("vae", {}), ("cog", COG_2B), ("cog", COG_5B), ("cog", COG_15_5B)],
+    [("wan", WAN_1_3B), ("wan", WAN_14B), ("wan", WAN_14B_I2V), ("wan", WAN_14B_I2V_CLIP), ("wan", WAN_5B),
+     ("vae", {}), ("vae22", {}), ("cog", COG_2B), ("cog", COG_5B), ("cog", COG_15_5B)],
 )
 def test_real_models_map_whole(comfy, family, config):
     """On the meta device: every key maps both ways and every shape agrees."""
+    import comfy.ldm.wan.vae2_2
+
     operations = comfy.ops.disable_weight_init
     with torch.device("meta"):
         if family == "wan":
@@ -120,8 +149,16 @@ def test_real_models_map_whole(comfy, family, config):
                 "num_heads": heads,
                 "ffn_dim": config["ffn_dim"],
                 "num_layers": config["num_layers"],
+                "in_dim": config.get("in_channels", 16),
+                "out_dim": config.get("out_channels", 16),
+                "model_type": "i2v" if "image_dim" in config else "t2v",
             }
             theirs = comfy.ldm.wan.model.WanModel(**size, operations=operations)
+        elif family == "vae22":
+            ours, maps = AutoencoderKLWan(base_dim=160, decoder_base_dim=256, **tiny.WAN22), WAN22_VAE
+            theirs = comfy.ldm.wan.vae2_2.WanVAE(
+                dim=160, dec_dim=256, z_dim=48, temperal_downsample=[False, True, True]
+            )
         elif family == "vae":
             ours, maps = AutoencoderKLWan(base_dim=96, z_dim=16), WAN_VAE
             theirs = comfy.ldm.wan.vae.WanVAE(dim=96, z_dim=16, temperal_downsample=[False, True, True])

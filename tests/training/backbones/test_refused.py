@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 from latent_physics.training.backbones import load_backbone
+from latent_physics.training.backbones.refuse import check_layout
 from latent_physics.training.backbones.text import from_native_file
 from latent_physics.training.console import TrainingError
 from safetensors.torch import save_file
@@ -63,19 +64,28 @@ def test_quantised_files_are_refused_by_name(tmp_path, kind, part):
 
 
 @pytest.mark.parametrize(
-    ("part", "name", "shape"),
+    ("tensors", "words"),
     [
-        ("dit", "patch_embedding.weight", (8, 48, 1, 2, 2)),
-        ("dit", "model.diffusion_model.patch_embedding.weight", (8, 48, 1, 2, 2)),
-        ("vae", "conv2.weight", (48, 48, 1, 1, 1)),
-        ("vae", "post_quant_conv.weight", (48, 48, 1, 1, 1)),
-        ("vae", "encoder.conv1.weight", (8, 12, 3, 3, 3)),
+        ({"a.weight_scale_inv": torch.ones(1)}, r"a\.weight_scale_inv \(F32\)"),
+        ({"a.weight": torch.zeros(4, dtype=torch.uint8)}, r"a\.weight \(U8\)"),
+        ({"a.qscale": torch.ones(1), "a.zero_point": torch.ones(1)}, r"a\.zero_point \(F32\)"),
     ],
 )
-def test_wan_2_2_5b_is_refused_by_name(tmp_path, part, name, shape):
-    path = tmp_path / "wan.safetensors"
-    save_file({name: torch.zeros(shape)}, path)
-    with pytest.raises(
-        TrainingError, match=r"^wan\.safetensors is of Wan 2\.2 5B \(TI2V\), .* use their files\.$"
-    ):
-        load_backbone("wan", {part: path}, parts=(part,))
+def test_a_layout_that_nobody_knows_is_told_from_the_header(tmp_path, tensors, words):
+    path = tmp_path / "model.safetensors"
+    save_file(WEIGHT | tensors, path)
+    with pytest.raises(TrainingError, match=rf"^model\.safetensors holds {words}, a layout .*bf16 file\.$"):
+        check_layout(path)
+
+
+def test_known_layouts_pass_and_known_quantisers_keep_their_names(tmp_path):
+    path = tmp_path / "model.safetensors"
+    plain = {"a.weight": torch.zeros(4).to(torch.float8_e4m3fn), "blocks.0.scale_shift_table": torch.zeros(2)}
+    save_file(WEIGHT | plain, path)
+    check_layout(path)
+    save_file(WEIGHT | {"a.comfy_quant": as_bytes({"format": "nvfp4"})}, path)
+    with pytest.raises(TrainingError, match=r"quantised layer by layer \(nvfp4\)"):
+        check_layout(path)
+    path.write_bytes(b"x")
+    with pytest.raises(TrainingError, match=r"model\.safetensors is not a readable safetensors file"):
+        check_layout(path)

@@ -25,8 +25,17 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def wan_dit(layers: int = 2, text_dim: int = 4096) -> nn.Module:
-    """Dim 128, one head: the smallest Wan that ComfyUI recognises."""
+WAN_STYLES = {
+    "t2v": {},
+    "i2v": {"in_channels": 36},  # Wan 2.2 14B
+    "i2v-clip": {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 128},  # Wan 2.1
+    "5b": {"in_channels": 48, "out_channels": 48},
+}
+"""What tells the Wan models apart, in diffusers' arguments."""
+
+
+def wan_dit(layers: int = 2, text_dim: int = 4096, style: str = "t2v") -> nn.Module:
+    """Dim 128, one head: the smallest Wan that ComfyUI recognises, in a style of WAN_STYLES."""
     from diffusers import WanTransformer3DModel
 
     size = {
@@ -36,13 +45,40 @@ def wan_dit(layers: int = 2, text_dim: int = 4096) -> nn.Module:
         "ffn_dim": 256,
         "text_dim": text_dim,
     }
-    return randomised(WanTransformer3DModel(**size))
+    return randomised(WanTransformer3DModel(**size, **WAN_STYLES[style]))
 
 
 def wan_vae(width: int = 12) -> nn.Module:
     from diffusers import AutoencoderKLWan
 
     return randomised(AutoencoderKLWan(base_dim=width, z_dim=16))
+
+
+def wan22_vae(width: int = 8) -> nn.Module:
+    """The VAE of Wan 2.2 5B, narrow; the decoder is wider than the encoder, as there."""
+    from diffusers import AutoencoderKLWan
+
+    return randomised(AutoencoderKLWan(base_dim=width, decoder_base_dim=12, **WAN22))
+
+
+WAN22 = {
+    "z_dim": 48, "is_residual": True, "in_channels": 12, "out_channels": 12, "patch_size": 2,
+    "scale_factor_spatial": 16,
+}  # fmt: skip
+
+
+def clip_vision(folder: Path, width: int = 160, image_size: int = 28) -> Path:
+    """A file as ComfyUI's models/clip_vision holds it: two heads of 80, three layers."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    config = CLIPVisionConfig(
+        hidden_size=width, intermediate_size=64, num_hidden_layers=3, num_attention_heads=width // 80,
+        image_size=image_size, patch_size=14, hidden_act="gelu", projection_dim=32,
+    )  # fmt: skip
+    model = randomised(CLIPVisionModel(config))
+    state = {f"vision_model.{key}": value for key, value in model.state_dict().items()}
+    save_file(state | {"visual_projection.weight": torch.zeros(32, width)}, folder / "clip.safetensors")
+    return folder / "clip.safetensors"
 
 
 def cog_dit(style: str = "2b", text_dim: int = 4096) -> nn.Module:

@@ -1,0 +1,73 @@
+"""The encoders that caching loads: a text encoder, a VAE and, for image-to-video, CLIP's view of a frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..console import TrainingError
+from ..loop.processes import pick_device
+from .cache import TextEncoder, VideoEncoder
+from .format import CacheConfig
+
+
+def encoder_source(config: CacheConfig) -> Any:
+    """What `load_backbone` loads the encoders from. Raises TrainingError where the files do not go together."""
+    if config.vae or config.text:
+        if not (config.vae and config.text) or config.source:
+            raise TrainingError(
+                "vae and text go together, instead of source: give both files, or a source alone."
+            )
+        if config.backbone == "cogvideox" and not config.dit:
+            raise TrainingError(
+                "2B and 5B of CogVideoX share a VAE file, but not the scale of their latents: give the "
+                "model's file as dit, too."
+            )
+        also = {"tokenizer": config.tokenizer, "dit": config.dit if config.backbone == "cogvideox" else None}
+        return {
+            "vae": config.vae,
+            "text": config.text,
+            **{name: value for name, value in also.items() if value},
+        }
+    if config.dit:
+        raise TrainingError("dit goes with vae and text: a source says itself which CogVideoX it is.")
+    return config.source
+
+
+def loaders(config: CacheConfig) -> tuple[Callable[[], TextEncoder], Callable[[], VideoEncoder]]:
+    """Functions that load the backbone's text encoder and its VAE. Raises TrainingError where the files do not
+    go together."""
+    from ..backbones.load import load_backbone
+
+    device, source = pick_device(config.device), encoder_source(config)
+    # The text encoder is 5 to 11 GB in half precision, and half precision is what the models were trained
+    # with.
+    text_dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    if config.clip_vision and not config.first_frame:
+        raise TrainingError("clip_vision is what a first frame is seen with; give first_frame too.")
+
+    def load_vae() -> VideoEncoder:
+        backbone = load_backbone(config.backbone, source, parts=("vae",), device=device)
+        if vision := vision_source(config):
+            backbone.vision = load_backbone(
+                config.backbone, vision, parts=("vision",), device=device, dtype=text_dtype
+            ).vision
+        return backbone
+
+    def load_text() -> TextEncoder:
+        return load_backbone(config.backbone, source, parts=("text",), device=device, dtype=text_dtype)
+
+    return load_text, load_vae
+
+
+def vision_source(config: CacheConfig) -> Any:
+    """Where CLIP's vision encoder is: its file, or a source folder that has one. None where a first frame is
+    not to be seen with it."""
+    if not config.first_frame:
+        return None
+    if config.clip_vision:
+        return {"vision": config.clip_vision}
+    return config.source if (Path(config.source or "") / "image_encoder").is_dir() else None
