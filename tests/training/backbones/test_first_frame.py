@@ -114,6 +114,7 @@ def test_clip_vision_sees_what_comfyui_sees(comfy, tmp_path):
         "num_channels": 3, "projection_dim": 32,
     }  # fmt: skip
     theirs = ClipVisionModel(config)
+    theirs.model.float()  # its weights rest in half precision on a CPU
     theirs.load_sd(load_file(path))
     image = torch.rand(1, 3, 48, 80)
     seen = theirs.encode_image(image.movedim(1, -1), crop=False)["penultimate_hidden_states"]

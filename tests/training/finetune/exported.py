@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from latent_physics.tests.training.finetune import tiny_run
 from latent_physics.training.backbones import Backbone
+from latent_physics.training.backbones.first_frame import FirstFrame
 from latent_physics.training.backbones.keys import to_native
 from latent_physics.training.backbones.lora import TuneConfig, scaling
 from latent_physics.training.console import ProgressLine
@@ -18,9 +19,15 @@ from latent_physics.training.loop.task import Run
 from safetensors.torch import save_file
 from torch import Tensor
 
-SHAPES = {"toy": (3, 4, 4), "cogvideox": (1, 8, 90), "cogvideox-5b": (2, 8, 12), "cogvideox-1.5": (2, 8, 12)}
+SHAPES = {
+    "toy": (3, 4, 4), "wan-i2v": (3, 4, 4), "wan-i2v-clip": (3, 4, 4), "wan-5b": (3, 4, 4),
+    "cogvideox": (1, 8, 90), "cogvideox-5b": (2, 8, 12), "cogvideox-1.5": (2, 8, 12),
+}  # fmt: skip
 """Latents `T H W`. CogVideoX-2B's fixed position table fits latents 90 wide."""
-MODULES = {"toy": 20, "cogvideox": 8, "cogvideox-5b": 8, "cogvideox-1.5": 8}
+MODULES = {
+    "toy": 20, "wan-i2v": 20, "wan-i2v-clip": 24, "wan-5b": 20,
+    "cogvideox": 8, "cogvideox-5b": 8, "cogvideox-1.5": 8,
+}  # fmt: skip
 """Layers that a LoRA of two blocks patches."""
 WIDTH = 4096
 """Of the text tokens, as ComfyUI expects Wan's."""
@@ -33,8 +40,9 @@ def trained(folder: Path, family: str, tune: TuneConfig, **settings) -> Run:
         folder / "data",
         [SHAPES[family]] * 2,
         tiny_run.latent_space(family),
-        length=5 if family == "toy" else 226,
+        length=226 if family.startswith("cogvideox") else 5,
         width=WIDTH,
+        first=first_of(family),
     )
     usual = {"steps": 2, "batch": 1, "learning_rate": 3e-2, "held_out": 0}
     run = tiny_run.make_run(folder / "run", data, tune=tune, family=family, width=WIDTH, **(usual | settings))
@@ -71,16 +79,34 @@ def with_loras(
     return {key: value.to(state[key].dtype) for key, value in out.items()}
 
 
+def first_of(family: str) -> dict[str, Tensor]:
+    """What a clip keeps of its first frame, for the families that need it."""
+    generator = torch.Generator().manual_seed(1)
+    if not family.startswith("wan-i2v"):
+        return {}
+    first = {"latent": torch.randn(16, *SHAPES[family], generator=generator)}
+    return first | ({"vision": torch.randn(257, 1280, generator=generator)} if "clip" in family else {})
+
+
+def first_frame(backbone: Backbone) -> FirstFrame | None:
+    """The same for a backbone, as a batch of one."""
+    if backbone.first_frame != "needed":
+        return None
+    found = first_of("wan-i2v-clip" if backbone.sees_with_clip else "wan-i2v")
+    return FirstFrame(**{name: value[None] for name, value in found.items()})
+
+
 @torch.inference_mode()
 def answer(backbone: Backbone, latent: Tensor, tokens: Tensor) -> Tensor:
     """What a model predicts in the middle of its noise levels."""
     t = torch.tensor([0.5]) if backbone.prediction == "flow" else torch.tensor([500])
-    return backbone.predict(latent, t, tokens)
+    return backbone.predict(latent, t, tokens, first=first_frame(backbone))
 
 
 def question(family: str) -> tuple[Tensor, Tensor]:
     """A latent and tokens, the same every time."""
     generator = torch.Generator().manual_seed(0)
-    latent = torch.randn(1, 16, *SHAPES[family], generator=generator)
-    length = plain(family).text_length
+    backbone = plain(family)
+    latent = torch.randn(1, backbone.latent_channels, *SHAPES[family], generator=generator)
+    length = backbone.text_length
     return latent, torch.randn(1, length, WIDTH, generator=generator)

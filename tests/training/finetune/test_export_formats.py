@@ -7,6 +7,7 @@ import pytest
 import torch
 from latent_physics.tests.training.finetune import exported
 from latent_physics.training.backbones import load_backbone
+from latent_physics.training.backbones.first_frame import concatenated
 from latent_physics.training.backbones.keys import to_diffusers, to_native
 from latent_physics.training.backbones.lora import TuneConfig
 from latent_physics.training.console import TrainingError
@@ -56,14 +57,17 @@ def comfy_lora(comfy, patcher, path, strength=1.0):
 
 def comfy_answer(backbone, model, latent, tokens):
     """ComfyUI's model asked the same; its own positions of CogVideoX 1.0-5B are not those of training."""
-    return model.diffusion_model(latent, torch.tensor([500.0]), tokens)
+    first = exported.first_frame(backbone)
+    seen = latent if first is None else concatenated(latent, first.latent)
+    clip = {} if first is None or first.vision is None else {"clip_fea": first.vision}
+    return model.diffusion_model(seen, torch.tensor([500.0]), tokens, **clip)
 
 
 def diffusers_pipeline(family, dit):
     """The family's text-to-video pipeline around a transformer alone."""
     import diffusers
 
-    if family == "toy":
+    if not family.startswith("cogvideox"):
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
         return diffusers.WanPipeline(
             tokenizer=None, text_encoder=None, vae=None, scheduler=scheduler, transformer=dit

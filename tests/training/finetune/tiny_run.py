@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,27 +17,32 @@ from latent_physics.training.loop.config import TrainerConfig
 from latent_physics.training.loop.task import Run
 from latent_physics.training.tasks.denoise import DenoisingTask
 from latent_physics.training.tasks.finetune import FinetuneConfig, about
+from torch import Tensor
 
 WIDTH = 32
 """Of the text tokens."""
 
 
 def backbone(family: str = "toy", width: int = WIDTH) -> Backbone:
-    """A tiny Wan ("toy", "wan"), or CogVideoX: "cogvideox" (2B), "cogvideox-5b" or "cogvideox-1.5"."""
+    """A tiny Wan ("toy", "wan", "wan-" and a style of `tiny.WAN_STYLES`), or CogVideoX: "cogvideox" (2B), "cogvideox-5b" or "cogvideox-1.5"."""
     if family.startswith("cogvideox"):
         style = family.partition("-")[2] or "2b"
         return CogVideoXBackbone(
             latent_space=latent_space(family), dit=tiny.cog_dit(style, text_dim=width),
             snr_shift=3.0 if style == "2b" else 1.0,
         )  # fmt: skip
-    made = WanBackbone(latent_space=family, dit=tiny.wan_dit(text_dim=width))
-    made.text_length = 8
+    style = family.partition("-")[2] or "t2v"
+    made = WanBackbone(
+        latent_space=latent_space(family), dit=tiny.wan_dit(text_dim=width, style=style)
+    )
+    made.text_length = 512 if made.sees_with_clip else 8  # diffusers counts CLIP's tokens from the end of 512
     return made
 
 
 def latent_space(family: str) -> str:
     """That of a family's latents, as `backbone` names it."""
-    return {"cogvideox-5b": "cogvideox1.5", "cogvideox-1.5": "cogvideox1.5"}.get(family, family)
+    others = {"cogvideox-5b": "cogvideox1.5", "cogvideox-1.5": "cogvideox1.5", "wan-5b": "wan2.2"}
+    return others.get(family, "wan2.1" if family.startswith("wan") else family)
 
 
 def clips(
@@ -46,11 +52,14 @@ def clips(
     tokens: bool = True,
     length: int = 5,
     width: int = WIDTH,
+    first: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Writes random clips `16 T H W`, one film each."""
+    """Writes random clips `16 T H W` (48 of Wan 2.2 5B), one film each; first: what each keeps of its first
+    frame."""
+    channels = 48 if latent_space == "wan2.2" else 16
     for index, shape in enumerate(shapes):
         generator = torch.Generator().manual_seed(index)
-        latent = torch.randn(16, *shape, generator=generator)
+        latent = torch.randn(channels, *shape, generator=generator)
         words = torch.randn(length, width, generator=generator)
         frames, high, wide = (shape[0] - 1) * 4 + 1, shape[1] * 8, shape[2] * 8
         info = ClipInfo(
@@ -59,7 +68,8 @@ def clips(
             last=True, start=0.0, frames=frames, width=wide, height=high, fps=0,
         )  # fmt: skip
         path = folder / f"clip{index}.safetensors"
-        write_clip(path, latent, words.mean(0), info, latent_space, tokens=words if tokens else None)
+        write_clip(path, latent, words.mean(0), info, latent_space, tokens=words if tokens else None,
+                   first=first)  # fmt: skip
         (folder / "frames").mkdir(exist_ok=True)
         from safetensors.torch import save_file
 
