@@ -94,8 +94,8 @@ def diffusers_config(values: Mapping[str, Tensor], family: str, dit_config: Mapp
         model = getattr(diffusers, CLASSES[family].dit_class)(**dit_config)
     if odd := sorted(model.state_dict().keys() ^ values.keys()):
         raise TrainingError(
-            f"the checkpoint's weights are not those of diffusers' {type(model).__name__}: {odd[0]!r} is in one "
-            f"of the two alone; export it with the version that trained it."
+            f"the checkpoint's weights are not those of diffusers' {type(model).__name__}: {odd[0]!r} is in "
+            f"one of the two alone; export it with the version that trained it."
         )
     return model.to_json_string()
 

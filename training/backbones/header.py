@@ -1,4 +1,4 @@
-"""What a transformer's file or folder says of it before anything is loaded: names, formats and shapes alone."""
+"""What a transformer's file or folder says of it before anything is loaded: names, formats, shapes."""
 
 from __future__ import annotations
 

@@ -74,6 +74,6 @@ def check_layout(path: Path) -> None:
     )
     if odd:
         raise TrainingError(
-            f"{path.name} holds {odd[0]}, a layout of quantised weights that this trainer does not know; use the "
-            f"fp16 or bf16 file."
+            f"{path.name} holds {odd[0]}, a layout of quantised weights that this trainer does not know; use "
+            f"the fp16 or bf16 file."
         )

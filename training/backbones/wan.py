@@ -44,8 +44,8 @@ TIMESTEPS = 1000
 
 
 class WanBackbone(Backbone):
-    """Wan, text- and image-to-video. `tokens` shorter than `text_length` are filled up with zeros, as ComfyUI and
-    diffusers do."""
+    """Wan, text- and image-to-video. `tokens` shorter than `text_length` are filled up with zeros, as ComfyUI
+    and diffusers do."""
 
     family = "wan"
     dit_class = "WanTransformer3DModel"
@@ -157,8 +157,8 @@ class WanBackbone(Backbone):
             return None
         if first is None or first.vision is None:
             raise TrainingError(
-                "this Wan model reads CLIP's view of the first frame, which these clips lack; cache them again "
-                "with --first-frame and --clip-vision."
+                "this Wan model reads CLIP's view of the first frame, which these clips lack; cache them "
+                "again with --first-frame and --clip-vision."
             )
         return first.vision.to(noisy.device, self.dtype)
 
@@ -216,8 +216,8 @@ def first_frame_of(in_channels: int, latent_channels: int) -> Literal["", "neede
     if in_channels == 2 * latent_channels + MASK_CHANNELS:
         return "needed"
     raise TrainingError(
-        f"this Wan model takes {in_channels} channels for {latent_channels} of latents: it is given a control or "
-        f"reference video beside noise, which cached clips do not hold; fine-tuning needs a text-to-video or "
+        f"this Wan model takes {in_channels} channels for {latent_channels} of latents: it is given a control "
+        f"or reference video beside noise, which cached clips do not hold; fine-tuning needs a text-to-video or "
         f"image-to-video model."
     )
 

@@ -113,8 +113,8 @@ class CacheConfig:
     """Also store what image-to-video models are given: the first frame followed by grey, encoded. It doubles
     the size. Wan 2.2 5B needs nothing but the clip."""
     clip_vision: Path | None = None
-    """With `first_frame` and `vae`: a CLIP vision file as ComfyUI's models/clip_vision holds it, which Wan 2.1
-    image-to-video reads too. A source folder has its own."""
+    """With `first_frame` and `vae`: a CLIP vision file as ComfyUI's models/clip_vision holds it, which Wan
+    2.1 image-to-video reads too. A source folder has its own."""
     store: Literal["float16", "bfloat16", "float32"] = "float16"
     """Number format of the stored latents and embeddings."""
     workers: int = 2

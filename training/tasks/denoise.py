@@ -100,8 +100,8 @@ class DenoisingTask(Task):
         noise: NoiseConfig | None = None,
         first_frame: float = 0.0,
     ) -> None:
-        """null_tokens: `L D` of the empty prompt, for `prompt_dropout`; first_frame: share of clips whose first
-        frame a model that can be given one is given. Raises TrainingError where clips and backbone do not
+        """null_tokens: `L D` of the empty prompt, for `prompt_dropout`; first_frame: share of clips whose
+        first frame a model that can be given one is given. Raises TrainingError where clips and backbone do not
         fit."""
         if clips.latent_space != backbone.latent_space:
             raise TrainingError(

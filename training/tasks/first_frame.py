@@ -10,8 +10,8 @@ from ..console import TrainingError
 
 
 def check_first_frame(header: WanHeader | None, share: float | None, samples: Sequence[str]) -> None:
-    """Raises TrainingError where what a model's header says does not fit what is asked of it: `share` of clips
-    whose first frame is given, prompts to sample."""
+    """Raises TrainingError where what a model's header says does not fit what is asked of it: `share` of
+    clips whose first frame is given, prompts to sample."""
     if header is None:
         return
     if share and header.first_frame != "possible":
@@ -25,13 +25,14 @@ def check_first_frame(header: WanHeader | None, share: float | None, samples: Se
 def not_possible(share: float) -> str:
     """What is said of a share that a model has no use for."""
     return (
-        f"first_frame is {share:g}, a share for models that can do with and without (Wan 2.2 5B); leave it out "
-        f"for this one."
+        f"first_frame is {share:g}, a share for models that can do with and without (Wan 2.2 5B); leave it "
+        f"out for this one."
     )
 
 
 def share_of_first_frames(share: float | None, backbone: Backbone) -> float:
-    """The share of clips whose first frame is given: what was asked for, or half where a model can do both."""
+    """The share of clips whose first frame is given: what was asked for, or half where a model can do
+    both."""
     if share is not None:
         return share
     return 0.5 if backbone.first_frame == "possible" else 0.0

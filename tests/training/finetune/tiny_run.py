@@ -24,7 +24,8 @@ WIDTH = 32
 
 
 def backbone(family: str = "toy", width: int = WIDTH) -> Backbone:
-    """A tiny Wan ("toy", "wan", "wan-" and a style of `tiny.WAN_STYLES`), or CogVideoX: "cogvideox" (2B), "cogvideox-5b" or "cogvideox-1.5"."""
+    """A tiny Wan ("toy", "wan", "wan-" and a style of `tiny.WAN_STYLES`), or CogVideoX: "cogvideox" (2B),
+    "cogvideox-5b" or "cogvideox-1.5"."""
     if family.startswith("cogvideox"):
         style = family.partition("-")[2] or "2b"
         return CogVideoXBackbone(
