@@ -10,7 +10,7 @@ from latent_physics.tests.training.finetune import exported, tiny_run
 from latent_physics.training.backbones.keys import WAN_DIT, to_native
 from latent_physics.training.backbones.lora import TuneConfig
 from latent_physics.training.console import TrainingError
-from latent_physics.training.data.clip import TrainingDataError, read_clip
+from latent_physics.training.data.clip import read_clip
 from latent_physics.training.tasks.denoise import DenoisingTask
 from latent_physics.training.tasks.finetune import FinetuneConfig, finetune
 from latent_physics.training.tasks.finetune import check as check_config
@@ -34,7 +34,7 @@ def test_a_run_without_first_frames_ends_before_the_model_is_loaded(tmp_path, mo
         ("i2v", "its first frame, which this image-to-video"),
         ("i2v-clip", "--clip-vision"),
     ):
-        with pytest.raises(TrainingDataError, match=words) as caught:
+        with pytest.raises(TrainingError, match=words) as caught:
             finetune(config(tmp_path, style))
         assert "\n" not in str(caught.value)
 
