@@ -216,9 +216,9 @@ def first_frame_of(in_channels: int, latent_channels: int) -> Literal["", "neede
     if in_channels == 2 * latent_channels + MASK_CHANNELS:
         return "needed"
     raise TrainingError(
-        f"this Wan model takes {in_channels} channels for {latent_channels} of latents: it is given a control "
-        f"or reference video beside noise, which cached clips do not hold; fine-tuning needs a text-to-video or "
-        f"image-to-video model."
+        f"this Wan model takes {in_channels} channels for {latent_channels} of latents: it is given a "
+        f"control or reference video beside noise, which cached clips do not hold; fine-tuning needs a "
+        f"text-to-video or image-to-video model."
     )
 
 

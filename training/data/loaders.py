@@ -15,7 +15,7 @@ from .format import CacheConfig
 
 
 def encoder_source(config: CacheConfig) -> Any:
-    """What `load_backbone` loads the encoders from. Raises TrainingError where the files do not go together."""
+    """Sources of the encoders for `load_backbone`. Raises TrainingError where files do not go together."""
     if config.vae or config.text:
         if not (config.vae and config.text) or config.source:
             raise TrainingError(
@@ -38,8 +38,8 @@ def encoder_source(config: CacheConfig) -> Any:
 
 
 def loaders(config: CacheConfig) -> tuple[Callable[[], TextEncoder], Callable[[], VideoEncoder]]:
-    """Functions that load the backbone's text encoder and its VAE. Raises TrainingError where the files do not
-    go together."""
+    """Functions that load the backbone's text encoder and its VAE. Raises TrainingError where the files do
+    not go together."""
     from ..backbones.load import load_backbone
 
     device, source = pick_device(config.device), encoder_source(config)

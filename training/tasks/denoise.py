@@ -101,8 +101,8 @@ class DenoisingTask(Task):
         first_frame: float = 0.0,
     ) -> None:
         """null_tokens: `L D` of the empty prompt, for `prompt_dropout`; first_frame: share of clips whose
-        first frame a model that can be given one is given. Raises TrainingError where clips and backbone do not
-        fit."""
+        first frame a model that can be given one is given. Raises TrainingError where clips and backbone do
+        not fit."""
         if clips.latent_space != backbone.latent_space:
             raise TrainingError(
                 f"{clips.folder} holds clips of latent space {clips.latent_space}, the backbone's is "
