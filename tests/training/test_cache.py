@@ -506,9 +506,10 @@ def test_bad_input_is_one_line_and_status_1(tmp_path, capsys, monkeypatch):
             "cpu",
         ],
         "device is 'abacus'": ["--videos", str(tmp_path), "--device", "abacus"],
+        "is encoded inside ComfyUI only": ["--videos", str(tmp_path), "--model", "ltx2.3"],
     }
     for message, arguments in cases.items():
-        if message in ("vae and text go together", "no_such could not be loaded", "device is 'abacus'"):
+        if message not in ("There is no clip in", "does not exist", "width is 30"):
             write_clip(tmp_path / "clip.webp", 1)
         assert main(["--out", str(tmp_path / "out"), *arguments]) == 1
         error = capsys.readouterr().err.strip().splitlines()[-1]

@@ -72,18 +72,14 @@ class CacheConfig:
     backbone: Literal["wan", "cogvideox", "toy"] = "wan"
     """Whose VAE and text encoder to use."""
     model: str | None = None
-    """Instead of `backbone`: a video model whose VAE and text encoder ComfyUI itself loads from `vae` and
-    `text`, for example ltx2.3, h3, wan2.2-5b, hunyuan_video1.5. Needs ComfyUI: run from its Python, with
-    COMFYUI_PATH where the pack does not lie in its custom_nodes."""
+    """A row of the table of video models whose size, length and rate clips are cut to, where ComfyUI's own
+    encoders are handed over (Train Motion Predictor). The command has no loader for it and refuses it."""
     source: str | None = None
     """Diffusers folder or hub id of the backbone; left out, the family's smallest model."""
     vae: Path | None = None
     """A VAE file as ComfyUI's models/vae holds it, instead of `source`; needs `text` too."""
     text: Path | None = None
     """A text encoder file as ComfyUI's models/text_encoders holds it (fp16 or bf16)."""
-    text_2: Path | None = None
-    """With `model`: the second file of a model with two, as DualCLIPLoader and LTXAVTextEncoderLoader take
-    it (LTX-2's checkpoint, HunyuanVideo's CLIP, HunyuanVideo 1.5's ByT5)."""
     dit: Path | None = None
     """CogVideoX with `vae` and `text`: the transformer's file, of which only one tensor's shape is read. 2B
     and 5B share a VAE file, but not the scale of their latents; this says which it is."""

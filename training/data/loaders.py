@@ -16,6 +16,11 @@ from .format import CacheConfig
 
 def encoder_source(config: CacheConfig) -> Any:
     """Sources of the encoders for `load_backbone`. Raises TrainingError where files do not go together."""
+    if config.model:
+        raise TrainingError(
+            f"model {config.model!r} is encoded inside ComfyUI only: use the node Train Motion Predictor "
+            "with a folder, or give backbone wan, cogvideox or toy here."
+        )
     if config.vae or config.text:
         if not (config.vae and config.text) or config.source:
             raise TrainingError(
