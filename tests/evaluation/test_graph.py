@@ -31,9 +31,9 @@ def shipped(name: str) -> dict:
     ("name", "prompt", "seed", "output"),
     [
         ("toy_world_lamo", [("5", "value")], [("6", "value")], "16"),
-        ("wan2.1_t2v_1.3B_pila_lamo", [("7", "prompt")], [("14", "seed")], "17"),
+        ("wan2.1_t2v_1.3B_pila_lamo", [("8", "prompt")], [("14", "seed")], "17"),
         ("wan2.2_t2v_14B_lamo", [("11", "text")], [("14", "noise_seed")], "18"),
-        ("cogvideox_lamo", [("8", "text")], [("12", "noise_seed")], "15"),
+        ("cogvideox_lamo", [("6", "text")], [("12", "noise_seed")], "15"),
     ],
 )
 def test_prompt_seed_and_output_are_found_in_the_shipped_graphs(name, prompt, seed, output) -> None:
@@ -57,9 +57,9 @@ def test_the_negative_prompt_is_left_alone() -> None:
 
 def test_a_prompt_typed_twice_is_replaced_twice() -> None:
     graph = shipped("wan2.1_t2v_1.3B_pila_lamo")
-    text = graph["7"]["inputs"]["prompt"]
-    graph["8"]["inputs"]["text"] = text  # typed into the encoder and into the parser of the labels
-    assert set(find_inputs(graph).prompt) == {("8", "text"), ("7", "prompt")}
+    text = graph["8"]["inputs"]["prompt"]
+    graph["9"]["inputs"]["text"] = text  # typed into the encoder and into the parser of the labels
+    assert set(find_inputs(graph).prompt) == {("9", "text"), ("8", "prompt")}
 
 
 def test_previews_and_traces_are_not_run() -> None:
@@ -72,15 +72,15 @@ def test_previews_and_traces_are_not_run() -> None:
 def test_an_arm_rewires_changes_and_adds_nodes() -> None:
     graph = shipped("wan2.1_t2v_1.3B_pila_lamo")
     inputs = find_inputs(graph)
-    plain = arm_graph(graph, {"12.model": ["2", 0]}, inputs)
+    plain = arm_graph(graph, {"14.model": ["2", 0]}, inputs)
     assert describe(plain) == ("wan2.1_t2v_1.3B_fp16.safetensors", (), ())
     lora = {
         "class_type": "LoraLoaderModelOnly",
         "inputs": {"model": ["2", 0], "lora_name": "x.safetensors", "strength_model": 0.5},
     }
-    with_lora = arm_graph(graph, {"40": lora, "12.model": ["40", 0]}, inputs)
+    with_lora = arm_graph(graph, {"40": lora, "14.model": ["40", 0]}, inputs)
     assert describe(with_lora)[1] == ("x.safetensors@0.5",)
-    stronger = arm_graph(graph, {"11.strength": 50.0}, inputs)
+    stronger = arm_graph(graph, {"13.strength": 50.0}, inputs)
     assert "strength=50.0" in describe(stronger)[2][1]
     hashes = {graph_hash(part, inputs) for part in (plain, with_lora, stronger)}
     assert len(hashes) == 3

@@ -226,7 +226,7 @@ def test_nan_is_one_sentence(wan, make_predictor, sample, conditioning):
 def test_drift_heatmap_node(previews, batch, with_images):
     latent = torch.randn(batch, 16, 5, 6, 8)
     images = torch.rand(batch * 17, 48, 64, 3) if with_images else None
-    overlay, maps, frame = execute(
+    overlay, maps, frame, _ = execute(
         MotionDriftHeatmap,
         latent={"samples": latent},
         lag=2,
@@ -251,7 +251,7 @@ def test_drift_heatmap_node(previews, batch, with_images):
 
 def test_mask_in_unit_range(previews):
     latent = 30 * torch.randn(2, 16, 5, 6, 8)
-    _, maps, _ = execute(MotionDriftHeatmap, latent={"samples": latent}, lag=1, opacity=1.0, scale_mask=True)
+    _, maps, *_ = execute(MotionDriftHeatmap, latent={"samples": latent}, lag=1, opacity=1.0, scale_mask=True)
     assert maps.shape == (8, 6, 8)
     assert maps[:4].max() == pytest.approx(1)
     assert maps[4:].max() == pytest.approx(1)
@@ -313,14 +313,16 @@ def test_heatmaps_take_the_video_of_a_nested_latent(previews):
 
     video = torch.randn(1, 16, 5, 6, 8)
     nested = NestedTensor([video, torch.randn(1, 8, 10, 2)])
-    _, maps, _ = execute(MotionDriftHeatmap, latent={"samples": nested}, lag=2, opacity=0.5, scale_mask=False)
+    _, maps, *_ = execute(
+        MotionDriftHeatmap, latent={"samples": nested}, lag=2, opacity=0.5, scale_mask=False
+    )
     assert torch.allclose(maps, drift_heatmap(video, 2, skip=2)[0][0])
 
 
 def test_the_drift_heatmap_can_look_at_latents_as_the_model_samples_them(previews):
     latent = torch.randn(1, 16, 5, 6, 8)
     settings = {"latent": {"samples": latent}, "lag": 2, "opacity": 0.5, "scale_mask": False, "skip": 0}
-    _, maps, _ = execute(MotionDriftHeatmap, **settings, latent_space="wan2.1")
+    _, maps, *_ = execute(MotionDriftHeatmap, **settings, latent_space="wan2.1")
     inside = spaces.latent_format("wan2.1").process_in(latent)
     assert torch.allclose(maps, drift_heatmap(inside, 2)[0][0])
     assert not torch.allclose(maps, drift_heatmap(latent, 2)[0][0])

@@ -108,7 +108,11 @@ def make(name: str) -> Any:
     """A MODEL of ComfyUI's class `name`, of seeded random weights."""
     import comfy.supported_models
 
-    return build(getattr(comfy.supported_models, name)(sizes(name)))
+    model = build(getattr(comfy.supported_models, name)(sizes(name)))
+    for table, values in model.model.diffusion_model.named_buffers():
+        if table.endswith(("inv_freq", "adaln_t_table")):  # ComfyUI reads them from the file: here they are memory
+            values.copy_(torch.rand(values.shape, generator=torch.Generator().manual_seed(0)))
+    return model
 
 
 def latent(channels: int, sound: tuple[int, ...] | None, seed: int | None = None) -> Any:

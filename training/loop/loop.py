@@ -45,8 +45,7 @@ def train(run: Run, stop: StopRequest | None = None, progress: ProgressLine | No
 
 
 class Loop:
-    """A run, brought to the state of its checkpoint; `go` takes its steps. May be used under
-    `torch.inference_mode()`."""
+    """A run, brought to the state of its checkpoint; `go` takes its steps, also in `torch.inference_mode()`."""
 
     def __init__(self, run: Run) -> None:
         """Raises TrainingError where settings, data or the checkpoint in `run.out` do not fit."""
@@ -207,9 +206,8 @@ class Loop:
             # A finished run keeps its optimiser for a longer one.
             if self.step != self.saved or not self.saved:
                 self._save()
-        for line in (self.progress, self.board):
-            if line is not None:
-                line.close()
+        for shown in filter(None, (self.progress, self.board)):
+            shown.close()
         out = self.run.out / checkpoint.CHECKPOINT if self.run.out else None
         return Outcome(step=self.step, stopped=not self.finished, checkpoint=out, losses={**self.row})
 
@@ -338,8 +336,8 @@ class Loop:
         count = min(self.task.validation_count, self.config.validation_clips)
         with evaluating(self.accelerator, self.stepper.module, self.average, self.trained):
             if count:
-                module, seed = self.stepper.module, self.config.seed
-                sums = held_out_sums(self.accelerator, module, self.task, count, seed)
+                measured = (self.stepper.module, self.task, count, self.config.seed)
+                sums = held_out_sums(self.accelerator, *measured)
                 self.found = self.task.metrics(sums, count)
             self.task.show(self.step, self.run.out if self.main else None)
         if not count:
@@ -358,7 +356,7 @@ class Loop:
     # --- files ----------------------------------------------------------------------------------------------
 
     def _open_log(self) -> Log:
-        path = self.run.out / checkpoint.LOG if self.main and self.run.out is not None else None
+        path = self.run.out / checkpoint.LOG if self.main and self.run.out else None
         with saving(checkpoint.LOG, self.safe):
             return Log(path, log_columns(self.task, self.phases, self.config), after=self.step)
 
@@ -379,13 +377,12 @@ class Loop:
 
     def _save(self) -> None:
         """Checkpoint, the task's own files and curves, each all or nothing. Every process must call it."""
-        out = self.run.out
-        if out is None:
+        if (out := self.run.out) is None:
             return
-        states = {"model": self.trained(), "average": self.average, "best": self.best}
-        states["task"] = self.task.state()
-        best = {"step": self.best_step, "score": self.best_score, "found": self.best_found}
+        task = self.task.state()
+        states = {"model": self.trained(), "average": self.average, "best": self.best, "task": task}
         phase, step = self.place
+        best = {"step": self.best_step, "score": self.best_score, "found": self.best_found}
         progress = {"step": self.step, "phase": phase, "seconds": self.seconds, "found": self.found}
         progress["best"] = best if self.best else None
         # New at the start of a phase: nothing to keep.

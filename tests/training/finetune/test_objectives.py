@@ -295,7 +295,7 @@ def test_blocks_of_older_checkpoints_keep_their_meaning(tmp_path):
     older = export(ExportConfig(run=tmp_path / "run", out=tmp_path / "older.safetensors"))
     assert read_info(older).recipe["objectives"] == config.objectives
     same_words = replace(config, objectives=["repa block=1 stride=1 hidden=8"])
-    with pytest.raises(command.ERRORS, match="blocks_from None -> 1"):
+    with pytest.raises(TrainingError, match="blocks_from None -> 1"):
         finetune(same_words, progress=quiet())
 
 

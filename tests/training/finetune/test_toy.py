@@ -84,6 +84,10 @@ def test_the_comparison_prints_a_table_and_is_resumed(tmp_path, monkeypatch):
         "less plain",
         "dynamic degree",
         "less plain",
+        "permanence",
+        "less plain",
+        "residual",
+        "less plain",
     ]
     assert [line[0] for line in lines[2:]] == list(results)
     assert [line[2] != "" for line in lines[2:]] == [False, False, True]
