@@ -110,7 +110,7 @@ def make(name: str) -> Any:
 
     model = build(getattr(comfy.supported_models, name)(sizes(name)))
     for table, values in model.model.diffusion_model.named_buffers():
-        if table.endswith(("inv_freq", "adaln_t_table")):  # ComfyUI reads them from the file: here they are memory
+        if table.endswith(("inv_freq", "adaln_t_table")):  # read from the file by ComfyUI; memory here
             values.copy_(torch.rand(values.shape, generator=torch.Generator().manual_seed(0)))
     return model
 

@@ -45,7 +45,7 @@ def train(run: Run, stop: StopRequest | None = None, progress: ProgressLine | No
 
 
 class Loop:
-    """A run, brought to the state of its checkpoint; `go` takes its steps, also in `torch.inference_mode()`."""
+    """A run, brought to the state of its checkpoint; `go` takes its steps, even in `inference_mode`."""
 
     def __init__(self, run: Run) -> None:
         """Raises TrainingError where settings, data or the checkpoint in `run.out` do not fit."""
