@@ -2,59 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from ..backbones import Backbone, load_backbone
 from ..console import TrainingError
 from ..loop.processes import pick_device
-from .cache import TextEncoder, VideoEncoder
 from .format import CacheConfig
 
+Part = Literal["vae", "text"]
+BOTH: tuple[Part, ...] = ("vae", "text")
 
-def encoder_source(config: CacheConfig) -> Any:
-    """Sources of the encoders for `load_backbone`. Raises TrainingError where files do not go together."""
+
+def encoder_source(config: CacheConfig, parts: Sequence[Part] = BOTH) -> Any:
+    """Sources of `parts` for `load_backbone`. Raises TrainingError where files do not go together."""
     if config.model:
         raise TrainingError(
             f"model {config.model!r} is encoded inside ComfyUI only: use the node Train Motion Predictor "
             "with a folder, or give backbone wan, cogvideox or toy here."
         )
-    if config.vae or config.text:
-        if not (config.vae and config.text) or config.source:
+    files = {part: getattr(config, part) for part in parts}
+    if any(files.values()):
+        if not all(files.values()) or config.source:
             raise TrainingError(
                 "vae and text go together, instead of source: give both files, or a source alone."
             )
-        if config.backbone == "cogvideox" and not config.dit:
+        if config.backbone == "cogvideox" and "vae" in parts and not config.dit:
             raise TrainingError(
                 "2B and 5B of CogVideoX share a VAE file, but not the scale of their latents: give the "
                 "model's file as dit, too."
             )
         also = {"tokenizer": config.tokenizer, "dit": config.dit if config.backbone == "cogvideox" else None}
-        return {
-            "vae": config.vae,
-            "text": config.text,
-            **{name: value for name, value in also.items() if value},
-        }
+        return files | {name: value for name, value in also.items() if value}
     if config.dit:
         raise TrainingError("dit goes with vae and text: a source says itself which CogVideoX it is.")
     return config.source
 
 
-def loaders(config: CacheConfig) -> tuple[Callable[[], TextEncoder], Callable[[], VideoEncoder]]:
-    """Functions that load the backbone's text encoder and its VAE. Raises TrainingError where the files do
-    not go together."""
-    from ..backbones.load import load_backbone
-
-    device, source = pick_device(config.device), encoder_source(config)
+def loaders(
+    config: CacheConfig, parts: Sequence[Part] = BOTH
+) -> tuple[Callable[[], Backbone], Callable[[], Backbone]]:
+    """Functions that load the backbone's text encoder and its VAE, of which `parts` will be called. Raises
+    TrainingError where the files do not go together."""
+    device, source = pick_device(config.device), encoder_source(config, parts)
     # The text encoder is 5 to 11 GB in half precision, and half precision is what the models were trained
     # with.
     text_dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     if config.clip_vision and not config.first_frame:
         raise TrainingError("clip_vision is what a first frame is seen with; give first_frame too.")
 
-    def load_vae() -> VideoEncoder:
+    def load_vae() -> Backbone:
         backbone = load_backbone(config.backbone, source, parts=("vae",), device=device)
         if vision := vision_source(config):
             backbone.vision = load_backbone(
@@ -62,7 +62,7 @@ def loaders(config: CacheConfig) -> tuple[Callable[[], TextEncoder], Callable[[]
             ).vision
         return backbone
 
-    def load_text() -> TextEncoder:
+    def load_text() -> Backbone:
         return load_backbone(config.backbone, source, parts=("text",), device=device, dtype=text_dtype)
 
     return load_text, load_vae

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import safetensors.torch
@@ -43,9 +44,7 @@ def make_toy_clips(
 
     part = 32
     for start in range(0, count, part):
-        paths = [
-            folder / f"toy-{seed}-{index:05}.safetensors" for index in range(start, min(start + part, count))
-        ]
+        paths = toy_paths(folder, seed, range(start, min(start + part, count)))
         if all(path.is_file() for path in paths):
             continue
         clips, prompts, _ = mixture(len(paths), seed * 1_000_003 + start, wrong)
@@ -55,6 +54,11 @@ def make_toy_clips(
                 write_toy_clip(path, backbone, clips[index], prompts[index], tokens[index], mask[index])
         if progress:
             progress.show((start + len(paths)) / count, f"{start + len(paths)}/{count} toy clips")
+
+
+def toy_paths(folder: Path, seed: int, numbers: Iterable[int]) -> list[Path]:
+    """Files of the drawn clips with these numbers."""
+    return [folder / f"toy-{seed}-{number:05}.safetensors" for number in numbers]
 
 
 def write_toy_clip(

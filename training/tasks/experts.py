@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..console import ProgressLine, StopRequest, TrainingError
 from ..loop.task import Outcome
+from .companions import FILE as PROMPTS
 from .finetune import FinetuneConfig, finetune
 
 
@@ -24,7 +25,7 @@ def finetune_experts(
         expert = replace(
             config, dit=dit, dit_low=None, data=data, out=out, recipe=f"{name}-{end}", noise=noise
         )
-        outcome, path = finetune(expert, stop, progress)
+        outcome, path = finetune(expert, stop, progress, kept=config.out / PROMPTS)
         if outcome.stopped:
             break
         data = data or out / "cache"

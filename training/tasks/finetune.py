@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -18,30 +17,32 @@ from ...methods.weights import WeightsError
 from .. import settings
 from ..backbones import Backbone
 from ..backbones.header import WanHeader, wan_header
-from ..backbones.load import load_backbone
 from ..console import ProgressLine, StopRequest, TrainingError
 from ..data.batches import TrainingClips
 from ..data.cache import cache_clips
 from ..data.feature_cache import FeatureCache
 from ..data.features import prepare_features
-from ..data.format import CacheConfig
-from ..data.loaders import loaders
+from ..data.format import CacheConfig, usual_format
+from ..data.loaders import BOTH, Part
 from ..data.report import summarise
 from ..data.sources import gather
-from ..data.toy import make_toy_clips
+from ..data.toy import make_toy_clips, toy_paths
 from ..data.videos import VideoError
 from ..loop import processes
+from ..loop.checkpoint import CHECKPOINT
 from ..loop.config import TrainerConfig
 from ..loop.loop import train
 from ..loop.optimizers import optimizer_arguments
-from ..loop.processes import make_accelerator, pick_device
+from ..loop.processes import make_accelerator
 from ..loop.task import Outcome, Run
 from ..objectives import parse
 from ..settings import Count, NotNegative, Number, Share
+from .companions import FILE as PROMPTS
+from .companions import Companions
 from .denoise import DenoisingTask
 from .export import ExportConfig, export
 from .first_frame import check_first_frame, share_of_first_frames
-from .model import ModelConfig, about_model, check_model, companions, load_dit, make_trainable
+from .model import ModelConfig, about_model, check_model, encoder_files, load_dit, make_trainable
 from .noise import NoiseConfig
 from .noise import check as check_noise
 from .preview import Samples
@@ -99,63 +100,38 @@ class FinetuneConfig(ModelConfig):
     """How it is trained."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """All that a fine-tune reads beside the transformer."""
+
+    clips: TrainingClips
+    needs: Sequence[TeacherNeed]
+    features: FeatureCache
+    null_tokens: Tensor | None
+    """`L D` of the empty prompt, where prompts are dropped."""
+    samples: Samples | None
+
+
 def finetune(
-    config: FinetuneConfig, stop: StopRequest | None = None, progress: ProgressLine | None = None
+    config: FinetuneConfig,
+    stop: StopRequest | None = None,
+    progress: ProgressLine | None = None,
+    kept: Path | None = None,
 ) -> tuple[Outcome, Path | None]:
-    """Runs the fine-tune; returns what `train` returns (step 0 where it was stopped before the training) and
-    the exported file. Raises one of ERRORS or TrainingError."""
+    """Runs the fine-tune: data, then the model, then the run. Returns what `train` returns (step 0 where it
+    was stopped before the training) and the exported file. Raises one of ERRORS or TrainingError.
+
+    kept: file of embedded prompts; left out, one in the run's folder.
+    """
     check(config)
     accelerator = make_accelerator(config.trainer)
-    if (
-        "FSDP" in str(accelerator.distributed_type)
-        and config.tune.mode == "lora"
-        and config.weights != "float32"
-    ):
-        raise TrainingError(
-            f"weights is {config.weights}; FSDP2 shards weights of one format, and a LoRA's are float32: "
-            f"use float32."
-        )
-    progress = progress or ProgressLine("fine-tune")
-    stop = stop or StopRequest()
-    needs = parse.needed_teachers(config.objectives)
-    data = config.data or config.out / "cache"
-    features = FeatureCache(config.features or data / "features")
-    if config.data is None and accelerator.is_main_process:
-        cache_videos(config, data, stop, progress)
-    not_begun = Outcome(step=0, stopped=True, checkpoint=config.out / "checkpoint.safetensors"), None
-    if processes.stopping(
-        accelerator, stop
-    ):  # a run that began on half of the clips could not go on with all of them
-        return not_begun
-    clips = TrainingClips(
-        data,
-        batch=config.trainer.batch,
-        seed=config.trainer.seed,
-        held_out=config.trainer.held_out,
-        limit=config.limit,
-    )
-    header = model_header(config)
-    if header is not None and header.first_frame == "needed":
-        clips.check_first_frames(vision=header.vision)
-    if accelerator.is_main_process:
-        progress.say(clips.describe())
-    share = (accelerator.process_index, accelerator.num_processes)
-    prepare_features(
-        clips,
-        needs,
-        features,
-        videos=config.videos,
-        device=accelerator.device,
-        progress=progress,
-        share=share,
-        stop=stop,
-    )
-    if processes.stopping(accelerator, stop):
-        return not_begun
-    null_tokens = empty_prompt(config) if config.trainer.prompt_dropout else None
-    backbone = load_dit(config)
-    samples = make_samples(config, clips) if config.samples else None
-    task = make_task(config, backbone, clips, needs, features, null_tokens, samples)
+    check_sharding(config, accelerator)
+    progress, stop = progress or ProgressLine("fine-tune"), stop or StopRequest()
+    companions = make_companions(config, kept or config.out / PROMPTS, progress)
+    data = prepare(config, companions, accelerator, stop, progress)
+    if data is None:
+        return Outcome(step=0, stopped=True, checkpoint=config.out / CHECKPOINT), None
+    task = make_task(config, load_dit(config), **vars(data))
     outcome = train(
         Run(config=config.trainer, task=task, out=config.out, accelerator=accelerator), stop, progress
     )
@@ -163,6 +139,53 @@ def finetune(
     if config.export and not outcome.stopped and accelerator.is_main_process:
         path = export(ExportConfig(run=config.out, dtype=config.export_dtype, format=config.export_format))
     return outcome, path
+
+
+def check_sharding(config: FinetuneConfig, accelerator: Any) -> None:
+    """Raises TrainingError where a launch shards weights of two number formats."""
+    sharded = "FSDP" in str(accelerator.distributed_type)
+    if sharded and config.tune.mode == "lora" and config.weights != "float32":
+        raise TrainingError(
+            f"weights is {config.weights}; FSDP2 shards weights of one format, and a LoRA's are float32: "
+            f"use float32."
+        )
+
+
+def prepare(
+    config: FinetuneConfig,
+    companions: Companions,
+    accelerator: Any,
+    stop: StopRequest,
+    progress: ProgressLine,
+) -> Data | None:
+    """Clips, embedded prompts and teachers' features, made where they are not there yet; None where it was
+    stopped: a run that began on half of the clips could not go on with all of them."""
+    folder = config.data or config.out / "cache"
+    if config.data is None and accelerator.is_main_process:
+        cache_videos(config, folder, companions, stop, progress)
+    if processes.stopping(accelerator, stop):
+        return None
+    trainer = config.trainer
+    clips = TrainingClips(
+        folder, batch=trainer.batch, seed=trainer.seed, held_out=trainer.held_out, limit=config.limit
+    )
+    header = model_header(config)
+    if header is not None and header.first_frame == "needed":
+        clips.check_first_frames(vision=header.vision)
+    if accelerator.is_main_process:
+        progress.say(clips.describe())
+    companions.gather(accelerator)
+    null_tokens = companions.take([""]).tokens[0].float() if trainer.prompt_dropout else None
+    samples = make_samples(config, clips, companions, accelerator) if config.samples else None
+    needs = parse.needed_teachers(config.objectives)
+    features = FeatureCache(config.features or folder / "features")
+    prepare_features(
+        clips, needs, features, videos=config.videos, device=accelerator.device, progress=progress,
+        share=(accelerator.process_index, accelerator.num_processes), stop=stop,
+    )  # fmt: skip
+    if processes.stopping(accelerator, stop):
+        return None
+    return Data(clips=clips, needs=needs, features=features, null_tokens=null_tokens, samples=samples)
 
 
 def check(config: FinetuneConfig) -> None:
@@ -189,69 +212,66 @@ def model_header(config: FinetuneConfig) -> WanHeader | None:
     return wan_header(config.source, config.dit) if config.backbone == "wan" else None
 
 
-def cache_videos(config: FinetuneConfig, out: Path, stop: StopRequest, progress: ProgressLine) -> None:
+def make_companions(config: FinetuneConfig, kept: Path, progress: ProgressLine) -> Companions:
+    """Text encoder and VAE for all that the run needs of them. Raises TrainingError where files do not go
+    together."""
+    parts: tuple[Part, ...] = ("text",) if config.trainer.prompt_dropout else ()
+    parts = BOTH if config.data is None or config.samples else parts
+    empty = [""] if config.trainer.prompt_dropout or config.samples else []
+    return Companions(cache_settings(config, parts), [*config.samples, *empty], kept, progress, parts)
+
+
+def cache_settings(config: FinetuneConfig, parts: Sequence[Part]) -> CacheConfig:
+    """Settings of the run's own cache, of whose encoders `parts` are used."""
+    header, caching = model_header(config), config.data is None
+    return CacheConfig(
+        **encoder_files(config, parts), out=config.out / "cache", videos=config.videos, width=config.width,
+        height=config.height, frames=config.frames, fps=config.fps, limit=config.limit,
+        captions=config.captions, tokens=True, clip_vision=config.clip_vision if caching else None,
+        first_frame=caching and header is not None and header.first_frame == "needed",
+        device="cpu" if config.toy_clips else "auto",
+    )  # fmt: skip
+
+
+def cache_videos(
+    config: FinetuneConfig, out: Path, companions: Companions, stop: StopRequest, progress: ProgressLine
+) -> None:
     """Caches `config.videos` with their prompts' tokens, or draws toy clips; clips that are there already are
     kept."""
+    load_vae = partial(companions.load_vae, keep=bool(config.samples))
     if config.toy_clips:
-        backbone = load_backbone("toy", parts=("vae", "text"))
-        make_toy_clips(out, backbone, config.toy_clips, config.trainer.seed + 1, progress=progress)
+        seed = config.trainer.seed + 1
+        if not all(path.is_file() for path in toy_paths(out, seed, range(config.toy_clips))):
+            backbone = companions.load_text()
+            backbone.vae = load_vae().vae
+            make_toy_clips(out, backbone, config.toy_clips, seed, progress=progress)
         return
-    header = model_header(config)
-    settings = CacheConfig(
-        first_frame=header is not None and header.first_frame == "needed", clip_vision=config.clip_vision,
-        out=out, videos=config.videos, backbone=config.backbone, source=config.source, vae=config.vae,
-        text=config.text,
-        tokenizer=config.tokenizer, width=config.width, height=config.height, frames=config.frames,
-        fps=config.fps,
-        limit=config.limit, captions=config.captions, tokens=True,
-    )  # fmt: skip
-    load_text, load_vae = loaders(settings)
-    if config.dit and config.vae:
-        files, device = {"vae": config.vae, "dit": config.dit}, pick_device(settings.device)
-        load_vae = partial(load_backbone, config.backbone, files, parts=("vae",), device=device)
+    settings = cache_settings(config, BOTH)
     found = gather(settings)
     report = cache_clips(
-        found.clips, settings, load_text, load_vae, left_out=found.left_out, stop=stop, progress=progress
-    )
+        found.clips, settings, companions.load_text, load_vae, left_out=found.left_out, stop=stop,
+        progress=progress,
+    )  # fmt: skip
     summarise(report, settings)
 
 
 def usual_fps(config: FinetuneConfig) -> float:
     """The rate the clips were thinned to."""
-    from ..data.format import usual_format
-
     return usual_format(config.backbone).fps if config.fps is None else config.fps
 
 
-def empty_prompt(config: FinetuneConfig) -> Tensor:
-    """Tokens `L D` of the empty prompt. Raises TrainingError where the text encoder is not to be found."""
-    source: Any = config.source
-    if config.text:
-        source = {"text": config.text} | ({"tokenizer": config.tokenizer} if config.tokenizer else {})
-    tokens, mask = load_backbone(config.backbone, source, parts=("text",)).embed_prompts([""])
-    kept = tokens[0][mask[0]] if mask.any() else tokens[0, :1] * 0
-    gc.collect()
-    return kept.float()
-
-
-def make_samples(config: FinetuneConfig, clips: TrainingClips) -> Samples:
-    """What is needed to show clips on the way: embedded prompts and the VAE. Raises TrainingError where a
-    part is missing."""
-    source = companions(config)
-    text = load_backbone(config.backbone, source, parts=("text",))
-    tokens, mask = text.embed_prompts(config.samples)
-    null = text.embed_prompts([""])
-    del text
-    gc.collect()
-    vae = load_backbone(config.backbone, source, parts=("vae",)).vae
-    shape = clips.entries[0].shape[1:]
+def make_samples(
+    config: FinetuneConfig, clips: TrainingClips, companions: Companions, accelerator: Any
+) -> Samples:
+    """All that shows clips on the way: embedded prompts and, in the process that writes them, the VAE."""
+    tokens, mask = companions.take(config.samples).batch(range(len(config.samples)))
     return Samples(
         prompts=config.samples,
         tokens=tokens,
         mask=mask,
-        null=null,
-        vae=vae,
-        shape=shape,
+        null=companions.take([""]).batch([0]),
+        vae=companions.vae if accelerator.is_main_process else None,
+        shape=clips.entries[0].shape[1:],
         fps=usual_fps(config),
     )
 

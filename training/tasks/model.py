@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from ..backbones.load import load_backbone
 from ..backbones.lora import TuneConfig, attach
 from ..backbones.refuse import check_layout
 from ..console import TrainingError
+from ..data.loaders import Part
 from ..loop.checkpoint import fill
 from ..loop.optim import trainable
 from .export import DTYPES, read_lora
@@ -82,13 +83,14 @@ def load_dit(config: ModelConfig) -> Backbone:
     return load_backbone(config.backbone, source, parts=("dit",), dtype=dtype, fp8_storage=config.fp8_storage)
 
 
-def companions(config: ModelConfig) -> Any:
-    """Where VAE and text encoder come from: `source`, or the files that are given instead."""
-    if not (config.vae or config.text):
-        return config.source
+def encoder_files(config: ModelConfig, parts: Sequence[Part]) -> dict[str, Any]:
+    """Settings of CacheConfig that say where `parts` come from: `source`, or the files given instead."""
+    files = any(getattr(config, part) for part in parts)
     # The transformer's file tells the scale of CogVideoX's latents.
-    found = {"vae": config.vae, "text": config.text, "tokenizer": config.tokenizer, "dit": config.dit}
-    return {name: path for name, path in found.items() if path}
+    dit = config.dit if files and config.backbone == "cogvideox" else None
+    source = None if files else config.source
+    given = {name: getattr(config, name) for name in ("backbone", "vae", "text", "tokenizer")}
+    return given | {"source": source, "dit": dit}
 
 
 def make_trainable(config: ModelConfig, backbone: Backbone, seed: int, checkpointing: bool) -> None:

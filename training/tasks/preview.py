@@ -25,8 +25,8 @@ class Samples:
     """`B L`."""
     null: tuple[Tensor, Tensor]
     """Tokens `1 L D` and mask of the empty prompt."""
-    vae: nn.Module
-    """Decodes; kept on the CPU between uses."""
+    vae: nn.Module | None
+    """Decodes; kept on the CPU between uses. None in a process that writes no clip."""
     shape: tuple[int, int, int]
     """T H W of the latents."""
     fps: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from latent_physics.training.backbones.keys import WAN_DIT, to_native
 from latent_physics.training.backbones.lora import TuneConfig
 from latent_physics.training.console import TrainingError
 from latent_physics.training.data.clip import read_clip
+from latent_physics.training.data.loaders import BOTH, loaders
 from latent_physics.training.tasks.denoise import DenoisingTask
-from latent_physics.training.tasks.finetune import FinetuneConfig, finetune
+from latent_physics.training.tasks.finetune import FinetuneConfig, cache_settings, finetune
 from latent_physics.training.tasks.finetune import check as check_config
 from safetensors.torch import save_file
 
@@ -98,3 +100,16 @@ def test_first_frames_survive_the_cache_and_reach_the_batch(tmp_path):
     assert torch.equal(batch.to("cpu").first.vision[1], first["vision"])
     assert torch.equal(batch.first.latent[0], first["latent"])
     assert read_clip(clips.entries[0].path).first.keys() == {"latent", "vision"}
+
+
+def test_caching_with_the_models_own_files_sees_the_first_frame_with_clip(tmp_path):
+    """Transformer, VAE, text encoder and CLIP as files: a clip is given what the transformer's header asks
+    for."""
+    files = tiny_run.tiny.native_files(tmp_path / "files")
+    vision = tiny_run.tiny.clip_vision(tmp_path)
+    encoders = {"vae": files["vae"], "text": tmp_path / "no.safetensors", "clip_vision": vision}
+    made = config(tmp_path, "i2v-clip", **encoders)
+    _, load_vae = loaders(cache_settings(replace(made, data=None), BOTH))
+    first = load_vae().encode_first_frame(torch.rand(1, 3, 5, 16, 16))
+    assert (first.latent.shape, first.vision.shape) == ((1, 16, 2, 2, 2), (1, 5, 160))
+    assert cache_settings(made, BOTH).clip_vision is None  # clips that are cached already

@@ -21,10 +21,11 @@ from latent_physics.training.loop.optim import trainable
 from latent_physics.training.loop.processes import OneProcess
 from latent_physics.training.loop.task import Paused
 from latent_physics.training.recipes import load_recipe, names
+from latent_physics.training.tasks.companions import Prompts
 from latent_physics.training.tasks.grpo import http, rewards, rollouts
-from latent_physics.training.tasks.grpo.prompts import Prompts, prompt_files
+from latent_physics.training.tasks.grpo.prompts import prompt_files
 from latent_physics.training.tasks.grpo.rewards import Reward, RewardSettings
-from latent_physics.training.tasks.grpo.run import embedded, make_task, prompts_of
+from latent_physics.training.tasks.grpo.run import make_companions, make_task, prompts_of
 from latent_physics.training.tasks.grpo.settings import GrpoConfig, accumulation, check
 from safetensors.torch import load_file
 
@@ -34,7 +35,10 @@ def make(config: GrpoConfig):
     config = replace(config, trainer=replace(config.trainer, accumulate=accumulation(config, 1)))
     progress = ProgressLine("grpo")
     accelerator = OneProcess()
-    task = make_task(config, *embedded(config, *prompts_of(config), "cpu", progress), accelerator, progress)
+    words = prompts_of(config)
+    companions = make_companions(config, words, progress)
+    companions.gather(accelerator)
+    task = make_task(config, words, companions, accelerator, progress)
     task.placed(accelerator)
     task.module.train()
     return task

@@ -1,42 +1,13 @@
-"""The prompts of a policy's training: read or drawn, and embedded once before anything else is loaded."""
+"""The prompts of a policy's training, read or drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from ...console import TrainingError
 
-from ....methods.lamo import pool_tokens
-from ...backbones import Backbone
-from ...console import ProgressLine, TrainingError
-
-PART = 16
-"""Prompts that are embedded at once."""
 EVAL_SEED = 900_000_001
 """Seed of the held-out toy prompts, apart from that of the ones to learn from."""
-
-
-@dataclass(kw_only=True)
-class Prompts:
-    """Prompts with their tokens, without padding."""
-
-    words: list[str]
-    tokens: list[Tensor]
-    """`L D` each."""
-
-    def batch(self, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Tokens `B L D`, padded to the longest, and mask `B L`."""
-        rows = [self.tokens[index] for index in chosen]
-        padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        lengths = torch.tensor([len(row) for row in rows])
-        return padded, torch.arange(padded.shape[1]) < lengths[:, None]
-
-    def pooled(self, chosen: Sequence[int]) -> Tensor:
-        """Mean token of each prompt, `B D`."""
-        return pool_tokens(*self.batch(chosen))
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -70,16 +41,3 @@ def toy_prompts(count: int, seed: int) -> list[str]:
     rng, worlds = np.random.default_rng(seed), list(WORLDS.values())
     drawn = [worlds[index % len(worlds)] for index in range(count)]
     return [describe(world, world.draw(rng), rng) for world in drawn]
-
-
-def embed(backbone: Backbone, words: Sequence[str], progress: ProgressLine) -> Prompts:
-    """Every prompt's tokens, on the CPU."""
-    kept: list[Tensor] = []
-    for start in range(0, len(words), PART):
-        tokens, mask = backbone.embed_prompts(words[start : start + PART])
-        for row, present in zip(tokens.cpu(), mask.cpu()):
-            # An empty prompt has no token: one of zeros, as fine-tuning drops prompts.
-            length = int(present.nonzero().max()) + 1 if present.any() else 0
-            kept.append(row[:length].clone() if length else torch.zeros_like(row[:1]))
-        progress.show(len(kept) / len(words), f"{len(kept)} of {len(words)} prompts embedded")
-    return Prompts(words=list(words), tokens=kept)

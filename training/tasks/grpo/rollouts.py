@@ -15,7 +15,7 @@ from ....methods.policy import combine_rewards
 from ...backbones import Backbone
 from ...console import TrainingError
 from ...loop.task import Paused
-from .prompts import Prompts
+from ..companions import Prompts
 from .rewards import Clips, Reward, measured
 from .sampler import Rollout, Sampler, roll_out
 from .settings import GrpoConfig

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ....encoders import TeacherError
 from ....methods.weights import WeightsError
 from ...backbones import Backbone
-from ...backbones.load import load_backbone
 from ...console import ProgressLine, StopRequest, TrainingError
+from ...data.format import CacheConfig
+from ...data.loaders import BOTH
 from ...loop.loop import train
 from ...loop.processes import make_accelerator
 from ...loop.task import Outcome, Run
+from ..companions import FILE as PROMPTS
+from ..companions import Companions
 from ..export import ExportConfig, export
-from ..model import about_model, companions, load_dit, make_trainable
+from ..model import about_model, encoder_files, load_dit, make_trainable
 from . import rewards
-from .prompts import EVAL_SEED, Prompts, embed, prompt_files, toy_prompts
+from .prompts import EVAL_SEED, prompt_files, toy_prompts
 from .rollouts import Collector, Judges, refuse_sharding
 from .sampler import Sampler
 from .settings import GrpoConfig, accumulation, check, form
@@ -40,9 +40,10 @@ def grpo(
     config = replace(config, trainer=replace(config.trainer, accumulate=accumulate))
     accelerator.gradient_accumulation_steps = accumulate
     progress = progress or ProgressLine(config.algorithm)
-    words, held_out = prompts_of(config)
-    found = embedded(config, words, held_out, accelerator.device, progress)
-    task = make_task(config, *found, accelerator, progress)
+    words = prompts_of(config)
+    companions = make_companions(config, words, progress)
+    companions.gather(accelerator)
+    task = make_task(config, words, companions, accelerator, progress)
     run = Run(
         config=config.trainer,
         settings=settings_of(config),
@@ -68,39 +69,33 @@ def prompts_of(config: GrpoConfig) -> tuple[list[str], list[str]]:
     return words, held_out[: config.eval_count]
 
 
-def embedded(
-    config: GrpoConfig, words: list[str], held_out: list[str], device: torch.device, progress: ProgressLine
-) -> tuple[Prompts, Prompts | None, tuple[Any, Any] | None]:
-    """All prompts of the run in one pass over the text encoder, which is freed afterwards: (to learn from,
-    held out, the empty prompt's tokens and mask for guidance)."""
-    backbone = load_backbone(config.backbone, companions(config), parts=("text",), device=device)
-    everything = embed(backbone, [*words, *held_out, ""], progress)
-    del backbone
-    gc.collect()
-    count = len(words)
-    null = Prompts(words=[""], tokens=everything.tokens[-1:]).batch([0])
-    later = Prompts(words=held_out, tokens=everything.tokens[count:-1]) if held_out else None
-    return Prompts(words=words, tokens=everything.tokens[:count]), later, null
+def make_companions(
+    config: GrpoConfig, words: tuple[list[str], list[str]], progress: ProgressLine
+) -> Companions:
+    """Text encoder and VAE. Raises TrainingError where files do not go together."""
+    encoders = CacheConfig(out=config.out, **encoder_files(config, BOTH))
+    return Companions(encoders, [*words[0], *words[1], ""], config.out / PROMPTS, progress)
 
 
 def make_task(
     config: GrpoConfig,
-    words: Prompts,
-    held_out: Prompts | None,
-    null: tuple[Any, Any],
+    words: tuple[list[str], list[str]],
+    companions: Companions,
     accelerator: Any,
     progress: ProgressLine,
 ) -> PolicyTask:
-    """The task with its transformer, VAE and judges."""
+    """The task with its transformer, VAE and judges. words: those of `prompts_of`, embedded."""
+    learned, held_out = companions.take(words[0]), companions.take(words[1]) if words[1] else None
+    null = companions.take([""]).batch([0])
     judging = rewards.build(config.rewards, accelerator.device)
     watched = rewards.build(config.watch, accelerator.device)
-    vae = load_backbone(config.backbone, companions(config), parts=("vae",)).vae.eval().requires_grad_(False)
+    vae = companions.vae
     backbone = load_dit(config)
     make_trainable(config, backbone, config.trainer.seed, config.trainer.checkpointing)
     clip = form(config)
     judges = Judges(backbone, vae, judging, watched, clip.fps)
     collector = Collector(
-        config, sampler_of(config, backbone, null), judges, words, latent_shape(config, backbone)
+        config, sampler_of(config, backbone, null), judges, learned, latent_shape(config, backbone)
     )
     if accelerator.is_main_process:
         collector.say = progress.say

@@ -16,7 +16,7 @@ from ....methods.policy import optimality
 from ...console import TrainingError
 from ...loop.optim import exchange, trainable
 from ...loop.task import Task
-from .prompts import Prompts
+from ..companions import Prompts
 from .rollouts import Collector, Iteration, first_noise, seed_of
 from .sampler import Sampler, roll_out
 from .samples import write_sample
