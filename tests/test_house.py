@@ -282,6 +282,41 @@ def test_inside_a_room_imports_go_down(room: str) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+STEPPING = {
+    "training/loop/loop.py": "the loop",
+    "training/loop/stepper.py": "a step through accelerate or in one process",
+    "training/loop/processes.py": "accelerate's backward pass, in one process",
+    "training/tasks/pila/zero.py": "a step under ZeRO-2",
+    "training/plan/step.py": "one step on fake tensors, counted part by part: nothing is learned",
+}
+"""Files that run a backward pass or an optimiser's step, and what for."""
+
+
+def steps(tree: ast.AST, repeated: bool = False) -> Iterator[bool]:
+    """Every call of a backward pass or an optimiser's step: whether it stands in a `for` or `while`."""
+    for node in ast.iter_child_nodes(tree):
+        inside = repeated or isinstance(node, ast.For | ast.While)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner = ast.unparse(node.func.value)
+            stepped = node.func.attr == "step" and owner.endswith(("optimizer", "stepper"))
+            if node.func.attr == "backward" or stepped:
+                yield inside
+        yield from steps(node, inside and not isinstance(node, ast.FunctionDef))
+
+
+def test_there_is_one_training_loop() -> None:
+    """A training loop is a backward pass or an optimiser's step that is repeated; steps that are not stand in
+    few places, each for a reason."""
+    found = {name_of(path): list(steps(parse(path))) for path in modules(*MAY_IMPORT)}
+    assert {name for name, inside in found.items() if inside} == set(STEPPING)
+    assert {name for name, inside in found.items() if any(inside)} == {"training/loop/loop.py"}
+
+
+def test_the_search_for_loops_finds_them() -> None:
+    lines = "while a:\n    with b:\n        loss.backward()\nself.optimizer.step()\nscheduler.step()"
+    assert list(steps(ast.parse(lines))) == [True, False]
+
+
 WIDTH = 110
 NARROW = (*MAY_IMPORT, "benchmarks", "devtools", "tests")
 """Rooms whose lines keep to WIDTH."""

@@ -26,6 +26,9 @@ def parse(
     nested dataclasses are options like the others. `defaults` replaces defaults of single fields. Former
     names of options are taken with a note.
 
+    tyro's own `overridable_config_cli` would make a subcommand of every recipe, where `--recipe` stands
+    anywhere among the options, may be a JSON file, and decides defaults (`recipes.recipe_name`).
+
     Raises TrainingError where tyro is missing; argparse-style errors and --help end the process (SystemExit).
     """
     try:

@@ -19,7 +19,6 @@ optimiser's state in shards.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -33,6 +32,7 @@ from ...methods.weights import WeightsError
 from ..console import ProgressLine, StopRequest, TrainingError
 from ..data.flow import FlowSource
 from ..loop.checkpoint import CHECKPOINT, CURVES, LOG, SHARDS
+from ..recipes import recipe_name
 from ..study.ablations import ablation
 from ..tasks.pila.columns import EXPORT, RESIDUALS
 from ..tasks.pila.data import PilaClips, cached_clips, toy_clips
@@ -182,14 +182,8 @@ def _film(run: PilaRun, command: PilaCommand) -> None:
 
 
 def _parse(argv: list[str]) -> PilaCommand:
-    """Reads the command line; the recipe is looked at first, because it decides the other defaults."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--recipe", default="wan")
-    try:
-        name = first.parse_known_args(argv)[0].recipe
-    except argparse.ArgumentError:
-        name = "wan"
-    config = RECIPES.get(name, RECIPES["wan"])[0]
+    """Reads the command line into the recipe's settings."""
+    config = RECIPES.get(recipe_name(argv) or "", RECIPES["wan"])[0]
     return cli.parse(
         PilaCommand,
         argv,

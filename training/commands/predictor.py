@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,6 +10,7 @@ from ...methods.weights import WeightsError
 from ..console import ProgressLine, StopRequest, clock
 from ..data.clips import Clips
 from ..loop.checkpoint import CURVES, LOG
+from ..recipes import recipe_name
 from ..settings import check
 from ..tasks.predictor import EXPORT, FILES, RECIPES, PredictorConfig, PredictorTraining
 from ..tasks.predictor_metrics import said
@@ -72,21 +72,14 @@ def _command(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> PredictorCommand:
-    """Reads the command line. The recipe is looked at first, because it decides the other defaults, which
-    --help then shows."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--recipe", default="full")
-    try:
-        name = first.parse_known_args(argv)[0].recipe
-    except argparse.ArgumentError:
-        name = "full"
-    default = RECIPES.get(name, RECIPES["full"])
+    """Reads the command line into the recipe's settings."""
+    name = recipe_name(argv) or "full"
     return cli.parse(
         PredictorCommand,
         argv,
         prog="latent-physics predictor",
         description="Cached latents -> motion field predictor.",
-        defaults={"recipe": name, "config": default},
+        defaults={"recipe": name, "config": RECIPES.get(name, RECIPES["full"])},
     )
 
 

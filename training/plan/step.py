@@ -129,9 +129,12 @@ def counted_words(text: str, layers: int) -> str:
 def _count(
     config: FinetuneConfig, student: Student, backbone: Backbone, counter: Counter, on_gpu: bool
 ) -> StepCount:
+    """Weights, gradients, moments, forward, backward and update of one micro-batch, each by itself."""
     backbone.device = torch.device("cpu")
     learning = list(trainable(student).values())
     weights = counter.living
+    # No second training loop: nothing is drawn, repeated or learned. The loop cannot be called here, as it
+    # reads losses, which fake tensors do not have, and takes at once what is counted part by part.
     optimizer = make_optimizer([ParameterGroup(parameters=learning, learning_rate=1e-4)], config.trainer)
     for group in optimizer.param_groups:
         group["foreach"] = on_gpu  # torch's choice on a GPU, which takes temporaries for all at once

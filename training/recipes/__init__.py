@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -32,15 +33,23 @@ def names(kind: Kind = "finetune") -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.json") if kind_of(path.stem) == kind)
 
 
+def recipe_name(argv: Sequence[str]) -> str | None:
+    """The recipe that a command line names, read before the rest: it decides the other defaults, which --help
+    then shows."""
+    name = None
+    for word, following in zip_longest(argv, argv[1:]):
+        if word == "--recipe":
+            name = following
+        elif word.startswith("--recipe="):
+            name = word.partition("=")[2]
+    return name
+
+
 def recipe_in(argv: Sequence[str], config: type[Config], kind: Kind = "finetune") -> Config | None:
     """The settings of the recipe that a command line names, which its other words then change. Raises
     TrainingError."""
-    for place, word in enumerate(argv):
-        if word == "--recipe" and place + 1 < len(argv):
-            return load_recipe(argv[place + 1], config, kind)
-        if word.startswith("--recipe="):
-            return load_recipe(word.partition("=")[2], config, kind)
-    return None
+    name = recipe_name(argv)
+    return None if name is None else load_recipe(name, config, kind)
 
 
 def load_recipe(name: str, config: type[Config], kind: Kind = "finetune") -> Config:
