@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,8 @@ from ..methods.lamo import (
     MotionPriorGuidance,
     load_predictor,
 )
-from ..methods.lamo.weights import check_fits
+from ..methods.lamo.weights import check_fits, check_use, rate_note
+from ..methods.video_models import main_model
 from ..methods.weights import WeightsError, WeightsInfo
 from .host import files, patching, spaces, wires
 from .views import figures, traces
@@ -28,6 +30,10 @@ CATEGORY = "latent physics/lamo"
 SHARE, START = 0.5, 0.9
 """Defaults of LaMo Guidance: share of the stable step, and noise level below which steps are guided."""
 MotionPredictorType = io.Custom("MOTION_PREDICTOR")
+NO_PREDICTOR = (
+    "The template first_predictor makes one in minutes, from clips that every ComfyUI has (Train Motion "
+    "Predictor)."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +91,11 @@ class LoadMotionPredictor(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, name: str) -> bool | str:
         try:
-            check_fits(files.file_info(name), None, name)
+            info = files.file_info(name)
+            check_fits(info, None, name)
+            check_use(info, name)
         except WeightsError as error:
-            return str(error)
+            return str(error) if files.is_there(name) else f"{error} {NO_PREDICTOR}"
         return True
 
     @classmethod
@@ -239,6 +247,8 @@ class LaMoGuidance(io.ComfyNode):
     ) -> io.NodeOutput:
         spaces.require_video_model(model, "LaMo Guidance")
         check_fits(predictor.info, spaces.latent_space(model), predictor.name)
+        if note := rate_note(predictor.info, spaces.video_models(model), predictor.name):
+            logging.warning("LaMo Guidance: %s", note)
         guidance = MotionPriorGuidance(
             predictor.network,
             scale=strength if share > 0 or mode == "paper" else 0.0,
@@ -307,6 +317,9 @@ class GuidanceTraceNode(io.ComfyNode):
 
 def _describe(name: str, info: WeightsInfo) -> str:
     lines = [f"{name}: motion predictor for {info.latent_space} latents"]
+    model = main_model(info.latent_space)
+    if model and (note := rate_note(info, [model], name)):
+        lines.append(f"NOTE: {note}")
     lines += [f"{key}: {value}" for part in (info.config, info.recipe) for key, value in part.items()]
     return "\n".join(lines)
 

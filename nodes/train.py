@@ -19,7 +19,7 @@ import torch
 from comfy_api.latest import io
 
 from ..methods.lamo import MotionFieldPredictor, predictor_info, save_predictor
-from ..methods.video_models import SPACES, TOY, native_fps, seconds_per_latent_frame
+from ..methods.video_models import SPACES, TOY
 from .host import files, patching, video_folder
 from .host.files import check_name, check_place, free_path
 from .host.latents import clips_of_folder, clips_of_latent, step_bytes
@@ -148,8 +148,8 @@ class TrainMotionPredictor(io.ComfyNode):
                     "clip",
                     optional=True,
                     tooltip="Reads the folder's captions: a .txt of the video's name beside it, else its "
-                    "file name. Without it, "
-                    "and without positive, the predictor does not look at prompts.",
+                    "file name. Without it, and without positive, the predictor does not look at prompts; "
+                    "nor does one made of ComfyUI's own clips, which have no captions.",
                 ),
                 io.Combo.Input(
                     "folder",
@@ -157,10 +157,9 @@ class TrainMotionPredictor(io.ComfyNode):
                     default=video_folder.NONE,
                     optional=True,
                     tooltip="Instead of a LATENT: a folder inside ComfyUI's input folder, with videos, "
-                    "animations, or folders of "
-                    "frames at any depth. Needs a VAE. Press R after adding one. Clips that are broken or "
-                    "too short are "
-                    "skipped, and named in info.",
+                    "animations, or folders of frames at any depth, or the generated clips that ComfyUI's "
+                    "own templates show, for a first predictor without videos of yours. Needs a VAE. Press R "
+                    "after adding one. Clips that are broken or too short are skipped, and named in info.",
                 ),
                 io.Int.Input(
                     "width",
@@ -170,8 +169,8 @@ class TrainMotionPredictor(io.ComfyNode):
                     step=16,
                     optional=True,
                     tooltip="Pixels to which the folder's videos are cropped and resized. 0 uses what is "
-                    "usual: 64 for toy, 720 "
-                    "for CogVideoX, 832 for Wan and others.",
+                    "usual: 64 for toy, 720 for CogVideoX, 832 for Wan and others; 352 for ComfyUI's own "
+                    "clips, which are about that large.",
                     advanced=True,
                 ),
                 io.Int.Input(
@@ -181,7 +180,8 @@ class TrainMotionPredictor(io.ComfyNode):
                     max=4096,
                     step=16,
                     optional=True,
-                    tooltip="Pixels. 0 uses what is usual: 64 for toy, 480 for others.",
+                    tooltip="Pixels. 0 uses what is usual: 64 for toy, 480 for others; 352 for ComfyUI's own "
+                    "clips.",
                     advanced=True,
                 ),
                 io.Int.Input(
@@ -282,7 +282,6 @@ class TrainMotionPredictor(io.ComfyNode):
                 clips, skipped = clips_of_folder(
                     folder, latent_space, vae, clip, positive, cut, Path(scratch)
                 )
-            prompted = bool(positive) or (latent is None and clip is not None)
             device = comfy.model_management.get_torch_device()
             config = dataclasses.replace(
                 RECIPES[recipe],
@@ -294,17 +293,11 @@ class TrainMotionPredictor(io.ComfyNode):
                 batch=batch or RECIPES[recipe].batch,
                 held_out=RECIPES[recipe].held_out if len(set(clips.groups)) > 1 else 0.0,
                 device=str(device),
-                **({} if prompted else {"prompt_dropout": 0.0}),  # there is no prompt to drop
             )
             comfy.model_management.free_memory(step_bytes(config, *clips.size), device)
             training = PredictorTraining(clips, config)
             train(training)
-        network = training.averaged()
-        if not prompted:
-            forget_prompts(network)
-        rate = (fps or native_fps(latent_space)) if latent is None and fps < 1000 else None
-        times = {"fps": rate, "seconds_per_latent_frame": seconds_per_latent_frame(latent_space, rate)}
-        predictor, kept = keep(name, network, latent_space, lag, {**training.recipe(), **times})
+        predictor, kept = keep(name, training.averaged(), latent_space, lag, training.recipe())
         image = figures.plot(curves(training), title=f"{latent_space}, {training.step} steps")
         return io.NodeOutput(
             predictor, image, summary(training, kept, skipped), ui=figures.preview_image(image, cls)
@@ -324,7 +317,7 @@ def check_source(latent: bool, folder: str, vae: bool) -> None:
             "there is nothing to learn from: wire a latent, or choose a folder of videos and wire a vae."
         )
     if chosen:
-        video_folder.find_folder(folder)
+        video_folder.check_folder(folder)
         if not vae:
             raise ValueError(
                 f"the videos in {folder!r} have to be encoded: wire the vae of the chosen latent space."
@@ -346,12 +339,6 @@ def train(training: PredictorTraining) -> None:
         progress.update_absolute(math.floor(1000 * report.fraction), 1000)
 
     training.run(show)
-
-
-def forget_prompts(network: MotionFieldPredictor) -> None:
-    """Makes a predictor that never saw a prompt ignore prompts; otherwise they would act through untrained
-    weights."""
-    network.prompted = False
 
 
 def keep(

@@ -237,7 +237,7 @@ FLOORS = {
         ["blueprints.py"],
         ["wan.py"],
         ["lamo.py", "wan_lamo.py", "ltx.py", "large.py", "compare.py"],
-        ["pila.py", "alignment.py", "critics.py"],
+        ["pila.py", "alignment.py", "critics.py", "first.py"],
         ["__main__.py"],
     ],
 }

@@ -19,7 +19,7 @@ from typing import Any
 from .. import comfyui
 from ..server import ComfyServer
 from ..shell import BenchError, say
-from . import alignment, compare, critics, lamo, large, ltx, pila, wan_lamo
+from . import alignment, compare, critics, first, lamo, large, ltx, pila, wan_lamo
 from .blueprint import blueprint_form
 from .blueprints import BLUEPRINTS
 from .format import Graph, api_form, check, overlaps, ui_form
@@ -27,7 +27,9 @@ from .format import Graph, api_form, check, overlaps, ui_form
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER, SUBGRAPHS = ROOT / "workflows", ROOT / "subgraphs"
 GRAPHS = tuple(
-    build for part in (lamo, compare, wan_lamo, ltx, large, pila, alignment, critics) for build in part.GRAPHS
+    build
+    for part in (lamo, first, compare, wan_lamo, ltx, large, pila, alignment, critics)
+    for build in part.GRAPHS
 )
 
 

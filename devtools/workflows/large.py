@@ -8,6 +8,7 @@ from .format import Graph, Node, Out
 from .pieces import (
     CLIP,
     GUIDED,
+    PREDICTORS,
     REAL_PROMPT,
     SEED,
     VAE,
@@ -42,7 +43,7 @@ TRACE = (
     "again for the same video without LaMo."
 )
 OWN_PICTURE = "\nChoose your own picture in *First frame*, and say in the prompt what moves.\n"
-COG_PREDICTOR = "cogvideox1.5_motion_predictor.safetensors"
+COG_PREDICTOR = PREDICTORS["cogvideox1.5"]
 COG_CACHE = (
     "--backbone cogvideox --source THUDM/CogVideoX1.5-5B",
     "--width 1360 --height 768 --frames 77 --fps 16",
@@ -84,7 +85,7 @@ def hunyuan(image: bool) -> Graph:
             if image
             else []
         ),
-        predictor("hunyuanvideo1.5_motion_predictor.safetensors"),
+        predictor(PREDICTORS["hunyuan_video1.5"]),
     ]
     sampling = custom_sampling(cfg_guider(GUIDED, 6.0, *wires), "euler", schedule(MODEL, 20))
     return real_graph(
@@ -130,7 +131,7 @@ def h3(image: bool) -> Graph:
         text_loader(files.H3_TEXT, "minimax"),
         vae_loader(files.H3_VAE, title="Load VAE (video)"),
         vae_loader(files.H3_SOUND, "sound_vae", "Load VAE (sound)"),
-        predictor("minimax_h3_motion_predictor.safetensors"),
+        predictor(PREDICTORS["minimax_h3"]),
     ]
     wires = {"model": GUIDED, "conditioning": Out("ask", "positive")}
     guider = Node(key="guider", type="BasicGuider", values=wires)

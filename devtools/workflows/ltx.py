@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import files
 from .format import Column, Graph, Node, Out
 from .pieces import (
+    PREDICTORS,
     REAL_PROMPT,
     SEED,
     cfg_guider,
@@ -41,7 +42,7 @@ def load() -> list[Node]:
         Node(key="clip", type="LTXAVTextEncoderLoader", values=text, files=(files.GEMMA, files.LTX)),
         Node(key="sound_vae", type="LTXVAudioVAELoader", values=checkpoint, files=(files.LTX,)),
         Node(key="upscaler", type="LatentUpscaleModelLoader", values=upscaler, files=(files.LTX_UPSCALER,)),
-        predictor("ltx2.3_motion_predictor.safetensors"),
+        predictor(PREDICTORS["ltxav"]),
     ]
 
 

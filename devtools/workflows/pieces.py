@@ -9,7 +9,18 @@ TOY_FPS = 16.0
 TOY_PROMPT = "a large red ball thrown to the right, bouncing on the floor"
 SEED = 7
 
-WAN_PREDICTOR = "wan2.1_motion_predictor.safetensors"
+PREDICTORS = {
+    "wan2.1": "wan2.1_motion_predictor.safetensors",
+    "wan2.2": "wan2.2_5B_motion_predictor.safetensors",
+    "ltxav": "ltx2.3_motion_predictor.safetensors",
+    "minimax_h3": "minimax_h3_motion_predictor.safetensors",
+    "hunyuan_video1.5": "hunyuanvideo1.5_motion_predictor.safetensors",
+    "cogvideox1.5": "cogvideox1.5_motion_predictor.safetensors",
+}
+"""Latent space -> the file that its graphs load."""
+WAN_PREDICTOR = PREDICTORS["wan2.1"]
+OWN_CLIPS = "ComfyUI's own clips"
+"""The choice of Train Motion Predictor that needs no videos of the user's."""
 EXAMPLE_IMAGE = "example.png"
 """The picture that lies in every ComfyUI's input folder."""
 REAL_PROMPT = (
@@ -164,8 +175,8 @@ Then press R, so that Load Motion Predictor lists the file. The pack's docs/trai
 def quick_predictor(space: str) -> str:
     """The sentence that leads from a graph to a first motion predictor."""
     return f"""
-**No motion predictor yet?** Wire this graph's VAE into **Train Motion Predictor**, choose a folder of clips, latent_space `{space}`
-and recipe `quick`, and wire its predictor into LaMo Guidance: that takes minutes on a GPU (the pack's README says how many).
+**No motion predictor yet?** The template **first_predictor** makes `{PREDICTORS[space]}` from clips that every ComfyUI has on its
+disk, in minutes on a GPU: **Train Motion Predictor** with recipe `quick`, latent_space `{space}` and this graph's VAE.
 """
 
 

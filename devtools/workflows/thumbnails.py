@@ -37,6 +37,7 @@ class Clip(NamedTuple):
 
 MOVES = "the glow shows what moves"
 REAL_CLIPS = {
+    "first_predictor": Clip("video_wan_vace_14B_ref2v-1.webp", ("make your own predictor", MOVES)),
     "wan2.1_t2v_1.3B_lamo": Clip("text_to_video_wan-1.webp", ("Wan 2.1 + LaMo", MOVES)),
     "wan2.1_t2v_1.3B_pila": Clip("image_to_video_wan-1.webp", ("Wan 2.1 + PILA", MOVES)),
     "wan2.1_t2v_1.3B_pila_lamo": Clip("video_wan_vace_14B_t2v-1.webp", ("Wan 2.1, PILA + LaMo", MOVES)),

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from .format import Graph, Node, Out
 from .pieces import (
+    PREDICTORS,
     REAL_PROMPT,
     WAN_NEGATIVE,
     WAN_PREDICTOR,
@@ -18,7 +19,7 @@ from .pieces import (
 )
 from .wan import WAN21, WAN22, WAN22_5B, WAN22_FEW, WAN22_IMAGE_FEW, Method, columns, named, noise
 
-SMALL_PREDICTOR = "wan2.2_5B_motion_predictor.safetensors"
+SMALL_PREDICTOR = PREDICTORS["wan2.2"]
 TRACE = (
     "**Guidance Trace** shows the motion error of each step before and after the nudge, and where share held the nudge back. Set "
     "**share** to 0 and run again for the same video without LaMo."

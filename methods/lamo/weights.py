@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..video_models import VideoModel
 from ..weights import WeightsError, WeightsInfo, load_weights, read_info, save_weights
 from .predictor import MotionFieldPredictor
 
 KIND = "motion_predictor"
+TOLERANCE = 1.25
+"""Rates are taken for the same where one is at most this many times the other."""
 
 
 def predictor_info(
@@ -55,11 +58,7 @@ def load_predictor(
     name = Path(path).name
     check_fits(read_info(path), latent_space, name)
     state, info = load_weights(path, KIND)
-    lag = info.config.get("lag")
-    if not isinstance(lag, int) or lag < 1:
-        raise WeightsError(
-            f"{name} says that its lag is {lag!r}; it must be a whole number of latent frames, at least 1."
-        )
+    check_use(info, name)
     arguments = {key: info.config.get(key) for key in ("channels", "cond_dim", "width", "blocks", "order")}
     arguments["prompted"] = info.config.get("prompted", True)  # files of before say nothing: they were
     try:
@@ -94,6 +93,40 @@ def check_fits(info: WeightsInfo, latent_space: str | None, name: str) -> None:
             f"{latent_space!r}: "
             f"choose a motion predictor trained on {latent_space!r}."
         )
+
+
+def check_use(info: WeightsInfo, name: str) -> None:
+    """Raises WeightsError where the metadata names a lag or an order that no guidance could use; nothing is
+    loaded for it."""
+    lag, order = info.config.get("lag"), info.config.get("order")
+    if not isinstance(lag, int) or lag < 1:
+        raise WeightsError(
+            f"{name} says that its lag is {lag!r}; it must be a whole number of latent frames, at least 1."
+        )
+    if order not in (1, 2):
+        raise WeightsError(
+            f"{name} says that its order is {order!r}, but this pack reads 1 (one frame) and 2 (one frame "
+            "and the last change): choose another motion predictor, or update the pack."
+        )
+
+
+def rate_note(info: WeightsInfo, models: Sequence[VideoModel], name: str) -> str | None:
+    """One sentence where the clips that a predictor learned from run at another rate than every one of
+    `models`; None where a rate is within TOLERANCE, or is not known.
+
+    The lag is a number of latent frames: at half the rate things move twice as far in it.
+    """
+    rate = info.recipe.get("fps")
+    if not isinstance(rate, int | float) or rate <= 0:
+        return None
+    ratios = [rate / model.fps for model in models if model.fps]
+    if not ratios or any(1 / TOLERANCE <= ratio <= TOLERANCE for ratio in ratios):
+        return None
+    model = next(model for model in models if model.fps)
+    return (
+        f"{name} learned from clips of {rate:.3g} frames per second, but {model.title} makes {model.fps:g}: "
+        f"it expects {model.fps / rate:.2g} times the motion; train one on clips of that rate."
+    )
 
 
 def _compare(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:

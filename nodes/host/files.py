@@ -61,6 +61,12 @@ def find_file(name: str) -> Path:
     return path
 
 
+def is_there(name: str) -> bool:
+    """Whether a name from `list_files` has a file."""
+    register_folder()
+    return (_own_path(name) or _shipped().get(name)) is not None
+
+
 def file_info(name: str) -> WeightsInfo:
     """The metadata of a name from `list_files`, read anew. Raises WeightsError where the file is missing or
     cannot be read."""

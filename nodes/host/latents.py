@@ -43,6 +43,8 @@ def clips_of_folder(
 ) -> tuple[Clips, list[str]]:
     """(the clips of a folder, a sentence for each that could not be used). Raises ValueError where none can
     be."""
+    if folder == video_folder.FIRST:
+        clip = None  # they have no captions
     if clip is not None and positive:
         raise ValueError(
             "there are two sources of prompts: wire clip, for the captions, or positive, one prompt for all."
@@ -56,7 +58,7 @@ def clips_of_folder(
         return pooled_prompts(clip.encode_from_tokens_scheduled(clip.tokenize(caption)), 1)[0]
 
     return video_folder.encode_folder(
-        video_folder.find_folder(folder), space, vae, embed, cut, scratch=scratch, to_sampled=sampled_latents
+        folder, space, vae, embed, cut, scratch=scratch, to_sampled=sampled_latents
     )
 
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 NONE = "none"
 """Menu entry for no folder."""
+FIRST = "ComfyUI's own clips"
+"""Menu entry for the generated clips in ComfyUI's template packages, which everybody has."""
 LISTED = 1000
 """Maximum number of folders that are listed."""
 DEPTH = 6
@@ -60,7 +62,8 @@ def list_folders() -> list[str]:
             found |= {part.as_posix() for part in [here, *here.parents] if part.parts}
         if len(found) >= LISTED:
             break
-    return [NONE, *[name for name in sorted(found) if name != NONE and _fault(name) is None]]
+    own = (NONE, FIRST)
+    return [*own, *[name for name in sorted(found) if name not in own and _fault(name) is None]]
 
 
 def _holds_clip(names: Sequence[str]) -> bool:
@@ -121,6 +124,29 @@ def _fault(name: str) -> str | None:
     return None
 
 
+def check_folder(name: str) -> None:
+    """Raises ValueError, in one sentence, where the menu's value `name` cannot be learned from."""
+    if name != FIRST:
+        find_folder(name)
+        return
+    from ...training.data.first import check_installed
+
+    check_installed()
+
+
+def clips_of(name: str, space: str) -> tuple[list[Path], list[str]]:
+    """(clips of the menu's value `name` for a latent space, a sentence for each thing that is left out).
+
+    Raises ValueError, in one sentence, where there is none.
+    """
+    if name != FIRST:
+        return clips_in(find_folder(name))
+    from ...training.data.first import first_clips
+
+    found = first_clips(space)
+    return found.clips, [entry.reason for entry in found.left_out]
+
+
 def clips_in(folder: Path) -> tuple[list[Path], list[str]]:
     """(clips in a folder, a sentence for each thing that is left out: what cannot be read, and links out of
     the input folder).
@@ -150,7 +176,7 @@ def fingerprint(name: str | None) -> str:
     """Changes when a file of the folder does, so that ComfyUI runs the node again."""
     from ...training.data.videos import caption_file, frame_files
 
-    if not is_chosen(name):
+    if not is_chosen(name) or name == FIRST:  # what packages install stays as it is
         return ""
     digest = hashlib.blake2b(digest_size=16)
     try:
@@ -166,7 +192,7 @@ def fingerprint(name: str | None) -> str:
 
 
 def encode_folder(
-    folder: Path,
+    name: str,
     space: str,
     vae: Any,
     embed: Callable[[str], Tensor],
@@ -175,7 +201,7 @@ def encode_folder(
     scratch: Path,
     to_sampled: Callable[[dict[str, Any], str], Tensor],
 ) -> tuple[Clips, list[str]]:
-    """(every clip of `folder` that can be read, encoded; a sentence for each clip that cannot).
+    """(every clip of the menu's value `name` that can be read, encoded; a sentence for each that cannot).
 
     Latents go to files in `scratch`, which must be there while they are used. `embed` turns a caption into a
     pooled prompt `D`,
@@ -187,8 +213,8 @@ def encode_folder(
     from ...training.data.clips import Clips
     from ...training.data.left_out import printable
 
-    config = cache_config(space, cut, scratch)
-    clips, skipped = clips_in(folder)
+    config = cache_config(space, cut, scratch, name)
+    clips, skipped = clips_of(name, space)
     text, video = ComfyText(embed), ComfyVideo(vae, space, to_sampled)
     if clips:
         report = cache_clips(clips, config, lambda: text, lambda: video, stop=_stop(), progress=_progress())
@@ -198,24 +224,29 @@ def encode_folder(
             printable(f"{copy.name} has the same content as {taken.name}.") for copy, taken in report.same
         ]
     if not clips or not report.written:
-        raise ValueError(f"no clip in {folder.name} can be used; the first: {skipped[0]}")
+        raise ValueError(f"no clip in {name} can be used; the first: {skipped[0]}")
     return Clips.from_folder(config.out), skipped
 
 
-def cache_config(space: str, cut: Cut, out: Path) -> CacheConfig:
-    """The settings of the cache command. Raises ValueError where a number does not fit."""
+def cache_config(space: str, cut: Cut, out: Path, name: str = NONE) -> CacheConfig:
+    """The settings of the cache command for the menu's value `name`. Raises ValueError where a number does
+    not fit."""
+    from ...training.data.first import first_size
     from ...training.data.format import CacheConfig, format_of
 
     model = main_model(space)
+    width, height, frames = first_size(space) if name == FIRST else (None, None, None)
     config = CacheConfig(
         out=out,
         backbone="toy" if space == TOY.name else "wan",
         model=None if model is None else model.name,
         source="ComfyUI's encoders",
-        width=cut.width or None,
-        height=cut.height or None,
-        frames=cut.frames or None,
+        width=cut.width or width,
+        height=cut.height or height,
+        frames=cut.frames or frames,
         fps=cut.fps or None,
+        allow_short=name == FIRST,
+        name_captions=name != FIRST,
     )
     format_of(config)
     return config

@@ -21,6 +21,9 @@ from latent_physics.methods.lamo import (
     predictor_loss,
     save_predictor,
 )
+from latent_physics.methods.lamo.weights import check_use, rate_note
+from latent_physics.methods.video_models import MODELS
+from latent_physics.methods.weights import WeightsError
 
 
 def randomised(predictor: MotionFieldPredictor, seed: int = 0) -> MotionFieldPredictor:
@@ -289,3 +292,50 @@ def test_a_file_that_does_not_say_so_was_trained_with_prompts(tmp_path):
     )
     loaded, _ = load_predictor(tmp_path / "old.safetensors")
     assert loaded.prompted is True
+
+
+# --- rate and use -------------------------------------------------------------------------------------------
+
+
+def info_of(**recipe):
+    return predictor_info(MotionFieldPredictor(16, 8, width=8, blocks=1), "wan2.1", recipe=recipe)
+
+
+@pytest.mark.parametrize(
+    ("fps", "expected"),
+    [
+        (None, None),
+        (0, None),
+        ("fast", None),
+        (16, None),
+        (15, None),
+        (20, None),
+        (8, "2 times"),
+        (30, "0.53"),
+    ],
+)
+def test_a_rate_that_the_model_does_not_have_is_said(fps, expected):
+    note = rate_note(info_of(fps=fps), [MODELS["wan2.1"]], "mine.safetensors")
+    assert (note is None) == (expected is None)
+    if note:
+        assert f"learned from clips of {fps} frames per second" in note
+        assert f"Wan 2.1 and Wan 2.2 14B makes 16: it expects {expected}" in note
+
+
+def test_one_of_several_models_is_enough_for_a_rate():
+    both = [MODELS["cogvideox1.5"], MODELS["cogvideox-5b"]]
+    assert rate_note(info_of(fps=8), both, "mine") is None
+    assert rate_note(info_of(fps=30), both, "mine") is not None
+    assert rate_note(info_of(fps=30), [], "mine") is None
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [({"lag": 0}, "its lag is 0"), ({"lag": None}, "its lag is None"), ({"order": 3}, "its order is 3")],
+)
+def test_a_lag_or_an_order_of_no_use_is_told_from_the_metadata_alone(config, sentence):
+    info = info_of()
+    wrong = dataclasses.replace(info, config={**info.config, **config})
+    check_use(info, "mine")
+    with pytest.raises(WeightsError, match=sentence):
+        check_use(wrong, "mine")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from latent_physics.nodes.host import spaces
 from latent_physics.nodes.host.latents import clips_of_folder, pooled_prompts
 from latent_physics.nodes.views.traces import POINTS, curves
 from latent_physics.training.commands.cache import main
+from latent_physics.training.data import first
 from PIL import Image
 
 pytest.importorskip("comfy", reason="needs ComfyUI: run dev.py once, or set COMFYUI_PATH")
@@ -228,6 +230,31 @@ def test_long_logs_are_averaged(models):
     assert curve.y == pytest.approx([2 * x for x in curve.x])
 
 
+# --- ComfyUI's own clips ------------------------------------------------------------------------------------
+
+
+def test_comfyuis_own_clips_need_no_folder_and_no_prompt(models, monkeypatch):
+    if not first.template_clips():
+        pytest.skip("ComfyUI's template packages are not installed")
+    few = [clip for clip in first.template_clips() if clip.name.startswith("video_wan2_2_5B")]
+    monkeypatch.setattr(first, "template_clips", lambda: few)
+    vae, clip = Vae(), Clip()
+    predictor, _, info = run_folder(video_folder.FIRST, vae=vae, clip=clip, width=0, height=0, frames=0)
+    assert len(vae.seen) == len(few) == 3
+    assert {pixels.shape for pixels in vae.seen} == {(33, 64, 64, 3)}
+    assert clip.prompts == []
+    assert not predictor.network.prompted
+    assert predictor.info.recipe["fps"] == pytest.approx(30, rel=1e-3)
+    assert re.search(r"(?:Usable|NOT usable yet): .* usable below", info)
+
+
+def test_without_the_packages_it_is_one_sentence_before_the_run(models, monkeypatch):
+    monkeypatch.setattr(first, "template_folders", lambda: iter(()))
+    sentence = train.TrainMotionPredictor.validate_inputs(name="", folder=video_folder.FIRST, vae=None)
+    assert sentence.startswith("no clip of ComfyUI's template packages is installed: pip install")
+    assert "\n" not in sentence
+
+
 # --- a folder of videos -------------------------------------------------------------------------------------
 
 
@@ -408,7 +435,8 @@ def test_the_menu_lists_folders_that_hold_clips(input_folder):
     for name in ("pictures/1.png", "pictures/2.png", "one/1.png", "1.png", "2.png"):
         Image.new("RGB", (8, 8)).save(input_folder / name)
     (input_folder / "notes" / "a.txt").write_text("x")
-    assert video_folder.list_folders() == ["none", "clips", "deep", "deep/er", "pictures"]
+    own = "ComfyUI's own clips"
+    assert video_folder.list_folders() == ["none", own, "clips", "deep", "deep/er", "pictures"]
 
 
 def test_exactly_one_source_is_asked_for_before_anything_runs(input_folder):

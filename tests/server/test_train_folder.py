@@ -99,6 +99,21 @@ def test_what_cannot_be_learned_from_is_told_when_queued(
     assert all(sentence in error["details"] for error in errors), errors
 
 
+def test_first_predictor_trains_where_the_sampling_half_lacks_its_files(
+    server: ComfyServer, folder: Path
+) -> None:
+    """As for the user of another model, who chose that model's VAE and unplugged the text encoder."""
+    api = Path(__file__).parents[2] / "workflows" / "api" / "first_predictor.json"
+    made = json.loads(api.read_text(encoding="utf-8"))
+    (number,) = [number for number, node in made.items() if node["class_type"] == TRAIN]
+    inputs = {**made[number]["inputs"], **graph()["3"]["inputs"], "vae": ["toy", 2]}
+    del inputs["clip"]
+    made["toy"], made[number]["inputs"] = {"class_type": "LatentPhysicsLoadToyWorld", "inputs": {}}, inputs
+    outputs = server.run(made)["outputs"]
+    assert number in outputs
+    assert any("2 clips of toy latents" in "".join(output.get("text", ())) for output in outputs.values())
+
+
 @pytest.mark.browser
 def test_a_workflow_from_before_the_folder_still_means_the_same(shared_page) -> None:
     """Saved with the first two sockets and the first ten widget values only, as the node once was."""

@@ -106,4 +106,37 @@ def test_every_graph_of_a_large_model_leads_to_a_first_predictor() -> None:
         graph = build()
         types = {node.type for node in graph.nodes()}
         if "LatentPhysicsLoadToyWorld" not in types and "LatentPhysicsLoadMotionPredictor" in types:
-            assert re.search(r"Train Motion Predictor\*\*.*quick", graph.note, flags=re.S), graph.name
+            way = r"first_predictor\*\*.*Train Motion Predictor\*\*.*quick"
+            assert re.search(way, graph.note, flags=re.S), graph.name
+
+
+def node_of(graph: dict[str, Any], kind: str) -> str:
+    return next(number for number, node in graph.items() if node["class_type"] == kind)
+
+
+def toy_instead(graph: dict[str, Any]) -> dict[str, Any]:
+    """The graph of a large model with the toy world's model, text encoder and VAE in it, small and short."""
+    graph = {number: {**node, "inputs": dict(node["inputs"])} for number, node in graph.items()}
+    loaders = {"UNETLoader": 0, "CLIPLoader": 1, "VAELoader": 2}
+    for kind, output in loaders.items():
+        old = node_of(graph, kind)
+        for node in graph.values():
+            for name, value in node["inputs"].items():
+                if value == [old, 0]:
+                    node["inputs"][name] = ["toy", output]
+        del graph[old]
+    graph["toy"] = {"class_type": "LatentPhysicsLoadToyWorld", "inputs": {}}
+    graph[node_of(graph, "EmptyHunyuanLatentVideo")]["inputs"] |= {"width": 64, "height": 64, "length": 33}
+    graph[node_of(graph, "KSampler")]["inputs"]["steps"] = 2
+    return graph
+
+
+def test_first_predictor_trains_on_comfyuis_own_clips_and_guides(server: ComfyServer, run_and_open) -> None:
+    if importlib.util.find_spec("comfyui_workflow_templates_media_video") is None:
+        pytest.skip("ComfyUI's template packages are not installed")
+    graph = toy_instead(load(FOLDER / "api" / "first_predictor.json"))
+    train = graph[node_of(graph, "LatentPhysicsTrainMotionPredictor")]["inputs"]
+    assert (train["folder"], train["recipe"]) == ("ComfyUI's own clips", "quick")
+    train |= {"latent_space": "toy", "recipe": "toy", "steps": 2, "name": "", "batch": 4}
+    train |= {"width": 32, "height": 32, "frames": 9}  # so that little of each is decoded
+    assert any(name.endswith(".mp4") for name in run_and_open(server, graph))

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 import safetensors
 import torch
@@ -32,6 +33,10 @@ class Clips:
     names: list[str]
     groups: list[str]
     """Clips with the same group come from one film, and belong on the same side of a validation split."""
+    fps: float | None
+    """Median frames per second of the clips that were encoded; None where none says it."""
+    prompted: bool
+    """Whether the clips have prompts: neither made without a text encoder nor without any caption."""
 
     def __init__(
         self,
@@ -43,9 +48,12 @@ class Clips:
         groups: Sequence[str],
         latent_space: str,
         keys: Sequence[str] = (),
+        rates: Sequence[float] = (),
+        prompted: bool = True,
     ) -> None:
         """`latents`: tensors `C T H W`, or the files they lie in; `conds` `N D`; `keys`: what decided each
-        clip's content, where it is known. Raises DatasetError where shapes disagree."""
+        clip's content, where it is known; `rates`: their frames per second, 0 where a clip does not say.
+        Raises DatasetError where shapes disagree."""
         for name, shape in zip(names, shapes):
             if shape[0] != shapes[0][0] or tuple(shape[2:]) != tuple(shapes[0][2:]):
                 sizes = f"{name} is {_words(shape)} and {names[0]} is {_words(shapes[0])}"
@@ -54,6 +62,8 @@ class Clips:
         self.conds = conds
         self.names, self.groups, self.latent_space = list(names), list(groups), latent_space
         self.keys = list(keys)
+        known = [rate for rate in rates if rate > 0]
+        self.fps, self.prompted = median(known) if known else None, prompted
         self.lengths = [shape[1] for shape in shapes]
         self.channels, self.size, self.cond_dim = shapes[0][0], (shapes[0][2], shapes[0][3]), conds.shape[1]
 
@@ -78,14 +88,17 @@ class Clips:
                         latents[index] = file.get_tensor("latent")
             except (safetensors.SafetensorError, OSError) as error:
                 raise DatasetError(f"{path.name} is damaged ({error}); {AGAIN}") from error
+        prompted = any(cond.any() for cond in conds) and any(entry.info.caption for entry in found.entries)
         clips = cls(
             latents=latents,
             shapes=[entry.shape for entry in found.entries],
-            conds=torch.stack(conds),
+            conds=torch.stack(conds) if prompted else torch.zeros(len(conds), found.cond_dim),
             names=[path.name for path in paths],
             groups=[entry.info.source_hash for entry in found.entries],
             latent_space=found.latent_space,
             keys=[entry.info.key for entry in found.entries],
+            rates=[entry.info.fps for entry in found.entries],
+            prompted=prompted,
         )
         clips.check_finite()
         return clips
@@ -109,6 +122,7 @@ class Clips:
         for index, latent in enumerate(latents):
             if latent.ndim != 4:
                 raise DatasetError(f"latent {index} has shape {tuple(latent.shape)}; it must be C T H W.")
+        prompted = conds is not None
         conds = torch.zeros(len(latents), cond_dim) if conds is None else conds
         conds = torch.stack([cond.detach().float().cpu() for cond in conds])
         if len(conds) != len(latents):
@@ -123,6 +137,7 @@ class Clips:
             names=[f"latent {index}" for index in range(len(latents))],
             groups=[str(index) for index in range(len(latents))],
             latent_space=latent_space,
+            prompted=prompted,
         )
         clips.check_finite()
         return clips

@@ -12,7 +12,7 @@ from typing import Literal
 Kind = Literal[
     "unreadable", "unknown format", "no sequence", "stray picture", "broken link", "missing", "no caption",
     "broken",
-    "no film", "too short", "corrupt frames", "duplicate", "outside",
+    "no film", "too short", "too slow", "corrupt frames", "duplicate", "outside",
 ]  # fmt: skip
 """Why something was left out, in one or two words: what a summary counts."""
 

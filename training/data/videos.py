@@ -23,7 +23,8 @@ from .left_out import LeftOut, VideoError, reason_of
 __all__ = [
     "LeftOut", "VideoError", "Window", "caption_file", "caption_of", "content_hash", "decode", "find_clips",
     "fit", "frame_files",
-    "is_inside", "leads_out", "sampled_hash", "scan", "template_clips", "thin", "windows",
+    "is_inside", "leads_out", "sampled_hash", "scan", "template_clips", "template_folders", "thin",
+    "windows",
 ]  # fmt: skip
 
 Timed = TypeVar("Timed", bound=tuple)
@@ -247,15 +248,18 @@ def template_clips(match: str = "*") -> list[Path]:
     from PIL import Image
 
     clips = []
-    for module in pkgutil.iter_modules():
-        if not module.name.startswith(TEMPLATE_PACKAGES):
-            continue
-        spec = importlib.util.find_spec(module.name)
-        for folder in spec.submodule_search_locations or [] if spec else []:
-            for path in Path(folder).rglob("*.webp"):
-                if not path.match(match):
-                    continue
-                with Image.open(path) as image:
-                    if getattr(image, "n_frames", 1) > 1:
-                        clips.append(path)
+    for folder in template_folders():
+        for path in folder.rglob("*.webp"):
+            if not path.match(match):
+                continue
+            with Image.open(path) as image:
+                if getattr(image, "n_frames", 1) > 1:
+                    clips.append(path)
     return sorted(clips, key=lambda path: (path.name, str(path)))
+
+
+def template_folders() -> Iterator[Path]:
+    """Folders of ComfyUI's installed template packages, which are looked up and never imported."""
+    for module in pkgutil.iter_modules():
+        spec = importlib.util.find_spec(module.name) if module.name.startswith(TEMPLATE_PACKAGES) else None
+        yield from map(Path, spec.submodule_search_locations or [] if spec else [])

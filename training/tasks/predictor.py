@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...methods.lamo import MotionFieldPredictor, predictor_loss, save_predictor
+from ...methods.video_models import seconds_per_latent_frame
 from ..console import ProgressLine, StopRequest, TrainingError
 from ..data.clips import Clips
 from ..data.pairs import Pairs, PairSet
@@ -184,6 +185,8 @@ class PredictorTask(Task):
     def __init__(self, clips: Clips, config: PredictorConfig) -> None:
         """Raises DatasetError where clips are too few or too short, TrainingError where the held-out ones do
         not move."""
+        if not clips.prompted:
+            config = replace(config, prompt_dropout=0.0)  # there is no prompt to drop
         self.clips, self.config = clips, config
         training, held = clips.split(config.held_out, config.seed)
         self.pairs = PairSet(clips, training, config.lag, config.order)
@@ -249,12 +252,16 @@ class PredictorTask(Task):
                 self.model
             ).cpu()  # a new one would draw its weights from the host's random state
             model.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
+            model.prompted = self.clips.prompted  # else prompts would act through untrained weights
             return model.requires_grad_(False).eval()
 
     def recipe(self, report: Report) -> dict[str, object]:
         """How the weights came about, for their metadata."""
         settings = {key: value for key, value in asdict(self.config).items() if key != "device"}
+        seconds = seconds_per_latent_frame(self.latent_space, self.clips.fps)
         facts = {
+            "fps": self.clips.fps,
+            "seconds_per_latent_frame": seconds,
             "step": report.step,
             "seconds": round(report.seconds, 1),
             "clips": len(self.clips),

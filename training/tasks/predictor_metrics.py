@@ -15,6 +15,10 @@ LEVELS = (0.0, 0.3, 0.6, 0.9)
 """Noise levels sigma of z + sigma eps at which a predictor is measured; guidance asks it where the sampler's
 estimates are rough, so it is chosen on the noisy ones."""
 
+USABLE = 0.6
+"""Mean unexplained variance on noisy input below which guidance raised the law score of the toy world; above
+it, guidance lowered it (docs/training.md has the table)."""
+
 
 @dataclass(frozen=True)
 class Where:
@@ -99,7 +103,18 @@ def said(found: Mapping[str, float]) -> Sequence[str]:
     return [
         f"Unexplained variance on noisy input: {', '.join(levels)}.",
         f"By first latent frame of the pair, clean: {', '.join(pairs)}.",
+        verdict(found["unexplained_noisy"]),
     ]
+
+
+def verdict(noisy: float) -> str:
+    """Whether a predictor whose unexplained variance on noisy input is `noisy` is of use, in one sentence."""
+    if noisy < USABLE:
+        return f"Usable: {noisy:.3f} on noisy input, and usable below {USABLE}; less is better."
+    return (
+        f"NOT usable yet: {noisy:.3f} on noisy input, and usable below {USABLE}; train on more clips that "
+        "move, or for more steps."
+    )
 
 
 def variance(change: Tensor) -> float:
