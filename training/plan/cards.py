@@ -13,6 +13,10 @@ of these cards was at hand."""
 CONTEXT, FRAGMENTS = 0.6 * GIB, 0.05
 """Memory that CUDA's context and libraries take, and the allocator's unused share. An assumption, too."""
 
+LINK = 20e9
+"""Bytes a second from the computer's memory to a card: of the 32e9 of PCIe 4.0 with 16 lanes. An assumption,
+too."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Card:

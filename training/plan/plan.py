@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..console import TrainingError
 from ..data.format import format_of
 from ..objectives import parse
-from .cards import CARDS, GIB, REACHED, Card, find_card
+from .cards import CARDS, GIB, LINK, REACHED, Card, find_card
 from .model import Model, clip_format, find_model
 from .step import StepCount, count_step, feature_shape
 
@@ -25,6 +25,8 @@ class Plan:
     step: StepCount
     steps: int
     accumulate: int
+    fetched: float = 0.0
+    """Bytes of swapped blocks that come to the card in a micro-batch."""
 
     @property
     def peak(self) -> float:
@@ -34,7 +36,8 @@ class Plan:
     def seconds(self, card: Card) -> float:
         """Seconds of one optimiser step on a card."""
         work = self.step.work * self.accumulate + self.step.update
-        return work.seconds(card.tflops * 1e12 * REACHED, card.gbs * 1e9 * REACHED)
+        seconds = work.seconds(card.tflops * 1e12 * REACHED, card.gbs * 1e9 * REACHED)
+        return seconds + self.accumulate * self.fetched / LINK
 
     def hours(self, card: Card) -> float:
         """Hours of the whole run on one card."""
@@ -48,11 +51,16 @@ class Plan:
 def make_plan(config: FinetuneConfig, model: Model | None = None) -> Plan:
     """Counts one step of a recipe. Raises TrainingError for a model whose sizes are not known."""
     model = model or find_model(config)
+    step = count_step(config, model)
     if config.fp8_storage:
-        step = with_float8(count_step(config, model), config, model)
-    else:
-        step = count_step(config, model)
-    return Plan(step=step, steps=config.trainer.steps, accumulate=config.trainer.accumulate)
+        step = with_float8(step, config, model)
+    swapped = min(config.blocks_to_swap, model.layers) * step.frozen_block
+    if swapped:
+        step = replace(step, weights=step.weights - swapped, rest=step.rest + step.frozen_block)
+    # Once in the forward pass, and once for the block that is made again.
+    return Plan(
+        step=step, steps=config.trainer.steps, accumulate=config.trainer.accumulate, fetched=2 * swapped
+    )
 
 
 def with_float8(step: StepCount, config: FinetuneConfig, model: Model) -> StepCount:
@@ -64,7 +72,12 @@ def with_float8(step: StepCount, config: FinetuneConfig, model: Model) -> StepCo
     held = model.layers * step.frozen_block
     casts = step.frozen_block if config.trainer.checkpointing else held
     width = 4 if config.weights == "float32" else 2
-    return replace(step, weights=step.weights - held * (1 - 1 / width), rest=step.rest + casts)
+    return replace(
+        step,
+        weights=step.weights - held * (1 - 1 / width),
+        rest=step.rest + casts,
+        frozen_block=step.frozen_block / width,
+    )
 
 
 def feature_bytes(config: FinetuneConfig) -> int:
@@ -101,6 +114,11 @@ def _float8(config: FinetuneConfig) -> None:
     config.fp8_storage = config.tune.mode == "lora"
 
 
+def _swap(config: FinetuneConfig) -> None:
+    if config.tune.mode == "lora" and config.trainer.checkpointing:
+        config.blocks_to_swap = find_model(config).layers
+
+
 def _shorter(config: FinetuneConfig) -> None:
     config.frames = (clip_format(config).frames - 1) // 8 * 4 + 1
 
@@ -117,6 +135,7 @@ CHANGES: tuple[Change, ...] = (
     (lambda config: f"--batch 1 --accumulate {config.trainer.accumulate}", _one_clip),
     (lambda config: "--mode lora --weights bfloat16 --precision bf16", _lora),
     (lambda config: "--fp8-storage", _float8),
+    (lambda config: f"--blocks-to-swap {config.blocks_to_swap}", _swap),
     (lambda config: f"--frames {config.frames}", _shorter),
     (lambda config: f"--width {config.width} --height {config.height}", _smaller),
 )
@@ -181,6 +200,12 @@ def describe(config: FinetuneConfig, gpu: str | None = None) -> Iterator[str]:
     for words, size in parts(plan.step, config):
         yield f"  {size / GIB:7.2f} GiB  {words}"
     yield f"  {plan.peak / GIB:7.2f} GiB  in all, beside CUDA's own memory"
+    if plan.fetched:
+        without = make_plan(replace(config, blocks_to_swap=0), model).peak
+        yield (
+            f"  {without / GIB:7.2f} GiB  without --blocks-to-swap, which brings {plan.fetched / GIB:.1f} GiB "
+            f"to the card a micro-batch"
+        )
     yield (
         f"  {plan.step.work.operations:.3g} operations and {plan.step.work.moved / GIB:.0f} GiB moved a "
         f"micro-batch"

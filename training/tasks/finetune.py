@@ -142,12 +142,17 @@ def finetune(
 
 
 def check_sharding(config: FinetuneConfig, accelerator: Any) -> None:
-    """Raises TrainingError where a launch shards weights of two number formats."""
+    """Raises TrainingError where a launch shards weights of two number formats, or swapped ones."""
     sharded = "FSDP" in str(accelerator.distributed_type)
     if sharded and config.tune.mode == "lora" and config.weights != "float32":
         raise TrainingError(
             f"weights is {config.weights}; FSDP2 shards weights of one format, and a LoRA's are float32: "
             f"use float32."
+        )
+    if sharded and config.blocks_to_swap:
+        raise TrainingError(
+            f"blocks_to_swap is {config.blocks_to_swap}, and FSDP2 shards every block's weights over the "
+            f"cards: leave it out, or launch with ddp.yaml."
         )
 
 
@@ -195,7 +200,7 @@ def check(config: FinetuneConfig) -> None:
     optimizer_arguments(config.trainer)
     for text in config.objectives:
         parse.check_files(*parse.parse(text))
-    check_model(config, config.trainer.precision)
+    check_model(config, config.trainer.precision, config.trainer.checkpointing)
     if config.toy_clips and config.backbone != "toy":
         raise TrainingError(f"toy_clips are for the toy backbone, not for {config.backbone}; give --videos.")
     if config.data is None and not config.videos and config.captions is None and not config.toy_clips:

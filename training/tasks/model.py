@@ -14,10 +14,12 @@ from ..backbones import Backbone
 from ..backbones.load import load_backbone
 from ..backbones.lora import TuneConfig, attach
 from ..backbones.refuse import check_layout
+from ..backbones.swap import swap_blocks
 from ..console import TrainingError
 from ..data.loaders import Part
 from ..loop.checkpoint import fill
 from ..loop.optim import trainable
+from ..settings import Number
 from .export import DTYPES, read_lora
 
 
@@ -47,6 +49,9 @@ class ModelConfig:
     """Number format of the frozen weights under a LoRA. A full fine-tune keeps float32 weights."""
     fp8_storage: bool = False
     """Keep the frozen weights in float8 and compute in `weights`: a LoRA on a small card."""
+    blocks_to_swap: Number = 0
+    """Number of blocks, from the last, whose frozen weights wait in the computer's memory and come to the
+    card for their own computation; all, where the model has fewer. For a LoRA with checkpointing."""
     init: Path | None = None
     """A LoRA file of this pack to go on from."""
     export: bool = True
@@ -59,18 +64,25 @@ class ModelConfig:
     """What is trained."""
 
 
-def check_model(config: ModelConfig, precision: str) -> None:
-    """Raises TrainingError for what can be known before anything is loaded. precision: the loop's."""
+def check_model(config: ModelConfig, precision: str, checkpointing: bool) -> None:
+    """Raises TrainingError for what can be known before anything is loaded. precision, checkpointing: the
+    loop's."""
     if config.init and not config.init.is_file():
         raise TrainingError(f"init is {config.init}, which does not exist.")
     if config.dit and config.source:
         raise TrainingError("dit and source name two models; give one of them.")
     if config.dit:
         check_layout(config.dit)
-    if config.tune.mode == "full" and (config.fp8_storage or config.init):
-        what = "fp8_storage" if config.fp8_storage else "init"
+    of_lora = {"fp8_storage": config.fp8_storage, "init": config.init, "blocks_to_swap": config.blocks_to_swap}
+    if config.tune.mode == "full" and any(of_lora.values()):
+        what = next(name for name, given in of_lora.items() if given)
         raise TrainingError(
             f"{what} is for a LoRA; a full fine-tune starts from `source` or `dit` and keeps float32 weights."
+        )
+    if config.blocks_to_swap and not checkpointing:
+        raise TrainingError(
+            f"blocks_to_swap is {config.blocks_to_swap}; without checkpointing the backward pass keeps every "
+            f"block's weights on the card: add --checkpointing."
         )
     if config.tune.mode == "lora" and config.weights == "float16" and precision == "bf16":
         raise TrainingError("weights are float16 and precision is bf16; use bfloat16 weights.")
@@ -102,6 +114,8 @@ def make_trainable(config: ModelConfig, backbone: Backbone, seed: int, checkpoin
             key.replace(".weight", ".default.weight"): value for key, value in state.items()
         }
         fill(trainable(backbone.dit), named, config.init)
+    if config.blocks_to_swap:
+        swap_blocks(backbone.blocks, config.blocks_to_swap)
     if checkpointing:
         backbone.dit.enable_gradient_checkpointing()
 

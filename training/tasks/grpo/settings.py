@@ -155,7 +155,7 @@ def form(config: GrpoConfig) -> Format:
 def check(config: GrpoConfig) -> None:
     """Raises TrainingError for what can be known before anything is loaded."""
     settings.check(config)
-    check_model(config, config.trainer.precision)
+    check_model(config, config.trainer.precision, config.trainer.checkpointing)
     form(config)
     for text in [*config.rewards, *config.watch]:
         rewards.parse(text)
