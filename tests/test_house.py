@@ -683,7 +683,7 @@ def declared() -> set[str]:
     """Distributions that the pack and its training declare."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["train"], *extras["deepspeed"]]
+    wanted = [*project["dependencies"], *extras["train"], *extras["deepspeed"], *extras["quantize"]]
     return {re.match(r"[A-Za-z0-9_-]+", text)[0] for text in wanted}
 
 

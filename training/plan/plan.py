@@ -52,7 +52,7 @@ def make_plan(config: FinetuneConfig, model: Model | None = None) -> Plan:
     """Counts one step of a recipe. Raises TrainingError for a model whose sizes are not known."""
     model = model or find_model(config)
     step = count_step(config, model)
-    if config.fp8_storage:
+    if config.fp8_storage or config.quantize:
         step = with_float8(step, config, model)
     swapped = min(config.blocks_to_swap, model.layers) * step.frozen_block
     if swapped:
@@ -203,8 +203,8 @@ def describe(config: FinetuneConfig, gpu: str | None = None) -> Iterator[str]:
     if plan.fetched:
         without = make_plan(replace(config, blocks_to_swap=0), model).peak
         yield (
-            f"  {without / GIB:7.2f} GiB  without --blocks-to-swap, which brings {plan.fetched / GIB:.1f} GiB "
-            f"to the card a micro-batch"
+            f"  {without / GIB:7.2f} GiB  without --blocks-to-swap, which brings "
+            f"{plan.fetched / GIB:.1f} GiB to the card a micro-batch"
         )
     yield (
         f"  {plan.step.work.operations:.3g} operations and {plan.step.work.moved / GIB:.0f} GiB moved a "

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..backbones import Backbone
+from ..backbones.compute import ComputeConfig, check_compute, set_up
 from ..backbones.load import load_backbone
 from ..backbones.lora import TuneConfig, attach
 from ..backbones.refuse import check_layout
@@ -24,7 +25,7 @@ from .export import DTYPES, read_lora
 
 
 @dataclass(kw_only=True)
-class ModelConfig:
+class ModelConfig(ComputeConfig):
     """Which model is tuned, how much of it, and the file that is made of it."""
 
     recipe: str = ""
@@ -73,11 +74,16 @@ def check_model(config: ModelConfig, precision: str, checkpointing: bool) -> Non
         raise TrainingError("dit and source name two models; give one of them.")
     if config.dit:
         check_layout(config.dit)
-    of_lora = {"fp8_storage": config.fp8_storage, "init": config.init, "blocks_to_swap": config.blocks_to_swap}
-    if config.tune.mode == "full" and any(of_lora.values()):
-        what = next(name for name, given in of_lora.items() if given)
+    check_compute(config, config.backbone)
+    of_lora = ("fp8_storage", "quantize", "init", "blocks_to_swap")
+    if config.tune.mode == "full" and any(getattr(config, name) for name in of_lora):
+        what = next(name for name in of_lora if getattr(config, name))
         raise TrainingError(
             f"{what} is for a LoRA; a full fine-tune starts from `source` or `dit` and keeps float32 weights."
+        )
+    if config.fp8_storage and config.quantize:
+        raise TrainingError(
+            f"fp8_storage and quantize={config.quantize} both store weights; give one of them."
         )
     if config.blocks_to_swap and not checkpointing:
         raise TrainingError(
@@ -114,6 +120,7 @@ def make_trainable(config: ModelConfig, backbone: Backbone, seed: int, checkpoin
             key.replace(".weight", ".default.weight"): value for key, value in state.items()
         }
         fill(trainable(backbone.dit), named, config.init)
+    set_up(backbone, config)
     if config.blocks_to_swap:
         swap_blocks(backbone.blocks, config.blocks_to_swap)
     if checkpointing:
