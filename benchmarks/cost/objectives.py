@@ -43,7 +43,7 @@ GRID = (13, 30, 45)
 TEACHER_CHANNELS, TEACHER_INPUT, PATCH, SHRINK = 768, 224, 16, 3
 """VideoMAE base: its width, its own input size, its patch, and what larger clips are divided by before it
 sees them."""
-RECIPES = {
+RECIPES = {kind: kind for kind in parse.KINDS} | {
     "drift": "drift weight=0.4 lag=2",
     "repa": "repa weight=0.5 block=18",
     "trd": "trd weight=0.5 block=18 margin=0.1",
@@ -155,6 +155,7 @@ def prepare_block(variant: str, device: str, grid: list[int]) -> Step:
     return step
 
 
+COMPARED = ("drift", PROJECTOR, "repa", "trd", PEER, "soft_trd", "tsa", "mtsa", "pda")
 SHAPES = ({"grid": list(GRID)},)
 KERNELS = (
     Kernel(
@@ -162,7 +163,7 @@ KERNELS = (
         what="one objective alone",
         prepare=prepare,
         shapes=SHAPES,
-        variants=("drift", PROJECTOR, "repa", "trd", PEER, "soft_trd", "tsa", "mtsa", "pda"),
+        variants=(*COMPARED, *(kind for kind in RECIPES if kind not in COMPARED)),
     ),
     Kernel(
         name="block",

@@ -12,7 +12,15 @@ from ...methods import ldo, moalign, relational
 from ...methods.weights import WeightsError, load_weights
 from ..console import TrainingError
 from .base import Objective, StepView
-from .settings import AlignSettings, MtsaSettings, PdaSettings, SoftTrdSettings, TrdSettings
+from .settings import (
+    AlignSettings,
+    MtsaSettings,
+    PdaSettings,
+    RepaSettings,
+    SoftTrdSettings,
+    TrdSettings,
+    TsaSettings,
+)
 
 
 def teacher_need(settings: AlignSettings) -> TeacherNeed:
@@ -83,7 +91,7 @@ class AlignObjective(Objective):
 class RepaObjective(AlignObjective):
     """`methods.relational.repa`."""
 
-    kind = "repa"
+    kind, settings_type = "repa", RepaSettings
 
     def compare(self, student: Tensor, teacher: Tensor, grid: relational.Grid, view: StepView) -> Tensor:
         return relational.repa(student, teacher)
@@ -92,7 +100,7 @@ class RepaObjective(AlignObjective):
 class TrdObjective(AlignObjective):
     """`methods.relational.trd`."""
 
-    kind = "trd"
+    kind, settings_type = "trd", TrdSettings
 
     def compare(self, student: Tensor, teacher: Tensor, grid: relational.Grid, view: StepView) -> Tensor:
         s: TrdSettings = self.settings
@@ -102,7 +110,7 @@ class TrdObjective(AlignObjective):
 class SoftTrdObjective(AlignObjective):
     """`methods.relational.soft_trd`, onto a motion subspace where there is one."""
 
-    kind = "soft_trd"
+    kind, settings_type = "soft_trd", SoftTrdSettings
 
     frozen: tuple[moalign.MotionCompressor, ...] = ()
     """The compressor, in a tuple so that it is neither trained nor saved with the projector."""
@@ -131,7 +139,7 @@ class SoftTrdObjective(AlignObjective):
 class TsaObjective(AlignObjective):
     """`methods.relational.tsa`."""
 
-    kind = "tsa"
+    kind, settings_type = "tsa", TsaSettings
 
     def compare(self, student: Tensor, teacher: Tensor, grid: relational.Grid, view: StepView) -> Tensor:
         return relational.tsa(student, teacher, grid, temperature=self.settings.temperature)
@@ -140,7 +148,7 @@ class TsaObjective(AlignObjective):
 class MtsaObjective(AlignObjective):
     """`methods.relational.mtsa`; the mask comes from the video at the teacher's size."""
 
-    kind = "mtsa"
+    kind, settings_type = "mtsa", MtsaSettings
 
     def compare(self, student: Tensor, teacher: Tensor, grid: relational.Grid, view: StepView) -> Tensor:
         s: MtsaSettings = self.settings
@@ -153,7 +161,7 @@ class PdaObjective(AlignObjective):
     """`methods.ldo.pda_loss` on the changes that the world model expects, at the slower of the two rates: the
     student's tokens are not stretched in time."""
 
-    kind = "pda"
+    kind, settings_type = "pda", PdaSettings
 
     def changes(self, view: StepView) -> tuple[Tensor, int]:
         """Expected changes between frames of tokens, `B C F H W`, and the frame from which the first one

@@ -30,9 +30,14 @@ class StepView:
 
 
 class Objective(nn.Module):
-    """A named loss. Its parameters, if any (a projector), train along and stay out of the exported file."""
+    """A named loss. Its parameters, if any (a projector), train along and stay out of the exported file.
+
+    A class with a `kind`, in any file of this folder, is one that recipes can name.
+    """
 
     kind: ClassVar[str]
+    """Its word in a recipe."""
+    settings_type: ClassVar[type[Settings]]
     blocks: tuple[int, ...] = ()
     teachers: tuple[TeacherNeed, ...] = ()
 

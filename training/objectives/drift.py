@@ -25,7 +25,7 @@ class DriftObjective(Objective):
     pairs whose mean stands still rule the loss.
     """
 
-    kind = "drift"
+    kind, settings_type = "drift", DriftSettings
 
     def __init__(self, settings: DriftSettings, **_: Any) -> None:
         super().__init__(settings)

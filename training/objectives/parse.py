@@ -8,8 +8,10 @@ A recipe names objectives as words, the kind first:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 from torch import nn
@@ -19,48 +21,25 @@ from ...encoders.need import TeacherNeed
 from ...methods.weights import WeightsError, read_info
 from ..console import TrainingError
 from ..settings import kind_and_settings
-from .align import (
-    MtsaObjective,
-    PdaObjective,
-    RepaObjective,
-    SoftTrdObjective,
-    TrdObjective,
-    TsaObjective,
-    teacher_need,
-)
+from .align import teacher_need
 from .base import Objective
-from .drift import DriftObjective
-from .settings import (
-    AlignSettings,
-    DriftSettings,
-    MtsaSettings,
-    PdaSettings,
-    RepaSettings,
-    Settings,
-    SoftTrdSettings,
-    TrdSettings,
-    TsaSettings,
-)
-
-# -- settings ------------------------------------------------------------------------------------------------
+from .settings import AlignSettings, Settings
 
 
-# -- objectives ----------------------------------------------------------------------------------------------
+def found_here() -> Iterator[type[Objective]]:
+    """Every class with a `kind` in the files of this folder."""
+    for file in iter_modules([str(Path(__file__).parent)]):
+        if file.name != Path(__file__).stem:
+            module = import_module(f".{file.name}", __package__)
+            classes = (value for value in vars(module).values() if isinstance(value, type))
+            yield from (found for found in classes if issubclass(found, Objective) and "kind" in vars(found))
 
 
 KINDS: dict[str, tuple[type[Settings], type[Objective]]] = {
-    "drift": (DriftSettings, DriftObjective),
-    "repa": (RepaSettings, RepaObjective),
-    "trd": (TrdSettings, TrdObjective),
-    "soft_trd": (SoftTrdSettings, SoftTrdObjective),
-    "tsa": (TsaSettings, TsaObjective),
-    "mtsa": (MtsaSettings, MtsaObjective),
-    "pda": (PdaSettings, PdaObjective),
+    objective.kind: (objective.settings_type, objective)
+    for objective in sorted(found_here(), key=lambda objective: objective.kind)
 }
 """Kind -> settings and objective."""
-
-
-# -- from words ----------------------------------------------------------------------------------------------
 
 
 def parse(text: str) -> tuple[str, Settings]:
