@@ -28,7 +28,7 @@ from .settings import AlignSettings, Settings
 
 def found_here() -> Iterator[type[Objective]]:
     """Every class with a `kind` in the files of this folder."""
-    for file in iter_modules([str(Path(__file__).parent)]):
+    for file in iter_modules(import_module(__package__).__path__):
         if file.name != Path(__file__).stem:
             module = import_module(f".{file.name}", __package__)
             classes = (value for value in vars(module).values() if isinstance(value, type))

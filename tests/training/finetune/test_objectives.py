@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from latent_physics.methods.weights import WeightsInfo, load_weights, read_info,
 from latent_physics.tests.training.backbones import tiny
 from latent_physics.tests.training.finetune import tiny_run
 from latent_physics.tests.training.finetune.tiny_teachers import JEPA, MAE
+from latent_physics.training import objectives
 from latent_physics.training.backbones import Activation
 from latent_physics.training.backbones.formats import lora_to_diffusers
 from latent_physics.training.backbones.lora import TuneConfig
@@ -271,6 +273,24 @@ def test_cogvideox_1_5_drops_one_latent_frame_and_compares_changes_of_tokens():
     torch.testing.assert_close(
         objective(seen), ldo.pda_loss(moved, expected, (2, 4, 4)), rtol=1e-4, atol=1e-5
     )
+
+
+def test_the_written_example_of_an_objective_is_a_whole_file(tmp_path, monkeypatch):
+    """docs/architecture.md: one file in the folder of objectives is found, parsed, built and right."""
+    page = Path(parse.__file__).parents[2] / "docs" / "architecture.md"
+    (tmp_path / "brightness.py").write_text(page.read_text().split("```python\n")[1].split("```")[0])
+    monkeypatch.setattr(objectives, "__path__", [*objectives.__path__, str(tmp_path)])
+    name = f"{objectives.__name__}.brightness"
+    monkeypatch.setitem(sys.modules, name, None)
+    del sys.modules[name]  # so that it is also gone afterwards
+    found = {objective.kind: objective for objective in parse.found_here()}
+    assert found.keys() == {*parse.KINDS, "brightness"}
+    monkeypatch.setitem(parse.KINDS, "brightness", (found["brightness"].settings_type, found["brightness"]))
+    built = parse.build(["brightness weight=0.5"], width=8, blocks=2, channels={})
+    shown = view()
+    expected = (sum(shown.x0.flatten().tolist()) - sum(shown.latent.flatten().tolist())) / shown.x0.numel()
+    assert float(built["brightness"](shown)) == pytest.approx(expected**2, rel=1e-3)
+    assert built["brightness"].settings.weight_at(3) == 0.5
 
 
 def test_blocks_of_older_checkpoints_keep_their_meaning(tmp_path):
