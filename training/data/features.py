@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -61,10 +62,36 @@ def prepare_features(
             tensors = features_of(teacher, frames.read(entry), need, step_of(entry))
             with saving("a teacher's features", "those made so far are safe"):
                 cache.write(name, entry.identity, tensors)
+            if done == 0:
+                says = progress if share[0] == 0 else None
+                room_for(missing, cache.path(name, entry.identity), need.name, share[1], says)
             if progress:
                 progress.show(
                     (done + 1) / len(missing), f"{need.name} features, {done + 1}/{len(missing)} clips"
                 )
+
+
+def room_for(
+    missing: Sequence[Entry], first: Path, teacher: str, processes: int, progress: ProgressLine | None
+) -> None:
+    """Says what the features of `missing` take on disk, from those of the first one, in `first`. Raises
+    TrainingError where the disk has no room for the rest; a file grows with its clip's pixels and frames."""
+    pixels = [entry.info.frames * entry.info.width * entry.info.height for entry in missing]
+    made = first.stat().st_size
+    wanted, free = made * sum(pixels) / pixels[0] * processes, shutil.disk_usage(first.parent).free
+    words = f"{teacher}'s features of {len(missing) * processes} clips take {in_bytes(wanted)}"
+    if wanted - made > free:
+        raise TrainingError(
+            f"{words} in {first.parent}, which has {in_bytes(free)} left; give another folder with --features, "
+            f"or --limit the clips."
+        )
+    if progress:
+        progress.say(f"{words} in half precision; {first.parent} has {in_bytes(free)} left.")
+
+
+def in_bytes(size: float) -> str:
+    """A size in GiB, or in MiB below one."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def teacher_of(need: TeacherNeed, device: str | torch.device = "cpu") -> Teacher:

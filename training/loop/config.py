@@ -81,6 +81,8 @@ class TrainerConfig(LoopConfig):
 
     projector_learning_rate: NotNegative = 0.0
     """Learning rate of the objectives' projectors; 0 takes `learning_rate`."""
+    projector_max_grad_norm: NotNegative = 0.0
+    """Clip the projectors' gradients to this norm by themselves; 0 clips them together with the model's."""
     prompt_dropout: Decay = 0.0
     """Share of prompts replaced by the empty one, for classifier-free guidance."""
     checkpointing: bool = False

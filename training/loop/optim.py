@@ -22,6 +22,7 @@ def make_optimizer(groups: Sequence[ParameterGroup], config: LoopConfig) -> torc
             "lr": group.learning_rate,
             "base": group.learning_rate,
             "starts": group.starts,
+            "max_grad_norm": group.max_grad_norm,
         }
         for group in groups
         if group.parameters

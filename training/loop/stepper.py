@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..console import TrainingError
 from . import processes
 from .config import LoopConfig
 from .task import ParameterGroup, Task
@@ -38,6 +39,10 @@ class Plain:
         processes.tell_deepspeed(
             accelerator, batch=config.batch, accumulate=config.accumulate, max_grad_norm=config.max_grad_norm
         )
+        if self.sharded and any(group.max_grad_norm for group in groups):
+            raise TrainingError(
+                "projector_max_grad_norm is given, and DeepSpeed clips all gradients together; leave it out."
+            )
         self.module: nn.Module
         self.module, self.optimizer = accelerator.prepare(task.module, optimizer)
 
@@ -55,9 +60,15 @@ class Plain:
             self.accelerator.backward(loss)
 
     def clip(self) -> float:
-        """The norm of the gradient before it is scaled down to `config.max_grad_norm`."""
-        parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
+        """The norm of the gradient before it is scaled down to `config.max_grad_norm`; groups with a norm of
+        their own are scaled by themselves and are not in it."""
+        groups = self.optimizer.param_groups
+        apart = [group for group in groups if group.get("max_grad_norm")]
+        together = [group for group in groups if not group.get("max_grad_norm")]
+        parameters = [value for group in together for value in group["params"]]
         norm = self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm or math.inf)
+        for group in apart:  # not through accelerate, which takes fp16's scale off at the first call
+            nn.utils.clip_grad_norm_(group["params"], group["max_grad_norm"])
         if norm is None:
             return 0.0
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)

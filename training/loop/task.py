@@ -40,6 +40,8 @@ class ParameterGroup:
     """Learning rate before the schedule."""
     starts: int = 0
     """Step of the phase at which they begin to learn; they are frozen before."""
+    max_grad_norm: float = 0.0
+    """Norm that their gradients are clipped to apart from the other groups'; 0: together with those."""
 
 
 class Task:

@@ -157,7 +157,9 @@ class DenoisingTask(Task):
         return [
             ParameterGroup(parameters=inner, learning_rate=config.learning_rate),
             ParameterGroup(
-                parameters=outer, learning_rate=config.projector_learning_rate or config.learning_rate
+                parameters=outer,
+                learning_rate=config.projector_learning_rate or config.learning_rate,
+                max_grad_norm=config.projector_max_grad_norm,
             ),
         ]
 
