@@ -38,7 +38,7 @@ OLDER_RELEASE = "0.24.1"  # the tests run some workflows on it too
 
 @dataclass(frozen=True)
 class Bench:
-    """What every command works with."""
+    """State that every command works with."""
 
     python: Path
     """Interpreter of the environment."""

@@ -1,4 +1,4 @@
-"""What dev.py is made of: the environment, ComfyUI's releases, a server and its client. Standard library
+"""Parts of dev.py: the environment, ComfyUI's releases, a server and its client. Standard library
 only.
 
 Nothing here is packaged; the tests use the same server and client through `latent_physics.devtools`.

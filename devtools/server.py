@@ -274,7 +274,7 @@ class ComfyServer:
 
 
 def default_of(spec: list[Any]) -> Any:
-    """What a widget shows when its node is added: its default, a menu's first entry; None for a socket."""
+    """Value of a widget when its node is added: its default, a menu's first entry; None for a socket."""
     kind, options = spec[0], spec[1] if len(spec) > 1 else {}
     menu = kind if isinstance(kind, list) else options.get("options")
     return options.get("default", menu[0] if menu else None)

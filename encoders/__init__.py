@@ -34,7 +34,7 @@ __all__ = [
 NAMES = ("videomae", "vjepa2", "toy_videomae", "toy_vjepa2")
 DEFAULT_SOURCE = {"videomae": "OpenGVLab/VideoMAEv2-Base", "vjepa2": "facebook/vjepa2-vitl-fpc64-256"}
 READING = {"videomae": 2}
-"""How a teacher reads a clip, as a number: features that were cached by another reading are made again. 2:
+"""Version of a teacher's reading of clips: features that were cached by another reading are made again. 2:
 the raw tokens of the last block, of whole patches, with positions resized as VideoREPA resizes them."""
 TOY_WEIGHTS = Path(__file__).resolve().parents[1] / "toyworld" / "weights"
 

@@ -1,4 +1,4 @@
-"""What every teacher can do."""
+"""The interface of every teacher."""
 
 from __future__ import annotations
 

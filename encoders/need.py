@@ -1,4 +1,4 @@
-"""Which features of a frozen encoder an objective needs, and the names they are cached under."""
+"""Features of a frozen encoder that an objective needs, and the names they are cached under."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ORACLE = "toy_oracle"
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherNeed:
-    """Which teacher's features an objective wants."""
+    """A teacher's features that an objective wants."""
 
     name: str
     source: str | None = None
@@ -41,8 +41,8 @@ class TeacherNeed:
 
 
 def cache_name(need: TeacherNeed) -> str:
-    """What a need's features are cached under: the weights' content where they are on this disk, their name
-    otherwise.
+    """Name that a need's features are cached under: the weights' content where they are on this disk, their
+    name otherwise.
     """
     path = Path(need.source) if need.source else TOY_WEIGHTS / f"{need.name}.safetensors"
     named = f"{need.name}, {weights_name(path) or need.weights}, context {need.context:g}"

@@ -30,7 +30,7 @@ V2_KEYS = (
 """VideoMAE v2's names -> transformers'. The joint qkv weight is split."""
 
 V2_BESIDE = r"(fc_norm|norm|head|decoder)\..*|encoder_to_decoder\.weight|mask_token|pos_embed"
-"""What a VideoMAE v2 file may hold besides the blocks. The norms belong to the pooled head (or to the
+"""Tensors that a VideoMAE v2 file may hold besides the blocks. The norms belong to the pooled head (or to the
 decoder's input): tokens are taken before them, as VideoREPA takes them. The positions are a fixed table."""
 V1_BESIDE = (
     r"(videomae\.)?((decoder|classifier|fc_norm)\..*|encoder_to_decoder\.weight|mask_token"

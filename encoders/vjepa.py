@@ -37,7 +37,7 @@ class VJEPATeacher(Teacher):
 
     @torch.no_grad()
     def predicted(self, video: Tensor, context: int) -> Tensor:
-        """What the predictor expects after the first `context` feature frames: `B C F - context H' W'`
+        """Features that the predictor expects after the first `context` frames: `B C F - context H' W'`
         float32.
 
         The context frames are encoded alone: the model's own `context_mask` masks after encoding the whole
@@ -63,7 +63,7 @@ class VJEPATeacher(Teacher):
     def expected_changes(
         self, video: Tensor, step: int, window: int = 16, context: float = 0.5
     ) -> tuple[Tensor, int]:
-        """How the model expects its features to change from each step of `step` frames to the next: (`B C D
+        """Change of its features that the model expects from each step of `step` frames to the next: (`B C D
         H' W'`, first).
 
         A window of `window` frames slides over the clip: its first part (the share `context`) is seen, the

@@ -149,7 +149,7 @@ def source_of(config: PlanConfig) -> dict[str, Any]:
 
 
 def summary(plan: Plan, benchmark: Benchmark, seconds: float) -> list[str]:
-    """What a plan amounts to, and the benchmark's warnings."""
+    """Size of a plan, and the benchmark's warnings."""
     clips = sum(1 for _ in plan.jobs())
     size = f"{len(plan.prompts)} prompts, {plan.runs} runs, arms {', '.join(plan.arms)}"
     lines = [f"{benchmark.title}: {size}: {clips} clips to generate."]

@@ -222,7 +222,7 @@ def _message(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _refusal(text: str) -> str:
-    """What /prompt said against a graph, in one line."""
+    """Objections of /prompt to a graph, in one line."""
     try:
         reply = json.loads(text)
         details = [

@@ -1,4 +1,4 @@
-"""Which scorers are usable on this machine, and what the others lack."""
+"""Scorers that are usable on this machine, and the lacks of the others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .scoring import Scorer
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """What a scorer needs beside its interpreter."""
+    """Needs of a scorer beside its interpreter."""
 
     packages: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ cuda}))
 
 
 def lacking(scorer: Scorer) -> list[str]:
-    """What a scorer lacks, a sentence each; nothing for one that can run.
+    """Lacks of a scorer, a sentence each; nothing for one that can run.
 
     Raises EvaluationError for an unknown name.
     """
@@ -89,7 +89,7 @@ def lacking(scorer: Scorer) -> list[str]:
 
 
 def of_environment(scorer: Scorer, need: Need) -> list[str]:
-    """What the scorer's interpreter cannot import, and a GPU that it cannot see."""
+    """Modules that the scorer's interpreter cannot import, and a GPU that it cannot see."""
     packages = (*need.packages, "vbench2") if scorer.name == "vbench2" and not scorer.root else need.packages
     command = [scorer.python, "-c", PROBE, json.dumps(packages), scorer.device.partition(":")[0]]
     try:

@@ -29,7 +29,7 @@ Say = Callable[[float, str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How generation deals with trouble."""
+    """Policy of generation in trouble."""
 
     retries: int = 2
     """Further tries of a clip whose graph failed."""

@@ -256,7 +256,7 @@ def with_overrides(graph: Graph, overrides: Mapping[str, Any]) -> Graph:
 
 
 def arm_graph(graph: Graph, overrides: Mapping[str, Any], inputs: Inputs) -> Graph:
-    """What an arm sends to ComfyUI, before prompt and seed are set.
+    """The graph that an arm sends to ComfyUI, before prompt and seed are set.
 
     Raises as `with_overrides`, and if an arm cuts them off.
     """

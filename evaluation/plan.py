@@ -69,7 +69,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is generated: prompts x runs x samples x arms."""
+    """Clips to generate: prompts x runs x samples x arms."""
 
     benchmark: str
     """Name of the benchmark."""

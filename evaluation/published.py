@@ -26,7 +26,7 @@ class PublishedRow:
     """Paper and table, or board."""
     url: str
     note: str
-    """What to know before comparing: aggregation, prompts."""
+    """Facts to know before comparing: aggregation, prompts."""
 
 
 def published(benchmark: str, columns: Sequence[str] = ()) -> list[PublishedRow]:

@@ -30,7 +30,7 @@ class Spot:
 
 
 class Layout(Protocol):
-    """What scoring asks of a benchmark."""
+    """The part of a benchmark that scoring needs."""
 
     name: str
     title: str

@@ -1,4 +1,4 @@
-"""What makes a clip: a ComfyUI server with a graph, or a diffusers pipeline; both give an mp4 file."""
+"""Sources of clips: a ComfyUI server with a graph, or a diffusers pipeline; both give an mp4 file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What an arm's clips come from."""
+    """Source of an arm's clips."""
 
     model: str
     lora: tuple[str, ...]
@@ -36,7 +36,7 @@ class Source(Protocol):
     name: str
 
     def origin(self, arm: str) -> Origin:
-        """What this arm's clips come from; the same in every source of one run."""
+        """Origin of this arm's clips; the same in every source of one run."""
 
     def make(self, job: Job, job_digest: str, attempt: int, target: Path, progress: Progress) -> None:
         """Writes the clip to `target` (mp4). Raises ServerGone, ClipFailed, EvaluationError."""

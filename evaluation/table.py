@@ -220,7 +220,7 @@ def plot(table: Table, path: Path) -> None:
 
 
 def claims(table: Table, plan: Plan, arm: str) -> tuple[list[str], bool]:
-    """What may be said of an arm, a sentence per column, and whether any of it is a gain.
+    """Claims that an arm allows, a sentence per column, and whether any of it is a gain.
 
     A gain needs an interval over prompts that excludes 0 on the good side; a difference alone is none. Raises
     EvaluationError for an arm without numbers and for the reference itself.

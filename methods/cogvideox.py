@@ -1,4 +1,4 @@
-"""How CogVideoX was trained, in what its files do not say: its noise schedule and its rotary positions.
+"""CogVideoX's training, as far as its files do not say it: noise schedule and rotary positions.
 
 Source: the schedulers and the position code published with the models (CogVideoX, arXiv:2408.06072;
 diffusers' CogVideoXDDIMScheduler and CogVideoXPipeline compute the same).

@@ -28,7 +28,7 @@ class SamplingStep:
     index: int
     """The sampler's step, 0 at the noisy end."""
     count: int
-    """How many steps the sampler takes in all."""
+    """Number of steps that the sampler takes in all."""
     cond: Tensor | None = None
     """Pooled prompt embedding, `B D`; None where the prompt is unknown or empty."""
     level: Tensor | None = None

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 Sampling = Literal["flow", "edm", "v"]
-"""What a network predicts: the velocity of a flow, EDM's preconditioned x0, or DDPM's v."""
+"""Prediction of a network: the velocity of a flow, EDM's preconditioned x0, or DDPM's v."""
 
 
 @dataclass(frozen=True)
 class FramesRule:
-    """How a VAE compresses time: `start` frames become `start_latents` latent frames, and every further
+    """Compression of time by a VAE: `start` frames become `start_latents` latent frames, and every further
     `period` frames become `latents` more."""
 
     period: int
@@ -63,7 +63,8 @@ class LatentSpace:
     latent_format: str
     """ComfyUI's class in `comfy.latent_formats`."""
     channels: int
-    """Of the video; a format that nests sound may say more (MiniMax H3: 32, of which the video has 24)."""
+    """Number of the video's channels; a format that nests sound may say more (MiniMax H3: 32, of which the
+    video has 24)."""
     pixels: int = 8
     """Pixels per latent in height and width."""
     frames: FramesRule = EVERY_4

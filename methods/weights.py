@@ -47,7 +47,7 @@ class WeightsInfo:
     config: dict[str, Any]
     """Constructor arguments of the module (channels, cond_dim, width, ...), plus what use needs (lag)."""
     recipe: dict[str, Any] = field(default_factory=dict)
-    """How it was trained: steps, data, seed, learning rate, final losses."""
+    """Training of the weights: steps, data, seed, learning rate, final losses."""
     version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:

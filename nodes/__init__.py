@@ -1,4 +1,4 @@
-"""What an artist wires. A node unpacks ComfyUI's types, calls one method, packs the result."""
+"""Nodes: an artist's side of the pack. A node unpacks ComfyUI's types, calls one method, packs the result."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What the alignment methods look at, without training: where a video moves, and which places an encoder or a
-DiT block takes for the same thing."""
+"""The alignment methods' view of a video, without training: where a video moves, and which places an encoder
+or a DiT block takes for the same thing."""
 
 from __future__ import annotations
 
@@ -308,14 +308,14 @@ class ClipFeatures:
     grid: tuple[int, int, int]
     """(F, H, W) of the features."""
     index: list[int]
-    """Of every image: the feature frame that shows it."""
+    """The feature frame that shows each image."""
     covered: tuple[int, int]
     """Height and width, in pixels from the upper left corner, of the part of an image that the features stand
     for."""
 
 
 def encoder_features(encoder: VideoEncoder, images: Tensor) -> ClipFeatures:
-    """What an encoder makes of a clip `T H W 3`. Raises ValueError for a clip shorter than one of its
+    """Features of a clip `T H W 3`. Raises ValueError for a clip shorter than one of its
     tubelets."""
     video = images[..., :3].movedim(-1, 0)[None].float()
     with on_device(encoder.teacher):

@@ -1,4 +1,4 @@
-"""What a PILA adapter did while it sampled, as plots, maps and frames."""
+"""A PILA adapter's work while it sampled, as plots, maps and frames."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ PIXEL_ROWS, PIXEL_COLUMNS = ((np.mgrid[0:SIZE, 0:SIZE] + 0.5) * UNITS / SIZE - 0
 _NOISE_FLOOR = 0.06
 """Colour differences (0..1 per channel, Euclidean) below this are taken for reconstruction noise."""
 _MIN_COSINE = 0.88
-"""How well a pixel's difference from the background must point at a palette colour to count as that
+"""Least cosine of a pixel's difference from the background with a palette colour to count as that
 colour."""
 
 

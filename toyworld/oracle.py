@@ -1,4 +1,4 @@
-"""What the world itself knows of a clip: where its things are, how they move, and which place the background
+"""The world's own knowledge of a clip: where its things are, how they move, and which place the background
 is.
 
 A perfect teacher for the toy world: an objective that gains nothing from it is at fault itself, and not its

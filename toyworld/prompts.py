@@ -20,7 +20,7 @@ NOUNS: dict[str, str] = {
     "thermal": "spot",
     "optical": "ring",
 }
-"""What a moving thing is called in each world."""
+"""Names of a moving thing in each world."""
 
 CLUES: dict[str, tuple[str, ...]] = {
     "elastic": ("spring", "coil"),
@@ -32,12 +32,12 @@ CLUES: dict[str, tuple[str, ...]] = {
     "thermal": ("heat", "glow", "plate"),
     "optical": ("light", "lamp"),
 }
-"""How words begin that give a world away, the most telling worlds first."""
+"""Beginnings of words that give a world away, the most telling worlds first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a prompt asks for, as far as the toy world understands it."""
+    """Content of a prompt, as far as the toy world understands it."""
 
     world: str | None
     colours: tuple[str, ...]

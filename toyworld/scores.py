@@ -1,4 +1,4 @@
-"""What a clip gets: law score (does it keep the law), adherence (is what the prompt asked for there), dynamic
+"""Scores of a clip: law score (does it keep the law), adherence (is what the prompt asked for there), dynamic
 degree (how much moves), permanence (do things stay what they are).
 
 All read pixels alone. Calibration constants come from
@@ -85,14 +85,14 @@ def bounded(residuals: Tensor, worlds: str | Sequence[str]) -> Tensor:
 
 
 def permanence(clips: Tensor, worlds: str | Sequence[str]) -> Tensor:
-    """How well number, mass and colour of the things stay over time, apart from motion, `B` float32 in [0,
+    """Permanence of number, mass and colour of the things over time, apart from motion, `B` float32 in [0,
     1]. Raises as `score` does."""
     found = [things_stay(world.unmix(frames), world) for frames, world in _pairs(clips, worlds)]
     return torch.tensor(found, dtype=torch.float32)
 
 
 def dynamic_degree(clips: Tensor, worlds: str | Sequence[str]) -> Tensor:
-    """How much the moving things change over four frames, over that of real clips, `B` float32. Raises as
+    """Change of the moving things over four frames, relative to that of real clips, `B` float32. Raises as
     `score` does.
 
     Things, not pixels: the faint unrest of a decoded background is not motion. Four frames are one latent
@@ -108,7 +108,7 @@ def motion(alphas: np.ndarray) -> float:
 
 
 def adherence(clips: Tensor, prompts: Sequence[str]) -> Tensor:
-    """How much of what each prompt asks for is there, `B` float32 in [0,1]: the world's scenery x the things
+    """Share of each prompt's content that is there, `B` float32 in [0,1]: the world's scenery x the things
     of the right colours and size.
 
     A prompt that names no toy world counts as adhered to by nothing (0). Raises ValueError where shapes or

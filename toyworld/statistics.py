@@ -1,4 +1,4 @@
-"""How sure a mean over clips is. Clips of one prompt are alike, so it is prompts that are counted and
+"""Certainty of a mean over clips. Clips of one prompt are alike, so it is prompts that are counted and
 resampled, not clips: clip by clip, errors and intervals would come out too small.
 """
 

@@ -1,4 +1,4 @@
-"""How far tracked things get: motion that flicker is no part of."""
+"""Distance that tracked things travel: motion that flicker is no part of."""
 
 from __future__ import annotations
 

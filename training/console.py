@@ -1,4 +1,4 @@
-"""What every training run keeps in its folder and shows on the screen: log, curves, checkpoints, progress, a
+"""Files and words of every training run: log, curves, checkpoints, progress, a
 clean stop."""
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ RULES = {
     "dataclass_type": "an object with settings",
     "dict_type": "an object with settings",
 }
-"""What pydantic's errors ask for, in our words; its numbers fill the braces."""
+"""Rules behind pydantic's errors, in our words; its numbers fill the braces."""
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "finite": "a finite number"}
 """The same for the errors whose names begin with a type."""
 

@@ -1,1 +1,1 @@
-"""What guidance, the PILA adapter, the training objectives and the import of the pack cost."""
+"""Costs of guidance, the PILA adapter, the training objectives and the import of the pack."""

@@ -44,7 +44,7 @@ SIZES = (
 
 
 def operations(size: Size) -> float:
-    """Of a whole training run, forward and backward."""
+    """Operations of a whole training run, forward and backward."""
     recipe = RECIPES["quick"]
     with torch.device("meta"):
         network = MotionFieldPredictor(

@@ -1,4 +1,4 @@
-"""What LaMo costs: guidance over a sampling step, the drift loss over a training step, and the pack over
+"""Costs of LaMo: guidance over a sampling step, the drift loss over a training step, and the pack over
 ComfyUI's start.
 
     python3 dev.py bench cost/guidance                   # operations and seconds, by parts

@@ -1,4 +1,4 @@
-"""How long ComfyUI waits for this pack when it starts.
+"""Time that ComfyUI waits for this pack when it starts.
 
     python3 dev.py bench cost/import_time              # median of three fresh processes
     python3 dev.py bench cost/import_time --repeats 9

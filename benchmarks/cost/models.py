@@ -110,7 +110,7 @@ MODELS = (
 
 @dataclass(frozen=True, kw_only=True)
 class GuidanceCost:
-    """What guidance adds to a sampling step, in any one unit (operations or seconds)."""
+    """Cost that guidance adds to a sampling step, in any one unit (operations or seconds)."""
 
     step: float
     """One unguided step: two forward passes of the transformer, with and without the prompt (CFG)."""
@@ -202,7 +202,7 @@ def tokens_of(backbone: Backbone) -> Tensor:
 def sampling_step(
     noisy: Tensor, *, cond_dim: int = TEXT_WIDTH, index: int = 0, count: int = 1
 ) -> SamplingStep:
-    """What a correction is told; by default the only step of a sampling, which is guided where `active` is
+    """A correction's arguments; by default the only step of a sampling, which is guided where `active` is
     1.
     """
     half = torch.full((1,), 0.5, device=noisy.device)

@@ -1,4 +1,4 @@
-"""What each objective adds to a training step of CogVideoX-2B: seconds and peak memory over plain
+"""Cost that each objective adds to a training step of CogVideoX-2B: seconds and peak memory over plain
 fine-tuning.
 
     python3 dev.py bench cost/objectives                  # 49 frames of 480x720: 13x30x45 = 17,550 tokens
@@ -88,7 +88,7 @@ def objective_of(name: str) -> Objective:
 
 
 def view_of(objective: Objective, grid: tuple[int, int, int], device: str) -> tuple[StepView, Tensor]:
-    """What the objective is shown, and the tensor in it whose gradient goes back into the transformer."""
+    """A step as the objective sees it, and the tensor in it whose gradient goes back into the transformer."""
     frames, height, width = grid
     half = torch.bfloat16 if device == "cuda" else torch.float32
     latent = torch.randn(1, 16, frames, 2 * height, 2 * width, device=device)

@@ -1,4 +1,4 @@
-"""What PILA adds to a sampling step: operations at any shape, seconds and memory if there is a device to
+"""Cost that PILA adds to a sampling step: operations at any shape, seconds and memory if there is a device to
 measure on.
 
     python3 dev.py bench cost/pila                      # operations at Wan 2.1 1.3B's shape, 81 frames

@@ -163,7 +163,7 @@ def measured(case: Case) -> dict[str, float]:
 
 
 def planned(case: Case) -> StepCount:
-    """What the plan says: of two shallow transformers, as for a large one."""
+    """The plan's count: of two shallow transformers, as for a large one."""
     return count_step(case.config(), case.model(), on_gpu=False)
 
 

@@ -101,7 +101,7 @@ def transformer_by_parts(
 
 
 def block_inputs(model: VideoModel, backbone: Backbone, tokens: int, text: int) -> dict[str, Any]:
-    """What one block of the transformer reads for `tokens` tokens of video and `text` of prompt."""
+    """Inputs of one block of the transformer for `tokens` tokens of video and `text` of prompt."""
     heads, size = model.config["num_attention_heads"], model.config["attention_head_dim"]
     width = heads * size
     inputs = {

@@ -1,1 +1,1 @@
-"""What people's disks and servers hold, against the readers of clips, captions and answers."""
+"""Contents of people's disks and servers, against the readers of clips, captions and answers."""

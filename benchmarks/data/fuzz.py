@@ -32,14 +32,14 @@ from latent_physics.training.data.videos import content_hash, windows
 
 WIDTH, HEIGHT, FRAMES = 48, 32, 9
 SHARES = {"films": 0.4, "lists": 0.3, "captions": 0.1, "answers": 0.2}
-"""Of the cases, by what is mutated."""
+"""Shares of the cases, by the mutated part."""
 COUNTED = ("cases", "read", "refused", "tracebacks", "lost", "another's caption")
 PIECES = (
     b'"', b"'", b",", b"\n", b"\r\n", b"\x00", b"{", b"}", b"[", b"]", b"\\", b"\xff\xfe",
     b"\xe2\x80\xa8", b"\xc2\x85", b"\xed\xa0\xbd", b"<think>", b"</think>", b"```", b"NaN", b"1e999",
     b"<!DOCTYPE html>", b"\xef\xbb\xbf", b";", b"\t",
 )  # fmt: skip
-"""What is put into a text where it hurts."""
+"""Characters that are put into a text where it hurts."""
 NAMES = [f"clip{number}.mp4" for number in range(6)]
 CAPTIONS = [f"token{number} a ball, number {number}, falls" for number in range(6)]
 

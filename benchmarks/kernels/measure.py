@@ -1,4 +1,4 @@
-"""What every kernel benchmark shares: a kernel's description, and a measurement in a process of its own.
+"""The common part of kernel benchmarks: a kernel's description, and a measurement in a process of its own.
 
 Time is the best of a few calls after a first one: by the wall clock, or the processor time of all threads,
 which tells more about a machine that other programs share (take one thread then: waiting threads count as
@@ -47,7 +47,7 @@ class Kernel:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What one process found."""
+    """Findings of one process."""
 
     seconds: float
     """Best of the calls; nan if the variant could not run."""

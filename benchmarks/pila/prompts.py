@@ -21,7 +21,7 @@ DATA = Path(__file__).resolve().parents[2] / "tests" / "data" / "pila_prompts.js
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How well a labeller did on one split."""
+    """Result of a labeller on one split."""
 
     prompts: int
     exact: float

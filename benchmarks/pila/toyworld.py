@@ -1,4 +1,4 @@
-"""What PILA does to the toy world's physics: base model, adapters, and LaMo with one, same prompts and noise.
+"""PILA's effect on the toy world's physics: base model, adapters, and LaMo with one, same prompts and noise.
 
     # trains PILA and the plain adapter, then compares them with the base
     python3 dev.py bench pila/toyworld --train runs/pila_toy

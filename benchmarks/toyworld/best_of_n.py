@@ -1,4 +1,4 @@
-"""What best-of-N gains in the toy world, by critic: law score of the critic's choice, of chance and of an
+"""Gain of best-of-N in the toy world, by critic: law score of the critic's choice, of chance and of an
 oracle.
 
     python3 dev.py bench toyworld/best_of_n --folder FOLDER
@@ -210,7 +210,7 @@ def print_pruned(rows: list[dict], critics: Sequence[str]) -> None:
 
 
 def print_watch(rows: list[dict], critics: Sequence[str]) -> None:
-    """What else changes with the choice of 8."""
+    """Other changes with the choice of 8."""
     print("\nChoice among 8\n\n| choice | " + " | ".join(SCORES) + " |\n|---|---|---|---|")
     for who in ("random", "oracle", *critics):
         print(

@@ -1,4 +1,4 @@
-"""What each critic can tell in the toy world: real clips against the same scenes with broken dynamics.
+"""Power of each critic in the toy world: real clips against the same scenes with broken dynamics.
 
     python3 dev.py bench toyworld/critics --clips 12
 
@@ -185,7 +185,7 @@ def print_parts(rows: list[dict]) -> None:
 
 
 def print_frozen(rows: list[dict], reads: dict[str, str]) -> None:
-    """How often the frozen version of a scene comes first among all its versions."""
+    """Rate at which the frozen version of a scene comes first among all its versions."""
     print(
         "\nThe frozen clip first among a scene's versions\n\n| critic | by plausibility | by score "
         "|\n|---|---|---|"

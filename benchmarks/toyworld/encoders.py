@@ -1,4 +1,4 @@
-"""What the toy video encoders know: where a thing went, and which motion is the likely one.
+"""Knowledge of the toy video encoders: where a thing went, and which motion is the likely one.
 
     python3 dev.py bench toyworld/encoders
 

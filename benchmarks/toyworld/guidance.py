@@ -1,4 +1,4 @@
-"""What LaMo guidance does to the toy world's physics, over strengths: for choosing a strength, on seeds that
+"""Effect of LaMo guidance on the toy world's physics, over strengths: for choosing a strength, on seeds that
 no table reports.
 
 python3 dev.py bench toyworld/guidance --predictor toyworld/weights/toy_predictor_order2.safetensors

@@ -1,4 +1,4 @@
-"""What LaMo Guidance does at the settings of every graph that ships with it, in the toy world.
+"""Effect of LaMo Guidance at the settings of every graph that ships with it, in the toy world.
 
     python3 dev.py bench toyworld/shipped_settings           every graph in workflows/api
     python3 dev.py bench toyworld/shipped_settings --grid    4 to 50 steps, CFG 1 and 2, shift 3 to 12
@@ -48,7 +48,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How a graph samples."""
+    """Sampling of a graph."""
 
     name: str
     sampler: str
@@ -147,7 +147,7 @@ def toy() -> tuple[Any, Any, Any]:
 
 @functools.cache
 def predictor(order: int) -> Any:
-    """What Load Motion Predictor puts out for the toy world's file of that order."""
+    """Output of Load Motion Predictor for the toy world's file of that order."""
     toy()
     from latent_physics.nodes.lamo import LoadMotionPredictor
 

@@ -1,4 +1,4 @@
-"""What the toy VAE keeps of real clips: law score, adherence and dynamic degree of the clips and of their
+"""Losses of the toy VAE on real clips: law score, adherence and dynamic degree of the clips and of their
 reconstructions.
 
 python3 dev.py bench toyworld/vae

@@ -57,7 +57,7 @@ def _socket(name: str, kind: str, value: Any) -> dict[str, Any]:
 
 
 def _default(graph: Graph, info: Info, name: str) -> Any:
-    """What a fresh node shows in the widget of this input; None where the input is a socket."""
+    """Value in this input's widget on a fresh node; None where the input is a socket."""
     for node in graph.nodes():
         for entry in inputs_of(info, node.type):
             if node.values.get(entry.name) == Out(INPUT, name):

@@ -38,7 +38,7 @@ ARMS = {
     "tsr": "TSR",
     "rope": "time scaled",
 }
-"""What is compared: key -> caption, in the order of the pictures."""
+"""The arms that are compared: key -> caption, in the order of the pictures."""
 STOCK = {
     "tsr": ("TemporalScoreRescaling", "patched_model", {}),
     "rope": ("ScaleROPE", "MODEL", {"scale_t": 0.9}),
@@ -61,7 +61,7 @@ def patched(arm: str, model: Out, key: str, title: str) -> list[Node]:
 
 
 def model_of(arm: str, model: Out, key: str) -> Out:
-    """What the arm's sampler gets."""
+    """Inputs of the arm's sampler."""
     if arm == "plain":
         return model
     return Out(key, STOCK[arm][1] if arm in STOCK else "MODEL")

@@ -27,7 +27,7 @@ READABLE = 0.62
 COLOURS = {"positive": ("#232", "#353"), "negative": ("#322", "#533")}
 """Title and body colours of the prompts, as ComfyUI's own templates have them."""
 OUR_NODES = "LatentPhysics"
-"""What every node id of the pack begins with."""
+"""Prefix of the pack's node ids."""
 REGISTRY_NAME = "latent-physics"
 _DOOR = (Path(__file__).resolve().parents[2] / "__init__.py").read_text(encoding="utf-8")
 VERSION = re.search(r'^__version__ = "(.+)"$', _DOOR, flags=re.M)[1]
@@ -37,7 +37,7 @@ INPUT = "input"
 """Stands for the subgraph's own inputs, where `Out` names a node."""
 
 Info = dict[str, Any]
-"""What /object_info answers: node type -> its inputs, outputs and texts."""
+"""Answer of /object_info: node type -> its inputs, outputs and texts."""
 
 
 class Out(NamedTuple):
@@ -96,11 +96,11 @@ class Graph:
     note_height: int = 420
     note_width: int = 400
     inputs: dict[str, str] = field(default_factory=dict)
-    """Of a subgraph: name -> type. Its nodes are wired to them with `Out(INPUT, name)`."""
+    """Inputs of a subgraph: name -> type. Its nodes are wired to them with `Out(INPUT, name)`."""
     defaults: dict[str, Any] = field(default_factory=dict)
-    """Of a subgraph: input -> the value its widget begins with, where it is not the node's own."""
+    """Values of a subgraph: input -> the value its widget begins with, where it is not the node's own."""
     outputs: dict[str, Out] = field(default_factory=dict)
-    """Of a subgraph: name -> where it comes from."""
+    """Outputs of a subgraph: name -> where it comes from."""
 
     def nodes(self) -> list[Node]:
         return [node for column in self.columns for node in column.nodes]
@@ -182,7 +182,7 @@ def slot_of(graph: Graph, info: Info, wire: Out) -> int:
 
 
 def api_form(graph: Graph, info: Info) -> dict[str, Any]:
-    """What `POST /prompt` takes: node number -> class and inputs, every widget written out."""
+    """The graph for `POST /prompt`: node number -> class and inputs, every widget written out."""
     ids, made = graph.ids(), {}
     for node in graph.nodes():
         values = {}
@@ -198,7 +198,7 @@ def api_form(graph: Graph, info: Info) -> dict[str, Any]:
 
 
 def ui_form(graph: Graph, info: Info) -> dict[str, Any]:
-    """What the interface loads: nodes with places, sizes and sockets, links, groups and a note."""
+    """The graph for the interface: nodes with places, sizes and sockets, links, groups and a note."""
     ids, links = graph.ids(), []
     nodes = [_note(graph)]
     groups = []

@@ -22,7 +22,7 @@ from .pieces import (
 
 NAME = "ltx2.3_two_stage_lamo"
 WIDTH, HEIGHT, LENGTH, FPS = 640, 352, 121, 25.0
-"""Of the first stage; the second doubles width and height."""
+"""Size of the first stage; the second doubles width and height."""
 SIGMAS = {
     "first": "1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0",
     "second": "0.85, 0.7250, 0.4219, 0.0",

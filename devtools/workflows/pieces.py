@@ -248,7 +248,7 @@ SAMPLING = {
     "sampler": Out("choice", "SAMPLER"),
     "sigmas": Out("sigmas", "SIGMAS"),
 }
-"""What SamplerCustomAdvanced takes beside the latent, from the nodes of `custom_sampling`."""
+"""Inputs of SamplerCustomAdvanced beside the latent, from the nodes of `custom_sampling`."""
 
 
 def custom_sampling(guider: Node, sampler_name: str, sigmas: Node) -> list[Node]:

@@ -21,7 +21,7 @@ from ..server import ComfyServer, output_files
 from ..shell import BenchError, say
 
 SIDE, GAP = 640, 4
-"""Of a thumbnail, and between its tiles, in pixels."""
+"""Sizes of a thumbnail, and between its tiles, in pixels."""
 BAND, LETTERS = 58, 40
 """Height of a line of text and of its letters: 13 pixels where the template browser shows 210."""
 PAPER, INK = (250, 250, 247), (20, 24, 40)
@@ -32,7 +32,7 @@ class Clip(NamedTuple):
 
     file: str
     lines: tuple[str, str]
-    """Which model in which schedule, and what is to be seen."""
+    """A model, its schedule, and what is to be seen."""
 
 
 MOVES = "the glow shows what moves"
@@ -97,7 +97,7 @@ def picture_of(server: ComfyServer, folder: Path, name: str) -> Image.Image:
 
 
 class Outputs:
-    """What a graph wrote, by the type of the node that wrote it."""
+    """Files that a graph wrote, by the type of the node that wrote it."""
 
     def __init__(self, server: ComfyServer, graph: dict[str, Any]) -> None:
         self.server, self.graph = server, graph

@@ -45,7 +45,7 @@ class Variant:
     """Width, height and frames."""
     fps: float = 16.0
     steps: int
-    """Of all stages together, which share them evenly."""
+    """Steps of all stages together, which share them evenly."""
     cfg: float
     shift: float
     sampler: str = "euler"
@@ -185,7 +185,7 @@ def start(variant: Variant) -> list[Node]:
 
 
 def wires(variant: Variant) -> dict[str, Out]:
-    """What the first sampler reads beside its model."""
+    """Inputs of the first sampler beside its model."""
     if variant.video == "WanImageToVideo":
         outputs = {"positive": "positive", "negative": "negative", "latent_image": "latent"}
         return {name: Out("size", output) for name, output in outputs.items()}
@@ -222,6 +222,6 @@ def sampled(variant: Variant, models: dict[str, Out], prefix: str = "") -> list[
 
 
 def measured(method: Method, stage: str, model: str) -> Node:
-    """What the method did in a stage."""
+    """Views of the method's work in a stage."""
     latent, title = Out(stage or "sampler", "LATENT"), noise(stage, method.measure_title)
     return method.measure(Out(model, "MODEL"), latent, key=named(stage, method.measure_key), title=title)

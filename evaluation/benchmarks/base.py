@@ -1,5 +1,5 @@
-"""What every benchmark module offers: prompts, names of files, checks, the scorer's commands, and a reader of
-its results.
+"""The interface of every benchmark module: prompts, names of files, checks, the scorer's commands, and a
+reader of its results.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ClipScore:
 
 @dataclass(kw_only=True)
 class Reading:
-    """What a scorer found."""
+    """Findings of a scorer."""
 
     columns: tuple[Column, ...]
     clips: list[ClipScore] = field(default_factory=list)
@@ -100,7 +100,7 @@ class Benchmark:
     name: str = ""
     title: str = ""
     prompts_from: str = ""
-    """What the user points at for its prompts."""
+    """The user's source of its prompts."""
     runs: int = 1
     """Usual number of runs."""
 
@@ -121,7 +121,7 @@ class Benchmark:
         return None
 
     def warnings(self, plan: Plan) -> list[str]:
-        """What the user should know before hours are spent."""
+        """Warnings before hours are spent."""
         return []
 
     def score(self, scoring: Scoring) -> None:

@@ -1,4 +1,4 @@
-"""How the N x N relation of a token sequence is cut into tiles that respect its frames."""
+"""Tiles of the N x N relation of a token sequence, which respect its frames."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Block:
 
     @property
     def size(self) -> int:
-        """How many tokens."""
+        """Number of tokens."""
         return self.tokens.stop - self.tokens.start
 
 
@@ -52,7 +52,7 @@ def blocks(frames: int, per_frame: int, target: int) -> list[Block]:
 
 @dataclass(frozen=True, kw_only=True)
 class FrameWeight:
-    """How much a pair of tokens counts, by the distance of their frames (MoAlign, arXiv 2510.19022, eq 7)."""
+    """Weight of a pair of tokens, by the distance of their frames (MoAlign, arXiv 2510.19022, eq 7)."""
 
     same: bool
     """True: pairs within a frame count, each 1. False: pairs of different frames, exp(-distance / decay)."""

@@ -25,7 +25,7 @@ class Judgement:
     implausibility: Tensor
     """The critic's raw measure, `B`, 0 or more; lower is more plausible."""
     motion: Tensor
-    """How much moves, `B`, in the units of `gate.pixel_motion` or `gate.latent_motion`."""
+    """Amount of motion, `B`, in the units of `gate.pixel_motion` or `gate.latent_motion`."""
     gate: Tensor
     """Motion gate in [0, 1], `B`: 0 for a still clip.
 

@@ -1,1 +1,1 @@
-"""Which kinds of physics a prompt is about: the taxonomy, rules, and an LLM's answer."""
+"""Kinds of physics that a prompt is about: the taxonomy, rules, and an LLM's answer."""

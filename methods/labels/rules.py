@@ -216,7 +216,7 @@ class PromptLabels:
     labels: dict[str, float] = field(default_factory=dict)
     """Category -> confidence in 0..1, strongest first; empty where nothing physical dominates."""
     source: str = "offline rules"
-    """Which parser produced the labels."""
+    """Parser that produced the labels."""
     note: str = ""
     """Why another way was not used, in one sentence; empty where nothing went wrong."""
 
@@ -249,7 +249,7 @@ def is_english(prompt: str) -> bool:
 
 
 def evidence(prompt: str) -> dict[str, float]:
-    """How strongly the rules speak for each category, 0..1."""
+    """Strength of the rules for each category, 0..1."""
     doubt: dict[str, float] = {}
     for category, strength, pattern in _COMPILED:
         if pattern.search(prompt):

@@ -1,4 +1,4 @@
-"""How long a step of Motion Prior Guidance may be: the largest one that cannot overshoot."""
+"""Bound of a step of Motion Prior Guidance: the largest one that cannot overshoot."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 
 def pair_count(frames: int, lag: int, order: int = 1) -> int:
-    """How many frame pairs eq 8 sums over: i = order-1 .. frames-lag-1.
+    """Number of frame pairs that eq 8 sums over: i = order-1 .. frames-lag-1.
 
     Raises ValueError for a lag below 1 and for a clip too short to hold a pair (an image is a clip of one
     frame).

@@ -98,7 +98,7 @@ def pair_residuals(
 
 
 WINDOWS = ("noise", "percent", "steps")
-"""How the guided steps are chosen: by noise level, by share of the model's schedule, or by counting the
+"""Choice of the guided steps: by noise level, by share of the model's schedule, or by counting the
 sampler's steps."""
 
 
@@ -171,7 +171,7 @@ class MotionPriorGuidance:
 
     @property
     def context_frames(self) -> int:
-        """How many frames before a block of a video give it pairs, where blocks are made one after the
+        """Number of frames before a block of a video that give it pairs, where blocks are made one after the
         other."""
         return self.lag + self.predictor.order - 1
 

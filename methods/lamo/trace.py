@@ -14,7 +14,7 @@ class TraceRow:
     index: int
     """The sampler's step, 0 at the noisy end."""
     count: int
-    """How many steps the sampler takes in all."""
+    """Number of steps that the sampler takes in all."""
     sigma: Tensor
     """The sampler's noise level."""
     active: bool

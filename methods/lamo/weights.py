@@ -22,8 +22,8 @@ TOLERANCE = 1.25
 def predictor_info(
     predictor: MotionFieldPredictor, latent_space: str, lag: int = 2, recipe: Mapping[str, Any] | None = None
 ) -> WeightsInfo:
-    """What the predictor's file says: constructor arguments and lag as config, the latent space it fits, how
-    it was trained.
+    """Metadata of the predictor's file: constructor arguments and lag as config, the latent space it fits,
+    how it was trained.
 
     A recipe that knows them says `fps`, of the clips, and `seconds_per_latent_frame`: the lag is a time, and
     a model of another rate moves another way in it.

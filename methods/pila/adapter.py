@@ -24,7 +24,7 @@ SMALLEST_SIGMA = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class PilaOutput:
-    """What one pass of an adapter produced; an adapter without a bank leaves everything but delta and cond
+    """Output of one pass of an adapter; an adapter without a bank leaves everything but delta and cond
     empty."""
 
     delta: Tensor

@@ -33,7 +33,8 @@ class PilaConfig:
     temperature: float = 2.0
     """tau of the softmax over the selected experts (Eq 23)."""
     gate: str = "quadratic"
-    """How the correction fades with noise: "quadratic" (the paper) or "linear" (the authors' Wan scripts)."""
+    """Course of the correction over the noise: "quadratic" (the paper) or "linear" (the authors' Wan
+    scripts)."""
     gate_floor: float = 0.05
     """f: the share of the correction applied at pure noise. The authors' linear gate has 0.30."""
     decoder_blocks: int = 1

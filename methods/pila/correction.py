@@ -15,8 +15,8 @@ from .adapter import SMALLEST_SIGMA, PilaAdapter
 from .trace import PilaTrace
 
 BRANCHES = ("conditional", "both", "guided")
-"""What is corrected: the prompt's prediction before CFG mixes, both predictions before it, or what CFG made
-of them."""
+"""Subject of the correction: the prompt's prediction before CFG mixes, both predictions before it, or what
+CFG made of them."""
 STAGES = ("any", "high noise", "low noise")
 WAN22_BOUNDARY = 0.875
 """Noise level at which Wan 2.2's high-noise text-to-video model hands over to its low-noise one."""
@@ -26,15 +26,15 @@ WAN22_I2V_BOUNDARY = 0.9
 
 @dataclass(kw_only=True)
 class PilaSettings:
-    """How an adapter is applied while sampling."""
+    """Settings of an adapter while sampling."""
 
     labels: Tensor | None = None
     """Label prior, `8` or `B 8` in [0, 1]; None leaves the choice to the router."""
     strength: float = 1.0
     """Factor on the correction; 0 leaves sampling bit-identical."""
     branch: str = "conditional"
-    """Which of `BRANCHES` is corrected. The adapter was fitted to the prompt's prediction; CFG then carries
-    the correction along, so that a strength means the same at every CFG."""
+    """The one of `BRANCHES` that is corrected. The adapter was fitted to the prompt's prediction; CFG then
+    carries the correction along, so that a strength means the same at every CFG."""
     top_k: int | None = None
     """Experts per sample; None takes the file's."""
     sigma_floor: float | None = None
@@ -74,7 +74,7 @@ class PilaCorrection:
 
     @property
     def branch(self) -> str:
-        """What a sampler hands to `correct`; see `BRANCHES`."""
+        """The prediction that a sampler hands to `correct`; see `BRANCHES`."""
         return self.settings.branch
 
     def reset(self) -> None:

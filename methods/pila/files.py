@@ -30,7 +30,7 @@ SWITCHES = {
     "routing": (False, "UniformRouter"),
     "kinematic_anchor": (False, "ScaffoldFields"),
 }
-"""Of version 1's ablation switches, those that change the architecture: the value that does, and the
+"""Version 1's ablation switches that change the architecture: the value that does, and the
 architecture's name now."""
 FIXED = {
     "tie_duplicates": True, "expert_sees_feature": False, "correction_limit": 10.0

@@ -77,8 +77,8 @@ class Candidate:
 
     seed: int
     answers: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
-    """Of the evaluations so far: the denoised estimate, and the one without the prompt where the sampler
-    asked for it."""
+    """Results of the evaluations so far: the denoised estimate, and the one without the prompt where the
+    sampler asked for it."""
     estimate: Tensor | None = None
     """The last denoised estimate `1 C T H W`, in the sampler's scaling, on the CPU."""
     outputs: tuple[dict[str, Any], dict[str, Any]] | None = None
@@ -109,7 +109,7 @@ def stops(steps: int, fractions: Sequence[float]) -> list[int]:
 
 
 def survivors(count: int, halvings: int) -> int:
-    """How many of `count` candidates are left after that many halvings; at least 1."""
+    """Number of `count` candidates left after that many halvings; at least 1."""
     for _ in range(halvings):
         count = max(1, (count + 1) // 2)
     return count

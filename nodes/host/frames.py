@@ -1,4 +1,4 @@
-"""Which part of what a sampler holds is the video: without sound, without guide and reference frames, with
+"""The video in a sampler's tensor: without sound, without guide and reference frames, with
 what a mask protects put in its place."""
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ def _wired(conds: Conds, name: str) -> Any:
 
 @dataclass(frozen=True)
 class Protected:
-    """What a sampler puts back after every evaluation of the model: `latent_image` where `mask` is 0."""
+    """Values that a sampler puts back after every evaluation of the model: `latent_image` where `mask` is
+    0."""
 
     latent_image: Tensor
     mask: Tensor

@@ -120,7 +120,7 @@ class _CorrectionHook:
         return whole if seen is denoised else denoised + (whole - seen)
 
     def _corrected(self, args: dict[str, Any], x0: Tensor, noisy: Tensor) -> Tensor | None:
-        """What the correction makes of x0; None where it leaves it as it is.
+        """The corrected x0; None where it leaves it as it is.
 
         The prompt runs under inference mode, where autograd saves nothing: leave it, and copy what was made
         inside it.
@@ -259,7 +259,7 @@ def _in_windows(options: dict[str, Any]) -> bool:
 
 
 def sampling_step(args: dict[str, Any], noisy: Tensor) -> SamplingStep:
-    """What ComfyUI tells a post-CFG function, in a correction's words. `noisy` is the latent it concerns, `B
+    """A post-CFG function's arguments in a correction's words. `noisy` is the latent it concerns, `B
     C T H W`."""
     sigma = args["sigma"].detach().clone().float()
     batch, sampling = noisy.shape[0], args["model"].model_sampling
@@ -334,7 +334,7 @@ def pooled_condition(
 
 
 def cond_weight(cond: dict[str, Any], shape: Sequence[int]) -> float:
-    """How much a conditioning entry counts for a latent of `shape`: strength x the share its mask and area
+    """Weight of a conditioning entry for a latent of `shape`: strength x the share its mask and area
     cover."""
     weight = float(cond.get("strength", 1.0))
     if cond.get("mask") is not None:

@@ -57,7 +57,7 @@ def add_tap(
 
 
 def tapped(model: comfy.model_patcher.ModelPatcher) -> Tapped:
-    """What the MODEL's tap heard in the last run. Raises ValueError, in one sentence, where it heard
+    """Tokens that the MODEL's tap heard in the last run. Raises ValueError, in one sentence, where it heard
     nothing."""
     listener = model.attachments.get(KEY)
     if listener is None:

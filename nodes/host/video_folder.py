@@ -40,7 +40,7 @@ DEPTH = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """How clips are cut; 0 takes what is usual for the latent space."""
+    """Form of the cut clips; 0 takes what is usual for the latent space."""
 
     width: int = 0
     height: int = 0
@@ -109,7 +109,7 @@ def find_folder(name: str) -> Path:
 
 
 def _fault(name: str) -> str | None:
-    """What is wrong with a folder's name, on any system; None where it is fine."""
+    """Fault of a folder's name, on any system; None where it is fine."""
     if re.search(r"[\\:\x00-\x1f]", name):
         return "it has a backslash, a colon or a control character"
     if name.startswith("/"):

@@ -14,7 +14,7 @@ from ...methods.critics import Judgement
 from . import figures, points
 
 COLUMNS = ("rank", "seed", "score", "plausibility", "gate", "motion")
-"""Of a candidate's row, in this order; the critic's parts follow."""
+"""Columns of a candidate's row, in this order; the critic's parts follow."""
 WINNER, DROPPED = "#d7f0d7", "#eeeeee"
 
 

@@ -22,7 +22,7 @@ HINT = "switch on full_trace in LaMo Guidance to see the error after the nudge"
 _SHOWN: weakref.WeakKeyDictionary[MotionPriorGuidance, tuple[int, weakref.ref[Tensor]]] = (
     weakref.WeakKeyDictionary()
 )
-"""What was shown last of each guidance: the number of its run, and the latent that the run gave."""
+"""State shown last of each guidance: the number of its run, and the latent that the run gave."""
 
 
 def of_this_run(guidance: MotionPriorGuidance, latent: Tensor) -> GuidanceTrace:

@@ -1,4 +1,4 @@
-"""What every toy world has: fixed constants, scenes that vary, a renderer in closed form over time, and a
+"""The frame of every toy world: fixed constants, scenes that vary, a renderer in closed form over time, and a
 residual read from pixels."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Scene:
     colours: tuple[str, ...]
     """Palette colours of the moving things, in order."""
     words: dict[str, str] = field(default_factory=dict)
-    """What the prompt may say beside colours: "size", "direction", "place", "count"."""
+    """Properties that the prompt may state beside colours: "size", "direction", "place", "count"."""
     values: dict[str, float] = field(default_factory=dict)
     """Numbers the renderer needs: positions (px), velocities (px/frame), radii (px)."""
 
@@ -55,7 +55,7 @@ class World:
         raise NotImplementedError
 
     def residual(self, clip: np.ndarray, alphas: np.ndarray) -> float:
-        """How far the clip is from the law, 0 (it holds) .. 1 (unrelated), from pixels alone.
+        """Distance of the clip from the law, 0 (it holds) .. 1 (unrelated), from pixels alone.
 
         clip (T,3,H,W); alphas (T, colours, H, W) from `canvas.unmix`.
         """

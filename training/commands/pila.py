@@ -66,11 +66,10 @@ class PilaCommand:
     vae: Path | None = None
     """A VAE file, needed beside `dit` where flow is "pixels" or "raft"."""
     gate: Literal["quadratic", "linear"] | None = None
-    """How the correction fades with noise; left out, the recipe's. "quadratic" with floor 0.05 is the paper's
-    and nearly nothing
-    above sigma 0.8, where all but the last step of a 4-step graph and all of Wan 2.2's high-noise model lie;
-    "linear" with floor
-    0.3 is what the authors' Wan scripts pass, and acts there too."""
+    """Course of the correction over the noise; left out, the recipe's. "quadratic" with floor 0.05 is the
+    paper's and nearly nothing above sigma 0.8, where all but the last step of a 4-step graph and all of Wan
+    2.2's high-noise model lie; "linear" with floor 0.3 is what the authors' Wan scripts pass, and acts there
+    too."""
     gate_floor: float | None = None
     """Share of the correction applied at pure noise; left out, 0.05 of the quadratic and 0.3 of the linear
     gate."""

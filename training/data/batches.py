@@ -1,4 +1,4 @@
-"""What a fine-tune reads: cached clips in buckets of one size, their prompts, and teachers' features made
+"""Input of a fine-tune: cached clips in buckets of one size, their prompts, and teachers' features made
 once and kept on disk."""
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Batch:
     features: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     """Teachers' tensors by `TeacherNeed.key`, each with a batch dimension."""
     first: FirstFrame | None = None
-    """What the clips keep of their first frames for image-to-video models."""
+    """The clips' first frames as they were cached for image-to-video models."""
 
     def to(self, device: str | torch.device) -> Batch:
         """The same batch on another device."""
@@ -182,7 +182,7 @@ class TrainingClips:
 
 
 def stack_first(firsts: Sequence[Mapping[str, Tensor]]) -> FirstFrame | None:
-    """What all clips of a batch keep of their first frames; None where one of them keeps nothing."""
+    """First frames of a batch, as far as all its clips keep them; None where one of them keeps nothing."""
     names = set.intersection(*(set(first) for first in firsts))
     if not names:
         return None

@@ -53,7 +53,7 @@ class VideoEncoder(Protocol):
         ...
 
     def encode_first_frame(self, video: Tensor) -> FirstFrame:
-        """What an image-to-video model is given of `video`."""
+        """The first frame of `video` as an image-to-video model is given it."""
         ...
 
 
@@ -150,7 +150,7 @@ def caption_for(clip: Path, listed: Mapping[Path, str], by_name: bool) -> tuple[
 
 
 def encoders_of(config: CacheConfig) -> object:
-    """What names the encoders in a clip's key. The toy world's come with the pack and change with it, so
+    """Identity of the encoders in a clip's key. The toy world's come with the pack and change with it, so
     their content does."""
     if config.backbone != "toy" or config.source or config.vae:
         return config.source or [config.vae, config.text, *([config.dit] if config.dit else [])]

@@ -15,7 +15,7 @@ from ..console import TrainingError
 
 KIND = "cached_clip"
 FIRST = "first."
-"""What stands before the names of tensors that say what the first frame is."""
+"""Prefix of the names of the first frame's tensors."""
 AGAIN = "run the cache command again: it replaces damaged clips."
 
 
@@ -50,8 +50,8 @@ class ClipInfo:
     fps: float
     """Frames per second that were encoded; 0 where the clip does not say."""
     fps_limit: float = 0.0
-    """What the clip was thinned to at most before it was cut; 0 where it was not. Cutting the same window
-    again needs it."""
+    """Maximum rate to which the clip was thinned before it was cut; 0 where it was not. Cutting the same
+    window again needs it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class CachedClip:
     info: ClipInfo
     latent_space: str
     first: dict[str, Tensor] = field(default_factory=dict)
-    """What image-to-video models are given of the first frame: "latent" `C T H W` and "vision" `N D`, as in
+    """The first frame for image-to-video models: "latent" `C T H W` and "vision" `N D`, as in
     `FirstFrame`; empty where the cache was made without."""
 
 
@@ -152,7 +152,7 @@ class Entry:
     """Shape of the latent, `C T H W`."""
     info: ClipInfo
     first: frozenset[str] = frozenset()
-    """What it holds of its first frame, as in `CachedClip`."""
+    """Names of its first frame's tensors, as in `CachedClip`."""
 
     @property
     def identity(self) -> str:

@@ -120,8 +120,8 @@ def step_of(entry: Entry) -> int:
 
 
 def features_of(teacher: Teacher, video: Tensor, need: TeacherNeed, step: int) -> dict[str, Tensor]:
-    """What is kept of one clip `3 T H W`: features `C F H W`, and for plain features the motion saliency `F H
-    W`.
+    """Cached tensors of one clip `3 T H W`: features `C F H W`, and for plain features the motion saliency `F
+    H W`.
 
     The first video frame is left out, as it has a latent frame of its own, so that latent frame i + 1 stands
     for tubelets 2 i, 2 i + 1. A forecast is kept as its changes from latent frame to latent frame (`step`

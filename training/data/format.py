@@ -13,7 +13,7 @@ from ..console import TrainingError
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """How clips are cut for a backbone."""
+    """Size, length and rate of a backbone's clips."""
 
     width: int
     height: int
@@ -38,7 +38,7 @@ def usual_format(name: str) -> Format:
 
 
 def frames_rule(config: CacheConfig) -> FramesRule:
-    """How the VAE of the chosen model compresses time."""
+    """Compression of time by the chosen model's VAE."""
     if config.backbone == TOY.name and config.model is None:
         return TOY.frames
     return SPACES[_model(config).space].frames

@@ -1,4 +1,4 @@
-"""What could not be used, and why: one entry for each clip, folder or row, counted by kind."""
+"""Clips that could not be used, with reasons: one entry for each clip, folder or row, counted by kind."""
 
 from __future__ import annotations
 
@@ -57,6 +57,6 @@ def printable(text: str) -> str:
 
 
 def reason_of(error: OSError) -> str:
-    """What the system says of a failed read, in lower case for the middle of a sentence."""
+    """The system's words for a failed read, in lower case for the middle of a sentence."""
     text = error.strerror or os.strerror(error.errno) if error.errno else str(error)
     return text[:1].lower() + text[1:]

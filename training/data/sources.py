@@ -1,4 +1,4 @@
-"""Which clips a command works on, and what tells their content apart."""
+"""Clips that a command works on, and hashes of their content."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class ContentHashes:
 def identify(
     clips: Sequence[Path], hashes: ContentHashes, cached: Collection[str] | None, workers: int = 2
 ) -> Mapping[Path, str | VideoError]:
-    """What each clip is known by: its content hash, or the error that reading it raised.
+    """Identity of each clip: its content hash, or the error that reading it raised.
 
     Earlier versions hashed the first and last MiB of a file alone. Clips that they cached, those whose
     sampled hash starts with one of `cached` (`PREFIX` digits each), keep that hash, so that nothing is

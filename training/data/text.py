@@ -39,7 +39,7 @@ def encoding_of(data: bytes) -> str:
 
 
 def stand_in(data: bytes) -> str | None:
-    """What a file is where it only stands for the real one: "an HTML page, ..."; None otherwise. `data`: its
+    """Kind of a file that only stands for the real one: "an HTML page, ..."; None otherwise. `data`: its
     first bytes."""
     if not data:
         return None

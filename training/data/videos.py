@@ -48,7 +48,7 @@ class Window:
     source_size: tuple[int, int] = (0, 0)
     """Width and height of the clip as it is shown, before the window is cut to size."""
     corrupt: int = 0
-    """How many windows of the clip were passed over so far because a frame is corrupt, or frames are
+    """Number of the clip's windows passed over so far because a frame is corrupt, or frames are
     missing."""
 
 

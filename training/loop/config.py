@@ -12,7 +12,7 @@ from ..settings import Count, Decay, NotNegative, Number, Positive, Share
 
 @dataclass(kw_only=True)
 class LoopConfig:
-    """How a run trains, whatever it trains."""
+    """Settings of any training."""
 
     steps: Count = 2000
     """Optimiser steps."""
@@ -76,8 +76,8 @@ class LoopConfig:
 
 @dataclass(kw_only=True)
 class TrainerConfig(LoopConfig):
-    """How a fine-tune, or another run on cached clips, trains; what it trains with is in its command's own
-    settings."""
+    """Settings of a fine-tune's, or another run's, training on cached clips; the model is in its command's
+    own settings."""
 
     projector_learning_rate: NotNegative = 0.0
     """Learning rate of the objectives' projectors; 0 takes `learning_rate`."""

@@ -1,4 +1,4 @@
-"""How strongly each loss pulls: the norm of its own weighted gradient."""
+"""Strength of each loss: the norm of its own weighted gradient."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run shows of itself: the columns of its log, one line on the screen, its curves."""
+"""Output of a run: the columns of its log, one line on the screen, its curves."""
 
 from __future__ import annotations
 

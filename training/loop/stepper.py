@@ -1,5 +1,5 @@
-"""How the optimiser steps: `Plain`, through accelerate or in one process. Another strategy has the same five
-attributes."""
+"""Strategies of the optimiser's step: `Plain`, through accelerate or in one process. Another strategy has the
+same five attributes."""
 
 from __future__ import annotations
 

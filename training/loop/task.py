@@ -45,7 +45,7 @@ class ParameterGroup:
 
 
 class Task:
-    """What a run trains: a module whose forward pass gives losses by name, and the micro-batches it is shown.
+    """Subject of a run: a module whose forward pass gives losses by name, and the micro-batches it is shown.
 
     Steps are those of the phase that `begin` named last, counted from 0.
     """
@@ -199,8 +199,8 @@ class Run:
     accelerator: Any = None
     """accelerate's Accelerator, or `processes.OneProcess`; made where None."""
     stepper: Any = None
-    """How the optimiser steps, `stepper.Plain` where None: called with (accelerator, task, optimizer, groups,
-    config)."""
+    """Strategy of the optimiser's step, `stepper.Plain` if None: called with (accelerator, task, optimizer,
+    groups, config)."""
     on_step: OnStep | None = None
     """Called after every step; the run ends where it returns False. An exception of it goes through once the
     state is saved."""

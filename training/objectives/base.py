@@ -15,7 +15,7 @@ from .settings import Settings
 
 @dataclass(kw_only=True)
 class StepView:
-    """What an objective is shown of one training step."""
+    """One training step as an objective sees it."""
 
     latent: Tensor
     """The clean latent, `B C T H W`."""

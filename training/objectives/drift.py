@@ -68,7 +68,7 @@ def drift_variant(
 
 
 def changes(latent: Tensor, lag: int, target: str) -> Tensor:
-    """What is compared, `B C T-lag H W`, or `B C T-lag 1 1` for the spatial mean."""
+    """Changes that are compared, `B C T-lag H W`, or `B C T-lag 1 1` for the spatial mean."""
     if target == "dense":
         return (latent[:, :, lag:] - latent[:, :, :-lag]).float()
     return motion_drift(latent, lag)[..., None, None]

@@ -52,7 +52,7 @@ TAUGHT_BY_DEFAULT = {
     "videomae, default": "videomae, MCG-NJU/videomae-base",
     "vjepa2, default": f"vjepa2, {DEFAULT_SOURCE['vjepa2']}",
 }
-"""What older motion heads call the usual weights, and which those were then."""
+"""The usual weights by older motion heads' names for them."""
 
 
 def check_files(kind: str, settings: Settings) -> None:

@@ -12,7 +12,7 @@ from ..settings import Count, NotNegative, Number, Positive
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What every objective has."""
+    """Settings of every objective."""
 
     weight: NotNegative
     """Factor of the loss."""

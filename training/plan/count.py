@@ -1,4 +1,4 @@
-"""What a piece of training takes, counted without running it: memory as the allocator would see it,
+"""Cost of a piece of training, counted without running it: memory as the allocator would see it,
 operations, and bytes that are read and written.
 
 Tensors are torch's fake ones: they have shapes, types and storages, and no values. Every operator of the real

@@ -42,7 +42,7 @@ clips are brought to (0: their own), pixels under a feature at that size."""
 
 @dataclass(frozen=True, kw_only=True)
 class StepCount:
-    """What one optimiser step takes; memory in bytes."""
+    """Cost of one optimiser step; memory in bytes."""
 
     weights: float
     """Frozen weights, and those that learn."""
@@ -50,15 +50,15 @@ class StepCount:
     moments: float
     """The optimiser's state."""
     kept: float
-    """What the forward pass keeps for the backward pass: with checkpointing each block's input."""
+    """Activations kept for the backward pass: with checkpointing each block's input."""
     rest: float
     """The largest of what comes and goes beside it: a block's recomputation, an objective."""
     updating: float
     """The largest of the optimiser's temporaries, when nothing is kept any more."""
     work: Work
-    """Of one micro-batch, forward and backward."""
+    """Operations of one micro-batch, forward and backward."""
     update: Work
-    """Of the optimiser's step."""
+    """Operations of the optimiser's step."""
     frozen_block: float = 0.0
     """Bytes of one block's weights that do not learn."""
 
@@ -83,7 +83,7 @@ def count_step(
 
 
 def extrapolated(few: StepCount, more: StepCount, layers: int) -> StepCount:
-    """What `layers` blocks take, from what two shallow transformers do."""
+    """Cost of `layers` blocks, extrapolated from two shallow transformers."""
     steps, between = layers - SHALLOW[0], SHALLOW[1] - SHALLOW[0]
     found = {}
     for name in (field.name for field in fields(StepCount)):

@@ -56,7 +56,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What the gate reads of one arm."""
+    """Measurements of one arm that the gate reads."""
 
     arm: str
     objective: str
@@ -69,7 +69,7 @@ class Reading:
     """1 - (loss of the teacher's features squeezed through the student's grid) / (loss of the best student
     that stands still)."""
     entropy: float
-    """Of the teacher's P[i, f] over all tokens i and frames f, 1 for uniform."""
+    """Entropy of the teacher's P[i, f] over all tokens i and frames f, 1 for uniform."""
     entropy_moving: float
     """The same over the tokens that move most (a fifth)."""
     teacher_r2: float

@@ -14,7 +14,7 @@ from ..backbones import Backbone
 from ..backbones.sample import sample
 
 SCORES = ("law", "adherence", "dynamic_degree", "permanence", "residual")
-"""What is said of a sampled clip, by its name in `toyworld.Scores`."""
+"""Measures of a sampled clip, by their names in `toyworld.Scores`."""
 
 
 def toy_prompts(count: int, seed: int) -> tuple[list[str], list[str]]:

@@ -1,1 +1,1 @@
-"""What is trained: a module, its phases, its batches, its metrics. No loop."""
+"""Subjects of training: a module, its phases, its batches, its metrics. No loop."""

@@ -38,7 +38,7 @@ from ..objectives import parse
 
 LORA_KIND, FULL_KIND = "lora", "diffusion_model"
 FOR_DIFFUSERS = "diffusers_"
-"""What stands before a kind whose tensors have diffusers' names."""
+"""Prefix of kinds whose tensors have diffusers' names."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -130,7 +130,7 @@ def in_format(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tens
 
 
 def description(info: WeightsInfo, averaged: bool) -> WeightsInfo:
-    """What the exported file says of itself: the checkpoint's run without anything of this disk."""
+    """Metadata of the exported file: the checkpoint's run without anything of this disk."""
     about = info.config
     tune = TuneConfig(**about["tune"])
     recipe = {
@@ -172,7 +172,7 @@ def without_folder(word: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What the file was made with."""
+    """Settings that the file was made with."""
     import diffusers
     import peft
 

@@ -95,9 +95,9 @@ class FinetuneConfig(ModelConfig):
     """Prompts whose clips are written at every validation, so that progress can be seen; needs the VAE and
     the text encoder."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)
-    """How much noise is trained at."""
+    """Noise levels of the training."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    """How it is trained."""
+    """Settings of the training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +212,7 @@ def check(config: FinetuneConfig) -> None:
 
 
 def model_header(config: FinetuneConfig) -> WanHeader | None:
-    """What a Wan on this disk takes, before it is loaded. Raises TrainingError for one that cannot be
+    """Inputs of a Wan on this disk, before it is loaded. Raises TrainingError for one that cannot be
     trained."""
     return wan_header(config.source, config.dit) if config.backbone == "wan" else None
 
@@ -345,7 +345,7 @@ def token_width(backbone: Backbone) -> int:
 
 
 def about(config: FinetuneConfig, backbone: Backbone) -> dict[str, Any]:
-    """What the checkpoint and the exported file say of the run."""
+    """The run's entries in the checkpoint and the exported file."""
     return {
         **about_model(config, backbone),
         "objectives": list(config.objectives),

@@ -1,4 +1,4 @@
-"""Which of a fine-tune's clips give their first frame, and whether the model can be given one."""
+"""The share of a fine-tune's clips that give their first frame, and models that can be given one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_first_frame(header: WanHeader | None, share: float | None, samples: Se
 
 
 def not_possible(share: float) -> str:
-    """What is said of a share that a model has no use for."""
+    """The error's words for a share that a model has no use for."""
     return (
         f"first_frame is {share:g}, a share for models that can do with and without (Wan 2.2 5B); leave it "
         f"out for this one."

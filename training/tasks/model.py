@@ -26,7 +26,7 @@ from .export import DTYPES, read_lora
 
 @dataclass(kw_only=True)
 class ModelConfig(ComputeConfig):
-    """Which model is tuned, how much of it, and the file that is made of it."""
+    """The model that is tuned, its trained part, and the file that is made of it."""
 
     recipe: str = ""
     """A recipe that comes with the pack, or a JSON file; everything given after it on the command line
@@ -62,7 +62,7 @@ class ModelConfig(ComputeConfig):
     export_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of that file."""
     tune: TuneConfig = field(default_factory=TuneConfig)
-    """What is trained."""
+    """Weights that are trained."""
 
 
 def check_model(config: ModelConfig, precision: str, checkpointing: bool) -> None:
@@ -128,7 +128,7 @@ def make_trainable(config: ModelConfig, backbone: Backbone, seed: int, checkpoin
 
 
 def about_model(config: ModelConfig, backbone: Backbone) -> dict[str, Any]:
-    """What the checkpoint and the exported file say of the model."""
+    """The model's entries in the checkpoint and the exported file."""
     plain = {key: value for key, value in dict(backbone.dit.config).items() if not key.startswith("_")}
     return {
         "recipe": config.recipe and Path(config.recipe).stem,

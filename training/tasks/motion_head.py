@@ -82,7 +82,7 @@ class MotionHeadConfig:
     limit: Count | None = None
     """Maximum number of clips."""
     trainer: TrainerConfig = field(default_factory=paper_settings)
-    """How it is trained."""
+    """Settings of the training."""
 
 
 class FlowStudent(nn.Module):

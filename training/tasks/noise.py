@@ -1,4 +1,4 @@
-"""How much noise a fine-tune trains at, and how the denoising error is weighed.
+"""Noise levels of a fine-tune, and weights of the denoising error.
 
 Without settings the times are the family's own (`Backbone.sample_t`). Shares of noise run from 0, the clean
 latent, to 1: sigma of a flow, the timestep over the last one of DDPM.
@@ -26,7 +26,7 @@ BANDS = ("low", "middle", "high")
 
 @dataclass(kw_only=True)
 class NoiseConfig:
-    """How much noise is trained at."""
+    """Noise levels of the training."""
 
     noise_preset: Literal[
         "none", "wan2.1-480p", "wan2.1-720p", "wan2.2-t2v-high", "wan2.2-t2v-low", "wan2.2-i2v-high",
@@ -137,7 +137,7 @@ class Times:
         return t.float() if self.backbone.prediction == "flow" else t.float() / (TIMESTEPS - 1)
 
     def bands(self, t: Tensor) -> Tensor:
-        """Which third of the noise each time is in, `B`: a place in BANDS."""
+        """The third of the noise that each time is in, `B`: a place in BANDS."""
         return (self.share(t) * len(BANDS)).long().clamp(max=len(BANDS) - 1)
 
     def weight(self, t: Tensor) -> Tensor | None:

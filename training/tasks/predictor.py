@@ -40,11 +40,11 @@ FINAL_SHARE = 0.02
 
 @dataclass(kw_only=True)
 class PredictorConfig:
-    """How a predictor is built and trained. The defaults are the full recipe: about 10.8M parameters at 16
+    """Sizes and training of a predictor. The defaults are the full recipe: about 10.8M parameters at 16
     channels."""
 
     lag: Count = 2
-    """How many latent frames ahead it predicts (the paper's tau)."""
+    """Number of latent frames that it predicts ahead (the paper's tau)."""
     order: Literal[1, 2] = 1
     """1: from one frame, as in the paper. 2: from one frame and the last change."""
     width: Count = 256
@@ -85,7 +85,7 @@ class PredictorConfig:
     validation_pairs: Count = 512
     """Maximum number of held-out frame pairs that are measured."""
     keep: Literal["best", "last"] = "best"
-    """Which averaged weights are saved: those with the least unexplained variance on held-out clips with
+    """Averaged weights that are saved: those with the least unexplained variance on held-out clips with
     noise on them, or the last ones."""
     every: Count = 500
     """Steps between validations, checkpoints and drawn curves."""
@@ -256,7 +256,7 @@ class PredictorTask(Task):
             return model.requires_grad_(False).eval()
 
     def recipe(self, report: Report) -> dict[str, object]:
-        """How the weights came about, for their metadata."""
+        """Origin of the weights, for their metadata."""
         settings = {key: value for key, value in asdict(self.config).items() if key != "device"}
         seconds = seconds_per_latent_frame(self.latent_space, self.clips.fps)
         facts = {
@@ -325,7 +325,7 @@ class PredictorTraining:
         return {"kept_step": report.kept_step, **report.kept}
 
     def recipe(self) -> dict[str, object]:
-        """How the weights came about, for their metadata."""
+        """Origin of the weights, for their metadata."""
         return self.task.recipe(self.loop.report())
 
     def export(self, path: Path) -> None:

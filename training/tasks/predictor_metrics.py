@@ -1,4 +1,4 @@
-"""How good a motion predictor is on held-out pairs: at several noise levels, and pair by pair of a clip."""
+"""Error of a motion predictor on held-out pairs: at several noise levels, and pair by pair of a clip."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ it, guidance lowered it (docs/training.md has the table)."""
 
 @dataclass(frozen=True)
 class Where:
-    """What a held-out micro-batch is."""
+    """Description of a held-out micro-batch."""
 
     level: float
     """Its noise level."""
@@ -35,7 +35,8 @@ class Where:
 
 
 def noised(pairs: Pairs, level: float, generator: torch.Generator) -> Pairs:
-    """What f reads becomes z + level eps, both frames of order 2 alike; what it is to say stays as it is."""
+    """The input of f becomes z + level eps, both frames of order 2 alike; what it is to say stays as it
+    is."""
     if level == 0:
         return pairs
     frame = pairs.frame + level * torch.randn(pairs.frame.shape, generator=generator)

@@ -1,1 +1,1 @@
-"""What PILA is trained with: recovery of the bank, the masked objective, residual weights."""
+"""Losses of PILA's training: recovery of the bank, the masked objective, residual weights."""

@@ -90,7 +90,7 @@ class PhysicsLoss:
     judged: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Per category: the noise level of each contributing sample, and the mean of its residuals."""
     samples: float = 0
-    """How many samples counted; the mean over the processes of a run."""
+    """Number of samples that counted; the mean over the processes of a run."""
 
 
 def category_loss(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:

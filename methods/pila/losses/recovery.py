@@ -93,7 +93,7 @@ def phase_weights(step: int, starts: dict[str, int]) -> tuple[str, dict[str, flo
 
 
 def momentum_imbalance(fields: dict[str, Tensor], viscosity: float) -> Tensor:
-    """What the momentum balance leaves unexplained: u_t + (u . grad) u + grad p / rho - nu laplacian u,
+    """Remainder of the momentum balance: u_t + (u . grad) u + grad p / rho - nu laplacian u,
     detached."""
     u, p, rho = (fields[name].detach() for name in ("u", "p", "rho"))
     force = torch.cat([st.ddx(p), st.ddy(p)], dim=1) / rho.clamp(min=1e-2)

@@ -44,7 +44,7 @@ class Clips:
 
 @dataclass(kw_only=True)
 class RewardSettings:
-    """What every reward has."""
+    """Settings of every reward."""
 
     weight: NotNegative = 1.0
     """Weight of the reward in the sum; ignored on the watch list."""
@@ -151,7 +151,7 @@ class MotionReward(CriticReward):
 
 
 class DynamicDegree(Reward):
-    """How much moves: a number to watch, since every critic likes stillness."""
+    """Amount of motion: a number to watch, since every critic likes stillness."""
 
     def measure(self, clips: Clips) -> Tensor:
         return pixel_motion(clips.frames, clips.fps)[:, None]

@@ -26,8 +26,8 @@ SPREADLESS = 1e-9
 
 @dataclass(kw_only=True)
 class Iteration:
-    """What one process learns from until the next iteration, on the device that `offload_samples_to_cpu`
-    names."""
+    """Clips that one process learns from until the next iteration, on the device that
+    `offload_samples_to_cpu` names."""
 
     number: int
     chosen: list[int]
@@ -39,11 +39,11 @@ class Iteration:
     states: list[Tensor]
     """Latents at the window's steps and after its last, `B C T H W` each."""
     log_probabilities: list[Tensor]
-    """Of the window's steps under the policy that sampled, `B` each."""
+    """Log-probabilities of the window's steps under the policy that sampled, `B` each."""
     advantages: Tensor
     """`B`."""
     row: dict[str, float]
-    """What is logged of it."""
+    """Its row of the log."""
 
 
 class Judges:

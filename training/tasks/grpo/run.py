@@ -132,7 +132,7 @@ def latent_shape(config: GrpoConfig, backbone: Backbone) -> tuple[int, int, int,
 
 
 def settings_of(config: GrpoConfig) -> dict[str, Any]:
-    """What a resumed run must share, as plain values."""
+    """Settings that a resumed run must share, as plain values."""
     left_out = (
         "out",
         "export",

@@ -65,7 +65,7 @@ class Rollout:
     states: list[Tensor]
     """Latents at the window's steps and after its last, `B C T H W` each."""
     log_probabilities: list[Tensor]
-    """Of the window's steps, `B` each, on the CPU."""
+    """Log-probabilities of the window's steps, `B` each, on the CPU."""
 
 
 @torch.no_grad()

@@ -22,7 +22,8 @@ TOY_FPS = 16.0
 
 @dataclass(kw_only=True)
 class PolicyTrainerConfig(LoopConfig):
-    """How a policy trains. `accumulate` is not set: it follows from the clips of an iteration and `batch`."""
+    """Settings of a policy's training. `accumulate` is not set: it follows from the clips of an iteration and
+    `batch`."""
 
     steps: Count = 200
     """Optimiser steps; an iteration takes `gradient_step_per_epoch` of them."""
@@ -125,9 +126,9 @@ class GrpoConfig(ModelConfig):
     samples: Number = 4
     """Number of held-out clips written as videos at each evaluation, captioned with prompt and rewards."""
     tune: TuneConfig = field(default_factory=lambda: TuneConfig(rank=32, alpha=64.0))
-    """What is trained."""
+    """Weights that are trained."""
     trainer: PolicyTrainerConfig = field(default_factory=PolicyTrainerConfig)
-    """How it is trained."""
+    """Settings of the training."""
 
     @property
     def turns(self) -> int:

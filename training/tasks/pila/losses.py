@@ -41,13 +41,13 @@ SIGMA_COLUMNS = tuple(f"{category} at sigma {name}" for category in CATEGORIES f
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What the formulas are told of a step."""
+    """A step as the formulas see it."""
 
     number: int
-    """Of the stage, from 0."""
+    """Number of the step in its stage, from 0."""
     config: PilaTraining
     weights: AdaptiveWeights
-    """Of the residuals, by their running means; stage C feeds them."""
+    """Weights of the residuals, by their running means; stage C feeds them."""
     laws: Laws
     """Residuals of a category's fields."""
     mean: Callable[[Tensor], Tensor]
@@ -62,7 +62,7 @@ class Noised:
     estimate: Tensor
     """The frozen model's x0."""
     velocity: Tensor
-    """What the frozen model predicts."""
+    """Prediction of the frozen model."""
     target: Tensor
     """The velocity that is right."""
     sigma: Tensor

@@ -1,4 +1,4 @@
-"""How a PILA adapter is trained: every setting with the paper's number, and the recipes."""
+"""Settings of a PILA adapter's training: each with the paper's number, and the recipes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...settings import Count, Decay, NotNegative, Number, Positive, Share
 
 @dataclass(kw_only=True)
 class PilaTraining:
-    """How an adapter is trained. The defaults are the paper's numbers for Wan 2.1 1.3B."""
+    """Settings of an adapter's training. The defaults are the paper's numbers for Wan 2.1 1.3B."""
 
     observable_steps: Count = 3000
     """Steps of each of stage A's three phases (index ranges 0.90-1, 0.75-1, 0.50-1)."""
@@ -64,7 +64,7 @@ class PilaTraining:
     """Decay of an exponential moving average of the adapter; 0 keeps none. The average is validated and
     exported."""
     keep: Literal["best", "last"] = "last"
-    """Which weights are exported: those with the largest gain on held-out clips, or the last ones."""
+    """Weights that are exported: those with the largest gain on held-out clips, or the last ones."""
     read_ahead: Number = 1
     """Batches read ahead of their step, in a thread; 0 reads each when it is needed."""
     adaptive: bool = True

@@ -26,7 +26,7 @@ def same_labels(labels: Tensor, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """What is trained: the paper's method, or one row of its ablation tables."""
+    """Subject of a training: the paper's method, or one row of its ablation tables."""
 
     name: str = "full"
     architecture: str = PilaAdapter.architecture
@@ -71,7 +71,7 @@ def stages_of(config: PilaTraining, method: Method = FULL) -> list[Stage]:
 
 
 def parts_of(adapter: PilaAdapter, stage: str, staged: bool = True) -> dict[str, list[nn.Module]]:
-    """Which modules learn in a stage: "main" at the full rate, "slow" (frozen at first) in the coupling
+    """Modules that learn in a stage: "main" at the full rate, "slow" (frozen at first) in the coupling
     stage."""
     if not staged:
         return {"main": [adapter], "slow": []}  # nothing was trained before, so there is nothing to protect

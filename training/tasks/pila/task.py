@@ -102,7 +102,7 @@ class PilaStudent(nn.Module):
         )  # fmt: skip
 
     def measured(self, clips: Noised) -> dict[str, Tensor]:
-        """What `PilaTask.metrics` divides."""
+        """Sums that `PilaTask.metrics` divides."""
         velocity, target, batch = clips.velocity, clips.target, clips.batch
         out = self.adapter(clips.estimate, velocity, clips.sigma, batch.cond, batch.labels)
         corrected = velocity + wide(self.adapter.gate(clips.sigma)) * out.delta
@@ -238,11 +238,11 @@ class PilaTask(Task):
         return dict(self.module.weights.named_buffers())
 
     def settings(self) -> dict[str, Any]:
-        """What must be the same when a run is resumed."""
+        """Settings that a resumed run must share."""
         return {**asdict(self.config), **asdict(self.adapter_config), "method": self.method.name}
 
     def recipe(self, report: Report) -> dict[str, Any]:
-        """How the weights came about, for their metadata, with what the validation found dead."""
+        """Origin of the weights, for their metadata, with the dead slots of the validation."""
         training = {key: value for key, value in asdict(self.config).items() if key != "device"}
         facts = {"clips": len(self.clips), "steps": report.step, "seconds": round(report.seconds, 1)}
         found = {"method": self.method.name, "val_gain": report.kept.get("val_gain")}
@@ -262,7 +262,7 @@ class PilaTask(Task):
 
 
 def findings(found: Mapping[str, float]) -> dict[str, list[str]]:
-    """What a validation found wrong: free slots that are constant, and experts that no held-out clip was
+    """Faults that a validation found: free slots that are constant, and experts that no held-out clip was
     routed to."""
     spread = {
         name.removeprefix("val_std "): value for name, value in found.items() if name.startswith("val_std ")
@@ -325,7 +325,7 @@ class PilaRun:
 
     @property
     def val_gain(self) -> float | None:
-        """What the weights that are kept remove of the frozen model's error on held-out clips; None before
+        """Share of the frozen model's error that the kept weights remove on held-out clips; None before
         stage C."""
         return self.loop.report().kept.get("val_gain")
 

@@ -50,7 +50,8 @@ def units(modules: Sequence[nn.Module]) -> Iterator[nn.Module]:
 
 
 class Handover(nn.Module):
-    """What DeepSpeed wraps: a number whose gradient by each parameter is a tensor that was found before."""
+    """The module that DeepSpeed wraps: a number whose gradient by each parameter is a tensor that was found
+    before."""
 
     def __init__(self, adapter: nn.Module) -> None:
         super().__init__()

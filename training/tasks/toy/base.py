@@ -99,7 +99,7 @@ def build_dit(config: ToyWorldConfig) -> nn.Module:
 
 
 def use_bf16(config: ToyWorldConfig) -> bool:
-    """What `ToyWorldConfig.bf16` comes to on this machine."""
+    """Value of `ToyWorldConfig.bf16` on this machine."""
     if config.bf16 != "auto":
         return config.bf16 == "yes"
     on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())

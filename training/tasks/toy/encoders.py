@@ -45,7 +45,7 @@ class ToyTeachersConfig:
     """Trains the toy teachers (about 20 minutes each on two free cores)."""
 
     which: Literal["both", "videomae", "vjepa2"] = "both"
-    """Which of them."""
+    """Teachers to train."""
     out: Path = Path("runs/toy-teachers")
     """Folder of the runs."""
     export: Path = TOY_WEIGHTS
@@ -61,7 +61,7 @@ class ToyTeachersConfig:
     wrong: float = 0.0
     """Share of the clips whose dynamics are corrupted; a teacher should know the right ones."""
     trainer: TrainerConfig = field(default_factory=usual_settings)
-    """How they are trained."""
+    """Settings of the training."""
 
 
 class ToyClips(Task):

@@ -24,7 +24,7 @@ class ToyWorldConfig:
     """Trains the toy world's VAE, transformer and text encoder, which takes hours."""
 
     stage: Literal["all", "text", "vae", "decoder", "latents", "base", "export", "clips"] = "all"
-    """Which stage to run; "all" runs those that are not finished."""
+    """Stage to run; "all" runs those that are not finished."""
     out: Path = Path("runs/toyworld")
     """Run folder: checkpoints, logs, curves."""
     export: Path = SHIPPED

@@ -28,7 +28,7 @@ WORDS = (
     "clockwise",
     "counterclockwise",
 )
-"""What the text encoder learns to tell beside worlds and colours."""
+"""Questions that the text encoder learns to answer beside worlds and colours."""
 
 
 class PromptReader(nn.Module):

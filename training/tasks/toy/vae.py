@@ -137,7 +137,7 @@ def weigh(error: Tensor, clips: Tensor, backgrounds: Tensor) -> Tensor:
 
 
 def decode_unclamped(vae: nn.Module, z: Tensor) -> Tensor:
-    """What `vae.decode` computes, without its clamp to [-1, 1]: a clamped pixel would have no gradient to
+    """Output of `vae.decode`, without its clamp to [-1, 1]: a clamped pixel would have no gradient to
     come back with."""
     vae.clear_cache()
     hidden, frames = vae.post_quant_conv(z), []
