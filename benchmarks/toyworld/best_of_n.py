@@ -34,7 +34,8 @@ from latent_physics.toyworld import evaluate
 from latent_physics.toyworld.statistics import paired_difference, standard_error
 from latent_physics.training.backbones import Backbone, load_backbone
 from latent_physics.training.backbones.sample import sample
-from latent_physics.training.study.sampling import LATENT, toy_prompts
+from latent_physics.training.data.toy_prompts import toy_prompts
+from latent_physics.training.study.sampling import LATENT
 from torch import Tensor
 
 FPS = 16.0

@@ -6,7 +6,8 @@ import torch
 from latent_physics.toyworld import evaluate
 from latent_physics.training.backbones.load import load_backbone
 from latent_physics.training.backbones.sample import sample
-from latent_physics.training.study.sampling import LATENT, sampled_clips, toy_prompts, toy_scores
+from latent_physics.training.data.toy_prompts import toy_prompts
+from latent_physics.training.study.sampling import LATENT, sampled_clips, toy_scores
 
 
 class Shift:

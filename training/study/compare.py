@@ -22,9 +22,10 @@ from ...toyworld.statistics import paired_difference, standard_error
 from ..backbones import Backbone, load, load_backbone
 from ..console import ProgressLine, StopRequest, TrainingError, saving
 from ..data.toy import make_toy_clips
+from ..data.toy_prompts import toy_prompts
 from ..recipes import load_recipe, names
 from ..tasks.finetune import FinetuneConfig, finetune
-from .sampling import SCORES, toy_prompts, toy_scores
+from .sampling import SCORES, toy_scores
 
 CONTROL, BEFORE = "toy-plain", "before"
 """The rows that others are compared with: fine-tuned without an objective, and not fine-tuned."""

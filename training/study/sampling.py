@@ -17,18 +17,6 @@ SCORES = ("law", "adherence", "dynamic_degree", "permanence", "residual")
 """Measures of a sampled clip, by their names in `toyworld.Scores`."""
 
 
-def toy_prompts(count: int, seed: int) -> tuple[list[str], list[str]]:
-    """Prompts and world names, all worlds in turn."""
-    import numpy as np
-
-    from ...toyworld.prompts import describe
-    from ...toyworld.worlds import WORLDS
-
-    rng = np.random.default_rng(seed)
-    names = [list(WORLDS)[index % len(WORLDS)] for index in range(count)]
-    return [describe(WORLDS[name], WORLDS[name].draw(rng), rng) for name in names], names
-
-
 def uncorrected(rows: slice) -> Sequence[Correction]:
     """Corrections of a plain sampler: none."""
     return ()

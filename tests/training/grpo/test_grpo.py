@@ -302,6 +302,7 @@ def test_a_group_whose_memory_runs_out_is_said_with_the_state_saved(tmp_path, mo
         ({"num_sde_steps": 3, "sde_steps": [0, 1]}, "num_sde_steps"),
         ({"sde_steps": [2, 9]}, "sde_steps"),
         ({"toy_prompts": 0}, "no prompts"),
+        ({"toy_worlds": ["optics"]}, "toy_worlds has 'optics'; choose from"),
         ({"backbone": "wan", "frames": 81, "toy_prompts": 4}, "toy_prompts are for the toy backbone"),
         ({"frames": 10}, "frames is 10"),
     ],

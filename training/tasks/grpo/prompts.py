@@ -29,15 +29,3 @@ def prompt_files(prompts: Path, held_out: Path | None) -> tuple[list[str], list[
     train = prompts / "train.txt" if prompts.is_dir() else prompts
     test = held_out or (prompts / "test.txt" if prompts.is_dir() else None)
     return read_prompts(train), read_prompts(test) if test is not None and test.exists() else []
-
-
-def toy_prompts(count: int, seed: int) -> list[str]:
-    """Prompts of the toy worlds in turn."""
-    import numpy as np
-
-    from ....toyworld.prompts import describe
-    from ....toyworld.worlds import WORLDS
-
-    rng, worlds = np.random.default_rng(seed), list(WORLDS.values())
-    drawn = [worlds[index % len(worlds)] for index in range(count)]
-    return [describe(world, world.draw(rng), rng) for world in drawn]

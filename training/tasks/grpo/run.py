@@ -12,6 +12,7 @@ from ...backbones import Backbone
 from ...console import ProgressLine, StopRequest, TrainingError
 from ...data.format import CacheConfig
 from ...data.loaders import BOTH
+from ...data.toy_prompts import toy_prompts
 from ...loop.loop import train
 from ...loop.processes import make_accelerator
 from ...loop.task import Outcome, Run
@@ -20,7 +21,7 @@ from ..companions import Companions
 from ..export import ExportConfig, export
 from ..model import about_model, encoder_files, load_dit, make_trainable
 from . import rewards
-from .prompts import EVAL_SEED, prompt_files, toy_prompts
+from .prompts import EVAL_SEED, prompt_files
 from .rollouts import Collector, Judges, refuse_sharding
 from .sampler import Sampler
 from .settings import GrpoConfig, accumulation, check, form
@@ -63,8 +64,9 @@ def grpo(
 def prompts_of(config: GrpoConfig) -> tuple[list[str], list[str]]:
     """(prompts to learn from, held-out prompts). Raises TrainingError."""
     if config.toy_prompts:
-        seed = config.trainer.seed
-        return toy_prompts(config.toy_prompts, seed), toy_prompts(config.eval_count, EVAL_SEED)
+        words, _ = toy_prompts(config.toy_prompts, config.trainer.seed, config.toy_worlds)
+        held_out, _ = toy_prompts(config.eval_count, EVAL_SEED, config.toy_worlds)
+        return words, held_out
     words, held_out = prompt_files(config.prompts, config.eval_prompts)
     return words, held_out[: config.eval_count]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from ....toyworld.worlds import WORLDS
 from ... import settings
 from ...backbones.lora import TuneConfig
 from ...console import TrainingError
@@ -37,6 +38,8 @@ class PolicyTrainerConfig(LoopConfig):
     """Maximum number of batches of held-out prompts."""
     validate_every: Count = 10
     """Steps between evaluations of held-out prompts, always with the same noise and an ODE sampler."""
+    validate_first: bool = True
+    """Also evaluate the model before any step: row 0 of the log."""
     save_every: Count = 5
     """Steps between checkpoints."""
     checkpointing: bool = False
@@ -64,6 +67,8 @@ class GrpoConfig(ModelConfig):
     """Maximum number of held-out prompts."""
     toy_prompts: Number = 0
     """Number of prompts to draw from the toy world instead."""
+    toy_worlds: list[str] = field(default_factory=list)
+    """Worlds of those prompts, for example optical; left out, all eight."""
     width: Count | None = None
     """Pixels of the sampled clips; left out, what the family was trained at."""
     height: Count | None = None
@@ -170,6 +175,8 @@ def check(config: GrpoConfig) -> None:
         raise TrainingError(
             f"toy_prompts are for the toy backbone, not for {config.backbone}; give --prompts."
         )
+    if unknown := [name for name in config.toy_worlds if name not in WORLDS]:
+        raise TrainingError(f"toy_worlds has {unknown[0]!r}; choose from {', '.join(WORLDS)}.")
     if config.group_size < LEAST_GROUP:
         raise TrainingError(
             f"group_size is {config.group_size}; advantages of fewer than {LEAST_GROUP} clips are noise: use "
