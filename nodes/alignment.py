@@ -71,7 +71,7 @@ class MotionSaliencyMask(io.ComfyNode):
                     default=2,
                     min=1,
                     max=16,
-                    tooltip="How many frames a patch lasts; they share one mask. VideoMAE and V-JEPA 2 have "
+                    tooltip="Number of frames in a patch; they share one mask. VideoMAE and V-JEPA 2 have "
                     "2.",
                     advanced=True,
                 ),
@@ -225,7 +225,7 @@ class CorrespondenceMap(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="How much the hottest place covers the video.",
+                    tooltip="Opacity of the hottest place over the video.",
                 ),
                 VideoEncoderType.Input(
                     "encoder",

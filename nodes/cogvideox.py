@@ -30,7 +30,7 @@ class CogVideoXAsTrained(io.ComfyNode):
             inputs=[io.Model.Input("model", tooltip="A CogVideoX model: 2B, 5B or 1.5.")],
             outputs=[
                 io.Model.Output(tooltip="The same model, corrected, for VOIDSampler and LaMo Guidance."),
-                io.String.Output(display_name="info", tooltip="What was put right."),
+                io.String.Output(display_name="info", tooltip="The correction that was made."),
             ],
         )
 

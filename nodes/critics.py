@@ -71,7 +71,7 @@ class LoadPhysicsCritic(io.ComfyNode):
                 io.Combo.Input(
                     "method",
                     options=[AUTOMATIC, *METHODS],
-                    tooltip="How it judges. Causal surprise needs V-JEPA 2; trajectory geometry any "
+                    tooltip="Way of judging. Causal surprise needs V-JEPA 2; trajectory geometry any "
                     "encoder; motion "
                     "consistency a motion predictor. The help page says which to trust for what.",
                 ),
@@ -186,7 +186,7 @@ class PhysicsCriticNode(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="How much the hottest place covers the video.",
+                    tooltip="Opacity of the hottest place over the video.",
                 ),
                 io.Image.Input(
                     "images",
@@ -210,7 +210,7 @@ class PhysicsCriticNode(io.ComfyNode):
                     tooltip="plausibility x gate of the first video, 0 to 1; higher is better.",
                 ),
                 io.Float.Output(
-                    display_name="plausibility", tooltip="Of the first video, before the motion gate."
+                    display_name="plausibility", tooltip="Curve of the first video, before the motion gate."
                 ),
                 io.Float.Output(
                     display_name="gate", tooltip="Motion gate of the first video: 0 where it stands still."

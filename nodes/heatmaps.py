@@ -65,7 +65,7 @@ class MotionDriftHeatmap(io.ComfyNode):
                 *_heatmap_outputs(),
                 io.Float.Output(
                     display_name="motion",
-                    tooltip="How much changes between the compared frames, as a share of the latent's "
+                    tooltip="Amount of change between the compared frames, as a share of the latent's "
                     "standard deviation; of the first clip. 0 is a still clip. Compare clips of one model: "
                     "flicker counts too.",
                 ),
@@ -192,7 +192,7 @@ def _view_inputs() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.05,
-            tooltip="How much the hottest place covers the video.",
+            tooltip="Opacity of the hottest place over the video.",
         ),
         io.Boolean.Input(
             "scale_mask",

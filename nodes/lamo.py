@@ -83,7 +83,7 @@ class LoadMotionPredictor(io.ComfyNode):
                 ),
                 io.String.Output(
                     display_name="info",
-                    tooltip="What the file says: latent space, sizes, lag, how it was trained.",
+                    tooltip="The file's metadata: latent space, sizes, lag, training.",
                 ),
             ],
         )
@@ -186,7 +186,7 @@ class LaMoGuidance(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     optional=True,
-                    tooltip="How hard to push, as a share of the largest nudge that cannot overshoot: the "
+                    tooltip="Strength of the nudge, as a share of the largest nudge that cannot overshoot: the "
                     "same number for "
                     "every length, step count, sampler and CFG. 0 leaves the model exactly as it was.",
                 ),
@@ -206,7 +206,7 @@ class LaMoGuidance(io.ComfyNode):
                     options=list(WINDOWS),
                     default="noise",
                     optional=True,
-                    tooltip="Which steps are guided. noise: those below the noise level start. percent: the "
+                    tooltip="Steps that are guided. noise: those below the noise level start. percent: the "
                     "last active of "
                     "the model's own schedule. steps: the last active of this sampler's steps, as in the "
                     "paper.",

@@ -123,7 +123,7 @@ class LoadPilaAdapter(io.ComfyNode):
                 ),
                 io.String.Output(
                     display_name="info",
-                    tooltip="What the file says: latent space, sizes, how it was trained.",
+                    tooltip="The file's metadata: latent space, sizes, training.",
                 ),
             ],
         )
@@ -185,7 +185,7 @@ class PilaCorrectionNode(io.ComfyNode):
                     default=DEFAULT_TOP_K,
                     min=DEFAULT_TOP_K,
                     max=len(CATEGORIES),
-                    tooltip="How many experts work on each video. -1 takes the file's number (the paper's "
+                    tooltip="Number of experts that work on each video. -1 takes the file's number (the paper's "
                     "is 4); 0 runs none, "
                     "and only what the adapter sees without them is used.",
                 ),
@@ -248,7 +248,7 @@ class PilaCorrectionNode(io.ComfyNode):
                     "branch",
                     options=list(BRANCHES),
                     default=BRANCHES[0],
-                    tooltip="Which prediction is corrected. conditional: the prompt's, before CFG, as the "
+                    tooltip="Prediction that is corrected. conditional: the prompt's, before CFG, as the "
                     "adapter was trained; "
                     "strength then means the same at every CFG. both: also the negative prompt's, at twice "
                     "the cost. guided: "

@@ -102,7 +102,7 @@ class ExpertMaps(io.ComfyNode):
                 io.Combo.Input(
                     "expert",
                     options=["strongest", *CATEGORIES],
-                    tooltip="Which expert to show. strongest: the one with the largest routing weight at "
+                    tooltip="Expert to show. strongest: the one with the largest routing weight at "
                     "that step.",
                 ),
                 io.Float.Input(
@@ -111,7 +111,7 @@ class ExpertMaps(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Which of the kept steps to look at: 0 is the noisiest, 1 the last.",
+                    tooltip="Number of the kept step to look at: 0 is the noisiest, 1 the last.",
                 ),
                 io.Float.Input(
                     "opacity",
@@ -119,7 +119,7 @@ class ExpertMaps(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="How much the strongest place covers the video.",
+                    tooltip="Opacity of the strongest place over the video.",
                 ),
             ],
             outputs=[
@@ -131,7 +131,7 @@ class ExpertMaps(io.ComfyNode):
                     display_name="maps", tooltip="One map per latent frame; the clip's largest value is 1."
                 ),
                 io.String.Output(
-                    display_name="report", tooltip="Which experts ran at that step, and their weights."
+                    display_name="report", tooltip="Experts that ran at that step, and their weights."
                 ),
             ],
         )
@@ -208,7 +208,7 @@ class AttributeBankView(io.ComfyNode):
                     optional=True,
                     tooltip="The decoded video of the same latent, shown dimmed underneath.",
                 ),
-                io.Combo.Input("field", options=list(FIELD_MENU), tooltip="Which slot of the bank to show."),
+                io.Combo.Input("field", options=list(FIELD_MENU), tooltip="Slot of the bank to show."),
                 io.Float.Input(
                     "noise_level",
                     default=0.0,
@@ -224,7 +224,7 @@ class AttributeBankView(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="How much the field covers the video.",
+                    tooltip="Opacity of the field over the video.",
                 ),
             ],
             outputs=[

@@ -147,7 +147,7 @@ class LawScore(io.ComfyNode):
                 io.Combo.Input(
                     "world",
                     options=[FROM_PROMPT, *WORLDS],
-                    tooltip="Which law to hold the clips to; by default the one whose words the prompt uses.",
+                    tooltip="Law to hold the clips to; by default the one whose words the prompt uses.",
                 ),
                 io.String.Input(
                     "prompt", default="", multiline=True, tooltip="The prompt the clips were made from."

@@ -63,7 +63,7 @@ class TrainMotionPredictor(io.ComfyNode):
                     "latent_space",
                     options=[TOY.name, *SPACES],
                     default="toy",
-                    tooltip="Which VAE the latent comes from. A LATENT does not say it, and a predictor "
+                    tooltip="VAE that the latent comes from. A LATENT does not say it, and a predictor "
                     "fits one space only. "
                     "wan2.1 is that of Wan 2.1 and Wan 2.2 14B.",
                 ),
@@ -98,7 +98,7 @@ class TrainMotionPredictor(io.ComfyNode):
                     default=2,
                     min=1,
                     max=16,
-                    tooltip="How many latent frames ahead it predicts. 2 is the paper's value.",
+                    tooltip="Number of latent frames that it predicts ahead. 2 is the paper's value.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -120,7 +120,8 @@ class TrainMotionPredictor(io.ComfyNode):
                     default=0,
                     min=0,
                     max=2**31 - 1,
-                    tooltip="Of the first weights, the clips held out, the order of the data and the noise.",
+                    tooltip="Seed of the first weights, the clips held out, the order of the data and the "
+                    "noise.",
                 ),
                 io.Int.Input(
                     "batch",
@@ -168,8 +169,8 @@ class TrainMotionPredictor(io.ComfyNode):
                     max=4096,
                     step=16,
                     optional=True,
-                    tooltip="Pixels to which the folder's videos are cropped and resized. 0 uses what is "
-                    "usual: 64 for toy, 720 for CogVideoX, 832 for Wan and others; 352 for ComfyUI's own "
+                    tooltip="Pixels to which the folder's videos are cropped and resized. 0 takes the "
+                    "usual value: 64 for toy, 720 for CogVideoX, 832 for Wan and others; 352 for ComfyUI's own "
                     "clips, which are about that large.",
                     advanced=True,
                 ),
@@ -180,7 +181,7 @@ class TrainMotionPredictor(io.ComfyNode):
                     max=4096,
                     step=16,
                     optional=True,
-                    tooltip="Pixels. 0 uses what is usual: 64 for toy, 480 for others; 352 for ComfyUI's own "
+                    tooltip="Pixels. 0 takes the usual value: 64 for toy, 480 for others; 352 for ComfyUI's own "
                     "clips.",
                     advanced=True,
                 ),
@@ -191,8 +192,8 @@ class TrainMotionPredictor(io.ComfyNode):
                     max=4097,
                     optional=True,
                     tooltip="Frames taken of each video of the folder, from its start: a multiple of 4 plus "
-                    "1. 0 uses what is "
-                    "usual: 33 for toy, 49 for CogVideoX, 81 for Wan and others. Shorter videos are skipped.",
+                    "1. 0 takes the "
+                    "usual value: 33 for toy, 49 for CogVideoX, 81 for Wan and others. Shorter videos are skipped.",
                     advanced=True,
                 ),
                 io.Float.Input(

@@ -40,7 +40,7 @@ DEPTH = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """Form of the cut clips; 0 takes what is usual for the latent space."""
+    """Form of the cut clips; 0 takes the latent space's usual value."""
 
     width: int = 0
     height: int = 0

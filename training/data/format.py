@@ -87,12 +87,12 @@ class CacheConfig:
     """Folder or hub id of the tokenizer, where the text encoder file carries none (T5)."""
     width: int | None = None
     """Pixels, a multiple of 16 (32 for LTX, H3 and Wan 2.2 5B); clips are cropped to the aspect, then
-    resized. Left out: 832 (wan), 720 (cogvideox), 64 (toy), or what is usual for `model`."""
+    resized. Left out: 832 (wan), 720 (cogvideox), 64 (toy), or the usual value of `model`."""
     height: int | None = None
-    """Pixels, a multiple as width is. Left out: 480 (wan, cogvideox), 64 (toy), or what is usual."""
+    """Pixels, a multiple as width is. Left out: 480 (wan, cogvideox), 64 (toy), or the usual value."""
     frames: int | None = None
     """Frames per clip: a multiple of 4 plus 1; of 8 plus 1 for LTX and Cosmos 1, of 6 plus 1 for Mochi, of 17
-    plus 5 for H3. Left out: 81 (wan), 49 (cogvideox), 33 (toy), or what is usual for `model`."""
+    plus 5 for H3. Left out: 81 (wan), 49 (cogvideox), 33 (toy), or the usual value of `model`."""
     fps: float | None = None
     """Drop frames of faster clips down to this rate, double none; 0 keeps all. Left out: 16 (wan), 8
     (cogvideox), 0 (toy), or the model's own."""
