@@ -55,6 +55,10 @@ BENCHMARKS = (
         what="LaMo: operations and calculated minutes of a first motion predictor, per model",
     ),
     Entry(
+        name="cost/grpo", takes="3 minutes",
+        what="seconds and peak memory of an iteration of `latent-physics grpo`, by memory measure",
+    ),
+    Entry(
         name="cost/objectives", old="objectives", takes="3 minutes",
         what="what each objective adds to a training step of CogVideoX-2B",
     ),

@@ -56,7 +56,8 @@ def learned(tmp_path_factory):
 
 
 def test_before_the_first_update_the_ratio_is_exactly_one_and_the_distance_zero(learned):
-    first = learned[1][0]
+    first = learned[1][1]
+    assert first["step"] == 1
     assert first["ratio_min"] == first["ratio_mean"] == first["ratio_max"] == 1.0
     assert first["kl_loss"] == first["approx_kl"] == first["clipfrac"] == 0.0
     assert first["grad_norm"] > 0
@@ -64,8 +65,14 @@ def test_before_the_first_update_the_ratio_is_exactly_one_and_the_distance_zero(
 
 def test_every_iteration_is_sampled_by_the_policy_that_learns(learned):
     """With one update an iteration the ratio stays 1, while the distance from the reference grows."""
-    assert all(row["ratio_min"] == row["ratio_max"] == 1.0 for row in learned[1])
-    assert learned[1][2]["kl_loss"] > 0
+    assert all(row["ratio_min"] == row["ratio_max"] == 1.0 for row in learned[1][1:])
+    assert learned[1][3]["kl_loss"] > 0
+
+
+def test_the_model_is_evaluated_before_the_first_step(learned):
+    before, after = learned[1][0], learned[1][-1]
+    assert (before["step"], after["step"]) == (0, 3)
+    assert before["eval_reward_motion"] != after["eval_reward_motion"]
 
 
 def test_the_log_has_the_metrics_of_the_field_and_the_samples_a_caption(learned):
@@ -76,7 +83,8 @@ def test_the_log_has_the_metrics_of_the_field_and_the_samples_a_caption(learned)
         "eval_reward_dynamic_degree",
     }  # fmt: skip
     assert expected <= {key for key, value in rows[-1].items() if not math.isnan(value)}
-    assert [path.name for path in (config.out / "samples").iterdir()] == ["000003-0.mp4"]
+    written = sorted(path.name for path in (config.out / "samples").iterdir())
+    assert written == ["000000-0.mp4", "000003-0.mp4"]
 
 
 def test_the_gradient_is_that_of_a_policy_gradient_written_anew(tmp_path):
@@ -123,7 +131,7 @@ def test_groups_of_equal_rewards_change_nothing_and_are_said(tmp_path, monkeypat
     run(config)
     after = load_file(tmp_path / "checkpoint.safetensors")
     assert all(torch.equal(value, after[f"model/{name}"]) for name, value in before.items())
-    (row,) = read_log(tmp_path / "log.csv")
+    _, row = read_log(tmp_path / "log.csv")
     assert row["zero_std_ratio"] == 1.0
     assert row["grad_norm"] == 0.0
 
@@ -140,7 +148,7 @@ def test_a_run_resumed_inside_an_iteration_ends_as_one_that_was_not_stopped(tmp_
     assert all(torch.equal(one[key], other[key]) for key in one if key.startswith("model/"))
     rows = read_log(whole / "log.csv")
     if algorithm == "grpo":
-        assert rows[0]["ratio_max"] == 1.0 != rows[1]["ratio_max"]
+        assert rows[1]["ratio_max"] == 1.0 != rows[2]["ratio_max"]
 
 
 TWO = """
@@ -247,7 +255,7 @@ def test_a_dead_judge_loses_nothing(tmp_path, monkeypatch):
         with pytest.raises(TrainingError, match="start it again"):
             run(config)
     assert load_file(tmp_path / "checkpoint.safetensors")
-    assert len(read_log(tmp_path / "log.csv")) == 2
+    assert [row["step"] for row in read_log(tmp_path / "log.csv")] == [0, 1, 2]
 
 
 def test_clips_that_are_not_finite_and_worlds_that_are_none_have_no_reward():
@@ -283,7 +291,7 @@ def test_a_group_whose_memory_runs_out_is_said_with_the_state_saved(tmp_path, mo
     monkeypatch.setattr(rollouts, "roll_out", limited)
     with pytest.raises(TrainingError, match="memory does not hold step 3"):
         run(make_config(tmp_path, steps=4, save_every=50))
-    assert len(read_log(tmp_path / "log.csv")) == 2
+    assert [row["step"] for row in read_log(tmp_path / "log.csv")] == [0, 1, 2]
     assert load_file(tmp_path / "checkpoint.safetensors")
 
 
