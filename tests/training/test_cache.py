@@ -506,7 +506,7 @@ def test_bad_input_is_one_line_and_status_1(tmp_path, capsys, monkeypatch):
             "cpu",
         ],
         "device is 'abacus'": ["--videos", str(tmp_path), "--device", "abacus"],
-        "is encoded inside ComfyUI only": ["--videos", str(tmp_path), "--model", "ltx2.3"],
+        "is encoded by its VAE's file": ["--videos", str(tmp_path), "--model", "ltx2.3"],
     }
     for message, arguments in cases.items():
         if message not in ("There is no clip in", "does not exist", "width is 30"):

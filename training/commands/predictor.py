@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from ...methods.weights import WeightsError
-from ..console import ProgressLine, StopRequest, clock
+from ..console import ProgressLine, StopRequest, TrainingError, clock
 from ..data.clips import Clips
+from ..data.first import cache_first
+from ..data.report import summarise
 from ..loop.checkpoint import CURVES, LOG
 from ..recipes import recipe_name
 from ..settings import check
@@ -21,11 +24,18 @@ from . import cli
 class PredictorCommand:
     """Train LaMo's motion field predictor on cached latents."""
 
-    cache: Path
-    """Folder that `latent-physics cache` filled."""
     out: Path
     """Folder of this run: checkpoint, log.csv, curves.png and motion_predictor.safetensors. A run found there
     is resumed."""
+    cache: Path | None = None
+    """Folder that `latent-physics cache` filled."""
+    first: str | None = None
+    """Instead of `cache`: a first predictor without videos of yours, from the generated clips that ComfyUI's
+    template packages install, for toy or a row of the table of video models (wan2.1, ltx2.3, h3, ...). Its
+    recipe is quick where none is named, and toy for toy."""
+    vae: Path | None = None
+    """With `first`: the model's VAE, as ComfyUI's models/vae holds it; for LTX the checkpoint. toy has its
+    own."""
     export: Path | None = None
     """Also write the predictor here, for example ComfyUI/models/latent_physics/my_predictor.safetensors."""
     recipe: Literal["full", "toy", "quick"] = "full"
@@ -48,7 +58,7 @@ def main(argv: list[str]) -> int:
 def _command(argv: list[str]) -> int:
     command = _parse(argv)
     check(command.config)
-    clips = Clips.from_folder(command.cache, command.memory_gb)
+    clips = Clips.from_folder(folder_of(command), command.memory_gb)
     if command.fresh:
         for name in FILES:
             (command.out / name).unlink(missing_ok=True)
@@ -71,9 +81,30 @@ def _command(argv: list[str]) -> int:
     return _summarise(training, command)
 
 
+def folder_of(command: PredictorCommand) -> Path:
+    """The folder of cached clips; with `first` it is made before, in the run's folder. Raises TrainingError
+    where neither is named, or both are."""
+    if (command.cache is None) == (command.first is None):
+        raise TrainingError(
+            "give either cache, a folder that `latent-physics cache` filled, or first, a model's name, to "
+            "learn from the clips that every ComfyUI has."
+        )
+    if command.first is None:
+        return command.cache
+    place = command.out / "clips"
+    with StopRequest() as stop:
+        report, config = cache_first(command.first, place, command.vae, command.config.device, stop)
+    if summarise(report, config):
+        raise KeyboardInterrupt  # while encoding: the same command goes on
+    return place
+
+
 def _parse(argv: list[str]) -> PredictorCommand:
     """Reads the command line into the recipe's settings."""
-    name = recipe_name(argv) or "full"
+    given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    given.add_argument("--first", nargs="?")
+    first = given.parse_known_args(argv)[0].first
+    name = recipe_name(argv) or ("toy" if first == "toy" else "quick" if first else "full")
     return cli.parse(
         PredictorCommand,
         argv,

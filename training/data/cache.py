@@ -153,7 +153,8 @@ def encoders_of(config: CacheConfig) -> object:
     """Identity of the encoders in a clip's key. The toy world's come with the pack and change with it, so
     their content does."""
     if config.backbone != "toy" or config.source or config.vae:
-        return config.source or [config.vae, config.text, *([config.dit] if config.dit else [])]
+        also = [path for path in (config.dit, config.text_also) if path]
+        return config.source or [config.vae, config.text, *also]
     from ...encoders.base import digest_of
     from ..backbones.load import TOY_WEIGHTS
 

@@ -136,6 +136,8 @@ def _thumbnail(frame: np.ndarray) -> np.ndarray:
 def _count_cut(check: Check, config: CacheConfig) -> int | None:
     from ..backbones.limit import load_is_cut
 
+    if config.model:
+        return None  # ComfyUI's tokenizers do not say it
     is_cut = load_is_cut(config.backbone, encoder_source(config))
     return None if is_cut is None else sum(is_cut([tile.caption for tile in check.tiles]))
 

@@ -9,11 +9,15 @@ from __future__ import annotations
 from fnmatch import fnmatch
 from pathlib import Path
 
-from ...methods.video_models import SPACES, TOY, main_model, native_fps
+from ...methods.video_models import MODELS, SPACES, TOY, main_model, native_fps
 from ...toyworld.canvas import FRAMES, SIZE
-from ..console import TrainingError
+from ..console import StopRequest, TrainingError
+from .cache import cache_clips
 from .finding import Found
+from .format import CacheConfig
 from .left_out import LeftOut
+from .loaders import NoText, loaders
+from .report import CacheReport
 from .videos import template_clips, template_folders
 
 GENERATED = ("video_*", "*to_video*", "*t2v*", "*i2v*", "*flf2v*", "wan2.1_*")
@@ -56,6 +60,38 @@ def check_installed() -> None:
     """Raises TrainingError, in one sentence, where no template package is installed."""
     if not any(True for _ in template_folders()):
         raise TrainingError(ABSENT)
+
+
+def cache_first(
+    name: str, out: Path, vae: Path | None = None, device: str = "auto", stop: StopRequest | None = None
+) -> tuple[CacheReport, CacheConfig]:
+    """Those clips cached into `out`, without prompts, for "toy" or a row of the table of video models, whose
+    VAE is the file `vae`.
+
+    Raises TrainingError where the row is unknown, its VAE is not given or cannot be loaded, or no template
+    package is installed.
+    """
+    config = first_config(name, out, vae, device)
+    space = TOY.name if config.model is None else MODELS[config.model].space
+    found = first_clips(space)
+    _, load_vae = loaders(config, ("vae",))
+    width = 4096 if config.model is None else MODELS[config.model].prompt_width
+    report = cache_clips(
+        found.clips, config, lambda: NoText(width), load_vae, left_out=found.left_out, stop=stop
+    )
+    return report, config
+
+
+def first_config(name: str, out: Path, vae: Path | None, device: str) -> CacheConfig:
+    """The settings of the cache command for them. Raises TrainingError for a name that is no model's."""
+    if name not in (TOY.name, *MODELS):
+        raise TrainingError(f"first is {name!r}; choose one of {TOY.name}, {', '.join(MODELS)}.")
+    toy = name == TOY.name
+    width, height, frames = first_size(TOY.name if toy else MODELS[name].space)
+    return CacheConfig(
+        out=out, vae=vae, device=device, width=width, height=height, frames=frames, allow_short=True,
+        name_captions=False, backbone="toy" if toy else "wan", model=None if toy else name,
+    )  # fmt: skip
 
 
 def first_size(space: str) -> tuple[int, int, int]:

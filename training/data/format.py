@@ -41,10 +41,10 @@ def frames_rule(config: CacheConfig) -> FramesRule:
     """Compression of time by the chosen model's VAE."""
     if config.backbone == TOY.name and config.model is None:
         return TOY.frames
-    return SPACES[_model(config).space].frames
+    return SPACES[model_of(config).space].frames
 
 
-def _model(config: CacheConfig) -> VideoModel:
+def model_of(config: CacheConfig) -> VideoModel:
     """The row of the table. Raises TrainingError where there is none of that name."""
     name = config.model or FAMILY_MODELS[config.backbone]
     if name not in MODELS:
@@ -72,14 +72,19 @@ class CacheConfig:
     backbone: Literal["wan", "cogvideox", "toy"] = "wan"
     """Whose VAE and text encoder to use."""
     model: str | None = None
-    """A row of the table of video models whose size, length and rate clips are cut to, where ComfyUI's own
-    encoders are handed over (Train Motion Predictor). The command has no loader for it and refuses it."""
+    """Instead of backbone: a row of the table of video models (ltx2.3, h3, hunyuan_video1.5, wan2.2-5b, ...),
+    which ComfyUI's own loaders encode: `vae` and `text` are files as ComfyUI has them, and COMFYUI_PATH names
+    the installation. Without `text` the clips have no prompts."""
     source: str | None = None
     """Diffusers folder or hub id of the backbone; left out, the family's smallest model."""
     vae: Path | None = None
-    """A VAE file as ComfyUI's models/vae holds it, instead of `source`; needs `text` too."""
+    """A VAE file as ComfyUI's models/vae holds it, instead of `source`; with a backbone it needs `text`
+    too."""
     text: Path | None = None
     """A text encoder file as ComfyUI's models/text_encoders holds it (fp16 or bf16)."""
+    text_also: Path | None = None
+    """With `model`: a second text file, as ComfyUI's loader takes two: LTX-2's checkpoint, HunyuanVideo 1.5's
+    byT5."""
     dit: Path | None = None
     """CogVideoX with `vae` and `text`: the transformer's file, of which only one tensor's shape is read. 2B
     and 5B share a VAE file, but not the scale of their latents; this says which it is."""
@@ -139,7 +144,7 @@ class Job:
 def format_of(config: CacheConfig) -> Format:
     """The format clips are cut to. Raises TrainingError where a number does not fit the VAE."""
     toy = config.backbone == TOY.name and config.model is None
-    sides = TOY_SIDES if toy else _model(config).side_multiple
+    sides = TOY_SIDES if toy else model_of(config).side_multiple
     usual, rule = usual_format(config.model or config.backbone), frames_rule(config)
     form = Format(
         **{name: getattr(usual if getattr(config, name) is None else config, name) for name in usual.__dict__}

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from ..backbones import Backbone, load_backbone
 from ..console import TrainingError
 from ..loop.processes import pick_device
-from .format import CacheConfig
+from .cache import TextEncoder, VideoEncoder
+from .format import CacheConfig, model_of
 
 Part = Literal["vae", "text"]
 BOTH: tuple[Part, ...] = ("vae", "text")
+OWN_LOADERS = {"wan2.1": "wan", "wan2.2-5b": "wan"}
+"""Models of the table whose files a backbone reads without ComfyUI."""
 
 
 def encoder_source(config: CacheConfig, parts: Sequence[Part] = BOTH) -> Any:
     """Sources of `parts` for `load_backbone`. Raises TrainingError where files do not go together."""
-    if config.model:
-        raise TrainingError(
-            f"model {config.model!r} is encoded inside ComfyUI only: use the node Train Motion Predictor "
-            "with a folder, or give backbone wan, cogvideox or toy here."
-        )
     files = {part: getattr(config, part) for part in parts}
     if any(files.values()):
         if not all(files.values()) or config.source:
@@ -44,9 +44,14 @@ def encoder_source(config: CacheConfig, parts: Sequence[Part] = BOTH) -> Any:
 
 def loaders(
     config: CacheConfig, parts: Sequence[Part] = BOTH
-) -> tuple[Callable[[], Backbone], Callable[[], Backbone]]:
-    """Functions that load the backbone's text encoder and its VAE, of which `parts` will be called. Raises
-    TrainingError where the files do not go together."""
+) -> tuple[Callable[[], TextEncoder], Callable[[], VideoEncoder]]:
+    """Functions that load the backbone's text encoder and its VAE, of which `parts` will be called; a `model`
+    of the table is loaded by ComfyUI.
+
+    Raises TrainingError where the files do not go together, or nothing here can load them.
+    """
+    if config.model:
+        return model_loaders(config, parts)
     device, source = pick_device(config.device), encoder_source(config, parts)
     # The text encoder is 5 to 11 GB in half precision, and half precision is what the models were trained
     # with.
@@ -66,6 +71,54 @@ def loaders(
         return load_backbone(config.backbone, source, parts=("text",), device=device, dtype=text_dtype)
 
     return load_text, load_vae
+
+
+def model_loaders(
+    config: CacheConfig, parts: Sequence[Part] = BOTH
+) -> tuple[Callable[[], TextEncoder], Callable[[], VideoEncoder]]:
+    """The same for a model of the table, from ComfyUI's files: by ComfyUI where there is one, else by the
+    backbone of its latents, which Wan's alone have. Without a text file the clips have no prompts."""
+    from ..backbones import comfyui
+
+    model, device = model_of(config), pick_device(config.device)
+    family = OWN_LOADERS.get(model.name)
+    check_model_files(config, parts)
+    texts = [path for path in (config.text, config.text_also) if path]
+    if comfyui.find_comfyui():
+        load_vae = partial(comfyui.ComfyVideoEncoder, model, config.vae, device)
+        load_text = partial(comfyui.ComfyTextEncoder, model, texts, device)
+    elif family:
+        load_vae = partial(load_backbone, family, {"vae": config.vae}, parts=("vae",), device=device)
+        load_text = partial(load_backbone, family, {"text": config.text}, parts=("text",), device=device)
+    else:
+        raise TrainingError(comfyui.NO_COMFYUI)
+    return load_text if texts else partial(NoText, model.prompt_width), load_vae
+
+
+def check_model_files(config: CacheConfig, parts: Sequence[Part] = BOTH) -> None:
+    """Raises TrainingError where a `model` lacks a file, or is asked for what only backbones have."""
+    if config.vae is None and "vae" in parts:
+        raise TrainingError(
+            f"model {config.model!r} is encoded by its VAE's file: give it as vae, as ComfyUI's models/vae "
+            "holds it (for LTX the checkpoint), and its text encoder's as text where prompts are to count."
+        )
+    if config.text_also and not config.text:
+        raise TrainingError("text_also is a second file beside text; give text too.")
+    if config.first_frame:
+        raise TrainingError("first_frame is made for backbone wan only; give backbone in place of model.")
+    if config.tokens and not config.text:
+        raise TrainingError("tokens are made by a text encoder; give its file as text.")
+
+
+class NoText:
+    """The text encoder of a cache without prompts: no token, whatever the caption."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def embed_prompts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Zeros `B 1 D`, and a mask that counts none of them."""
+        return torch.zeros(len(prompts), 1, self.width), torch.zeros(len(prompts), 1, dtype=torch.bool)
 
 
 def vision_source(config: CacheConfig) -> Any:

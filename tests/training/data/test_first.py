@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from latent_physics.methods.video_models import MODELS, SPACES
+from latent_physics.methods.weights import read_info
+from latent_physics.training.commands.predictor import main
 from latent_physics.training.console import TrainingError
 from latent_physics.training.data import first
 from latent_physics.training.data.videos import decode
@@ -66,3 +69,50 @@ def test_their_size_is_one_that_every_vae_takes(space):
     assert SPACES[space].frames.fits(frames)
     for model in (model for model in MODELS.values() if model.space == space):
         assert width % model.side_multiple == height % model.side_multiple == 0
+
+
+# --- latent-physics predictor --first -----------------------------------------------------------------------
+
+
+def test_one_command_caches_them_and_trains_a_small_predictor(tmp_path, monkeypatch, capsys):
+    names = [f"video_{number}_t2v-1.webp" for number in range(3)]
+    clips = [moving_animation(tmp_path / name, seed) for seed, name in enumerate(names)]
+    monkeypatch.setattr(first, "template_clips", lambda: clips)
+    out = tmp_path / "run"
+    arguments = ["--first", "toy", "--out", str(out), "--steps", "2", "--batch", "2", "--device", "cpu"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "0.5M parameters" in said  # the toy recipe
+    assert "usable below" in said
+    info = read_info(out / "motion_predictor.safetensors")
+    assert (info.latent_space, info.config["prompted"]) == ("toy", False)
+    assert info.recipe["fps"] == pytest.approx(25)
+    assert info.recipe["seconds_per_latent_frame"] is None  # the toy world has no rate
+    before = (out / "clips").stat().st_mtime_ns
+    assert main([*arguments[:5], "3", *arguments[6:]]) == 0  # resumed
+    assert (out / "clips").stat().st_mtime_ns == before
+    assert "3 clips were there before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "give either cache"),
+        (["--cache", "x", "--first", "toy"], "give either cache"),
+        (["--first", "ltx9"], "first is 'ltx9'; choose one of toy, wan2.1"),
+        (["--first", "h3"], "model 'h3' is encoded by its VAE's file"),
+    ],
+)
+def test_what_a_first_predictor_lacks_is_one_sentence(tmp_path, monkeypatch, capsys, arguments, sentence):
+    monkeypatch.setattr(first, "template_clips", lambda: [animation(tmp_path / "video_t2v-1.webp", 30)])
+    assert main([*arguments, "--out", str(tmp_path / "run"), "--device", "cpu"]) == 1
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+
+
+def moving_animation(path, seed):
+    noise = np.random.default_rng(seed).integers(0, 255, (64, 64, 3)).astype(np.uint8)
+    frames = [Image.fromarray(np.roll(noise, 3 * step, axis=1)) for step in range(17)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=40, lossless=True)
+    return path
