@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -32,9 +32,13 @@ class FirstFrame:
 
     def to(self, device: str | torch.device) -> FirstFrame:
         """The same on another device."""
+        return self.mapped(lambda value: value.to(device, non_blocking=True))
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> FirstFrame:
+        """The same with every tensor changed."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return FirstFrame(
-            **{name: value if value is None else value.to(device) for name, value in values.items()}
+            **{name: value if value is None else change(value) for name, value in values.items()}
         )
 
 

@@ -4,7 +4,7 @@ once and kept on disk."""
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,17 +40,24 @@ class Batch:
 
     def to(self, device: str | torch.device) -> Batch:
         """The same batch on another device."""
+        return self._mapped(lambda value: value.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same in pages that a CUDA GPU reads by itself."""
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
         features = {
-            key: {name: value.to(device) for name, value in tensors.items()}
+            key: {name: change(value) for name, value in tensors.items()}
             for key, tensors in self.features.items()
         }
         return Batch(
             names=self.names,
-            latent=self.latent.to(device),
-            tokens=self.tokens.to(device),
-            mask=self.mask.to(device),
+            latent=change(self.latent),
+            tokens=change(self.tokens),
+            mask=change(self.mask),
             features=features,
-            first=self.first and self.first.to(device),
+            first=self.first and self.first.mapped(change),
         )
 
 

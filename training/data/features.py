@@ -82,8 +82,8 @@ def room_for(
     words = f"{teacher}'s features of {len(missing) * processes} clips take {in_bytes(wanted)}"
     if wanted - made > free:
         raise TrainingError(
-            f"{words} in {first.parent}, which has {in_bytes(free)} left; give another folder with --features, "
-            f"or --limit the clips."
+            f"{words} in {first.parent}, which has {in_bytes(free)} left; give another folder with "
+            f"--features, or --limit the clips."
         )
     if progress:
         progress.say(f"{words} in half precision; {first.parent} has {in_bytes(free)} left.")

@@ -23,7 +23,7 @@ CHECKPOINT, LOG, CURVES, SHARDS = "checkpoint.safetensors", "log.csv", "curves.p
 """Files, and DeepSpeed's folder, in a run's folder."""
 MAY_CHANGE = (
     "steps", "minutes", "save_every", "validate_every", "validation_clips", "keep_every", "every", "device",
-    "batch", "accumulate", "read_ahead", "gradient_norms", "tensorboard",
+    "batch", "accumulate", "read_ahead", "gradient_norms", "tensorboard", "log_with",
 )  # fmt: skip
 """Settings that a resumed run may have changed. The clips per step (batch x accumulate x processes) may
 not."""

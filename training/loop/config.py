@@ -72,6 +72,8 @@ class LoopConfig:
     none."""
     tensorboard: bool = False
     """Also write TensorBoard events, where tensorboard is installed."""
+    log_with: list[Literal["wandb", "trackio"]] = field(default_factory=list)
+    """Also show the log in these trackers (accelerate's), where installed."""
 
 
 @dataclass(kw_only=True)

@@ -51,30 +51,6 @@ class Log:
         return [row["step"] for row in rows], [row[name] for row in rows]
 
 
-class Board:
-    """TensorBoard's events beside the log, where tensorboard is installed."""
-
-    def __init__(self, folder: Path, step: int) -> None:
-        """Drops what a killed run wrote after `step`."""
-        self._writer = None
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            return
-        self._writer = SummaryWriter(os.fspath(folder / "tensorboard"), purge_step=step + 1 if step else None)
-
-    def add(self, row: Mapping[str, float], step: int) -> None:
-        """One row of the log."""
-        for name, value in row.items() if self._writer is not None else ():
-            title = f"validation/{name[4:]}" if name.startswith("val_") else f"training/{name}"
-            self._writer.add_scalar(title, value, step)
-
-    def close(self) -> None:
-        """Ends the file."""
-        if self._writer is not None:
-            self._writer.close()
-
-
 def repr_number(value: float) -> str:
     """Whole numbers without a point, others with six significant digits."""
     return str(int(value)) if float(value).is_integer() else f"{value:.6g}"

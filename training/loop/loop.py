@@ -20,14 +20,15 @@ from .. import settings
 from ..console import ProgressLine, StopRequest, TrainingError, saving
 from . import checkpoint, processes
 from .ahead import drawn_ahead
+from .boards import Boards
 from .gradients import loss_gradients
-from .log import Board, Log
+from .log import Log
 from .optim import ema_update, make_optimizer, rate_factor, trainable
 from .optimizers import optimizer_arguments
 from .shown import draw_run, log_columns, progress_words
 from .stepper import Plain
 from .task import Outcome, Paused, Phase, Report, Run
-from .validation import evaluating, held_out_sums, moved
+from .validation import evaluating, held_out_sums, moved, pinned
 
 PHASE_SEEDS = 2**40
 """Distance of the phases' seeds: more micro-batches than any phase has."""
@@ -191,8 +192,7 @@ class Loop:
     def go(self, stop: StopRequest | None = None, progress: ProgressLine | None = None) -> Outcome:
         """Runs to the end, the next step after a stop request, or the observer's False; then saves."""
         self.progress, ended = progress, False
-        wanted = self.main and self.config.tensorboard and self.run.out
-        self.board = Board(self.run.out, self.step) if wanted else None
+        self.boards = Boards(self.run, self.step)
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=devices):
             if self.step == 0 and self.config.validate_first:
@@ -206,7 +206,7 @@ class Loop:
             # A finished run keeps its optimiser for a longer one.
             if self.step != self.saved or not self.saved:
                 self._save()
-        for shown in filter(None, (self.progress, self.board)):
+        for shown in filter(None, (self.progress, self.boards)):
             shown.close()
         out = self.run.out / checkpoint.CHECKPOINT if self.run.out else None
         return Outcome(step=self.step, stopped=not self.finished, checkpoint=out, losses={**self.row})
@@ -327,7 +327,8 @@ class Loop:
 
     def _draw(self, micro: int) -> tuple[Any, ...]:
         """The arguments of one micro-batch's forward pass."""
-        return self.task.draw(self._number(micro), torch.Generator().manual_seed(self._seed(micro)))
+        drawn = self.task.draw(self._number(micro), torch.Generator().manual_seed(self._seed(micro)))
+        return pinned(drawn, self.accelerator.device)
 
     # --- validation -----------------------------------------------------------------------------------------
 
@@ -365,8 +366,7 @@ class Loop:
             return
         with saving(checkpoint.LOG, self.safe):
             self.log.add(step=self.step, **row)
-        if self.board is not None:
-            self.board.add(row, self.step)
+        self.boards.add(row, self.step)
         if self.progress is not None:
             self._show(row)
 

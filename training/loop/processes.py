@@ -19,13 +19,18 @@ from .config import LoopConfig
 
 
 def start(
-    precision: str = "no", accumulate: int = 1, device: str = "auto", handlers: Sequence[Any] = ()
+    precision: str = "no",
+    accumulate: int = 1,
+    device: str = "auto",
+    handlers: Sequence[Any] = (),
+    log_with: Sequence[str] = (),
 ) -> Any:
     """accelerate's Accelerator as the launcher's environment wants it (torchrun, accelerate launch, or
     neither).
 
     `precision` is "no", "bf16" or "fp16". `device` "auto" takes the GPU where there is one; in a run of
-    several processes "cuda" means each process's own GPU. `handlers` are accelerate's kwargs handlers.
+    several processes "cuda" means each process's own GPU. `handlers` are accelerate's kwargs handlers,
+    `log_with` its trackers.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -43,6 +48,7 @@ def start(
         mixed_precision=precision,
         gradient_accumulation_steps=accumulate,
         kwargs_handlers=list(handlers),
+        log_with=list(log_with) or None,
     )
 
 
@@ -203,4 +209,5 @@ def make_accelerator(config: LoopConfig) -> Any:
     if config.precision == "fp16" and not gpu:
         raise TrainingError("precision is fp16, which needs a CUDA GPU; use bf16 or no.")
     patience = InitProcessGroupKwargs(timeout=timedelta(days=4))
-    return start(config.precision, config.accumulate, "auto" if gpu else "cpu", handlers=[patience])
+    where = "auto" if gpu else "cpu"
+    return start(config.precision, config.accumulate, where, handlers=[patience], log_with=config.log_with)

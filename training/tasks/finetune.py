@@ -29,6 +29,7 @@ from ..data.sources import gather
 from ..data.toy import make_toy_clips, toy_paths
 from ..data.videos import VideoError
 from ..loop import processes
+from ..loop.boards import check_trackers
 from ..loop.checkpoint import CHECKPOINT
 from ..loop.config import TrainerConfig
 from ..loop.loop import train
@@ -198,6 +199,7 @@ def check(config: FinetuneConfig) -> None:
     settings.check(config)
     check_noise(config.noise, config.backbone)
     optimizer_arguments(config.trainer)
+    check_trackers(config.trainer)
     for text in config.objectives:
         parse.check_files(*parse.parse(text))
     check_model(config, config.trainer.precision, config.trainer.checkpointing)

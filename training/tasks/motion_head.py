@@ -21,6 +21,7 @@ from ..data.feature_cache import FeatureCache
 from ..data.features import FrameSource, prepare_features
 from ..data.oracle import OracleFlow
 from ..loop import processes
+from ..loop.boards import check_trackers
 from ..loop.checkpoint import KIND as CHECKPOINT
 from ..loop.config import TrainerConfig
 from ..loop.loop import train
@@ -157,6 +158,7 @@ def train_motion_head(
             "there is nothing to train on; give --data, a folder that latent-physics cache made."
         )
     check(config)
+    check_trackers(settings)
     accelerator = make_accelerator(settings)
     clips = TrainingClips(
         config.data, batch=settings.batch, seed=settings.seed, held_out=settings.held_out, limit=config.limit

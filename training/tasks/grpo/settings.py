@@ -11,6 +11,7 @@ from ... import settings
 from ...backbones.lora import TuneConfig
 from ...console import TrainingError
 from ...data.format import CacheConfig, Format, format_of
+from ...loop.boards import check_trackers
 from ...loop.config import LoopConfig
 from ...settings import Count, Decay, NotNegative, Number, Positive
 from ..model import ModelConfig, check_model
@@ -161,6 +162,7 @@ def form(config: GrpoConfig) -> Format:
 def check(config: GrpoConfig) -> None:
     """Raises TrainingError for what can be known before anything is loaded."""
     settings.check(config)
+    check_trackers(config.trainer)
     check_model(config, config.trainer.precision, config.trainer.checkpointing)
     form(config)
     for text in [*config.rewards, *config.watch]:
