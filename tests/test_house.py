@@ -7,6 +7,7 @@ import ast
 import json
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import sysconfig
@@ -317,6 +318,22 @@ def test_there_is_one_training_loop() -> None:
 def test_the_search_for_loops_finds_them() -> None:
     lines = "while a:\n    with b:\n        loss.backward()\nself.optimizer.step()\nscheduler.step()"
     assert list(steps(ast.parse(lines))) == [True, False]
+
+
+LONG_FILES = {"methods/pila/residuals.py": "a table: every law of every category, a few lines each"}
+"""Files above 400 lines, with the reason; two at most."""
+
+
+def test_functions_fit_a_screen_and_files_have_one_subject() -> None:
+    paths = modules(*MAY_IMPORT, "devtools", "benchmarks")
+    nodes = (node for path in paths for node in ast.walk(parse(path)))
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    lengths = sorted(node.end_lineno - node.lineno + 1 for node in functions)
+    assert statistics.median(lengths) <= 8
+    assert lengths[int(0.95 * len(lengths))] <= 30
+    long = {name_of(path) for path in paths if path.read_text(encoding="utf-8").count("\n") > 400}
+    assert long == set(LONG_FILES)
+    assert len(LONG_FILES) <= 2
 
 
 WIDTH = 110

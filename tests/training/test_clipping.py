@@ -57,7 +57,7 @@ def test_the_projectors_are_that_group(tmp_path):
 
 def test_deepspeed_clips_all_together_and_says_so(monkeypatch):
     monkeypatch.setattr(processes, "deepspeed", lambda accelerator: True)
-    monkeypatch.setattr(processes, "tell_deepspeed", lambda accelerator, **settings: {})
+    monkeypatch.setattr(processes, "configure_deepspeed", lambda accelerator, **settings: {})
     with pytest.raises(TrainingError, match="DeepSpeed clips all gradients together"):
         clipped(apart=2.0)
 

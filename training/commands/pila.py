@@ -5,8 +5,8 @@ section B.3.
     python training pila --recipe wan --cache CLIPS --out runs/pila_wan         # Wan 2.1 1.3B
 
 Stage A fits the velocity slot to optical flow on ever noisier estimates, stage B recovers the fields that no
-data shows, stage C trains everything with the flow-matching loss and the routed residuals. A run goes on
-where it stopped, inside a stage and between stages; every random draw is a function of (seed, stage, step).
+data shows, stage C trains everything with the flow-matching loss and the routed residuals. A stopped run
+is resumed inside a stage and between stages; every random draw is a function of (seed, stage, step).
 Several processes share the clips of a step:
 
     accelerate launch --config_file training/recipes/ddp.yaml training pila --recipe wan --cache CLIPS --out

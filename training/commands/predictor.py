@@ -116,7 +116,7 @@ def _parse(argv: list[str]) -> PredictorCommand:
 
 def _summarise(training: PredictorTraining, command: PredictorCommand) -> int:
     """Prints what came out; returns the exit status."""
-    kept = training.kept()
+    kept = training.best_metrics()
     if "unexplained" in kept:
         print(
             f"Held-out clips: loss {kept['val_loss']:.4f}, unexplained variance of the change "

@@ -1,7 +1,7 @@
 """`latent-physics cache`: a folder of videos -> latents and prompt embeddings, one safetensors file per clip.
 
 Reading is done by threads that feed one encoder. A clip that cannot be read is reported and skipped; a run
-that was stopped, or killed, goes on where it was when the same command is given again.
+that was stopped, or killed, is resumed by the same command.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ def _encode_all(
     stop: StopRequest,
     progress: ProgressLine,
 ) -> None:
-    """Encodes what the reading threads deliver, in the order in which it comes."""
+    """Encodes clips as the reading threads deliver them."""
     _check_folder(config.out, vae.latent_space)
     done, warned, there = 0, False, _cached_by_stem(config.out)
     clips = type(progress)(
@@ -346,7 +346,7 @@ def encode_window(
 
 
 def _warn_disk(path: Path, clips_left: int, progress: ProgressLine) -> bool:
-    """Says, once, that the disk will not hold what is still to come."""
+    """Warns once if the remaining clips will not fit on the disk."""
     need, free = path.stat().st_size * clips_left, shutil.disk_usage(path.parent).free
     if need > free:
         sizes = f"about {need / 2**30:.1f} GiB, the disk has {free / 2**30:.1f} GiB free"

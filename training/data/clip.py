@@ -16,7 +16,7 @@ from ..console import TrainingError
 KIND = "cached_clip"
 FIRST = "first."
 """Prefix of the names of the first frame's tensors."""
-AGAIN = "run the cache command again: it replaces damaged clips."
+RECACHE_HINT = "run the cache command again: it replaces damaged clips."
 
 
 class DatasetError(TrainingError):
@@ -96,16 +96,14 @@ def read_clip(path: str | os.PathLike[str]) -> CachedClip:
     tensors, info = load_weights(path, KIND)
     origin = clip_info(path, info)
     if missing := {"latent", "cond"} - tensors.keys():
-        raise DatasetError(f"{Path(path).name} holds no {' and no '.join(sorted(missing))}; {AGAIN}")
+        raise DatasetError(f"{Path(path).name} holds no {' and no '.join(sorted(missing))}; {RECACHE_HINT}")
     return CachedClip(
         latent=tensors["latent"],
         cond=tensors["cond"],
         tokens=tensors.get("tokens"),
         info=origin,
         latent_space=info.latent_space,
-        first={
-            name.removeprefix(FIRST): value for name, value in tensors.items() if name.startswith(FIRST)
-        },
+        first={name.removeprefix(FIRST): value for name, value in tensors.items() if name.startswith(FIRST)},
     )
 
 
@@ -122,7 +120,8 @@ def clip_info(path: str | os.PathLike[str], info: WeightsInfo) -> ClipInfo:
             f"has an unknown {', '.join(unknown)}"
         ] * bool(unknown)
         raise DatasetError(
-            f"{Path(path).name} was cached by another version (its metadata {' and '.join(wrong)}); {AGAIN}"
+            f"{Path(path).name} was cached by another version (its metadata {' and '.join(wrong)}); "
+            f"{RECACHE_HINT}"
         )
     return ClipInfo(**info.recipe)
 

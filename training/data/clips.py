@@ -12,7 +12,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from .clip import AGAIN, DatasetError
+from .clip import RECACHE_HINT, DatasetError
 from .folder import ClipFolder, split_films
 
 
@@ -87,7 +87,7 @@ class Clips:
                     if size <= memory_gb * 2**30:
                         latents[index] = file.get_tensor("latent")
             except (safetensors.SafetensorError, OSError) as error:
-                raise DatasetError(f"{path.name} is damaged ({error}); {AGAIN}") from error
+                raise DatasetError(f"{path.name} is damaged ({error}); {RECACHE_HINT}") from error
         prompted = any(cond.any() for cond in conds) and any(entry.info.caption for entry in found.entries)
         clips = cls(
             latents=latents,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ...methods.weights import WeightsError, read_info
-from .clip import AGAIN, KIND, DatasetError, Entry, clip_info
+from .clip import KIND, RECACHE_HINT, DatasetError, Entry, clip_info
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class ClipFolder:
             try:
                 info = read_info(path)
             except WeightsError as error:
-                raise DatasetError(f"{str(error).rstrip('.')}; {AGAIN}") from error
+                raise DatasetError(f"{str(error).rstrip('.')}; {RECACHE_HINT}") from error
             if info.kind == KIND:
                 entries.append(
                     Entry(

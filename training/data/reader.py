@@ -5,70 +5,86 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from ..console import StopRequest
 from .format import CacheConfig, Format, Job, frames_rule
 from .videos import VideoError, Window, windows
 
+Item = Window | VideoError | None
+
 
 def read_ahead(
     jobs: Sequence[Job], config: CacheConfig, form: Format, stop: StopRequest
-) -> Iterator[tuple[Job, Window | VideoError | None]]:
+) -> Iterator[tuple[Job, Item]]:
     """Reads clips in `config.workers` threads; yields the windows of each, then None; or a VideoError, then
     None.
 
     Clips come interleaved. At most two windows per thread wait to be taken. Closing the iterator, or a stop
     request, ends the threads.
     """
-    todo: queue.SimpleQueue[Job] = queue.SimpleQueue()
-    for job in jobs:
-        todo.put(job)
-    ready: queue.Queue[tuple[Job | None, Any]] = queue.Queue(maxsize=2 * config.workers)
-    over = threading.Event()
-
-    def hand_over(job: Job | None, item: Any) -> None:
-        while not over.is_set():
-            try:
-                return ready.put((job, item), timeout=0.1)
-            except queue.Full:
-                continue
-
-    def read() -> None:
-        while not over.is_set():
-            try:
-                job = todo.get_nowait()
-            except queue.Empty:
-                break
-            try:
-                for window in windows(
-                    job.path,
-                    frames=form.frames,
-                    width=form.width,
-                    height=form.height,
-                    fps=form.fps,
-                    limit=config.windows,
-                    allow_short=frames_rule(config) if config.allow_short else None,
-                ):
-                    hand_over(job, window)
-                    if over.is_set():
-                        return
-            except Exception as error:
-                hand_over(job, error)
-            hand_over(job, None)
-        hand_over(None, None)
-
+    readers = Readers(jobs, config, form)
     threads = [
-        threading.Thread(target=read, name=f"reader-{number}", daemon=True)
+        threading.Thread(target=readers.work, name=f"reader-{number}", daemon=True)
         for number in range(config.workers)
     ]
     for thread in threads:
         thread.start()
-    working = len(threads)
     try:
+        yield from readers.taken(len(threads), stop)
+    finally:
+        readers.over.set()
+        for thread in threads:
+            thread.join()
+
+
+class Readers:
+    """Jobs that wait for a thread, and windows that wait for the encoder."""
+
+    def __init__(self, jobs: Sequence[Job], config: CacheConfig, form: Format) -> None:
+        self.config, self.form, self.over = config, form, threading.Event()
+        self.todo: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        for job in jobs:
+            self.todo.put(job)
+        self.ready: queue.Queue[tuple[Job | None, Item | Exception]] = queue.Queue(2 * config.workers)
+
+    def work(self) -> None:
+        """The work of one thread: it reads until there is no job left, and says so with a job of None."""
+        while not self.over.is_set():
+            try:
+                job = self.todo.get_nowait()
+            except queue.Empty:
+                break
+            self.read(job)
+            self.hand_over(job, None)
+        self.hand_over(None, None)
+
+    def read(self, job: Job) -> None:
+        """Hands over the windows of one clip, or the error that reading it raised."""
+        short = frames_rule(self.config) if self.config.allow_short else None
+        form, limit = self.form, self.config.windows
+        size = {"frames": form.frames, "width": form.width, "height": form.height, "fps": form.fps}
+        try:
+            for window in windows(job.path, **size, limit=limit, allow_short=short):
+                self.hand_over(job, window)
+                if self.over.is_set():
+                    return
+        except Exception as error:  # of another kind than VideoError: `taken` raises it where it is seen
+            self.hand_over(job, error)
+
+    def hand_over(self, job: Job | None, item: Item | Exception) -> None:
+        """Waits for room; gives up once nobody takes any more."""
+        while not self.over.is_set():
+            try:
+                return self.ready.put((job, item), timeout=0.1)
+            except queue.Full:
+                continue
+
+    def taken(self, working: int, stop: StopRequest) -> Iterator[tuple[Job, Item]]:
+        """Everything that `working` threads hand over, as it comes. Raises the error of another kind than
+        VideoError that one of them met."""
         while working and not stop.asked:
             try:
-                job, item = ready.get(timeout=0.2)
+                job, item = self.ready.get(timeout=0.2)
             except queue.Empty:
                 continue
             if job is None:
@@ -77,7 +93,3 @@ def read_ahead(
                 raise item
             else:
                 yield job, item
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()

@@ -133,7 +133,7 @@ class Loop:
     # --- resuming -------------------------------------------------------------------------------------------
 
     def _resume(self) -> None:
-        """Brings everything to the state of the run's checkpoint, or to the beginning."""
+        """Restores the run from its checkpoint, or begins it."""
         found = None
         if self.run.out is not None:
             self.run.out.mkdir(parents=True, exist_ok=True)

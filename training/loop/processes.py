@@ -132,9 +132,11 @@ def deepspeed(accelerator: Any) -> bool:
     return "DEEPSPEED" in str(accelerator.distributed_type)
 
 
-def tell_deepspeed(accelerator: Any, *, batch: int, accumulate: int, max_grad_norm: float) -> dict[str, Any]:
-    """Puts what the run's own settings say into DeepSpeed's, which `prepare` reads, and returns those; {}
-    without DeepSpeed."""
+def configure_deepspeed(
+    accelerator: Any, *, batch: int, accumulate: int, max_grad_norm: float
+) -> dict[str, Any]:
+    """Copies batch, accumulation and clipping into DeepSpeed's settings, which `prepare` reads, and returns
+    those; {} without DeepSpeed."""
     if not deepspeed(accelerator):
         return {}
     settings = accelerator.state.deepspeed_plugin.deepspeed_config

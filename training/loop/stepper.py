@@ -36,7 +36,7 @@ class Plain:
         self.sharded = processes.deepspeed(accelerator)
         if accelerator.num_processes > 1:
             accelerator.free_memory()  # another phase's modules let go of the gradients that they average
-        processes.tell_deepspeed(
+        processes.configure_deepspeed(
             accelerator, batch=config.batch, accumulate=config.accumulate, max_grad_norm=config.max_grad_norm
         )
         if self.sharded and any(group.max_grad_norm for group in groups):

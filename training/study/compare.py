@@ -1,7 +1,7 @@
 """`latent-physics compare`: the toy backbone fine-tuned plainly and with each objective, same steps and data;
 one table of physics.
 
-Every fine-tune starts from the shipped toy model. A run that was stopped goes on with the same command.
+Every fine-tune starts from the shipped toy model. A run that was stopped is resumed by the same command.
 """
 
 from __future__ import annotations

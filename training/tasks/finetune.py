@@ -56,8 +56,8 @@ class FinetuneConfig(ModelConfig):
     """Fine-tunes a text- or image-to-video model with any weighted set of physics objectives."""
 
     out: Path = Path("runs/finetune")
-    """Folder of the run: checkpoint, log.csv, curves.png, and the exported file. The same command goes on
-    where it stopped."""
+    """Folder of the run: checkpoint, log.csv, curves.png, and the exported file. The same command
+    resumes it."""
     data: Path | None = None
     """Clips cached by `latent-physics cache --tokens`; left out, `videos` are cached into the run's folder
     first."""

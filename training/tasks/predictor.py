@@ -319,7 +319,7 @@ class PredictorTraining:
         the CPU."""
         return self.task.network(self.loop.kept())
 
-    def kept(self) -> dict[str, float]:
+    def best_metrics(self) -> dict[str, float]:
         """Step and held-out figures of the weights that are saved; no figures where nothing is held out."""
         report = self.loop.report()
         return {"kept_step": report.kept_step, **report.kept}

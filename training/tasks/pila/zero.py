@@ -81,7 +81,7 @@ class ZeroStepper:
         self.groups = [group for group in groups if group.parameters]
         self.parameters = [parameter for group in self.groups for parameter in group.parameters]
         accelerator.free_memory()  # the stage before lets go of its gradients
-        settings = processes.tell_deepspeed(
+        settings = processes.configure_deepspeed(
             accelerator, batch=config.batch, accumulate=1, max_grad_norm=config.max_grad_norm
         )
         # DeepSpeed sets aside a buffer of 2 GB by default; everything there is to average fits into this one.
