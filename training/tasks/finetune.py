@@ -46,7 +46,7 @@ from .first_frame import check_first_frame, share_of_first_frames
 from .model import ModelConfig, about_model, check_model, encoder_files, load_dit, make_trainable
 from .noise import NoiseConfig
 from .noise import check as check_noise
-from .preview import Samples
+from .preview import Samples, read_sizes
 
 ERRORS = (TeacherError, VideoError, WeightsError)
 
@@ -95,6 +95,9 @@ class FinetuneConfig(ModelConfig):
     samples: list[str] = field(default_factory=list)
     """Prompts whose clips are written at every validation, so that progress can be seen; needs the VAE and
     the text encoder."""
+    sample_sizes: list[str] = field(default_factory=list)
+    """Sizes of those clips, each WIDTHxHEIGHTxFRAMES, such as 640x368x49; every prompt is sampled at each.
+    Left out, the first cached clip's."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     """Noise levels of the training."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -210,6 +213,7 @@ def check(config: FinetuneConfig) -> None:
             ", or --toy-clips" if config.backbone == "toy" else ""
         )
         raise TrainingError(f"there is nothing to train on; give {what}.")
+    read_sizes(config.sample_sizes, config.backbone)
     check_first_frame(model_header(config), config.first_frame, config.samples)
 
 
@@ -280,6 +284,7 @@ def make_samples(
         vae=companions.vae if accelerator.is_main_process else None,
         shape=clips.entries[0].shape[1:],
         fps=usual_fps(config),
+        sizes=read_sizes(config.sample_sizes, config.backbone),
     )
 
 

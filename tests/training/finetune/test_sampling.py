@@ -9,7 +9,9 @@ from latent_physics.tests.training.backbones import tiny
 from latent_physics.tests.training.finetune import tiny_run
 from latent_physics.training.backbones.load import load_backbone
 from latent_physics.training.backbones.sample import sample, schedule
-from latent_physics.training.tasks.preview import Samples
+from latent_physics.training.console import TrainingError
+from latent_physics.training.tasks.finetune import FinetuneConfig, check
+from latent_physics.training.tasks.preview import Samples, read_sizes
 
 
 class Known:
@@ -112,3 +114,36 @@ def test_samples_are_written_as_clips(tmp_path):
     samples.write(backbone, 12, tmp_path)
     assert imageio.imread(tmp_path / "samples" / "000012-0.mp4").shape == (5, 32, 32, 3)
     assert backbone.vae is None
+
+
+def test_every_prompt_is_sampled_at_every_size(tmp_path):
+    import imageio.v3 as imageio
+
+    backbone = tiny_run.backbone()
+    vae = load_backbone("toy", tiny.native_files(tmp_path), parts=("vae",)).vae
+    tokens, mask = torch.randn(2, 8, tiny_run.WIDTH), torch.ones(2, 8, dtype=torch.bool)
+    sizes = read_sizes(["32x48x5", "48X32x9"], "toy")
+    samples = Samples(
+        prompts=["a", "b"], tokens=tokens, mask=mask, null=(tokens[:1] * 0, mask[:1]), vae=vae,
+        shape=(2, 4, 4), fps=8, steps=1, sizes=sizes,
+    )  # fmt: skip
+    samples.write(backbone, 3, tmp_path)
+    found = {path.name: imageio.imread(path).shape[:3] for path in (tmp_path / "samples").iterdir()}
+    assert found == {
+        "000003-0-32x48x5.mp4": (5, 48, 32), "000003-1-32x48x5.mp4": (5, 48, 32),
+        "000003-0-48x32x9.mp4": (9, 32, 48), "000003-1-48x32x9.mp4": (9, 32, 48),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("640x368", "it must be WIDTHxHEIGHTxFRAMES"),
+        ("640x368xmany", "it must be WIDTHxHEIGHTxFRAMES"),
+        ("640x360x49", "'640x360x49': height is 360; it must be a multiple of 16"),
+        ("640x368x50", "'640x368x50': frames is 50; it must be"),
+    ],
+)
+def test_a_size_that_cannot_be_sampled_is_told_before_anything_is_loaded(text, says, tmp_path):
+    with pytest.raises(TrainingError, match=says):
+        check(FinetuneConfig(data=tmp_path, sample_sizes=["640x368x49", text]))
