@@ -38,6 +38,13 @@ WORLDS = (
     "optical",
 )
 STEPS, CFG = 20, 2.0
+LONG = {
+    "LatentPhysicsTrainMotionPredictor",
+    "LatentPhysicsBestOfNSampler",
+    "LatentPhysicsAttributeBankView",
+}
+"""Nodes of graphs that the demo leaves to the menu of templates: they train, sample eight candidates or draw
+tens of fields."""
 REAL_CLIPS = "*wan*"  # names of the clips in ComfyUI's template packages that Wan generated
 SCORES = ("law", "adherence", "dynamic_degree")
 
@@ -170,13 +177,11 @@ class Demo:
             self.files.append(target)
 
     def run_workflows(self) -> None:
-        """Every shipped graph that needs no model but the toy one; not those that train, as the demo itself
-        trains.
-        """
+        """The shipped graphs that need no model but the toy one and take seconds."""
         for path in sorted((ROOT / "workflows" / "api").glob("*.json")):
             graph = json.loads(path.read_text(encoding="utf-8"))
             kinds = {entry["class_type"] for entry in graph.values()}
-            if "LatentPhysicsLoadToyWorld" in kinds and "LatentPhysicsTrainMotionPredictor" not in kinds:
+            if "LatentPhysicsLoadToyWorld" in kinds and not kinds & LONG:
                 self.say(f"workflow {path.stem}")
                 self.keep(self.run(graph), None, f"workflows/{path.stem}")
 
