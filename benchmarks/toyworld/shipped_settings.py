@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -25,10 +26,13 @@ from latent_physics.toyworld import WORLDS, evaluate
 from latent_physics.toyworld import sample as draw
 from latent_physics.toyworld.canvas import LATENT
 from latent_physics.toyworld.statistics import paired_difference
+from latent_physics.toyworld.travel import travel
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
-SCORES = ("law", "adherence", "dynamic_degree")
+SCORES = ("law", "adherence", "dynamic_degree", "travel")
+"""Measures of a clip: three of `toyworld.Scores`, and the way of its things (`toyworld.travel`), which
+flicker is no part of."""
 CHANNELS = 16
 SETS = (7000, 8000, 9000, 10000)
 """Seeds of the prompts and the noise; no constant was fitted on them."""
@@ -44,6 +48,8 @@ class Stage:
     last: int = 10_000
     guidance: Mapping[str, Any] | None = None
     """Inputs of LaMo Guidance, without its wires; None for an unguided MODEL."""
+    levels: tuple[float, ...] = ()
+    """Noise levels that the graph writes out: such a stage begins with noise of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,28 +88,32 @@ def shipped(folder: Path = ROOT / "workflows" / "api") -> list[Schedule]:
 
 
 def schedule_of(name: str, graph: Mapping[str, Any]) -> Schedule | None:
-    """A graph's schedule, None where it has no sampler guided by LaMo alone.
+    """A graph's schedule, None where it has no sampler guided by LaMo alone, or makes a video block by block.
 
     CogVideoX's VOIDSampler takes DDIM steps, which for a flow are those of euler.
     """
     stages, settings = [], {}
     for node in graph.values():
-        chain = list(models_above(graph, node)) if "Sampler" in node["class_type"] else []
+        inputs = sampler_inputs(graph, node) if "Sampler" in node["class_type"] else {}
+        chain = list(models_above(graph, inputs))
         kinds = [above["class_type"] for above in chain]
         guided = [above["inputs"] for above in chain if above["class_type"] == "LatentPhysicsLaMoGuidance"]
-        if len(guided) != 1 or "LatentPhysicsPilaCorrection" in kinds:
+        blocks = "num_frame_per_block" in inputs
+        if len(guided) != 1 or "LatentPhysicsPilaCorrection" in kinds or blocks:
             continue
         silent = ("model", "predictor", "full_trace")
         guidance = {key: value for key, value in guided[0].items() if key not in silent}
-        inputs = node["inputs"] | followed(graph, node["inputs"].get("sigmas"))
+        levels = tuple(float(level) for level in inputs.get("levels", "").split(",") if level)
         last = inputs.get("end_at_step", 10_000)
-        stages.append(Stage(first=inputs.get("start_at_step", 0), last=last, guidance=guidance))
+        stages.append(
+            Stage(first=inputs.get("start_at_step", 0), last=last, guidance=guidance, levels=levels)
+        )
         shifts = [above["inputs"]["shift"] for above in chain if above["class_type"] == "ModelSamplingSD3"]
         settings = {
             "sampler": inputs.get("sampler_name", "euler"),
-            "scheduler": inputs["scheduler"],
-            "steps": inputs["steps"],
-            "cfg": inputs["cfg"],
+            "scheduler": inputs.get("scheduler", "simple"),
+            "steps": sum(len(stage.levels) - 1 for stage in stages) if levels else inputs["steps"],
+            "cfg": inputs.get("cfg", 1.0),
             "shift": shifts[0] if shifts else TOY_SHIFT,
         }
     if not stages:
@@ -111,17 +121,23 @@ def schedule_of(name: str, graph: Mapping[str, Any]) -> Schedule | None:
     return Schedule(name=name, stages=tuple(sorted(stages, key=lambda stage: stage.first)), **settings)
 
 
-def models_above(graph: Mapping[str, Any], node: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The nodes a MODEL went through, from the sampler upwards."""
-    wire = node["inputs"].get("model")
+def sampler_inputs(graph: Mapping[str, Any], node: Mapping[str, Any]) -> dict[str, Any]:
+    """A sampler node's inputs with those of its guider, sampler and schedule; `levels` are those of Manual
+    Sigmas."""
+    schedule, sampler, guider = (
+        graph[wire[0]] if isinstance(wire := node["inputs"].get(name), list) else {"inputs": {}}
+        for name in ("sigmas", "sampler", "guider")
+    )
+    levels = schedule["inputs"].get("sigmas", "")
+    return {**schedule["inputs"], **sampler["inputs"], **node["inputs"], **guider["inputs"], "levels": levels}
+
+
+def models_above(graph: Mapping[str, Any], inputs: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The nodes that the MODEL of `inputs` went through, from the sampler upwards."""
+    wire = inputs.get("model")
     while isinstance(wire, list):
-        node = graph[wire[0]]
-        yield node
-        wire = node["inputs"].get("model")
-
-
-def followed(graph: Mapping[str, Any], wire: Any) -> Mapping[str, Any]:
-    return graph[wire[0]]["inputs"] if isinstance(wire, list) else {}
+        yield graph[wire[0]]
+        wire = graph[wire[0]]["inputs"].get("model")
 
 
 # -- sampling ------------------------------------------------------------------------------------------------
@@ -183,11 +199,13 @@ def clips_of(schedule: Schedule, prompts: Sequence[str], seed: int, order: int) 
         wanted, empty = conditioning(prompts), conditioning([""])
         latent = torch.zeros_like(noise)
         for number, stage in enumerate(schedule.stages):
+            fresh = number == 0 or bool(stage.levels)
             latent = comfy.sample.sample(
-                model_for(schedule, stage.guidance, order), noise if number == 0 else torch.zeros_like(noise),
+                model_for(schedule, stage.guidance, order), noise if fresh else torch.zeros_like(noise),
                 schedule.steps, schedule.cfg, schedule.sampler, schedule.scheduler, wanted, empty, latent,
-                disable_noise=number > 0, start_step=stage.first, last_step=min(stage.last, schedule.steps),
+                disable_noise=not fresh, start_step=stage.first, last_step=min(stage.last, schedule.steps),
                 force_full_denoise=stage is schedule.stages[-1], disable_pbar=True, seed=seed,
+                sigmas=torch.tensor(stage.levels) if stage.levels else None,
             )  # fmt: skip
         images = torch.cat([toy()[2].decode(part) for part in latent.split(8)])
     return images.movedim(-1, 1).clamp(0, 1).float()
@@ -195,14 +213,16 @@ def clips_of(schedule: Schedule, prompts: Sequence[str], seed: int, order: int) 
 
 def scores_of(schedule: Schedule, sets: Sequence[int], per_world: int, order: int) -> dict[str, list[float]]:
     """Every clip's scores and its prompt, seed set after seed set, `per_world` clips of each world."""
-    found: dict[str, list[Any]] = {name: [] for name in (*SCORES, "prompts")}
+    found: dict[str, list[Any]] = {name: [] for name in (*SCORES, "prompts", "worlds")}
     for seed in sets:
         prompts = [prompt for name in WORLDS for prompt in draw(name, per_world, seed)[1]]
         names = [name for name in WORLDS for _ in range(per_world)]
-        scores = evaluate(clips_of(schedule, prompts, seed, order), names, prompts)
+        clips = clips_of(schedule, prompts, seed, order)
+        scores = vars(evaluate(clips, names, prompts)) | {"travel": travel(clips, names)}
         for name in SCORES:
-            found[name] += getattr(scores, name).tolist()
+            found[name] += scores[name].tolist()
         found["prompts"] += [f"{seed} {prompt}" for prompt in prompts]
+        found["worlds"] += names
     return found
 
 
@@ -217,10 +237,21 @@ def row(schedule: Schedule, plain: Mapping[str, list[float]], guided: Mapping[st
     return f"| {schedule.name} | {run} | {mean} | {less} |"
 
 
+NAMES = [name.replace("_", " ") for name in SCORES]
 HEAD = (
-    "| graph | sampler, steps | CFG | shift | law, unguided | adherence, unguided | dynamic degree, unguided "
-    "| law | adherence | dynamic degree |\n" + "|---" * 10 + "|"
+    f"| graph | sampler, steps | CFG | shift | {' | '.join(f'{name}, unguided' for name in NAMES)} "
+    f"| {' | '.join(NAMES)} |\n" + "|---" * (4 + 2 * len(SCORES)) + "|"
 )
+
+
+def by_world(plain: Mapping[str, list[Any]], guided: Mapping[str, list[Any]]) -> Iterator[str]:
+    """A table of every world's means, unguided -> guided: where guidance gains and what it costs."""
+    yield f"\n| world | clips | {' | '.join(NAMES)} |\n" + "|---" * (2 + len(SCORES)) + "|"
+    for world in WORLDS:
+        rows = [row for row, name in enumerate(plain["worlds"]) if name == world]
+        means = [[fmean(found[name][row] for row in rows) for found in (plain, guided)] for name in SCORES]
+        cells = " | ".join(f"{before:.2f} -> {after:.2f}" for before, after in means)
+        yield f"| {world} | {len(rows)} | {cells} |"
 
 
 def grid(share: float, start: float) -> list[Schedule]:
@@ -259,6 +290,7 @@ def main() -> None:
     parser.add_argument(
         "--start", type=float, default=0.9, help="noise level below which steps are guided, for the grid"
     )
+    parser.add_argument("--worlds", action="store_true", help="after every row a table by world")
     args = parser.parse_args()
     for order in args.orders:
         print(
@@ -267,7 +299,10 @@ def main() -> None:
         )
         for schedule in grid(args.share, args.start) if args.grid else shipped():
             plain = scores_of(schedule.unguided(), args.sets, args.clips, order)
-            print(row(schedule, plain, scores_of(schedule, args.sets, args.clips, order)), flush=True)
+            guided = scores_of(schedule, args.sets, args.clips, order)
+            print(row(schedule, plain, guided), flush=True)
+            if args.worlds:
+                print("\n".join(by_world(plain, guided)), flush=True)
 
 
 if __name__ == "__main__":

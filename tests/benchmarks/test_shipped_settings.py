@@ -22,6 +22,14 @@ def test_settings_are_those_of_the_graphs() -> None:
     assert (large.sampler, large.steps, large.cfg, large.shift) == ("euler", 20, 3.5, 5.0)
     assert [(stage.first, min(stage.last, large.steps)) for stage in large.stages] == [(0, 10), (10, 20)]
     assert (found["cogvideox_lamo"].steps, found["cogvideox_lamo"].cfg) == (50, 6.0)
+    two, hunyuan, h3 = (
+        found[name] for name in ("ltx2.3_two_stage_lamo", "hunyuanvideo1.5_t2v_lamo", "minimax_h3_t2v_lamo")
+    )
+    assert [stage.levels[0] for stage in two.stages] == [1.0, 0.85]
+    assert (two.steps, two.cfg) == (11, 1.0)
+    assert (hunyuan.sampler, hunyuan.steps, hunyuan.cfg, hunyuan.shift) == ("euler", 20, 6.0, 7.0)
+    assert (h3.sampler, h3.cfg) == ("res_multistep", 1.0)
+    assert "causal_forcing_i2v_lamo" not in found  # made block by block
     for schedule in found.values():
         for stage in schedule.stages:
             assert stage.guidance["mode"] == "bounded"
