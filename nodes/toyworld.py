@@ -136,7 +136,7 @@ class LawScore(io.ComfyNode):
             category=CATEGORY,
             description="Measures from pixels alone how well toy-world clips keep their law, whether what "
             "the prompt asked "
-            "for is there, and how much moves.",
+            "for is there, how much moves, and whether things stay what they are.",
             search_aliases=["toy", "physics", "metric", "evaluate"],
             is_output_node=True,
             has_intermediate_output=True,
@@ -173,8 +173,10 @@ class LawScore(io.ComfyNode):
                     display_name="dynamic_degree",
                     tooltip="Mean motion over that of real clips; 0 is a still.",
                 ),
-                io.Image.Output(display_name="plot", tooltip="The three scores of every clip."),
-                io.String.Output(display_name="table", tooltip="The scores of every clip as JSON."),
+                io.Image.Output(display_name="plot", tooltip="The scores of every clip."),
+                io.String.Output(
+                    display_name="table", tooltip="The same as JSON, with the residual behind the law score."
+                ),
             ],
         )
 
@@ -207,7 +209,8 @@ def _world(world: str, prompt: str) -> str:
 
 
 def _panels(scores: Scores) -> list[figures.Panel]:
-    curves = {"law": scores.law, "adherence": scores.adherence, "dynamic degree": scores.dynamic_degree}
+    names = ("law", "adherence", "dynamic_degree", "permanence")
+    curves = {name.replace("_", " "): getattr(scores, name) for name in names}
     count = len(scores.law)
     lines = [
         figures.Curve(label=f"{label} (mean {values.mean():.2f})", x=list(range(count)), y=values.tolist())
@@ -221,13 +224,10 @@ def _panels(scores: Scores) -> list[figures.Panel]:
 
 
 def _table(name: str, scores: Scores) -> str:
-    columns = {"law": scores.law, "adherence": scores.adherence, "dynamic_degree": scores.dynamic_degree}
-    return json.dumps(
-        {
-            "world": name,
-            **{label: [round(value, 4) for value in values.tolist()] for label, values in columns.items()},
-        }
-    )
+    columns = {
+        label: [round(value, 4) for value in found.tolist()] for label, found in vars(scores).items()
+    }
+    return json.dumps({"world": name, **columns})
 
 
 NODES = [LoadToyWorld, LawScore]
