@@ -7,6 +7,14 @@ from typing import Any
 
 WAN_1_3B = {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960, "num_layers": 30}
 WAN_14B = {"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824, "num_layers": 40}
+WAN22_5B = {
+    "num_attention_heads": 24,
+    "attention_head_dim": 128,
+    "in_channels": 48,
+    "out_channels": 48,
+    "ffn_dim": 14336,
+    "num_layers": 30,
+}
 COGVIDEOX_2B = {"num_attention_heads": 30, "attention_head_dim": 64, "num_layers": 30}
 COGVIDEOX_5B = {
     "num_attention_heads": 48,
@@ -29,6 +37,7 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": WAN_1_3B,
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": WAN_14B,
     "Wan-AI/Wan2.2-T2V-A14B-Diffusers": WAN_14B,
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": WAN22_5B,
     "THUDM/CogVideoX-2b": COGVIDEOX_2B,
     "THUDM/CogVideoX-5b": COGVIDEOX_5B,
 }
