@@ -11,6 +11,7 @@ from ..data.left_out import VideoError
 from ..data.loaders import loaders
 from ..data.report import summarise
 from ..data.sources import gather
+from ..loop.processes import own_gpu
 from . import cli
 
 
@@ -26,6 +27,7 @@ def _command(argv: list[str]) -> int:
         CacheConfig, argv, prog="latent-physics cache", description="Videos -> latents and prompt embeddings."
     )
     format_of(config)
+    own_gpu()
     found = gather(config)
     with StopRequest() as stop:
         if config.check:

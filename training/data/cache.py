@@ -22,6 +22,7 @@ from ...methods.lamo import pool_tokens
 from ...methods.weights import WeightsError, read_info
 from ..backbones.first_frame import FirstFrame
 from ..console import ProgressLine, StopRequest, TrainingError, remove_leftovers, saving
+from ..loop.processes import place_among
 from .captions import caption_of
 from .clip import KIND, ClipInfo, described, read_clip_info, write_clip
 from .format import CacheConfig, Format, Job, format_of
@@ -80,13 +81,18 @@ def cache_clips(
     stop = stop or StopRequest()
     progress = progress or ProgressLine("cache")
     config.out.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(config.out)
+    number, processes = place_among()
+    if processes == 1:  # another one may be writing what looks left over
+        remove_leftovers(config.out)
     report = CacheReport(left_out=list(left_out))
-    pending = [job for job in plan(clips, config, form, report) if not _finished(job, config.out, report)]
+    jobs = plan(clips, config, form, report)
+    own = [job for job in jobs if share(job, processes) == number]
+    report.elsewhere = len(jobs) - len(own)
+    pending = [job for job in own if not _finished(job, config.out, report)]
     progress.say(
         f"{len(clips)} clips: {report.finished_before} cached before, {len(report.same)} double, "
         f"{len(report.left_out)} left out, {len(pending)} to do at {form.width}x{form.height}, "
-        f"{form.frames} frames."
+        f"{form.frames} frames{f', in process {number + 1} of {processes}' if processes > 1 else ''}."
     )
     if pending and not stop.asked:
         _say_captions(pending, progress)
@@ -96,8 +102,13 @@ def cache_clips(
             torch.cuda.empty_cache()
         _encode_all(pending, conds, load_vae(), config, form, report, stop, progress)
     progress.close()
-    write_skipped(config.out, report.left_out)
+    write_skipped(config.out, report.left_out, number)
     return report
+
+
+def share(job: Job, processes: int) -> int:
+    """Number of the process, of `processes`, that caches a clip: a function of its content."""
+    return int(job.source_hash[:PREFIX], 16) % processes
 
 
 def plan(clips: Sequence[Path], config: CacheConfig, form: Format, report: CacheReport) -> list[Job]:
@@ -113,6 +124,8 @@ def plan(clips: Sequence[Path], config: CacheConfig, form: Format, report: Cache
         "source": encoders_of(config),
         **({"model": config.model} if config.model else {}),
         **({"first_frame": str(config.clip_vision)} if config.first_frame else {}),
+        **({"scenes": True} if config.scenes else {}),
+        **({"sizes": config.sizes} if config.sizes else {}),
     }
     listed = listed_captions(config)
     known = {
@@ -327,6 +340,7 @@ def encode_window(
         height=height,
         fps=window.fps,
         fps_limit=form.fps,
+        cuts=window.cuts,
     )
     with saving(path.name, "the clips finished so far are safe"):
         write_clip(

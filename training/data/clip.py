@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -52,6 +52,9 @@ class ClipInfo:
     fps_limit: float = 0.0
     """Maximum rate to which the clip was thinned before it was cut; 0 where it was not. Cutting the same
     window again needs it."""
+    cuts: Sequence[int] = ()
+    """Numbers of the clip's frames, after thinning, with which scenes begin, where they were looked for.
+    Cutting the same window again needs them."""
 
 
 @dataclass(frozen=True, kw_only=True)

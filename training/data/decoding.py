@@ -40,6 +40,8 @@ class Frame(NamedTuple):
     """Whether the decoder marked it as corrupt."""
     jump: bool = False
     """Whether frames are missing before it."""
+    cut: bool = False
+    """Whether a new scene begins with it."""
 
 
 def decode(clip: Path) -> Iterator[Frame]:

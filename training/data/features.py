@@ -179,5 +179,11 @@ class FrameSource:
 
     def _windows(self, path: Path, info: ClipInfo) -> Iterator:
         return windows(
-            path, frames=info.frames, width=info.width, height=info.height, fps=info.fps_limit, limit=0
+            path,
+            frames=info.frames,
+            width=info.width,
+            height=info.height,
+            fps=info.fps_limit,
+            limit=0,
+            cuts=info.cuts,
         )

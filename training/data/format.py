@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 from ...methods.video_models import MODELS, SPACES, TOY, FramesRule, VideoModel
 from ...toyworld.canvas import FRAMES, SIZE
 from ..console import TrainingError
+from .scenes import check_scenes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +103,13 @@ class CacheConfig:
     fps: float | None = None
     """Drop frames of faster clips down to this rate, double none; 0 keeps all. Left out: 16 (wan), 8
     (cogvideox), 0 (toy), or the model's own."""
+    sizes: list[str] = field(default_factory=list)
+    """Further sizes, as 480x832 640x640: a clip gets the one whose proportions are nearest to its own, in
+    place of being cropped to width and height. A fine-tune takes a folder of several sizes, a motion
+    predictor one."""
+    scenes: bool = False
+    """Look for cuts between scenes, which no window may span (needs the extra `scenes`). Clips are then
+    decoded twice."""
     windows: int = 1
     """Maximum number of consecutive windows of `frames` frames per video, from its start; 0 for all."""
     allow_short: bool = False
@@ -141,10 +150,31 @@ class Job:
     renamed."""
 
 
+def sides_of(config: CacheConfig) -> int:
+    """The number that widths and heights are multiples of."""
+    toy = config.backbone == TOY.name and config.model is None
+    return TOY_SIDES if toy else model_of(config).side_multiple
+
+
+def sizes_of(config: CacheConfig) -> list[tuple[int, int]]:
+    """`config.sizes` as widths and heights. Raises TrainingError where one is no size, or does not fit the
+    VAE."""
+    found, sides = [], sides_of(config)
+    for text in config.sizes:
+        if (match := re.fullmatch(r"(\d+)x(\d+)", text)) is None:
+            raise TrainingError(f"sizes has {text!r}; write width x height, as 480x832.")
+        size = int(match[1]), int(match[2])
+        if any(value < sides or value % sides for value in size):
+            raise TrainingError(f"sizes has {text}; both numbers must be multiples of {sides}.")
+        found.append(size)
+    return found
+
+
 def format_of(config: CacheConfig) -> Format:
     """The format clips are cut to. Raises TrainingError where a number does not fit the VAE."""
-    toy = config.backbone == TOY.name and config.model is None
-    sides = TOY_SIDES if toy else model_of(config).side_multiple
+    sides, _ = sides_of(config), sizes_of(config)
+    if config.scenes:
+        check_scenes()
     usual, rule = usual_format(config.model or config.backbone), frames_rule(config)
     form = Format(
         **{name: getattr(usual if getattr(config, name) is None else config, name) for name in usual.__dict__}

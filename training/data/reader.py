@@ -7,8 +7,9 @@ import threading
 from collections.abc import Iterator, Sequence
 
 from ..console import StopRequest
-from .format import CacheConfig, Format, Job, frames_rule
-from .videos import VideoError, Window, windows
+from .format import CacheConfig, Format, Job, frames_rule, sizes_of
+from .scenes import scene_starts
+from .videos import VideoError, Window, decode, thin, windows
 
 Item = Window | VideoError | None
 
@@ -64,7 +65,9 @@ class Readers:
         form, limit = self.form, self.config.windows
         size = {"frames": form.frames, "width": form.width, "height": form.height, "fps": form.fps}
         try:
-            for window in windows(job.path, **size, limit=limit, allow_short=short):
+            cuts = scene_starts(thin(decode(job.path), form.fps)) if self.config.scenes else ()
+            also = {"cuts": cuts, "sizes": sizes_of(self.config)}
+            for window in windows(job.path, **size, **also, limit=limit, allow_short=short):
                 self.hand_over(job, window)
                 if self.over.is_set():
                     return

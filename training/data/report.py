@@ -34,6 +34,8 @@ class CacheReport:
     missing."""
     cut_captions: int | None = 0
     """Number of captions longer than the text encoder reads; None where it does not say."""
+    elsewhere: int = 0
+    """Number of clips that other processes of the same launch cache."""
     stopped: bool = False
     """Whether the user stopped it."""
 
@@ -43,10 +45,10 @@ class CacheReport:
         return [(entry.path, entry.reason) for entry in self.left_out]
 
 
-def write_skipped(out: Path, left_out: Sequence[LeftOut]) -> None:
+def write_skipped(out: Path, left_out: Sequence[LeftOut], process: int = 0) -> None:
     """Leaves skipped.txt in the folder: path, kind with its number and count, and reason, one line each; no
-    file where nothing was left out."""
-    path = out / SKIPPED_FILE
+    file where nothing was left out. The second process of a launch leaves skipped_1.txt, and so on."""
+    path = out / (f"skipped_{process}.txt" if process else SKIPPED_FILE)
     if not left_out:
         path.unlink(missing_ok=True)
         return
@@ -85,6 +87,9 @@ def summarise(report: CacheReport, config: CacheConfig) -> int:
             f"Stopped: {len(report.written)} files written to {config.out}; run the same command to resume."
         )
         return 130
+    if not there and report.elsewhere:
+        print(f"Cached: nothing here; other processes cache the other {report.elsewhere} clips.")
+        return 0
     if not there:
         raise TrainingError(
             f"none of the {len(report.left_out)} clips could be used; the first: {report.left_out[0].reason}"

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import math
 import pkgutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -50,6 +51,8 @@ class Window:
     corrupt: int = 0
     """Number of the clip's windows passed over so far because a frame is corrupt, or frames are
     missing."""
+    cuts: tuple[int, ...] = ()
+    """Numbers of the clip's frames, after thinning, with which new scenes begin: no window spans one."""
 
 
 def leads_out(clip: Path, folder: Path) -> Path | None:
@@ -138,6 +141,8 @@ def windows(
     fps: float = 0,
     limit: int = 1,
     allow_short: FramesRule | None = None,
+    cuts: Collection[int] = (),
+    sizes: Sequence[tuple[int, int]] = (),
 ) -> Iterator[Window]:
     """Cuts a clip into consecutive windows of `frames` frames; at most `limit` of them, 0 for as many as
     there are.
@@ -146,11 +151,18 @@ def windows(
     fits it instead of being refused. Decoding stops as soon as enough frames have been
     seen. Windows with corrupt or missing frames are passed over. Raises VideoError where the clip is broken
     or too short, after the windows that are whole.
+
+    `cuts`: numbers of the frames, after thinning, with which new scenes begin; no window spans one. `sizes`:
+    further widths and heights; a clip gets that one of all whose proportions are nearest to its own.
     """
-    taking = _Taking(clip, frames, limit)
+    taking = _Taking(clip, frames, limit, tuple(sorted(cuts)))
     try:
-        for frame in thin(decode(clip), fps):
+        for number, frame in enumerate(thin(decode(clip), fps)):
+            frame = frame._replace(cut=number in taking.cuts)
             picture = frame.picture()
+            if sizes and not number:
+                shown = picture.shape[1] * frame.aspect / picture.shape[0]
+                width, height = nearest_size(shown, [(width, height), *sizes])
             taking.size = (round(picture.shape[1] * frame.aspect), picture.shape[0])
             if (window := taking.add(frame, fit(picture, width, height, frame.aspect))) is not None:
                 yield window
@@ -168,12 +180,18 @@ def windows(
     yield taking.last()
 
 
+def nearest_size(aspect: float, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Of several widths and heights the one whose proportions are nearest to `aspect`, width over height: the
+    one that crops least."""
+    return min(sizes, key=lambda size: abs(math.log(size[0] / size[1] / aspect)))
+
+
 class _Taking:
     """Frames on their way into windows. A window is held back until it is known whether it is the clip's
     last."""
 
-    def __init__(self, clip: Path, frames: int, limit: int) -> None:
-        self.clip, self.frames, self.limit = clip, frames, limit
+    def __init__(self, clip: Path, frames: int, limit: int, cuts: tuple[int, ...] = ()) -> None:
+        self.clip, self.frames, self.limit, self.cuts = clip, frames, limit, cuts
         self.held: list[np.ndarray] = []
         self.times: list[float | None] = []
         self.damaged = False
@@ -188,8 +206,8 @@ class _Taking:
 
     def add(self, frame: Frame, pixels: np.ndarray) -> Window | None:
         """Takes one frame; returns the window before the one that this frame completes, if both are there."""
-        if frame.jump and self.held:
-            self.corrupt += 1
+        if (frame.jump or frame.cut) and self.held:
+            self.corrupt += frame.jump
             self.held, self.times, self.damaged = [], [], False
         self.held.append(pixels)
         self.times.append(frame.time)
@@ -209,7 +227,7 @@ class _Taking:
         self.ready = Window(
             frames=np.stack(self.held[:length]), index=self.count, last=False, start=self.times[0] or 0.0,
             fps=_rate(self.times),
-            source_size=self.size, corrupt=self.corrupt,
+            source_size=self.size, corrupt=self.corrupt, cuts=self.cuts,
         )  # fmt: skip
         self.count += 1
 

@@ -107,6 +107,21 @@ class OneProcess:
         print(*words)
 
 
+def place_among() -> tuple[int, int]:
+    """(number of this process, count of processes), as accelerate launch and torchrun say it in the
+    environment; (0, 1) for a process of its own.
+
+    Nothing is started: it is for work that needs no word between processes.
+    """
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def own_gpu() -> None:
+    """Makes "cuda" mean this process's own GPU among those of its machine, in a launch of several."""
+    if place_among()[1] > 1 and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
 def stopping(accelerator: Any, stop: StopRequest | None) -> bool:
     """Whether any process was asked to stop. Every process must ask."""
     asked = stop is not None and stop.asked
