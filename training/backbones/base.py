@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from ...methods.lamo import pool_tokens
 from ..console import TrainingError
 from .first_frame import FirstFrame, followed_by_grey
 from .keys import KeyMap
@@ -84,6 +85,8 @@ class Backbone:
     """"flow" or "v", as `methods.step.gain_of` understands them."""
     dit_class: ClassVar[str]
     """Name of the transformer's class in diffusers."""
+    vae_class: ClassVar[str]
+    """The same of the VAE."""
     dit_keys: ClassVar[KeyMap]
     vae_keys: ClassVar[KeyMap]
     lora_targets: ClassVar[tuple[str, ...]]
@@ -98,6 +101,8 @@ class Backbone:
     latent_channels: int = 16
     temporal_stride: int = 4
     spatial_stride: int = 8
+    patch: int = 2
+    """Latents along a token's side: width and height are multiples of patch * spatial_stride pixels."""
 
     def __init__(
         self,
@@ -154,14 +159,19 @@ class Backbone:
         """Whether the transformer reads CLIP's view of the first frame."""
         return False
 
+    def first_shapes(self, latent_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
+        """Shapes of what a clip with a latent `C T H W` must hold of its first frame, by `FirstFrame`'s
+        names."""
+        return {}
+
     # -- pixels, words ---------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def encode_video(self, video: Tensor) -> Tensor:
         """Latent of a video, deterministic (the posterior's mean).
 
-        `video`: `B 3 T H W` in [0, 1], T = 1 + a multiple of the temporal stride, H and W multiples of twice
-        the spatial stride. Returns `B C T' H' W'` float32 in ComfyUI's model scaling
+        `video`: `B 3 T H W` in [0, 1], T = 1 + a multiple of the temporal stride, H and W multiples of
+        `patch * spatial_stride`. Returns `B C T' H' W'` float32 in ComfyUI's model scaling
         (`process_latent_in(vae.encode(video))`). Raises TrainingError where the size does not fit or a value
         is outside [0, 1] or not finite.
         """
@@ -206,6 +216,10 @@ class Backbone:
         that a node takes.
         """
         raise NotImplementedError
+
+    def pool(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """The prompt's pooled embedding, `B D`, as a node pools ComfyUI's conditioning."""
+        return pool_tokens(tokens, mask)
 
     def is_cut(self, prompts: Sequence[str]) -> list[bool]:
         """Whether each prompt is longer than the text encoder reads, so that `embed_prompts` cuts its end."""
@@ -297,7 +311,7 @@ class Backbone:
             raise TrainingError(
                 f"{frames} frames do not fit a temporal stride of {self.temporal_stride}; {near} would."
             )
-        side = 2 * self.spatial_stride
+        side = self.patch * self.spatial_stride
         if height % side or width % side or not height or not width:
             fits = f"{height // side * side}x{width // side * side}"
             raise TrainingError(

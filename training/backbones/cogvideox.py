@@ -26,6 +26,7 @@ class CogVideoXBackbone(Backbone):
 
     family = "cogvideox"
     dit_class = "CogVideoXTransformer3DModel"
+    vae_class = "AutoencoderKLCogVideoX"
     prediction = "v"
     dit_keys = COGVIDEOX_DIT
     vae_keys = ()  # ComfyUI's CogVideoX VAE carries diffusers' names.

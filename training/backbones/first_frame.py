@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,8 @@ MASK_CHANNELS = 4
 """One for each of the frames that a latent frame holds."""
 HEAD_WIDTH = 80
 """Of ViT-H, the encoder that Wan reads: 16 heads of 80."""
+SIGLIP_HEAD_WIDTH = 72
+"""Of so400m, the encoder that HunyuanVideo 1.5 reads: 16 heads of 72."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +28,10 @@ class FirstFrame:
     """What a model is given of the first frames of a batch. What it does not take is None."""
 
     latent: Tensor | None = None
-    """`B C T H W` in model scaling: the first frame followed by grey, encoded. Wan with 36 channels."""
+    """`B C T H W` in model scaling: the first frame followed by grey, encoded (Wan with 36 channels), or the
+    first frame alone (HunyuanVideo 1.5, T = 1)."""
     vision: Tensor | None = None
-    """`B N D`: the tokens before CLIP vision's last layer. Wan 2.1."""
+    """`B N D`: the tokens before CLIP vision's last layer (Wan 2.1), or SigLIP's last (HunyuanVideo 1.5)."""
     given: Tensor | None = None
     """`B`, True where the video's first latent frame is shown without noise. Wan 2.2 5B."""
 
@@ -58,7 +63,11 @@ def concatenated(noisy: Tensor, latent: Tensor) -> Tensor:
 
 
 class ClipVision(nn.Module):
-    """CLIP's vision encoder, of which Wan 2.1 reads the tokens before the last layer."""
+    """CLIP's vision encoder, of which Wan 2.1 reads the tokens before the last layer, of the whole picture
+    squeezed into its square, as it was trained and as ComfyUI's template encodes it."""
+
+    mean, std = CLIP_MEAN, CLIP_STD
+    crop = False
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -66,20 +75,52 @@ class ClipVision(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
-        """Tokens `B N D` of images `B 3 H W` in [0, 1], squeezed into CLIP's square without cropping, as Wan
-        was trained and as ComfyUI's template encodes them."""
-        weight = next(self.encoder.parameters())
+        """Tokens `B N D` of images `B 3 H W` in [0, 1]."""
+        return self.states(self.pixels(image)).hidden_states[-2]
+
+    def states(self, pixels: Tensor) -> Any:
+        """The encoder's answer with all its hidden states."""
+        dtype = next(self.encoder.parameters()).dtype
+        return self.encoder(pixel_values=pixels.to(dtype), output_hidden_states=True)
+
+    def pixels(self, image: Tensor) -> Tensor:
+        """Images in the encoder's size and scaling (ComfyUI's `clip_preprocess`)."""
         side = self.encoder.config.image_size
-        pixels = image.to(weight.device, torch.float32)
+        pixels = image.to(next(self.encoder.parameters()).device, torch.float32)
         if pixels.shape[-2:] != (side, side):
-            pixels = nn.functional.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
-        pixels = (pixels * 255).clamp(0, 255).round() / 255  # CLIP was trained on bytes
-        pixels = (pixels - _column(CLIP_MEAN, pixels)) / _column(CLIP_STD, pixels)
-        return self.encoder(pixel_values=pixels.to(weight.dtype), output_hidden_states=True).hidden_states[-2]
+            size = [side, side]
+            if self.crop:
+                size = [round(side / min(pixels.shape[-2:]) * length) for length in pixels.shape[-2:]]
+            pixels = nn.functional.interpolate(pixels, size=size, mode="bicubic", antialias=True)
+            top, left = ((length - side) // 2 for length in size)
+            pixels = pixels[..., top : top + side, left : left + side]
+        pixels = (pixels * 255).clamp(0, 255).round() / 255  # both were trained on bytes
+        return (pixels - _column(self.mean, pixels)) / _column(self.std, pixels)
+
+
+class SiglipVision(ClipVision):
+    """SigLIP's, of which HunyuanVideo 1.5 reads the last tokens, of the picture's middle square."""
+
+    mean = std = (0.5, 0.5, 0.5)
+    crop = True
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> Tensor:
+        return self.states(self.pixels(image)).last_hidden_state
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, device=like.device, dtype=like.dtype).view(1, -1, 1, 1)
+
+
+def vision_from_folder(source: str | os.PathLike[str], dtype: torch.dtype, encoder: str) -> ClipVision:
+    """A diffusers folder's or hub id's vision encoder, of a class of transformers. Raises OSError."""
+    import transformers
+
+    model = getattr(transformers, encoder).from_pretrained(
+        source, subfolder="image_encoder", dtype=dtype, use_safetensors=True
+    )
+    return (SiglipVision if encoder.startswith("Siglip") else ClipVision)(model)
 
 
 def vision_from_file(path: Path, state: dict[str, Tensor], dtype: torch.dtype) -> ClipVision:
@@ -87,30 +128,67 @@ def vision_from_file(path: Path, state: dict[str, Tensor], dtype: torch.dtype) -
     tensors. Raises TrainingError where it is something else."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
+    def build(sizes: dict[str, int]) -> nn.Module:
+        cells = sizes.pop("places") - 1
+        config = CLIPVisionConfig(
+            **sizes,
+            num_attention_heads=max(1, sizes["hidden_size"] // HEAD_WIDTH),
+            image_size=round(cells**0.5) * sizes["patch_size"],
+            hidden_act="gelu",
+        )
+        return CLIPVisionModel(config)
+
+    return ClipVision(_filled(path, state, dtype, build, "CLIP's vision encoder ViT-H", "clip_vision_h"))
+
+
+def siglip_from_file(path: Path, state: dict[str, Tensor], dtype: torch.dtype) -> SiglipVision:
+    """SigLIP's vision encoder from such a file. Raises TrainingError where it is something else."""
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    def build(sizes: dict[str, int]) -> nn.Module:
+        cells = sizes.pop("places")
+        config = SiglipVisionConfig(
+            **sizes,
+            num_attention_heads=max(1, sizes["hidden_size"] // SIGLIP_HEAD_WIDTH),
+            image_size=round(cells**0.5) * sizes["patch_size"],
+            vision_use_head=False,
+        )
+        return SiglipVisionModel(config)
+
+    state = {key: value for key, value in state.items() if ".head." not in key}
+    what, file = "SigLIP's vision encoder", "sigclip_vision_patch14_384"
+    return SiglipVision(_filled(path, state, dtype, build, what, file))
+
+
+def _filled(
+    path: Path,
+    state: dict[str, Tensor],
+    dtype: torch.dtype,
+    build: Callable[[dict[str, int]], nn.Module],
+    what: str,
+    file: str,
+) -> nn.Module:
+    """The model that `build` makes of a file's sizes, with its weights."""
     head = "vision_model."
     state = {key.removeprefix(head): value.to(dtype) for key, value in state.items() if key.startswith(head)}
     try:
         width, _, patch, _ = state["embeddings.patch_embedding.weight"].shape
-        cells = state["embeddings.position_embedding.weight"].shape[0] - 1
-        config = CLIPVisionConfig(
-            hidden_size=width,
-            intermediate_size=state["encoder.layers.0.mlp.fc1.weight"].shape[0],
-            num_hidden_layers=1 + max(int(key.split(".")[2]) for key in state if ".layers." in key),
-            num_attention_heads=max(1, width // HEAD_WIDTH),
-            image_size=round(cells**0.5) * patch,
-            patch_size=patch,
-            hidden_act="gelu",
-        )
+        sizes = {
+            "hidden_size": width,
+            "intermediate_size": state["encoder.layers.0.mlp.fc1.weight"].shape[0],
+            "num_hidden_layers": 1 + max(int(key.split(".")[2]) for key in state if ".layers." in key),
+            "patch_size": patch,
+            "places": state["embeddings.position_embedding.weight"].shape[0],
+        }
+        places = sizes["places"]
         with torch.device("meta"):
-            model = CLIPVisionModel(config)
+            model = build(sizes)
         state.pop("embeddings.position_ids", None)
         missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
         if unexpected or [key for key in missing if not key.endswith("position_ids")]:
             raise KeyError((missing + unexpected)[0])
     except (KeyError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise TrainingError(
-            f"{path.name} is not CLIP's vision encoder ViT-H ({reason}); use the file clip_vision_h."
-        ) from error
-    model.embeddings.position_ids = torch.arange(cells + 1)[None]
-    return ClipVision(model)
+        raise TrainingError(f"{path.name} is not {what} ({reason}); use the file {file}.") from error
+    model.embeddings.position_ids = torch.arange(places)[None]
+    return model

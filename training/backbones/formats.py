@@ -14,20 +14,16 @@ import torch
 from torch import Tensor
 
 from ..console import TrainingError
-from .base import Backbone
-from .cogvideox import CogVideoXBackbone
+from .families import KINDS
 from .keys import KeyMap, KeyMapError, to_diffusers, to_native
 from .lora import TuneConfig, scaling
-from .wan import WanBackbone
 
 COMFYUI_PREFIX, DIFFUSERS_PREFIX = "diffusion_model.", "transformer."
-CLASSES: dict[str, type[Backbone]] = {kind.family: kind for kind in (WanBackbone, CogVideoXBackbone)}
-"""Backbones by what a checkpoint calls their family."""
 
 
 def keys_of(family: str) -> KeyMap:
     """The transformer's key map of a backbone family."""
-    return CLASSES[family].dit_keys
+    return KINDS[family].backbone.dit_keys
 
 
 def lora_to_native(values: Mapping[str, Tensor], family: str, tune: TuneConfig) -> dict[str, Tensor]:
@@ -39,9 +35,9 @@ def lora_to_native(values: Mapping[str, Tensor], family: str, tune: TuneConfig) 
     native = {
         COMFYUI_PREFIX + key: value for key, value in to_native(unnamed(values), keys_of(family)).items()
     }
-    alpha = scaling(tune) * tune.rank
     for key in [key for key in native if key.endswith(".lora_A.weight")]:
-        native[key.replace(".lora_A.weight", ".alpha")] = torch.tensor(alpha)
+        rank = native[key].shape[0]  # a layer joined of three has three times the rank
+        native[key.replace(".lora_A.weight", ".alpha")] = torch.tensor(scaling(tune) * rank)
     return native
 
 
@@ -91,7 +87,7 @@ def diffusers_config(values: Mapping[str, Tensor], family: str, dit_config: Mapp
     import diffusers
 
     with torch.device("meta"):
-        model = getattr(diffusers, CLASSES[family].dit_class)(**dit_config)
+        model = getattr(diffusers, KINDS[family].backbone.dit_class)(**dit_config)
     if odd := sorted(model.state_dict().keys() ^ values.keys()):
         raise TrainingError(
             f"the checkpoint's weights are not those of diffusers' {type(model).__name__}: {odd[0]!r} is in "

@@ -58,6 +58,19 @@ def wan_header(source: str | os.PathLike[str] | None, dit: Path | None) -> WanHe
         raise TrainingError(f"{config} is not a transformer's configuration ({error}).") from error
 
 
+def hunyuan_header(source: str | os.PathLike[str] | None) -> WanHeader | None:
+    """The same of a local folder of HunyuanVideo 1.5, which says what it was made for; None of a file, which
+    does not, and of a hub id."""
+    config = Path(source or "") / "transformer" / "config.json"
+    if not config.is_file():
+        return None
+    try:
+        task = json.loads(config.read_text(encoding="utf-8")).get("task_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise TrainingError(f"{config} is not a transformer's configuration ({error}).") from error
+    return WanHeader(first_frame="needed" if task == "i2v" else "", vision=task == "i2v")
+
+
 def _of_shapes(shapes: Shapes, path: Path) -> WanHeader | None:
     """The same of a file's shapes, under native or diffusers' names; None for what is no whole Wan."""
     patch = shapes.get("patch_embedding.weight")

@@ -4,7 +4,7 @@ data.
 A map is a tuple of rows `(diffusers name, native name)`. A name is a whole module or parameter path; what
 follows it (`.weight`,
 `.bias`, `.lora_A.weight`, ...) is kept: the same map serves full checkpoints and LoRA files. `{n}` stands for
-the block's number.
+the block's number. A native name may carry a mark of `joined.py`: where diffusers has several layers for one.
 The maps are complete: a key that no row names is an error, which is how a file of another family is
 recognised.
 """
@@ -15,6 +15,8 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import TypeVar
+
+from .joined import PART, PartsError, joined, marked, without_empty, without_mark
 
 Value = TypeVar("Value")
 KeyMap = tuple[tuple[str, str], ...]
@@ -80,6 +82,86 @@ COGVIDEOX_DIT: KeyMap = (
 )
 """The CogVideoX 1.0 and 1.5 transformer. A model without rotary positions (2B) also needs its position table
 in the file."""
+
+def _thirds(diffusers: str, native: str, names: tuple[str, str, str] = ("to_q", "to_k", "to_v")) -> KeyMap:
+    """The rows of queries, keys and values, which are one layer in the original."""
+    return tuple((f"{diffusers}.{name}", f"{native}[{place}/3]") for place, name in enumerate(names))
+
+
+def _hunyuan15_stream(part: str, norms: str, out: str, names: tuple[str, str, str], end: str) -> KeyMap:
+    """The rows of the video's or the words' half of a HunyuanVideo 1.5 block."""
+    ours, native = "transformer_blocks.{n}", f"double_blocks.{{n}}.{part}"
+    return (
+        (f"{ours}.norm1{end}.linear", f"{native}_mod.lin"),
+        *_thirds(f"{ours}.attn", f"{native}_attn.qkv", names),
+        (f"{ours}.attn.{norms}q", f"{native}_attn.norm.query_norm"),
+        (f"{ours}.attn.{norms}k", f"{native}_attn.norm.key_norm"),
+        (f"{ours}.attn.{out}", f"{native}_attn.proj"),
+        (f"{ours}.ff{end}.net.0.proj", f"{native}_mlp.0"),
+        (f"{ours}.ff{end}.net.2", f"{native}_mlp.2"),
+    )
+
+
+_REFINER, _NATIVE_REFINER = (
+    "context_embedder.token_refiner.refiner_blocks.{n}",
+    "txt_in.individual_token_refiner.blocks.{n}",
+)
+HUNYUAN15_DIT: KeyMap = (
+    ("x_embedder.proj", "img_in.proj"),
+    ("image_embedder.norm_in", "vision_in.proj.0"),
+    ("image_embedder.linear_1", "vision_in.proj.1"),
+    ("image_embedder.linear_2", "vision_in.proj.3"),
+    ("image_embedder.norm_out", "vision_in.proj.4"),
+    ("context_embedder.time_text_embed.timestep_embedder.linear_1", "txt_in.t_embedder.in_layer"),
+    ("context_embedder.time_text_embed.timestep_embedder.linear_2", "txt_in.t_embedder.out_layer"),
+    ("context_embedder.time_text_embed.text_embedder.linear_1", "txt_in.c_embedder.in_layer"),
+    ("context_embedder.time_text_embed.text_embedder.linear_2", "txt_in.c_embedder.out_layer"),
+    ("context_embedder.proj_in", "txt_in.input_embedder"),
+    (f"{_REFINER}.norm1", f"{_NATIVE_REFINER}.norm1"),
+    (f"{_REFINER}.norm2", f"{_NATIVE_REFINER}.norm2"),
+    *_thirds(f"{_REFINER}.attn", f"{_NATIVE_REFINER}.self_attn.qkv"),
+    (f"{_REFINER}.attn.to_out.0", f"{_NATIVE_REFINER}.self_attn.proj"),
+    (f"{_REFINER}.ff.net.0.proj", f"{_NATIVE_REFINER}.mlp.0"),
+    (f"{_REFINER}.ff.net.2", f"{_NATIVE_REFINER}.mlp.2"),
+    (f"{_REFINER}.norm_out.linear", f"{_NATIVE_REFINER}.adaLN_modulation.1"),
+    ("context_embedder_2.norm", "byt5_in.layernorm"),
+    ("context_embedder_2.linear_1", "byt5_in.fc1"),
+    ("context_embedder_2.linear_2", "byt5_in.fc2"),
+    ("context_embedder_2.linear_3", "byt5_in.fc3"),
+    ("time_embed.timestep_embedder.linear_1", "time_in.in_layer"),
+    ("time_embed.timestep_embedder.linear_2", "time_in.out_layer"),
+    ("time_embed.timestep_embedder_r.linear_1", "time_r_in.in_layer"),
+    ("time_embed.timestep_embedder_r.linear_2", "time_r_in.out_layer"),
+    ("cond_type_embed", "cond_type_embedding"),
+    *_hunyuan15_stream("img", "norm_", "to_out.0", ("to_q", "to_k", "to_v"), ""),
+    *_hunyuan15_stream("txt", "norm_added_", "to_add_out", ("add_q_proj", "add_k_proj", "add_v_proj"),
+                       "_context"),
+    # diffusers has the scale before the shift, the original the shift first.
+    ("norm_out.linear", "final_layer.adaLN_modulation.1[swapped]"),
+    ("proj_out", "final_layer.linear"),
+)  # fmt: skip
+"""The HunyuanVideo 1.5 transformer, text- and image-to-video."""
+
+
+def _hunyuan15_vae() -> KeyMap:
+    """The HunyuanVideo 1.5 VAE: convolutions are one module deeper than their names in ComfyUI's blocks."""
+    resnet = (("norm1", "norm1"), ("conv1", "conv1"), ("norm2", "norm2"), ("conv2", "conv2"),
+              ("conv_shortcut", "nin_shortcut.conv"))  # fmt: skip
+    rows: list[tuple[str, str]] = []
+    for half, way, blocks in (("encoder", "down", 2), ("decoder", "up", 3)):
+        rows += [(f"{half}.{name}", f"{half}.{name}") for name in ("conv_in", "norm_out", "conv_out")]
+        pairs = [(f"mid_block.resnets.{place}", f"mid.block_{place + 1}") for place in (0, 1)]
+        pairs += [(f"{way}_blocks.{{n}}.resnets.{b}", f"{way}.{{n}}.block.{b}") for b in range(blocks)]
+        rows += [(f"{half}.{a}.{ours}", f"{half}.{b}.{theirs}") for a, b in pairs for ours, theirs in resnet]
+        attention = (("norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("proj_out", "proj_out"))
+        rows += [(f"{half}.mid_block.attentions.0.{a}", f"{half}.mid.attn_1.{b}") for a, b in attention]
+        ours = f"{half}.{way}_blocks.{{n}}.{way}samplers.0.conv"
+        rows += [(ours, f"{half}.{way}.{{n}}.{way}sample.conv")]
+    return tuple(rows)
+
+
+HUNYUAN15_VAE: KeyMap = _hunyuan15_vae()
+"""The HunyuanVideo 1.5 VAE."""
 
 _RESIDUAL = (
     ("norm1", "residual.0"),
@@ -155,14 +237,19 @@ class KeyMapError(ValueError):
 
 
 def to_native(state: Mapping[str, Value], maps: KeyMap) -> dict[str, Value]:
-    """`state` under native names. Raises KeyMapError at the first key that the map does not name."""
-    return {_translate(key, maps, 0): value for key, value in state.items()}
+    """`state` under native names. Raises KeyMapError at the first key that the map does not name, and where a
+    native tensor's part is missing."""
+    try:
+        return joined({_translate(key, maps, 0): value for key, value in state.items()})
+    except PartsError as error:
+        raise KeyMapError(f"{error}; the file is not whole.") from error
 
 
 def to_diffusers(state: Mapping[str, Value], maps: KeyMap) -> dict[str, Value]:
     """`state` (with or without a `diffusion_model.` prefix) under diffusers' names. Raises KeyMapError as
     `to_native` does."""
-    return {_translate(strip_prefix(key), maps, 1): value for key, value in state.items()}
+    parts = without_empty(_apart({strip_prefix(key): value for key, value in state.items()}, maps))
+    return {_translate(key, maps, 1): value for key, value in parts.items()}
 
 
 def strip_prefix(key: str) -> str:
@@ -179,8 +266,36 @@ def is_native(state: Mapping[str, object], maps: KeyMap) -> bool:
     if all(_match(key, maps, 0) for key in keys):
         return False
     for key in keys:
-        _translate(key, maps, 1)
+        if not any(pattern.fullmatch(key) for pattern, _ in _marked(maps)):
+            _translate(key, maps, 1)
     return True
+
+
+def _apart(state: Mapping[str, Value], maps: KeyMap) -> dict[str, Value]:
+    """A native state with the layers that the map marks in parts, under marked names."""
+    out: dict[str, Value] = {}
+    for key, value in state.items():
+        found = next(((p.fullmatch(key), count) for p, count in _marked(maps) if p.fullmatch(key)), None)
+        if found is None:
+            out[key] = value
+        else:
+            match, count = found
+            out |= marked(f"{match['base']}{{}}{match['rest'] or ''}", value, count)
+    return out
+
+
+@lru_cache(maxsize=16)
+def _marked(maps: KeyMap) -> list[tuple[re.Pattern[str], int]]:
+    """Patterns of the native names that a map marks, with the number of parts (1: swapped halves)."""
+    found: dict[str, int] = {}
+    for _, native in maps:
+        if without_mark(native) != native:
+            part = PART.search(native)
+            found[without_mark(native)] = int(part["count"]) if part else 1
+    return [
+        (re.compile("(?P<base>" + re.escape(name).replace(r"\{n\}", r"\d+") + r")(?P<rest>\..*)?"), count)
+        for name, count in found.items()
+    ]
 
 
 @lru_cache(maxsize=16)

@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .cogvideox import CogVideoXBackbone
+from .families import KINDS
 from .load import DEFAULT_SOURCE, TOY_WEIGHTS, Source
 from .text import Tokenise, from_sentencepiece, from_tokenizer, longer_than
-from .wan import WanBackbone
 
 IsCut = Callable[[Sequence[str]], list[bool]]
 """Prompts -> whether each is cut."""
@@ -31,7 +30,7 @@ def load_is_cut(family: str, source: Source | None = None) -> IsCut | None:
         tokenise = _tokenizer(source or DEFAULT_SOURCE[family])
     except Exception:  # tokenizers raise a dozen types of their own; each means that there is none to ask
         return None
-    length = (CogVideoXBackbone if family == "cogvideox" else WanBackbone).text_length
+    length = KINDS[family].backbone.text_length
     return lambda prompts: longer_than(tokenise, prompts, length)
 
 

@@ -8,24 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..console import TrainingError
 from . import cogvideox, wan
 from .base import Backbone
-from .cogvideox import CogVideoXBackbone
-from .first_frame import ClipVision, vision_from_file
-from .keys import KeyMapError, is_native, strip_prefix, to_diffusers, to_native
+from .families import KINDS
+from .first_frame import vision_from_folder
+from .keys import KeyMap, KeyMapError, is_native, strip_prefix, to_diffusers, to_native
 from .present import skip_zero_taps
 from .refuse import refuse_quantised
 from .stored import StoredTensor, fill, stored_tensors
-from .wan import WanBackbone
 
-FAMILIES = ("wan", "cogvideox", "toy")
+FAMILIES = tuple(KINDS)
 PARTS = ("vae", "text", "dit")
+BESIDE_TEXT = ("tokenizer", "text_also")
+"""What a text encoder's file may need beside it."""
 VISION = "vision"
 """A part beside those, never loaded unless it is named: what Wan 2.1 image-to-video sees of a first frame."""
-DEFAULT_SOURCE = {"wan": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "cogvideox": "THUDM/CogVideoX-2b"}
+DEFAULT_SOURCE = {
+    "wan": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+    "cogvideox": "THUDM/CogVideoX-2b",
+    "hunyuan15": "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v",
+}
 TOY_TEXT_LENGTH = 24
 TOY_WEIGHTS = Path(__file__).resolve().parents[2] / "toyworld" / "weights"
 Source = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]]
@@ -42,10 +47,10 @@ def load_backbone(
 ) -> Backbone:
     """Loads a text-to-video model for training or caching; every part is frozen and in eval mode.
 
-    `family`: "wan", "cogvideox" or "toy". `source`: a diffusers folder or hub id, a mapping of part -> native
+    `family`: a row of `families.KINDS`. `source`: a diffusers folder or hub id, a mapping of part -> native
     safetensors file
-    ("dit", "vae", "text", and "tokenizer" where the text file has none), or None for the family's smallest
-    model. `parts`: which
+    ("dit", "vae", "text", "tokenizer" where the text file has none, "text_also" for HunyuanVideo 1.5's byT5),
+    or None for the family's smallest model. `parts`: which
     of "vae", "text", "dit" to load; a CogVideoX "dit" file in the mapping also says which scale a "vae"
     file's latents have, as
     those of 2B and 5B are told apart by nothing else. `fp8_storage` keeps the transformer's weights in float8
@@ -85,26 +90,54 @@ def _assemble(
         "device": device,
         "dtype": dtype,
     }
-    if family != "cogvideox":
-        backbone = WanBackbone(latent_space="wan2.1" if family == "wan" else "toy", **common)
-        if family == "wan" and backbone.latent_channels == wan.WAN22_CHANNELS:
-            backbone.latent_space = "wan2.2"
-        backbone.vision = pieces.get(VISION)
-        backbone.to(device)
-        if family == "toy":
-            backbone.text_length = getattr(pieces.get("text"), "length", TOY_TEXT_LENGTH)
-            if backbone.vae is not None:
-                skip_zero_taps(backbone.vae)
-        return backbone
+    make = _ASSEMBLE.get(family)
+    if make is not None:
+        backbone = make(pieces, common)
+    else:
+        backbone = KINDS[family].backbone(latent_space=FAMILY_SPACE[family], **common)
+        if backbone.vae is not None:
+            backbone.vae.enable_tiling()  # its middle attends to all of a clip: 49 K tokens at 480p
+    backbone.vision = pieces.get(VISION)
+    return backbone.to(device)
+
+
+FAMILY_SPACE = {"hunyuan15": "hunyuan_video1.5"}
+"""The latent space of the families that have one."""
+
+
+def _wan(pieces: dict[str, Any], common: dict[str, Any]) -> Backbone:
+    backbone = wan.WanBackbone(latent_space="wan2.1", **common)
+    if backbone.latent_channels == wan.WAN22_CHANNELS:
+        backbone.latent_space = "wan2.2"
+    return backbone
+
+
+def _toy(pieces: dict[str, Any], common: dict[str, Any]) -> Backbone:
+    backbone = wan.WanBackbone(latent_space="toy", **common)
+    backbone.text_length = getattr(pieces.get("text"), "length", TOY_TEXT_LENGTH)
+    if backbone.vae is not None:
+        skip_zero_taps(backbone.vae)
+    return backbone
+
+
+def _cogvideox(pieces: dict[str, Any], common: dict[str, Any]) -> Backbone:
     dit, vae = pieces.get("dit"), pieces.get("vae")
     heads = dit.config.num_attention_heads if dit is not None else pieces.get("heads")
     if heads is not None:
         five = cogvideox.is_five_billion(heads)
     else:
         five = vae is not None and abs(vae.config.scaling_factor - 0.7) < 1e-3
-    return CogVideoXBackbone(
+    return cogvideox.CogVideoXBackbone(
         latent_space="cogvideox1.5" if five else "cogvideox", snr_shift=1.0 if five else 3.0, **common
     )
+
+
+_ASSEMBLE: Mapping[str, Callable[[dict[str, Any], dict[str, Any]], Backbone]] = {
+    "wan": _wan,
+    "toy": _toy,
+    "cogvideox": _cogvideox,
+}
+"""Families whose latent space is told by their parts."""
 
 
 def _from_diffusers(
@@ -116,9 +149,6 @@ def _from_diffusers(
 ) -> dict[str, Any]:
     """Parts from a diffusers folder or hub id."""
     import diffusers
-    from transformers import AutoTokenizer, CLIPVisionModel, T5EncoderModel, UMT5EncoderModel
-
-    from .text import T5Text, from_tokenizer
 
     if family == "toy":
         raise TrainingError(
@@ -129,30 +159,19 @@ def _from_diffusers(
         raise TrainingError(
             f"{source} is one file; say which part it is, for example {{'dit': {str(source)!r}}}."
         )
-    cog = family == "cogvideox"
-    vae_type = diffusers.AutoencoderKLCogVideoX if cog else diffusers.AutoencoderKLWan
-    dit_type = diffusers.CogVideoXTransformer3DModel if cog else diffusers.WanTransformer3DModel
-    text_type = T5EncoderModel if cog else UMT5EncoderModel
+    kind = KINDS[family]
     pieces: dict[str, Any] = {}
     try:
         if "vae" in parts:
-            pieces["vae"] = vae_type.from_pretrained(
+            pieces["vae"] = getattr(diffusers, kind.backbone.vae_class).from_pretrained(
                 source, subfolder="vae", torch_dtype=vae_dtype, use_safetensors=True
             )
         if "text" in parts:
-            encoder = text_type.from_pretrained(
-                source, subfolder="text_encoder", dtype=dtype, use_safetensors=True
-            )
-            pieces["text"] = T5Text(
-                encoder, from_tokenizer(AutoTokenizer.from_pretrained(source, subfolder="tokenizer"))
-            )
+            pieces["text"] = kind.text_folder(source, dtype)
         if VISION in parts:
-            encoder = CLIPVisionModel.from_pretrained(
-                source, subfolder="image_encoder", dtype=dtype, use_safetensors=True
-            )
-            pieces[VISION] = ClipVision(encoder)
+            pieces[VISION] = vision_from_folder(source, dtype, kind.vision_class)
         if "dit" in parts:
-            pieces["dit"] = dit_type.from_pretrained(
+            pieces["dit"] = getattr(diffusers, kind.backbone.dit_class).from_pretrained(
                 source, subfolder="transformer", torch_dtype=dtype, use_safetensors=True
             )
     except OSError as error:
@@ -173,11 +192,10 @@ def _from_files(
     """Parts from native single files."""
     import diffusers
 
-    from .text import from_native_file
-
-    if unknown := set(source) - {*PARTS, VISION, "tokenizer"}:
+    if unknown := set(source) - {*PARTS, VISION, *BESIDE_TEXT}:
         raise TrainingError(
-            f"source part {sorted(unknown)[0]!r} is unknown; parts are {', '.join(PARTS)} and tokenizer."
+            f"source part {sorted(unknown)[0]!r} is unknown; parts are {', '.join(PARTS)} and "
+            f"{', '.join(BESIDE_TEXT)}."
         )
     paths = {name: Path(path) for name, path in source.items() if name in parts}
     for name in parts:
@@ -188,35 +206,37 @@ def _from_files(
         if not paths[name].is_file():
             raise TrainingError(f"{paths[name]} does not exist.")
     pieces: dict[str, Any] = {}
-    cog = family == "cogvideox"
+    kind = KINDS[family]
     if "vae" in paths:
         state = _read(paths["vae"])
-        if cog:
-            pieces["vae"] = _fill(diffusers.AutoencoderKLCogVideoX, {}, state, paths["vae"], vae_dtype)
-        else:
-            keys = wan.vae_keys_of(state)
-            state = _convert(state, keys, paths["vae"])
-            config = _sizes(wan.vae_config, to_native(state, keys), paths["vae"])
-            pieces["vae"] = _fill(diffusers.AutoencoderKLWan, config, state, paths["vae"], vae_dtype)
+        keys = kind.vae_keys(state)
+        state = _convert(state, keys, paths["vae"]) if keys else state
+        config = _sizes(kind.vae_config, state, keys, paths["vae"])
+        vae_type = getattr(diffusers, kind.backbone.vae_class)
+        pieces["vae"] = _fill(vae_type, config, state, paths["vae"], vae_dtype)
     if "dit" in paths:
-        state = _read(paths["dit"])
-        keys = cogvideox.COGVIDEOX_DIT if cog else wan.WAN_DIT
+        state = {renamed(key, kind.renamed): value for key, value in _read(paths["dit"]).items()}
+        keys = kind.backbone.dit_keys
         state = _convert(state, keys, paths["dit"])
-        config = _sizes((cogvideox if cog else wan).dit_config, to_native(state, keys), paths["dit"])
+        config = _sizes(kind.dit_config, state, keys, paths["dit"])
         state.pop("patch_embed.pos_embedding", None)  # A fixed table, which diffusers computes.
-        dit_type = diffusers.CogVideoXTransformer3DModel if cog else diffusers.WanTransformer3DModel
+        dit_type = getattr(diffusers, kind.backbone.dit_class)
         pieces["dit"] = _fill(dit_type, config, state, paths["dit"], dtype)
-    elif cog and "vae" in paths and "dit" in source:
+    elif family == "cogvideox" and "vae" in paths and "dit" in source:
         pieces["heads"] = _heads(Path(source["dit"]))
     if VISION in paths:
         state = {key: value.read() for key, value in _read(paths[VISION]).items()}
-        pieces[VISION] = vision_from_file(paths[VISION], state, dtype)
+        pieces[VISION] = kind.vision_file(paths[VISION], state, dtype)
     if "text" in paths:
-        if family == "toy":
-            pieces["text"] = _toy_text(paths["text"], dtype)
-        else:
-            pieces["text"] = from_native_file(paths["text"], source.get("tokenizer"), dtype)
+        pieces["text"] = kind.text_files(source, dtype)
     return pieces
+
+
+def renamed(key: str, rows: tuple[tuple[str, str], ...]) -> str:
+    """A native name of an older file as it is now."""
+    for old, new in rows:
+        key = key.replace(old, new)
+    return key
 
 
 def _read(path: Path) -> dict[str, StoredTensor]:
@@ -253,14 +273,16 @@ def _heads(path: Path) -> int:
 
 
 def _sizes(
-    config_of: Callable[[Mapping[str, StoredTensor]], dict[str, Any]],
+    config_of: Callable[[Mapping[str, Tensor]], dict[str, Any]],
     state: dict[str, StoredTensor],
+    keys: KeyMap,
     path: Path,
-) -> Any:
-    """A model's arguments read off its tensors. Raises TrainingError where some of those are missing, as in a
-    LoRA's file."""
+) -> dict[str, Any]:
+    """A model's arguments read off the shapes of its tensors, given under diffusers' names. Raises
+    TrainingError where some of those are missing, as in a LoRA's file."""
+    shapes = {key: torch.empty(value.shape, device="meta") for key, value in state.items()}
     try:
-        return config_of(state)
+        return config_of(to_native(shapes, keys) if keys else shapes)
     except (KeyError, ValueError) as error:
         raise TrainingError(
             f"{path.name} is not a whole model: it has no {error}; a LoRA goes to --init."
@@ -286,13 +308,3 @@ def _fill(
         if value.is_floating_point() and not keep & set(name.split(".")):
             value.data = value.data.to(dtype)
     return model
-
-
-def _toy_text(path: Path, dtype: torch.dtype) -> nn.Module:
-    from ...methods.weights import WeightsError
-    from ...toyworld.text import ToyTextEncoder
-
-    try:
-        return ToyTextEncoder.load(path, dtype)
-    except WeightsError as error:
-        raise TrainingError(str(error)) from error

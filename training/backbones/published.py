@@ -24,6 +24,7 @@ COGVIDEOX_5B = {
 }
 """Arguments of diffusers' transformer classes, from the models' published config.json; the rest is the
 default."""
+HUNYUAN15 = {"num_attention_heads": 16, "attention_head_dim": 128, "num_layers": 54, "task_type": "t2v"}
 TOY = {
     "num_attention_heads": 1,
     "attention_head_dim": 128,
@@ -40,4 +41,6 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers": WAN22_5B,
     "THUDM/CogVideoX-2b": COGVIDEOX_2B,
     "THUDM/CogVideoX-5b": COGVIDEOX_5B,
+    "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v": HUNYUAN15,
+    "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-720p_t2v": HUNYUAN15,
 }

@@ -8,7 +8,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ...methods.lamo import pool_tokens
 from ...methods.step import Correction, SamplingStep, flow_level, gain_of
 from . import Backbone
 
@@ -37,7 +36,7 @@ def sample(
         [torch.randn(backbone.latent_channels, *shape, generator=generator) for generator in rows]
     )
     x = noise.to(backbone.device)
-    cond = pool_tokens(tokens, mask)
+    cond = backbone.pool(tokens, mask)
     times = schedule(backbone, steps)
     for index, (now, after) in enumerate(pairwise(times)):
         t = now.expand(len(x)).to(x.device)

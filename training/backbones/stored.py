@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: torch.dtype | None
     """None for a format that torch's safetensors reader alone knows."""
+    ranges: tuple[tuple[int, int], ...] | None = None
+    """Ranges of the stored tensor's rows that this one has, one under the other; None for all."""
 
     @property
     def ndim(self) -> int:
@@ -41,8 +43,17 @@ class StoredTensor:
 
         # Opened per tensor: pages of a file that stays mapped count as memory of this process.
         with safetensors.safe_open(self.path, framework="pt") as file:
-            value = file.get_tensor(self.name)
+            if self.ranges is None:
+                value = file.get_tensor(self.name)
+            else:
+                stored = file.get_slice(self.name)
+                value = torch.cat([stored[start:stop] for start, stop in self.ranges])
             return value.to(value.dtype if dtype is None else dtype, copy=True)
+
+    def rows(self, ranges: tuple[tuple[int, int], ...]) -> StoredTensor:
+        """Ranges of its rows one under the other, unread."""
+        high = sum(stop - start for start, stop in ranges)
+        return replace(self, ranges=ranges, shape=(high, *self.shape[1:]))
 
     def tolist(self) -> Any:
         """The values as nested lists."""

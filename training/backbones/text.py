@@ -4,6 +4,7 @@ file."""
 from __future__ import annotations
 
 import html
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -94,14 +95,42 @@ def from_sentencepiece(model: bytes) -> Tokenise:
     return tokenise
 
 
+def from_folder(source: str | os.PathLike[str], dtype: torch.dtype, encoder: str) -> T5Text:
+    """A diffusers folder's or hub id's encoder, of a class of transformers. Raises OSError."""
+    import transformers
+
+    model = getattr(transformers, encoder).from_pretrained(
+        source, subfolder="text_encoder", dtype=dtype, use_safetensors=True
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source, subfolder="tokenizer")
+    return T5Text(model, from_tokenizer(tokenizer))
+
+
 def from_native_file(path: Path, tokenizer: str | Path | None, dtype: torch.dtype) -> T5Text:
     """Loads a T5 or umT5 encoder from one safetensors file as ComfyUI's text_encoders folder holds them.
 
-    Sizes are read off the tensors. umT5 files carry their tokenizer; T5 needs `tokenizer` (a folder or hub
-    id). fp8 files with scales are read as what their weights stand for. Raises TrainingError where the file
-    is no T5, or lacks its tokenizer.
+    umT5 files carry their tokenizer; T5 needs `tokenizer` (a folder or hub id). Raises TrainingError where
+    the file is no T5, or lacks its tokenizer.
     """
-    from transformers import AutoTokenizer, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+    from transformers import AutoTokenizer
+
+    encoder, piece_model = encoder_from_file(path, dtype)
+    if tokenizer is not None:
+        return T5Text(encoder, from_tokenizer(AutoTokenizer.from_pretrained(tokenizer)))
+    if piece_model is None:
+        raise TrainingError(
+            f"{path.name} carries no tokenizer; add 'tokenizer': a folder or hub id of the T5 tokenizer."
+        )
+    return T5Text(encoder, from_sentencepiece(piece_model.read().numpy().tobytes()))
+
+
+def encoder_from_file(path: Path, dtype: torch.dtype) -> tuple[nn.Module, StoredTensor | None]:
+    """A T5-like encoder of one safetensors file, and the sentencepiece model that it may carry.
+
+    Sizes are read off the tensors. fp8 files with scales are read as what their weights stand for. Raises
+    TrainingError where the file is no T5.
+    """
+    from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
     state, _ = stored_tensors(path)
     scales = scales_in(state) if is_scaled(state) else {}
@@ -130,23 +159,17 @@ def from_native_file(path: Path, tokenizer: str | Path | None, dtype: torch.dtyp
     )
     with torch.device("meta"):
         encoder = model_type(config)
-    filled = {key: _weight(key, value, scales.get(key)).to(dtype) for key, value in state.items()}
+    filled = {key: read_weight(key, value, scales.get(key)).to(dtype) for key, value in state.items()}
     filled["encoder.embed_tokens.weight"] = filled["shared.weight"]
     missing, unexpected = encoder.load_state_dict(filled, strict=False, assign=True)
     if unexpected or [key for key in missing if not key.endswith("embed_tokens.weight")]:
         raise TrainingError(
             f"{path.name} does not fit a T5 encoder: missing {missing[:2]}, unexpected {unexpected[:2]}."
         )
-    if tokenizer is not None:
-        return T5Text(encoder, from_tokenizer(AutoTokenizer.from_pretrained(tokenizer)))
-    if piece_model is None:
-        raise TrainingError(
-            f"{path.name} carries no tokenizer; add 'tokenizer': a folder or hub id of the T5 tokenizer."
-        )
-    return T5Text(encoder, from_sentencepiece(piece_model.read().numpy().tobytes()))
+    return encoder, piece_model
 
 
-def _weight(key: str, value: StoredTensor, scale: StoredTensor | None) -> Tensor:
+def read_weight(key: str, value: StoredTensor, scale: StoredTensor | None) -> Tensor:
     """A weight's values, times their scale where one lies beside them."""
     if scale is None:
         return value.read()

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..console import TrainingError
-from .base import Backbone, Noised
 from .first_frame import MASK_CHANNELS, FirstFrame, concatenated
+from .flow import TIMESTEPS, FlowBackbone
 from .keys import WAN22_VAE, WAN_DIT, WAN_VAE, KeyMap, strip_prefix
 
 # The statistics of the Wan 2.1 VAE's latents, which ComfyUI applies to every VAE of this architecture.
@@ -37,19 +37,19 @@ STATISTICS = {16: (LATENTS_MEAN, LATENTS_STD), 48: (WAN22_MEAN, WAN22_STD)}
 """Mean and deviation of the latents, by their channels: those of Wan 2.1 (and 2.2 14B), and of Wan 2.2 5B."""
 STRIDES = {16: 8, 48: 16}
 """Pixels of a latent's side, by channels."""
+CLIP_TOKENS = 257
+"""Of a picture, as CLIP's ViT-H sees it."""
 WAN22_CHANNELS = 48
 """Of the latents of Wan 2.2 5B."""
-TIMESTEPS = 1000
-"""The transformer is told sigma * TIMESTEPS."""
 
 
-class WanBackbone(Backbone):
+class WanBackbone(FlowBackbone):
     """Wan, text- and image-to-video. `tokens` shorter than `text_length` are filled up with zeros, as ComfyUI
     and diffusers do."""
 
     family = "wan"
     dit_class = "WanTransformer3DModel"
-    prediction = "flow"
+    vae_class = "AutoencoderKLWan"
     dit_keys = WAN_DIT
     vae_keys = WAN_VAE
     lora_targets = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k",
@@ -58,10 +58,8 @@ class WanBackbone(Backbone):
     block_list = "blocks"
     text_length = 512
 
-    def __init__(self, *, shift: float = 3.0, **parts: Any) -> None:
-        """`shift` moves the training times towards noise: sigma = s u / (1 + (s - 1) u)."""
+    def __init__(self, **parts: Any) -> None:
         super().__init__(**parts)
-        self.shift = shift
         channels = {self.dit.config.out_channels} if self.dit is not None else set()
         channels |= {self.vae.config.z_dim} if self.vae is not None else set()
         if len(channels) > 1:
@@ -91,6 +89,12 @@ class WanBackbone(Backbone):
     def sees_with_clip(self) -> bool:
         return self._part("dit").config.image_dim is not None
 
+    def first_shapes(self, latent_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
+        if self.first_frame != "needed":
+            return {}
+        vision = {"vision": (CLIP_TOKENS, self.dit.config.image_dim)} if self.sees_with_clip else {}
+        return {"latent": tuple(latent_shape)} | vision
+
     def normalise(self, latent: Tensor) -> Tensor:
         mean, deviation = (_column(values, latent) for values in STATISTICS[latent.shape[1]])
         return (latent - mean) / deviation
@@ -103,20 +107,6 @@ class WanBackbone(Backbone):
     def embed_prompts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         tokens, mask = self._part("text")(list(prompts), self.text_length)
         return (tokens * mask.unsqueeze(-1)).to(self.dtype), mask
-
-    def sample_t(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Sigma: the logistic of a standard normal, shifted."""
-        device = generator.device if generator is not None else "cpu"
-        u = torch.randn(count, generator=generator, device=device).sigmoid()
-        return self.shift * u / (1 + (self.shift - 1) * u)
-
-    def _noise(self, latent: Tensor, t: Tensor, eps: Tensor) -> Noised:
-        sigma = t.to(latent.dtype).view(-1, 1, 1, 1, 1)
-        return Noised(
-            noisy=(1 - sigma) * latent + sigma * eps,
-            target=eps - latent,
-            weight=torch.ones_like(t, dtype=torch.float32),
-        )
 
     def predict(
         self,
@@ -168,15 +158,6 @@ class WanBackbone(Backbone):
         times = time[:, None].expand(-1, frames * height * width).clone()
         times[given, : height * width] = 0
         return times
-
-    def x0(self, noisy: Tensor, out: Tensor, t: Tensor) -> Tensor:
-        return noisy - t.to(noisy).view(-1, 1, 1, 1, 1) * out
-
-    def signal_power(self, t: Tensor) -> Tensor:
-        """alpha_bar of the DDPM step with the same signal-to-noise ratio: (1 - sigma)^2 / ((1 - sigma)^2 +
-        sigma^2)."""
-        signal, noise = (1 - t.float()) ** 2, t.float() ** 2
-        return signal / (signal + noise)
 
     def patch_grid(self, latent_shape: Sequence[int]) -> tuple[int, int, int]:
         patch = self._part("dit").config.patch_size

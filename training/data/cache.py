@@ -216,7 +216,7 @@ def embed_captions(
     for start in range(0, len(captions), TEXT_BATCH):
         part = captions[start : start + TEXT_BATCH]
         tokens, mask = text.embed_prompts(part)
-        pooled = pool_tokens(tokens, mask)
+        pooled = getattr(text, "pool", pool_tokens)(tokens, mask)
         for row, caption in enumerate(part):
             if not torch.isfinite(pooled[row]).all():
                 raise TrainingError(

@@ -24,7 +24,7 @@ class Format:
     """Maximum frames per second; 0 keeps every frame."""
 
 
-FAMILY_MODELS = {"wan": "wan2.1", "cogvideox": "cogvideox"}
+FAMILY_MODELS = {"wan": "wan2.1", "cogvideox": "cogvideox", "hunyuan15": "hunyuan_video1.5"}
 """Family of backbones -> the model whose size, length and rate its clips are cut to."""
 TOY_SIDES = 16
 TOY_FORMAT = Format(width=SIZE, height=SIZE, frames=FRAMES, fps=0)
@@ -71,7 +71,7 @@ class CacheConfig:
     example '*wan*'."""
     limit: int | None = None
     """Maximum number of clips (the first by name)."""
-    backbone: Literal["wan", "cogvideox", "toy"] = "wan"
+    backbone: Literal["wan", "cogvideox", "hunyuan15", "toy"] = "wan"
     """Whose VAE and text encoder to use."""
     model: str | None = None
     """Instead of backbone: a row of the table of video models (ltx2.3, h3, hunyuan_video1.5, wan2.2-5b, ...),
@@ -85,13 +85,13 @@ class CacheConfig:
     text: Path | None = None
     """A text encoder file as ComfyUI's models/text_encoders holds it (fp16 or bf16)."""
     text_also: Path | None = None
-    """With `model`: a second text file, as ComfyUI's loader takes two: LTX-2's checkpoint, HunyuanVideo 1.5's
-    byT5."""
+    """A second text file: HunyuanVideo 1.5's byT5, and with `model` what ComfyUI's loader takes beside the
+    first (LTX-2's checkpoint)."""
     dit: Path | None = None
     """CogVideoX with `vae` and `text`: the transformer's file, of which only one tensor's shape is read. 2B
     and 5B share a VAE file, but not the scale of their latents; this says which it is."""
     tokenizer: str | None = None
-    """Folder or hub id of the tokenizer, where the text encoder file carries none (T5)."""
+    """Folder or hub id of the tokenizer, where the text encoder file carries none (T5, Qwen2.5-VL)."""
     width: int | None = None
     """Pixels, a multiple of 16 (32 for LTX, H3 and Wan 2.2 5B); clips are cropped to the aspect, then
     resized. Left out: 832 (wan), 720 (cogvideox), 64 (toy), or the usual value of `model`."""

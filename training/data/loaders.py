@@ -35,7 +35,16 @@ def encoder_source(config: CacheConfig, parts: Sequence[Part] = BOTH) -> Any:
                 "2B and 5B of CogVideoX share a VAE file, but not the scale of their latents: give the "
                 "model's file as dit, too."
             )
-        also = {"tokenizer": config.tokenizer, "dit": config.dit if config.backbone == "cogvideox" else None}
+        if config.backbone == "hunyuan15" and "text" in parts and not (config.text_also and config.tokenizer):
+            raise TrainingError(
+                "HunyuanVideo 1.5 reads prompts with Qwen2.5-VL and byT5: give byT5's file as text_also, and "
+                "Qwen2.5's tokenizer (a folder or hub id), beside text."
+            )
+        also = {
+            "tokenizer": config.tokenizer,
+            "text_also": config.text_also,
+            "dit": config.dit if config.backbone == "cogvideox" else None,
+        }
         return files | {name: value for name, value in also.items() if value}
     if config.dit:
         raise TrainingError("dit goes with vae and text: a source says itself which CogVideoX it is.")

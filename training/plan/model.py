@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..backbones.base import Backbone
-from ..backbones.cogvideox import CogVideoXBackbone, dit_config, latent_space
-from ..backbones.keys import COGVIDEOX_DIT, WAN_DIT, is_native, strip_prefix, to_native
-from ..backbones.load import DEFAULT_SOURCE, TOY_TEXT_LENGTH, TOY_WEIGHTS
+from ..backbones.cogvideox import CogVideoXBackbone, latent_space
+from ..backbones.families import KINDS
+from ..backbones.keys import is_native, strip_prefix, to_native
+from ..backbones.load import DEFAULT_SOURCE, TOY_TEXT_LENGTH, TOY_WEIGHTS, renamed
 from ..backbones.published import PUBLISHED
-from ..backbones.wan import WanBackbone
-from ..backbones.wan import dit_config as wan_dit_config
 from ..console import TrainingError
 from ..data.format import Format, usual_format
 
@@ -39,16 +38,15 @@ class Model:
         """The backbone with `layers` blocks, on the meta device, frozen."""
         import diffusers
 
-        cog = self.family == "cogvideox"
-        dit_class = diffusers.CogVideoXTransformer3DModel if cog else diffusers.WanTransformer3DModel
+        kind = KINDS[self.family].backbone
         with torch.device("meta"):
-            dit = dit_class(**{**self.config, "num_layers": layers})
+            dit = getattr(diffusers, kind.dit_class)(**{**self.config, "num_layers": layers})
             torch.nn.Module.to(dit, dtype)  # diffusers' own `to` warns of a precision lost
         dit.requires_grad_(False)
         parts = {"dit": dit, "device": "meta", "dtype": dtype}
-        if cog:
-            return CogVideoXBackbone(latent_space=latent_space(self.config["num_attention_heads"]), **parts)
-        backbone = WanBackbone(latent_space="toy" if self.family == "toy" else "wan2.1", **parts)
+        if kind is CogVideoXBackbone:
+            return kind(latent_space=latent_space(self.config["num_attention_heads"]), **parts)
+        backbone = kind(latent_space=self.family, **parts)
         if self.family == "toy":
             backbone.text_length = TOY_TEXT_LENGTH
         return backbone
@@ -85,16 +83,16 @@ def from_file(family: str, path: Path) -> dict[str, Any]:
     """Arguments of the transformer in a safetensors file. Raises TrainingError where it is none."""
     import safetensors
 
-    cog = family == "cogvideox"
+    kind = KINDS[family]
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             names = file.keys()
             shapes = {strip_prefix(name): file.get_slice(name).get_shape() for name in names}
-        state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-        keys = COGVIDEOX_DIT if cog else WAN_DIT
-        return (dit_config if cog else wan_dit_config)(
-            state if is_native(state, keys) else to_native(state, keys)
-        )
+        state = {
+            renamed(name, kind.renamed): torch.empty(shape, device="meta") for name, shape in shapes.items()
+        }
+        keys = kind.backbone.dit_keys
+        return kind.dit_config(state if is_native(state, keys) else to_native(state, keys))
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
         raise TrainingError(
             f"{Path(path).name} is no {family} transformer ({error}); use its fp16 or bf16 file."

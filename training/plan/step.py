@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...encoders.need import TeacherNeed
 from ..backbones import Backbone
+from ..backbones.first_frame import FirstFrame
 from ..backbones.lora import attach
 from ..data.batches import Batch
 from ..loop.optim import make_optimizer, trainable
@@ -186,9 +187,12 @@ def some_batch(config: FinetuneConfig, backbone: Backbone, student: Student) -> 
     """A micro-batch of the recipe's clips."""
     count, form = config.trainer.batch, clip_format(config)
     needs = {need.key: need for objective in student.objectives.values() for need in objective.teachers}
+    shape = (backbone.latent_channels, *latent_shape(config, backbone))
+    shown = {name: torch.randn(count, *size) for name, size in backbone.first_shapes(shape).items()}
     return Batch(
         names=[f"clip {number}" for number in range(count)],
-        latent=torch.randn(count, backbone.latent_channels, *latent_shape(config, backbone)),
+        latent=torch.randn(count, *shape),
+        first=FirstFrame(**shown) if shown else None,
         tokens=torch.randn(count, backbone.text_length, backbone.cond_dim),
         mask=torch.ones(count, backbone.text_length, dtype=torch.bool),
         features={

@@ -158,4 +158,5 @@ def text_name(encoders: CacheConfig) -> dict[str, str]:
     else:
         path = TOY_WEIGHTS / "toy_text.safetensors" if family == "toy" else Path(source) / "text_encoder"
     content = weights_name(path) or str(encoders.text or source)
-    return {"family": family, "content": content, "tokenizer": str(encoders.tokenizer or "")}
+    also = {"text_also": str(encoders.text_also)} if encoders.text_also else {}
+    return {"family": family, "content": content, "tokenizer": str(encoders.tokenizer or "")} | also

@@ -203,7 +203,9 @@ def read_lora(path: Path, family: str, latent_space: str, tune: TuneConfig) -> d
             f"{info.config['rank']}."
         )
     alpha = scaling(tune) * tune.rank
-    found = {value.item() for key, value in native.items() if key.endswith(".alpha")}
+    names = [key.removesuffix(".alpha") for key in native if key.endswith(".alpha")]
+    ranks = {name: native[f"{name}.lora_A.weight"].shape[0] for name in names}
+    found = {native[f"{name}.alpha"].item() * tune.rank / rank for name, rank in ranks.items()}
     if odd := [value for value in found if abs(value - alpha) > 1e-3]:
         raise TrainingError(
             f"{path.name} acts with alpha {odd[0]:g}, the run's LoRA with {alpha:g}; give that --alpha (and "

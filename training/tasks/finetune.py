@@ -16,7 +16,7 @@ from ...encoders.need import TeacherNeed, cache_name
 from ...methods.weights import WeightsError
 from .. import settings
 from ..backbones import Backbone
-from ..backbones.header import WanHeader, wan_header
+from ..backbones.header import WanHeader, hunyuan_header, wan_header
 from ..console import ProgressLine, StopRequest, TrainingError
 from ..data.batches import TrainingClips
 from ..data.cache import cache_clips
@@ -218,8 +218,10 @@ def check(config: FinetuneConfig) -> None:
 
 
 def model_header(config: FinetuneConfig) -> WanHeader | None:
-    """Inputs of a Wan on this disk, before it is loaded. Raises TrainingError for one that cannot be
+    """Inputs of a model on this disk, before it is loaded. Raises TrainingError for one that cannot be
     trained."""
+    if config.backbone == "hunyuan15":
+        return hunyuan_header(None if config.dit else config.source)
     return wan_header(config.source, config.dit) if config.backbone == "wan" else None
 
 
@@ -234,14 +236,23 @@ def make_companions(config: FinetuneConfig, kept: Path, progress: ProgressLine) 
 
 def cache_settings(config: FinetuneConfig, parts: Sequence[Part]) -> CacheConfig:
     """Settings of the run's own cache, of whose encoders `parts` are used."""
-    header, caching = model_header(config), config.data is None
+    caching = config.data is None
     return CacheConfig(
         **encoder_files(config, parts), out=config.out / "cache", videos=config.videos, width=config.width,
         height=config.height, frames=config.frames, fps=config.fps, limit=config.limit,
         captions=config.captions, tokens=True, clip_vision=config.clip_vision if caching else None,
-        first_frame=caching and header is not None and header.first_frame == "needed",
+        first_frame=caching and shows_first_frames(config),
         device="cpu" if config.toy_clips else "auto",
     )  # fmt: skip
+
+
+def shows_first_frames(config: FinetuneConfig) -> bool:
+    """Whether clips are cached with their first frame: the model needs it, or may and is given what sees it
+    (HunyuanVideo 1.5, whose file does not say which of both it is)."""
+    header = model_header(config)
+    if header is None:
+        return config.backbone == "hunyuan15" and config.clip_vision is not None
+    return header.first_frame == "needed"
 
 
 def cache_videos(

@@ -33,7 +33,7 @@ class ModelConfig(ComputeConfig):
     wins."""
     about: str = ""
     """Where the recipe's numbers come from."""
-    backbone: Literal["wan", "cogvideox", "toy"] = "wan"
+    backbone: Literal["wan", "cogvideox", "hunyuan15", "toy"] = "wan"
     """The model's family."""
     source: str | None = None
     """Diffusers folder or hub id; left out, the family's smallest model."""
@@ -45,7 +45,9 @@ class ModelConfig(ComputeConfig):
     text: Path | None = None
     """A text encoder file."""
     tokenizer: str | None = None
-    """Folder or hub id of the tokenizer, where the text encoder file carries none (T5)."""
+    """Folder or hub id of the tokenizer, where the text encoder file carries none (T5, Qwen2.5-VL)."""
+    text_also: Path | None = None
+    """HunyuanVideo 1.5 with `vae` and `text`: byT5's file, which reads words in quotes."""
     weights: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of the frozen weights under a LoRA. A full fine-tune keeps float32 weights."""
     fp8_storage: bool = False
@@ -107,7 +109,7 @@ def encoder_files(config: ModelConfig, parts: Sequence[Part]) -> dict[str, Any]:
     # The transformer's file tells the scale of CogVideoX's latents.
     dit = config.dit if files and config.backbone == "cogvideox" else None
     source = None if files else config.source
-    given = {name: getattr(config, name) for name in ("backbone", "vae", "text", "tokenizer")}
+    given = {name: getattr(config, name) for name in ("backbone", "vae", "text", "tokenizer", "text_also")}
     return given | {"source": source, "dit": dit}
 
 

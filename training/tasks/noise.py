@@ -30,7 +30,7 @@ class NoiseConfig:
 
     noise_preset: Literal[
         "none", "wan2.1-480p", "wan2.1-720p", "wan2.2-t2v-high", "wan2.2-t2v-low", "wan2.2-i2v-high",
-        "wan2.2-i2v-low", "wan2.2-5b",
+        "wan2.2-i2v-low", "wan2.2-5b", "hunyuanvideo1.5-480p", "hunyuanvideo1.5-720p",
     ] = "none"  # fmt: skip
     """Shift and range of a published model; what is given beside it wins."""
     timestep_sampling: Literal["family", "logit_normal", "sigmoid", "uniform", "mode"] = "family"
@@ -41,7 +41,8 @@ class NoiseConfig:
     logit_std: Positive = 1.0
     """Deviation of that normal distribution."""
     shift: Positive | None = None
-    """Moves the times of a flow towards noise, sigma = s u / (1 + (s - 1) u); left out, 3."""
+    """Moves the times of a flow towards noise, sigma = s u / (1 + (s - 1) u); left out, 3 for Wan and 7
+    for HunyuanVideo 1.5, as ComfyUI samples them."""
     min_t: Share = 0.0
     """Least share of noise that is trained at."""
     max_t: Share = 1.0
@@ -63,6 +64,8 @@ PRESETS: Mapping[str, Mapping[str, float]] = {
     "wan2.2-i2v-high": {"shift": 5.0, "min_t": BOUNDARY["i2v"]},
     "wan2.2-i2v-low": {"shift": 5.0, "max_t": BOUNDARY["i2v"]},
     "wan2.2-5b": {"shift": 5.0},
+    "hunyuanvideo1.5-480p": {"shift": 5.0},
+    "hunyuanvideo1.5-720p": {"shift": 9.0},
 }
 """Shifts and boundaries of the models' own published sampling settings."""
 

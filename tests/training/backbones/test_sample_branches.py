@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from latent_physics.methods.lamo import pool_tokens
 from latent_physics.training.backbones.sample import sample, schedule
 
 
@@ -11,6 +12,8 @@ class Field:
     """A flow backbone whose velocity is linear in the latent and the prompt."""
 
     prediction, shift, latent_channels, device = "flow", 3.0, 2, torch.device("cpu")
+
+    pool = staticmethod(pool_tokens)
 
     def predict(self, noisy, t, tokens, mask=None):
         return 0.3 * noisy + tokens.mean(dim=(1, 2)).view(-1, 1, 1, 1, 1)

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from latent_physics.training.backbones.keys import COGVIDEOX_DIT, WAN_DIT, WAN_VAE, to_native
+from latent_physics.training.backbones.keys import (
+    COGVIDEOX_DIT,
+    HUNYUAN15_DIT,
+    HUNYUAN15_VAE,
+    WAN_DIT,
+    WAN_VAE,
+    to_native,
+)
 from safetensors.torch import save_file
 from torch import nn
 
@@ -112,19 +120,44 @@ def cog_vae() -> nn.Module:
     )
 
 
-def text_encoder(folder: Path, family: str) -> int:
-    """Writes `text_encoder` and `tokenizer` subfolders; returns the width."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+def hunyuan_dit(**changes) -> nn.Module:
+    """One head of 128, two blocks, two refiner blocks: the smallest that ComfyUI recognises."""
+    from diffusers import HunyuanVideo15Transformer3DModel
 
-    words = ["<pad>", "</s>", "<unk>", *["a", "red", "ball", "falls", "and", "bounces", "on", "the", "floor"]]
+    size = {"num_attention_heads": 1, "num_layers": 2, "task_type": "t2v"}
+    return randomised(HunyuanVideo15Transformer3DModel(**(size | changes)))
+
+
+def hunyuan_vae() -> nn.Module:
+    from diffusers import AutoencoderKLHunyuanVideo15
+
+    return randomised(AutoencoderKLHunyuanVideo15(block_out_channels=(32, 32, 64, 64, 64)))
+
+
+WORDS = ["a", "red", "ball", "falls", "and", "bounces", "on", "the", "floor"]
+
+
+def word_tokenizer(words: list[str]) -> Any:
+    """A tokenizer of whole words, which ends a text with </s>; words in <| |> are special."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "</s>", "<unk>", *words]
     tokenizer = Tokenizer(
         models.WordLevel({word: index for index, word in enumerate(dict.fromkeys(words))}, unk_token="<unk>")
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.add_special_tokens([word for word in words if word.startswith("<|")])
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder / "tokenizer")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def text_encoder(folder: Path, family: str) -> int:
+    """Writes `text_encoder` and `tokenizer` subfolders; returns the width."""
+    from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+
+    word_tokenizer(WORDS).save_pretrained(folder / "tokenizer")
     config, model = (T5Config, T5EncoderModel) if family == "cogvideox" else (UMT5Config, UMT5EncoderModel)
     size = {
         "vocab_size": 16,
@@ -155,6 +188,10 @@ def diffusers_folder(folder: Path, family: str) -> Path:
 def native_files(folder: Path, family: str = "wan") -> dict[str, Path]:
     """Native transformer (and, for Wan, VAE) files."""
     folder.mkdir(parents=True, exist_ok=True)
+    if family == "hunyuan15":
+        save_file(to_native(hunyuan_dit().state_dict(), HUNYUAN15_DIT), folder / "dit.safetensors")
+        save_file(to_native(hunyuan_vae().state_dict(), HUNYUAN15_VAE), folder / "vae.safetensors")
+        return {"dit": folder / "dit.safetensors", "vae": folder / "vae.safetensors"}
     if family == "cogvideox":
         model = cog_dit()
         state = to_native(model.state_dict(), COGVIDEOX_DIT) | {

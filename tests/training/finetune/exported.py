@@ -21,16 +21,20 @@ from torch import Tensor
 
 SHAPES = {
     "toy": (3, 4, 4), "wan-i2v": (3, 4, 4), "wan-i2v-clip": (3, 4, 4), "wan-5b": (3, 4, 4),
-    "cogvideox": (1, 8, 90), "cogvideox-5b": (2, 8, 12), "cogvideox-1.5": (2, 8, 12),
+    "cogvideox": (1, 8, 90), "cogvideox-5b": (2, 8, 12), "cogvideox-1.5": (2, 8, 12), "hunyuan15": (3, 4, 4),
 }  # fmt: skip
 """Latents `T H W`. CogVideoX-2B's fixed position table fits latents 90 wide."""
 MODULES = {
     "toy": 20, "wan-i2v": 20, "wan-i2v-clip": 24, "wan-5b": 20,
-    "cogvideox": 8, "cogvideox-5b": 8, "cogvideox-1.5": 8,
+    "cogvideox": 8, "cogvideox-5b": 8, "cogvideox-1.5": 8, "hunyuan15": 2 * 8 + 2 * 4,
 }  # fmt: skip
-"""Layers that a LoRA of two blocks patches."""
+"""Layers that a LoRA of two blocks patches in ComfyUI; of HunyuanVideo 1.5 also two refiner blocks'."""
+APART = {"hunyuan15": 2 * 12 + 2 * 6}
+"""The same in diffusers, where queries, keys and values are layers of their own in both."""
 WIDTH = 4096
-"""Of the text tokens, as ComfyUI expects Wan's."""
+"""Of the text tokens, as ComfyUI expects Wan's and CogVideoX's."""
+WIDTHS = {"hunyuan15": 3584}
+"""The same of others."""
 
 
 def trained(folder: Path, family: str, tune: TuneConfig, **settings) -> Run:
@@ -41,11 +45,14 @@ def trained(folder: Path, family: str, tune: TuneConfig, **settings) -> Run:
         [SHAPES[family]] * 2,
         tiny_run.latent_space(family),
         length=226 if family.startswith("cogvideox") else 5,
-        width=WIDTH,
+        width=width(family),
         first=first_of(family),
     )
     usual = {"steps": 2, "batch": 1, "learning_rate": 3e-2, "held_out": 0}
-    run = tiny_run.make_run(folder / "run", data, tune=tune, family=family, width=WIDTH, **(usual | settings))
+    settings = usual | settings
+    run = tiny_run.make_run(
+        folder / "run", data, tune=tune, family=family, width=width(family), **settings
+    )
     train(run, progress=ProgressLine("test", io.StringIO()))
     run.task.backbone.dit.eval()
     return run
@@ -53,7 +60,12 @@ def trained(folder: Path, family: str, tune: TuneConfig, **settings) -> Run:
 
 def plain(family: str) -> Backbone:
     """The model before its fine-tune."""
-    return tiny_run.backbone(family, WIDTH)
+    return tiny_run.backbone(family, width(family))
+
+
+def width(family: str) -> int:
+    """Of the text tokens, as ComfyUI expects them."""
+    return WIDTHS.get(family, WIDTH)
 
 
 def base_file(path: Path, family: str) -> Path:
@@ -108,5 +120,5 @@ def question(family: str) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     backbone = plain(family)
     latent = torch.randn(1, backbone.latent_channels, *SHAPES[family], generator=generator)
-    length = backbone.text_length
-    return latent, torch.randn(1, length, WIDTH, generator=generator)
+    length = min(backbone.text_length, 512)
+    return latent, torch.randn(1, length, width(family), generator=generator)

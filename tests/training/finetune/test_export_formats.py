@@ -8,6 +8,7 @@ import torch
 from latent_physics.tests.training.finetune import exported
 from latent_physics.training.backbones import load_backbone
 from latent_physics.training.backbones.first_frame import concatenated
+from latent_physics.training.backbones.hunyuan15 import beside_first
 from latent_physics.training.backbones.keys import to_diffusers, to_native
 from latent_physics.training.backbones.lora import TuneConfig
 from latent_physics.training.console import TrainingError
@@ -58,6 +59,8 @@ def comfy_lora(comfy, patcher, path, strength=1.0):
 def comfy_answer(backbone, model, latent, tokens):
     """ComfyUI's model asked the same; its own positions of CogVideoX 1.0-5B are not those of training."""
     first = exported.first_frame(backbone)
+    if backbone.family == "hunyuan15":
+        return model.diffusion_model(beside_first(latent, first), torch.tensor([500.0]), tokens.clone())
     seen = latent if first is None else concatenated(latent, first.latent)
     clip = {} if first is None or first.vision is None else {"clip_fea": first.vision}
     return model.diffusion_model(seen, torch.tensor([500.0]), tokens, **clip)
@@ -67,6 +70,8 @@ def diffusers_pipeline(family, dit):
     """The family's text-to-video pipeline around a transformer alone."""
     import diffusers
 
+    if family == "hunyuan15":
+        return None  # its pipeline loads no LoRA
     if not family.startswith("cogvideox"):
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
         return diffusers.WanPipeline(
@@ -132,8 +137,12 @@ def test_diffusers_patches_every_layer_and_gives_our_answer(lora):
     backbone, (latent, tokens) = exported.plain(family), exported.question(family)
     pipeline = diffusers_pipeline(family, backbone.dit)
     before = exported.answer(backbone, latent, tokens)
-    pipeline.load_lora_weights(str(path))
-    assert patched_layers(backbone.dit) == exported.MODULES[family]
+    if pipeline is None:
+        backbone.dit.load_lora_adapter(str(path))
+    else:
+        pipeline.load_lora_weights(str(path))
+    layers = exported.APART.get(family, exported.MODULES[family])
+    assert patched_layers(backbone.dit) == layers
     ours = exported.answer(run.task.backbone, latent, tokens)
     assert (ours - before).abs().max() > 1e-3
     torch.testing.assert_close(exported.answer(backbone, latent, tokens), ours, rtol=1e-4, atol=1e-4)

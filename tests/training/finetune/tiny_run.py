@@ -9,6 +9,7 @@ import torch
 from latent_physics.tests.training.backbones import tiny
 from latent_physics.training.backbones import Backbone
 from latent_physics.training.backbones.cogvideox import CogVideoXBackbone
+from latent_physics.training.backbones.hunyuan15 import HunyuanVideo15Backbone
 from latent_physics.training.backbones.lora import TuneConfig, attach
 from latent_physics.training.backbones.wan import WanBackbone
 from latent_physics.training.data.batches import TrainingClips
@@ -24,14 +25,18 @@ WIDTH = 32
 
 
 def backbone(family: str = "toy", width: int = WIDTH) -> Backbone:
-    """A tiny Wan ("toy", "wan", "wan-" and a style of `tiny.WAN_STYLES`), or CogVideoX: "cogvideox" (2B),
-    "cogvideox-5b" or "cogvideox-1.5"."""
+    """A tiny Wan ("toy", "wan", "wan-" and a style of `tiny.WAN_STYLES`), CogVideoX: "cogvideox" (2B),
+    "cogvideox-5b" or "cogvideox-1.5", or "hunyuan15"."""
     if family.startswith("cogvideox"):
         style = family.partition("-")[2] or "2b"
         return CogVideoXBackbone(
             latent_space=latent_space(family), dit=tiny.cog_dit(style, text_dim=width),
             snr_shift=3.0 if style == "2b" else 1.0,
         )  # fmt: skip
+    if family == "hunyuan15":
+        return HunyuanVideo15Backbone(
+            latent_space=latent_space(family), dit=tiny.hunyuan_dit(text_embed_dim=width)
+        )
     style = family.partition("-")[2] or "t2v"
     made = WanBackbone(
         latent_space=latent_space(family), dit=tiny.wan_dit(text_dim=width, style=style)
@@ -42,7 +47,10 @@ def backbone(family: str = "toy", width: int = WIDTH) -> Backbone:
 
 def latent_space(family: str) -> str:
     """That of a family's latents, as `backbone` names it."""
-    others = {"cogvideox-5b": "cogvideox1.5", "cogvideox-1.5": "cogvideox1.5", "wan-5b": "wan2.2"}
+    others = {
+        "cogvideox-5b": "cogvideox1.5", "cogvideox-1.5": "cogvideox1.5", "wan-5b": "wan2.2",
+        "hunyuan15": "hunyuan_video1.5",
+    }  # fmt: skip
     return others.get(family, "wan2.1" if family.startswith("wan") else family)
 
 
@@ -55,9 +63,9 @@ def clips(
     width: int = WIDTH,
     first: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Writes random clips `16 T H W` (48 of Wan 2.2 5B), one film each; first: what each keeps of its first
-    frame."""
-    channels = 48 if latent_space == "wan2.2" else 16
+    """Writes random clips `16 T H W` (48 of Wan 2.2 5B, 32 of HunyuanVideo 1.5), one film each; first: what
+    each keeps of its first frame."""
+    channels = {"wan2.2": 48, "hunyuan_video1.5": 32}.get(latent_space, 16)
     for index, shape in enumerate(shapes):
         generator = torch.Generator().manual_seed(index)
         latent = torch.randn(channels, *shape, generator=generator)

@@ -1,0 +1,88 @@
+"""The families of backbones, and what loading one takes: a row for each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..console import TrainingError
+from . import cogvideox, hunyuan15, qwen, text, wan
+from .base import Backbone
+from .first_frame import siglip_from_file, vision_from_file
+from .keys import KeyMap
+
+Config = Callable[[Mapping[str, Tensor]], dict[str, Any]]
+"""A native state dict -> arguments of the model's class in diffusers."""
+Source = Mapping[str, str | os.PathLike[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How a family's parts are found in a diffusers folder and in native files."""
+
+    backbone: type[Backbone]
+    dit_config: Config
+    vae_config: Config
+    vae_keys: Callable[[Mapping[str, Tensor]], KeyMap]
+    text_folder: Callable[[str | os.PathLike[str], torch.dtype], nn.Module]
+    text_files: Callable[[Source, torch.dtype], nn.Module]
+    vision_class: str = "CLIPVisionModel"
+    """What sees a first frame: its class in transformers."""
+    vision_file: Callable[[Path, dict[str, Tensor], torch.dtype], nn.Module] = vision_from_file
+    renamed: tuple[tuple[str, str], ...] = ()
+    """Parts of names in older native files, and what they are now."""
+
+
+def _t5_file(source: Source, dtype: torch.dtype) -> nn.Module:
+    return text.from_native_file(Path(source["text"]), source.get("tokenizer"), dtype)
+
+
+def _toy_file(source: Source, dtype: torch.dtype) -> nn.Module:
+    from ...methods.weights import WeightsError
+    from ...toyworld.text import ToyTextEncoder
+
+    try:
+        return ToyTextEncoder.load(Path(source["text"]), dtype)
+    except WeightsError as error:
+        raise TrainingError(str(error)) from error
+
+
+WAN = Family(
+    backbone=wan.WanBackbone,
+    dit_config=wan.dit_config,
+    vae_config=wan.vae_config,
+    vae_keys=wan.vae_keys_of,
+    text_folder=partial(text.from_folder, encoder="UMT5EncoderModel"),
+    text_files=_t5_file,
+)
+KINDS: Mapping[str, Family] = {
+    "wan": WAN,
+    "cogvideox": Family(
+        backbone=cogvideox.CogVideoXBackbone,
+        dit_config=cogvideox.dit_config,
+        vae_config=lambda state: {},
+        vae_keys=lambda state: (),
+        text_folder=partial(text.from_folder, encoder="T5EncoderModel"),
+        text_files=_t5_file,
+    ),
+    "hunyuan15": Family(
+        backbone=hunyuan15.HunyuanVideo15Backbone,
+        dit_config=hunyuan15.dit_config,
+        vae_config=hunyuan15.vae_config,
+        vae_keys=lambda state: hunyuan15.HUNYUAN15_VAE,
+        text_folder=qwen.from_folder,
+        text_files=qwen.from_files,
+        vision_class="SiglipVisionModel",
+        vision_file=siglip_from_file,
+        renamed=hunyuan15.RENAMED,
+    ),
+    "toy": Family(**{**WAN.__dict__, "text_files": _toy_file}),
+}
+"""By what commands call them. The toy world's models are of Wan's architecture."""
