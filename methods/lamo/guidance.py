@@ -185,7 +185,7 @@ class MotionPriorGuidance:
         if len(shape) != 5:
             raise ValueError(
                 f"motion guidance needs a video latent (B, C, T, H, W), but this one, {tuple(shape)}, is an "
-                f"image."
+                "image, or a sound without its video: sample a video latent, with or without its sound."
             )
         if shape[1] != self.predictor.channels:
             raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from latent_physics.devtools import model_table
 from latent_physics.methods.video_models import (
     MODELS,
     SPACES,
@@ -71,3 +72,10 @@ def test_rows_agree_with_one_another():
         assert width % model.side_multiple == height % model.side_multiple == 0, model.name
         assert model.side_multiple % space.pixels == 0, model.name
     assert len({model.title for model in MODELS.values()}) == len(MODELS)
+
+
+def test_the_page_of_models_is_written_from_the_table():
+    written = model_table.PAGE.read_text(encoding="utf-8")
+    assert written == model_table.page(), "run `python -m devtools.model_table`"
+    for model in MODELS.values():
+        assert f"| `{model.name}` | `{model.space}` | {SPACES[model.space].channels} |" in written

@@ -10,6 +10,7 @@ import torch
 
 pytest.importorskip("comfy", reason="needs ComfyUI: run dev.py once, or set COMFYUI_PATH")
 
+import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import folder_paths
@@ -106,6 +107,37 @@ def test_sound_is_left_alone_where_it_is_not_attended_to(tiny, make_predictor, s
     )
     assert (guided[0] - plain[0]).abs().max() > 1e-4
     assert (guided[1] - plain[1]).abs().max() <= 1e-6
+
+
+def never_loaded(monkeypatch: Any) -> None:
+    """Fails a test where ComfyUI loads a model."""
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", lambda *_, **__: pytest.fail("loaded"))
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_a_sound_without_its_video_is_one_sentence_before_loading(
+    tiny, make_predictor, sample, conditioning, monkeypatch, name
+):
+    model, space = tiny(name), ROWS[name].space
+    guided = guide(model, make_predictor(SPACES[space].channels, space))
+    never_loaded(monkeypatch)
+    prompts = [conditioning(seed) for seed in (1, 2)]
+    with pytest.raises(ValueError, match=r"is an image, or a sound without its video: sample a video latent"):
+        sample(guided, *prompts, latent=torch.zeros(SOUND[name]), steps=1, cfg=1.0)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_blocks_too_short_even_with_what_came_before_are_one_sentence_before_loading(
+    tiny, make_predictor, conditioning, monkeypatch, order
+):
+    """A block has the frames before it as context: only a video that is too short as a whole has no pair."""
+    name = "WAN21_CausalAR_T2V"
+    model, predictor = tiny(name), make_predictor(16, "wan2.1", order=order)
+    guided, frames = guide(model, predictor), predictor.lag(0) + order - 1
+    never_loaded(monkeypatch)
+    monkeypatch.setitem(globals(), "start", lambda *_: torch.zeros(1, 16, frames, 8, 8))
+    with pytest.raises(ValueError, match=rf"needs at least {frames + 1} latent frames"):
+        run(guided, name, None, conditioning)
 
 
 @pytest.mark.parametrize("space", [space for space in SPACES if space != "cogvideox1.5"])
