@@ -21,8 +21,15 @@ LARGE = [name for kind in KINDS for name in names(kind) if not name.startswith("
 def test_a_papers_recipe_says_its_data(name):
     about = json.loads((Path(recipes.__file__).parent / f"{name}.json").read_text())["about"]
     assert "Data: " in about, name
-    if name.startswith("lamo"):
-        assert "weight decay" in about
+
+
+@pytest.mark.parametrize(
+    "name", ["lamo-2b-full", "lamo-5b-lora", "moalign-2b", "mtsa-2b", "tsa-2b", "repa-2b"]
+)
+def test_what_a_paper_does_not_state_is_said_to_be_of_others(name):
+    about = json.loads((Path(recipes.__file__).parent / f"{name}.json").read_text())["about"]
+    assert "VideoREPA's script" in about
+    assert "weight decay" in about
 
 
 def test_the_recipe_of_wan_22_5b_fits_its_vae_and_a_24_gb_card():
