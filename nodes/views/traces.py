@@ -181,7 +181,7 @@ def summary(training: PredictorTraining, kept_as: str, skipped: list[str]) -> st
     """Summary for the info output."""
     from ...training.tasks.predictor_metrics import said
 
-    task, kept = training.task, training.kept()
+    task, kept = training.task, training.best_metrics()
     held = "no clip was held out, so nothing is known of new clips"
     if "unexplained" in kept:
         left = f"{kept['unexplained']:.3f}, at step {kept['kept_step']}, which is kept"
