@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 
 import pytest
@@ -13,6 +14,7 @@ from latent_physics.training.loop.config import LoopConfig
 from latent_physics.training.loop.loop import train
 from latent_physics.training.loop.optimizers import find_optimizer, optimizer_arguments
 from safetensors.torch import load_file
+from torch.testing._internal.two_tensor import TwoTensor
 
 OPTIMIZERS = {
     "torch.optim.AdamW": [],
@@ -86,3 +88,63 @@ def test_an_optimiser_without_its_package_says_what_to_install(name, monkeypatch
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(TrainingError, match=rf"{name.partition('.')[0]} is not installed: pip install"):
         find_optimizer(name)
+
+
+class InTwoParts(torch.optim.Optimizer):
+    """Momentum whose moments are tensors made of two, and whose rate is a tensor: as torchao's are."""
+
+    def __init__(self, params, lr: float = 1.0) -> None:
+        super().__init__(params, {"lr": lr})
+        for group in self.param_groups:
+            group["lr"] = torch.tensor(group["lr"])
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            assert isinstance(group["lr"], torch.Tensor)
+            for value in group["params"]:
+                if value.grad is None:
+                    continue
+                if not self.state[value]:
+                    zeros = torch.zeros_like(value)
+                    self.state[value] = {"step": torch.tensor(0.0), "moment": TwoTensor(zeros, zeros.clone())}
+                state = self.state[value]
+                state["step"] += 1
+                state["moment"].a.mul_(0.9).add_(value.grad)
+                state["moment"].b.add_(value.grad)
+                value.sub_(group["lr"] * (state["moment"].a + state["moment"].b / state["step"]))
+
+
+def resumed_as_unbroken(name: str, data, folder, rank: int = 2) -> dict[str, torch.Tensor]:
+    """The checkpoint of five steps, once with and once without a break after the second: they must agree."""
+
+    def run(out, steps: int) -> dict[str, torch.Tensor]:
+        tune = TuneConfig(rank=rank, alpha=2)
+        made = tiny_run.make_run(out, data, tune=tune, optimizer=name, steps=steps, learning_rate=1e-2)
+        train(made, progress=ProgressLine("test", io.StringIO()))
+        return load_file(out / "checkpoint.safetensors")
+
+    whole = run(folder / "whole", 5)
+    run(folder / "parts", 2)
+    parts = run(folder / "parts", 5)
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    return whole
+
+
+def test_moments_made_of_several_tensors_resume_bit_for_bit(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.optim, "InTwoParts", InTwoParts, raising=False)
+    saved = resumed_as_unbroken("torch.optim.InTwoParts", data, tmp_path)
+    assert {"optimizer/0/moment/a", "optimizer/0/moment/b", "optimizer/0/step"} <= set(saved)
+    assert not torch.equal(saved["optimizer/0/moment/a"], saved["optimizer/0/moment/b"])
+    assert saved["optimizer/0/step"] == 5
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs torchao, an optional extra")
+@pytest.mark.parametrize("name", ["torchao.optim.AdamW8bit", "torchao.optim.AdamWFp8"])
+def test_torchaos_small_moments_resume_bit_for_bit_and_are_small(name, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: function)
+    saved = resumed_as_unbroken(name, data, tmp_path, rank=64)
+    moments = sum(value.nbytes for key, value in saved.items() if "/exp_avg" in key)
+    weights = sum(value.nbytes for key, value in saved.items() if key.startswith("model/"))
+    assert weights / 2 < moments < 0.6 * weights

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ...methods.weights import WeightsError, WeightsInfo, load_weights, write_tensors
 from ..console import TrainingError, remove_leftovers, saving
@@ -62,14 +63,8 @@ def save_state(
             processes.save_shards(accelerator, out / SHARDS, step)
     elif optimizer is not None:
         state = optimizer.state_dict()
-        groups = state["param_groups"]
-        found = {
-            f"{index}/{key}": value
-            for index, values in state["state"].items()
-            for key, value in values.items()
-            if value is not None
-        }
-        states["optimizer"] = {key: torch.as_tensor(value) for key, value in found.items()}
+        groups = [plain_group(group) for group in state["param_groups"]]
+        states["optimizer"] = optimizer_tensors(state["state"])
     tensors = {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
     if any(hasattr(value, "full_tensor") for value in tensors.values()):
         tensors = gathered(states, accelerator.is_main_process)
@@ -226,8 +221,46 @@ def fill(targets: Mapping[str, Tensor], values: Mapping[str, Tensor], path: Path
         target.copy_(like(values[name], target))
 
 
+def plain_group(group: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimiser's settings as a file holds them: torchao keeps the rate in a tensor."""
+    return {key: value.item() if isinstance(value, Tensor) else value for key, value in group.items()}
+
+
+def optimizer_tensors(state: Mapping[int, Mapping[str, Any]]) -> dict[str, Tensor]:
+    """An optimiser's state as tensors named "parameter/key", and "parameter/key/part" where one is made of
+    several, as torchao's moments of 8 bits are."""
+    found: dict[str, Tensor] = {}
+    for index, values in state.items():
+        for key, value in values.items():
+            if is_traceable_wrapper_subclass(value) and not hasattr(value, "full_tensor"):
+                parts = value.__tensor_flatten__()[0]
+                found |= {f"{index}/{key}/{part}": getattr(value, part) for part in parts}
+            elif value is not None:
+                found[f"{index}/{key}"] = torch.as_tensor(value)
+    return found
+
+
+def fill_in_place(optimizer: Any, values: Mapping[str, Tensor]) -> None:
+    """Loads a state with tensors made of several: a step of nothing, at rate 0, makes them, and each part is
+    filled."""
+    parameters = [value for group in optimizer.param_groups for value in group["params"]]
+    for group in optimizer.param_groups:
+        group["lr"].fill_(0.0)
+    for value in parameters:
+        value.grad = torch.zeros_like(value)
+    optimizer.step()
+    optimizer.zero_grad()
+    for key, value in values.items():
+        index, name, *part = key.split("/")
+        target = optimizer.state[parameters[int(index)]][name]
+        (getattr(target, part[0]) if part else target).copy_(value)
+
+
 def fill_optimizer(optimizer: Any, values: Mapping[str, Tensor], groups: list[dict[str, Any]]) -> None:
     """Loads an optimiser's state, saved by parameter number."""
+    if any(key.count("/") > 1 for key in values):
+        fill_in_place(optimizer, values)
+        return
     parameters = [value for group in optimizer.param_groups for value in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in values.items():

@@ -23,7 +23,7 @@ from .ahead import drawn_ahead
 from .boards import Boards
 from .gradients import loss_gradients
 from .log import Log
-from .optim import ema_update, make_optimizer, rate_factor, trainable
+from .optim import ema_update, make_optimizer, rate_factor, set_rates, trainable
 from .optimizers import optimizer_arguments
 from .shown import draw_run, log_columns, progress_words
 from .stepper import Plain
@@ -270,8 +270,7 @@ class Loop:
             stepper.thaw()
         phase = self.phases[self.phase]
         scale = 1.0 if phase.constant else rate_factor(config, step, max(step / phase.steps, self._timed))
-        for group in stepper.optimizer.param_groups:
-            group["lr"] = group["base"] * scale
+        set_rates(stepper.optimizer, scale)
         weights = self.task.weights(step)
         sums: dict[str, list[float]] = {}
         for micro in range(config.accumulate):
@@ -297,7 +296,7 @@ class Loop:
         if self.average:
             ema_update(self.average, self.trained(), config.ema, self.step)
         row = {name: sum(values) / len(values) for name, values in sums.items()}
-        rate = stepper.optimizer.param_groups[0]["lr"]
+        rate = float(stepper.optimizer.param_groups[0]["lr"])
         return self.task.derive(row) | {"rate": rate, self.task.norm_name: norm}
 
     def _reduced(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:

@@ -30,6 +30,16 @@ def make_optimizer(groups: Sequence[ParameterGroup], config: LoopConfig) -> torc
     return find_optimizer(config.optimizer)(found, **optimizer_arguments(config))
 
 
+def set_rates(optimizer: torch.optim.Optimizer, scale: float) -> None:
+    """Gives every group its rate times `scale`; torchao's optimisers keep theirs in a tensor."""
+    for group in optimizer.param_groups:
+        rate = group["base"] * scale
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
 def rate_factor(config: LoopConfig, step: int, fraction: float) -> float:
     """The learning rate's factor before a step, counted from 0, with `fraction` of the steps, or of the time,
     done.
