@@ -74,15 +74,16 @@ def test_a_latent_is_what_comfyuis_own_nodes_make_of_the_video(vae_file, name):
     torch.testing.assert_close(made, wanted.float())
 
 
-def test_wan_is_encoded_alike_without_comfyui(vae_file, monkeypatch):
-    video = torch.rand(1, 3, 9, 32, 32)
-    config = CacheConfig(out="unused", model="wan2.1", vae=vae_file("wan2.1"), device="cpu")
+@pytest.mark.parametrize(("name", "tolerance"), [("wan2.1", 1e-3), ("hunyuan_video1.5", 2e-2)])
+def test_a_model_with_a_backbone_is_encoded_alike_without_comfyui(vae_file, monkeypatch, name, tolerance):
+    video = torch.rand(1, 3, 9, 64, 64, generator=torch.Generator().manual_seed(0))
+    config = CacheConfig(out="unused", model=name, vae=vae_file(name), device="cpu")
     by_comfyui = loaders.loaders(config)[1]().encode_video(video)
     monkeypatch.setattr(comfyui, "find_comfyui", lambda: False)
     backbone = loaders.loaders(config)[1]()
     assert not isinstance(backbone, comfyui.ComfyVideoEncoder)
-    assert backbone.latent_space == "wan2.1"
-    torch.testing.assert_close(by_comfyui, backbone.encode_video(video).cpu(), rtol=1e-3, atol=1e-3)
+    assert backbone.latent_space == MODELS[name].space
+    torch.testing.assert_close(by_comfyui, backbone.encode_video(video).cpu(), rtol=1e-3, atol=tolerance)
 
 
 def test_text_files_give_the_tokens_of_a_conditioning_wire(monkeypatch, tmp_path):

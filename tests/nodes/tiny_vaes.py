@@ -79,6 +79,8 @@ def write(name: str, folder: Path) -> Path:
     generator = torch.Generator().manual_seed(0)
     state = {}
     for key, value in network(name).state_dict().items():
+        if "temb_proj" in key:
+            continue  # ComfyUI's block has it, the published file has not
         spread = 0.5 / max(value[0].numel(), 1) ** 0.5 if value.ndim > 1 else 0.0
         drawn = torch.randn(value.shape, generator=generator) * spread + (1.0 if value.ndim < 2 else 0.0)
         state[key] = drawn.contiguous() if value.is_floating_point() else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from .format import CacheConfig, model_of
 
 Part = Literal["vae", "text"]
 BOTH: tuple[Part, ...] = ("vae", "text")
-OWN_LOADERS = {"wan2.1": "wan", "wan2.2-5b": "wan"}
+OWN_LOADERS = {"wan2.1": "wan", "wan2.2-5b": "wan", "hunyuan_video1.5": "hunyuan15"}
 """Models of the table whose files a backbone reads without ComfyUI."""
 
 
@@ -86,7 +87,7 @@ def model_loaders(
     config: CacheConfig, parts: Sequence[Part] = BOTH
 ) -> tuple[Callable[[], TextEncoder], Callable[[], VideoEncoder]]:
     """The same for a model of the table, from ComfyUI's files: by ComfyUI where there is one, else by the
-    backbone of its latents, which Wan's alone have. Without a text file the clips have no prompts."""
+    backbone of its latents where it has one. Without a text file the clips have no prompts."""
     from ..backbones import comfyui
 
     model, device = model_of(config), pick_device(config.device)
@@ -98,7 +99,8 @@ def model_loaders(
         load_text = partial(comfyui.ComfyTextEncoder, model, texts, device)
     elif family:
         load_vae = partial(load_backbone, family, {"vae": config.vae}, parts=("vae",), device=device)
-        load_text = partial(load_backbone, family, {"text": config.text}, parts=("text",), device=device)
+        source = encoder_source(replace(config, backbone=family, model=None), ("text",)) if texts else None
+        load_text = partial(load_backbone, family, source, parts=("text",), device=device)
     else:
         raise TrainingError(comfyui.NO_COMFYUI)
     return load_text if texts else partial(NoText, model.prompt_width), load_vae
