@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 
 import pytest
@@ -412,3 +413,22 @@ def test_a_run_without_a_step_has_no_trace(previews, wan, make_predictor, sample
         execute(lamo.GuidanceTraceNode, model=model, latent={"samples": untouched})
     again = sample(model, *prompts, seed=6)
     assert execute(lamo.GuidanceTraceNode, model=model, latent={"samples": again})[1] != shown
+
+
+def test_a_missing_predictor_leads_to_the_graph_that_makes_one(tmp_path):
+    sentence = lamo.LoadMotionPredictor.validate_inputs(name="absent.safetensors")
+    assert "absent.safetensors is not in models/latent_physics" in sentence
+    assert "first_predictor" in sentence
+    assert "\n" not in sentence
+
+
+@pytest.mark.parametrize(("fps", "said"), [(8.0, True), (16.0, False), (15.0, False), (None, False)])
+def test_a_rate_that_the_model_does_not_have_is_said_where_it_is_guided(
+    make_model, make_predictor, caplog, fps, said
+):
+    predictor = make_predictor(space="wan2.1")
+    info = dataclasses.replace(predictor.info, recipe={"fps": fps})
+    wired = dataclasses.replace(predictor, info=info)
+    lamo.LaMoGuidance.execute(model=make_model("wide wan"), predictor=wired, strength=5.0, active=1.0)
+    assert ("learned from clips of 8 frames per second" in caplog.text) == said
+    assert ("NOTE: " in lamo._describe("mine", info)) == said
