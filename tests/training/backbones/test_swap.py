@@ -161,3 +161,25 @@ def test_plan_takes_swapped_blocks_off_and_puts_one_and_their_way_to_the_card_on
     assert (plain.fetched, found.fetched) == (0, 2 * 3 * plain.step.frozen_block)
     assert plan_command(["toy-plain", "--mode", "lora", "--blocks-to-swap", "4", "--checkpointing"]) == 0
     assert "GiB  without --blocks-to-swap" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("family", ["cogvideox", "wan-5b"])
+def test_blocks_of_other_models_can_be_swapped(family):
+    def loss(count: int) -> dict[str, torch.Tensor]:
+        backbone = tiny_run.backbone(family)
+        attach(backbone, TuneConfig(rank=2, alpha=2), seed=1)
+        swap.swap_blocks(backbone.blocks, count)
+        backbone.dit.enable_gradient_checkpointing()
+        backbone.dit.train()
+        generator = torch.Generator().manual_seed(3)
+        latent = torch.randn(1, backbone.latent_channels, 3, 4, 4, generator=generator)
+        words = torch.randn(1, backbone.text_length, tiny_run.WIDTH, generator=generator)
+        t = torch.tensor([500 if backbone.prediction == "v" else 0.5])
+        out = backbone.predict(latent, t, words)
+        out.square().mean().backward()
+        grads = {name: p.grad for name, p in backbone.dit.named_parameters() if p.grad is not None}
+        return grads | {"out": out.detach()}
+
+    plain, swapped = loss(0), loss(2)
+    assert len(plain) > 1
+    assert all(torch.equal(plain[name], swapped[name]) for name in plain)
