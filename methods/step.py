@@ -67,3 +67,9 @@ def flow_level(signal: Tensor, noise: Tensor) -> Tensor:
     """Noise level b / (a + b) of z_t = a x0 + b noise, in [0, 1]: the sigma of the flow (a = 1 - sigma, b =
     sigma) whose signal-to-noise ratio is the same, because (1 - sigma) / sigma = a / b."""
     return noise / (signal + noise)
+
+
+def shifted(u: Tensor, shift: float) -> Tensor:
+    """Noise levels `u` in [0, 1] of a flow, moved towards noise: noise over signal is `shift` times what it
+    was, sigma = s u / (1 + (s - 1) u). Same shape."""
+    return shift * u / (1 + (shift - 1) * u)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...methods.step import shifted
 from .base import Backbone, Noised
 
 TIMESTEPS = 1000
@@ -29,7 +30,7 @@ class FlowBackbone(Backbone):
         """Sigma: the logistic of a standard normal, shifted."""
         device = generator.device if generator is not None else "cpu"
         u = torch.randn(count, generator=generator, device=device).sigmoid()
-        return self.shift * u / (1 + (self.shift - 1) * u)
+        return shifted(u, self.shift)
 
     def _noise(self, latent: Tensor, t: Tensor, eps: Tensor) -> Noised:
         sigma = t.to(latent.dtype).view(-1, 1, 1, 1, 1)

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ...methods.step import Correction, SamplingStep, flow_level, gain_of
+from ...methods.step import Correction, SamplingStep, flow_level, gain_of, shifted
 from . import Backbone
 
 
@@ -89,7 +89,7 @@ def schedule(backbone: Backbone, steps: int) -> Tensor:
     """Times of the steps, noisy end first, with the clean end last (sigma 0; timestep -1 for DDPM)."""
     if backbone.prediction == "flow":
         u = torch.linspace(1, 0, steps + 1)
-        return backbone.shift * u / (1 + (backbone.shift - 1) * u)
+        return shifted(u, backbone.shift)
     return torch.cat([torch.linspace(1000, 0, steps + 1)[:-1].round().long() - 1, torch.tensor([-1])])
 
 

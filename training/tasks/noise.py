@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ...methods.step import shifted
 from ..backbones import Backbone
 from ..console import TrainingError
 from ..settings import NotNegative, Positive, Share
@@ -133,7 +134,7 @@ class Times:
         if not flow:
             return (u * TIMESTEPS).long().clamp(max=TIMESTEPS - 1)
         shift = config.shift if config.shift is not None else self.backbone.shift
-        return shift * u / (1 + (shift - 1) * u)
+        return shifted(u, shift)
 
     def share(self, t: Tensor) -> Tensor:
         """Share of noise of times `B`, in [0, 1]."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...methods.lamo import MotionFieldPredictor, predictor_loss, save_predictor
+from ...methods.step import shifted
 from ...methods.video_models import seconds_per_latent_frame
 from ..console import ProgressLine, StopRequest, TrainingError
 from ..data.clips import Clips
@@ -380,7 +381,7 @@ def noise_levels(latent_space: str, shift: float = 3.0) -> Tensor:
             (1 - alphas_cumprod(1.0 if latent_space == "cogvideox1.5" else 3.0)).clamp(min=0).sqrt().float()
         )
     u = torch.arange(1, TIMESTEPS + 1) / TIMESTEPS
-    return shift * u / (1 + (shift - 1) * u)
+    return shifted(u, shift)
 
 
 def held_out_pairs(clips: Clips, held: Sequence[int], config: PredictorConfig) -> tuple[Pairs, Tensor]:

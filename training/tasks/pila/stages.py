@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ....methods.pila import PilaAdapter, PilaConfig, residual_terms
 from ....methods.pila.files import build_method
 from ....methods.pila.losses.objective import Laws
+from ....methods.step import shifted
 from .settings import PilaTraining
 
 GROUPS = ("main", "slow")
@@ -93,4 +94,4 @@ def draw_sigma(count: int, low: float, shift: float, generator: torch.Generator)
     """Noise levels of index fractions uniform in [low, 1), one draw per stratum, `count`."""
     share = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     s = 1.0 - (low + (1.0 - low) * share)
-    return (shift * s / (1.0 + (shift - 1.0) * s)).clamp(min=1e-3)
+    return shifted(s, shift).clamp(min=1e-3)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ....methods.step import shifted
 from ....toyworld.text import ToyTextEncoder
 from ...backbones.wan import TIMESTEPS
 from ...console import ProgressLine, StopRequest
@@ -162,7 +163,7 @@ class BaseTask(StageTask):
         eps = torch.randn(clean.shape, generator=generator)
         # one draw per stratum: the same mean loss with less noise
         u = (torch.arange(config.batch) + torch.rand(config.batch, generator=generator)) / config.batch
-        sigma = config.shift * u / (1 + (config.shift - 1) * u)
+        sigma = shifted(u, config.shift)
         dropped = torch.rand(config.batch, generator=generator) < config.prompt_dropout
         texts = ["" if drop else prompt for drop, prompt in zip(dropped.tolist(), prompts)]
         return clean[mine], eps[mine], sigma[mine], Texts(texts[mine])
