@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,10 @@ class Family:
     """How a family's parts are found in a diffusers folder and in native files."""
 
     backbone: type[Backbone]
+    model: str
+    """Row of `methods.video_models` whose size, length, rate and latent space are usual."""
+    source: str | None
+    """Hub id of its smallest model; None for one that comes with the pack."""
     dit_config: Config
     vae_config: Config
     vae_keys: Callable[[Mapping[str, Tensor]], KeyMap]
@@ -56,6 +60,8 @@ def _toy_file(source: Source, dtype: torch.dtype) -> nn.Module:
 
 WAN = Family(
     backbone=wan.WanBackbone,
+    model="wan2.1",
+    source="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
     dit_config=wan.dit_config,
     vae_config=wan.vae_config,
     vae_keys=wan.vae_keys_of,
@@ -66,6 +72,8 @@ KINDS: Mapping[str, Family] = {
     "wan": WAN,
     "cogvideox": Family(
         backbone=cogvideox.CogVideoXBackbone,
+        model="cogvideox",
+        source="THUDM/CogVideoX-2b",
         dit_config=cogvideox.dit_config,
         vae_config=lambda state: {},
         vae_keys=lambda state: (),
@@ -74,6 +82,8 @@ KINDS: Mapping[str, Family] = {
     ),
     "hunyuan15": Family(
         backbone=hunyuan15.HunyuanVideo15Backbone,
+        model="hunyuan_video1.5",
+        source="hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v",
         dit_config=hunyuan15.dit_config,
         vae_config=hunyuan15.vae_config,
         vae_keys=lambda state: hunyuan15.HUNYUAN15_VAE,
@@ -83,6 +93,8 @@ KINDS: Mapping[str, Family] = {
         vision_file=siglip_from_file,
         renamed=hunyuan15.RENAMED,
     ),
-    "toy": Family(**{**WAN.__dict__, "text_files": _toy_file}),
+    "toy": replace(WAN, model="toy", source=None, text_files=_toy_file),
 }
 """By what commands call them. The toy world's models are of Wan's architecture."""
+FamilyName = Literal[tuple(KINDS)]
+"""A key of KINDS, as settings and their --help name it."""

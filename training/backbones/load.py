@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...methods.video_models import MODELS
 from ..console import TrainingError
 from . import cogvideox, wan
 from .base import Backbone
@@ -26,11 +27,7 @@ BESIDE_TEXT = ("tokenizer", "text_also")
 """What a text encoder's file may need beside it."""
 VISION = "vision"
 """A part beside those, never loaded unless it is named: what Wan 2.1 image-to-video sees of a first frame."""
-DEFAULT_SOURCE = {
-    "wan": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
-    "cogvideox": "THUDM/CogVideoX-2b",
-    "hunyuan15": "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v",
-}
+DEFAULT_SOURCE = {name: kind.source for name, kind in KINDS.items() if kind.source}
 TOY_TEXT_LENGTH = 24
 TOY_WEIGHTS = Path(__file__).resolve().parents[2] / "toyworld" / "weights"
 Source = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]]
@@ -94,15 +91,11 @@ def _assemble(
     if make is not None:
         backbone = make(pieces, common)
     else:
-        backbone = KINDS[family].backbone(latent_space=FAMILY_SPACE[family], **common)
+        backbone = KINDS[family].backbone(latent_space=MODELS[KINDS[family].model].space, **common)
         if backbone.vae is not None:
             backbone.vae.enable_tiling()  # its middle attends to all of a clip: 49 K tokens at 480p
     backbone.vision = pieces.get(VISION)
     return backbone.to(device)
-
-
-FAMILY_SPACE = {"hunyuan15": "hunyuan_video1.5"}
-"""The latent space of the families that have one."""
 
 
 def _wan(pieces: dict[str, Any], common: dict[str, Any]) -> Backbone:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from ...methods.video_models import MODELS, SPACES, TOY, FramesRule, VideoModel
 from ...toyworld.canvas import FRAMES, SIZE
+from ..backbones.families import KINDS, FamilyName
 from ..console import TrainingError
 from .scenes import check_scenes
 
@@ -24,7 +25,7 @@ class Format:
     """Maximum frames per second; 0 keeps every frame."""
 
 
-FAMILY_MODELS = {"wan": "wan2.1", "cogvideox": "cogvideox", "hunyuan15": "hunyuan_video1.5"}
+FAMILY_MODELS = {name: kind.model for name, kind in KINDS.items()}
 """Family of backbones -> the model whose size, length and rate its clips are cut to."""
 TOY_SIDES = 16
 TOY_FORMAT = Format(width=SIZE, height=SIZE, frames=FRAMES, fps=0)
@@ -71,7 +72,7 @@ class CacheConfig:
     example '*wan*'."""
     limit: int | None = None
     """Maximum number of clips (the first by name)."""
-    backbone: Literal["wan", "cogvideox", "hunyuan15", "toy"] = "wan"
+    backbone: FamilyName = "wan"
     """Whose VAE and text encoder to use."""
     model: str | None = None
     """Instead of backbone: a row of the table of video models (ltx2.3, h3, hunyuan_video1.5, wan2.2-5b, ...),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..backbones.compute import ComputeConfig, check_compute, set_up
+from ..backbones.families import FamilyName
 from ..backbones.load import load_backbone
 from ..backbones.lora import TuneConfig, attach
 from ..backbones.refuse import check_layout
@@ -33,7 +34,7 @@ class ModelConfig(ComputeConfig):
     wins."""
     about: str = ""
     """Where the recipe's numbers come from."""
-    backbone: Literal["wan", "cogvideox", "hunyuan15", "toy"] = "wan"
+    backbone: FamilyName = "wan"
     """The model's family."""
     source: str | None = None
     """Diffusers folder or hub id; left out, the family's smallest model."""
