@@ -48,7 +48,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "LoRA, nothing decoded": {"tune": LORA, "rewards": ["motion source=PREDICTOR"], "watch": []},
     "LoRA, nft": {"tune": LORA, "algorithm": "nft"},
 }
-"""What differs from an iteration of all weights at a batch of 8, a window of 2, judged by the law."""
+"""Differences from an iteration of all weights at a batch of 8, a window of 2, judged by the law."""
 
 
 def config_of(name: str, clips: int, out: Path) -> GrpoConfig:

@@ -1,4 +1,4 @@
-"""What every backbone can do. The families differ in `wan.py` and `cogvideox.py`; loading is in
+"""The interface of every backbone. The families differ in `wan.py` and `cogvideox.py`; loading is in
 `__init__.py`."""
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Noised:
     """A latent on its way to noise."""
 
     noisy: Tensor
-    """What the network sees, `B C T H W`, in the scaling that the sampler uses."""
+    """Input of the network, `B C T H W`, in the scaling that the sampler uses."""
     target: Tensor
-    """What the network should answer: the flow's velocity or DDPM's v, `B C T H W`."""
+    """Target of the network: the flow's velocity or DDPM's v, `B C T H W`."""
     weight: Tensor
     """The weight of the squared error of `target` per sample, `B`: 1 in both families (see
     CogVideoXBackbone)."""
@@ -183,7 +183,7 @@ class Backbone:
 
     @torch.no_grad()
     def encode_first_frame(self, video: Tensor) -> FirstFrame:
-        """What an image-to-video model is given of a video `B 3 T H W` in [0, 1].
+        """The first frame of a video as an image-to-video model is given it, `B 3 T H W` in [0, 1].
 
         Raises TrainingError as `encode_video` does.
         """

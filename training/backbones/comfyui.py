@@ -26,7 +26,7 @@ NO_COMFYUI = (
     "of an installation, and run this command with its Python."
 )
 CHECKPOINT_VAE = "vae."
-"""What stands before the VAE's tensors in a whole checkpoint, as LTX's are."""
+"""Prefix of the VAE's tensors in a whole checkpoint, as LTX's are."""
 
 
 def find_comfyui() -> bool:

@@ -1,4 +1,4 @@
-"""How the frozen blocks are kept and computed: quantised, compiled, with which attention kernel."""
+"""Storage and computation of the frozen blocks: quantised, compiled, with which attention kernel."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Compile = Literal["", "inductor", "cudagraphs", "aot_eager", "eager"]
 
 @dataclass(kw_only=True)
 class ComputeConfig:
-    """How the transformer's blocks are kept and computed; a resumed run may have changed it."""
+    """Storage and computation of the transformer's blocks; a resumed run may have changed it."""
 
     compile: Compile = ""
     """Compile each block with this backend of torch.compile, usually inductor; left out, none."""

@@ -25,7 +25,7 @@ Source = Mapping[str, str | os.PathLike[str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """How a family's parts are found in a diffusers folder and in native files."""
+    """A family's class, and the readers of its parts in a diffusers folder and in native files."""
 
     backbone: type[Backbone]
     model: str
@@ -38,7 +38,7 @@ class Family:
     text_folder: Callable[[str | os.PathLike[str], torch.dtype], nn.Module]
     text_files: Callable[[Source, torch.dtype], nn.Module]
     vision_class: str = "CLIPVisionModel"
-    """What sees a first frame: its class in transformers."""
+    """Class in transformers of the encoder that sees a first frame."""
     vision_file: Callable[[Path, dict[str, Tensor], torch.dtype], nn.Module] = vision_from_file
     renamed: tuple[tuple[str, str], ...] = ()
     """Parts of names in older native files, and what they are now."""

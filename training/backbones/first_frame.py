@@ -18,14 +18,14 @@ GREY = 0.5
 MASK_CHANNELS = 4
 """One for each of the frames that a latent frame holds."""
 HEAD_WIDTH = 80
-"""Of ViT-H, the encoder that Wan reads: 16 heads of 80."""
+"""Head width of ViT-H, the encoder that Wan reads: 16 heads of 80."""
 SIGLIP_HEAD_WIDTH = 72
-"""Of so400m, the encoder that HunyuanVideo 1.5 reads: 16 heads of 72."""
+"""Head width of so400m, the encoder that HunyuanVideo 1.5 reads: 16 heads of 72."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FirstFrame:
-    """What a model is given of the first frames of a batch. What it does not take is None."""
+    """The first frames of a batch as a model is given them. Parts that it does not take are None."""
 
     latent: Tensor | None = None
     """`B C T H W` in model scaling: the first frame followed by grey, encoded (Wan with 36 channels), or the
@@ -55,7 +55,7 @@ def followed_by_grey(video: Tensor) -> Tensor:
 
 
 def concatenated(noisy: Tensor, latent: Tensor) -> Tensor:
-    """What a 36-channel Wan sees, `B 36 T H W`: noise, a mask that is 1 in the first latent frame, the first
+    """Input of a 36-channel Wan, `B 36 T H W`: noise, a mask that is 1 in the first latent frame, the first
     frame's latent (ComfyUI's `WAN21.concat_cond`)."""
     mask = torch.zeros_like(noisy[:, :MASK_CHANNELS])
     mask[:, :, 0] = 1

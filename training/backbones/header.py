@@ -1,4 +1,4 @@
-"""What a transformer's file or folder says of it before anything is loaded: names, formats, shapes."""
+"""A transformer's file or folder before anything is loaded: names, formats, shapes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
 
 @dataclass(frozen=True, kw_only=True)
 class WanHeader:
-    """What a Wan transformer takes."""
+    """Inputs of a Wan transformer."""
 
     first_frame: Literal["", "needed", "possible"]
     """As `Backbone.first_frame`."""
@@ -41,7 +41,7 @@ def shapes_of(path: Path) -> Shapes:
 
 
 def wan_header(source: str | os.PathLike[str] | None, dit: Path | None) -> WanHeader | None:
-    """What a Wan of a file, or of a local diffusers folder, takes; None where that is not to be seen without
+    """Inputs of a Wan of a file, or of a local diffusers folder; None where that is not to be seen without
     loading (a hub id). Raises TrainingError for a model that cannot be trained, with the reason."""
     if dit is not None:
         return _of_shapes(shapes_of(dit), dit)

@@ -16,12 +16,12 @@ from .keys import HUNYUAN15_DIT, HUNYUAN15_VAE
 from .two_streams import KeyMaskedAttention, nothing_masked
 
 SCALE = 1.03682
-"""Of the latents: ComfyUI's HunyuanVideo15 format, and the VAE's own scaling_factor."""
+"""Scale of the latents: ComfyUI's HunyuanVideo15 format, and the VAE's own scaling_factor."""
 GLYPH_WIDTH = 1472
 """Channels of a byT5 token. Words that stand in quotes are read by byT5 too; its tokens are kept among
 Qwen's, filled up with zeros, by which they are told apart."""
 SIGLIP_TOKENS = 729
-"""Of a picture, as SigLIP sees it."""
+"""Number of tokens of a picture, as SigLIP sees it."""
 ATTENTION = KeyMaskedAttention()
 RENAMED = (
     ("txt_in.t_embedder.mlp.0.", "txt_in.t_embedder.in_layer."),
@@ -128,7 +128,7 @@ class HunyuanVideo15Backbone(FlowBackbone):
 
 
 def beside_first(noisy: Tensor, first: FirstFrame | None) -> Tensor:
-    """What the transformer sees, `B 65 T H W`: noise, the first frame's latent and zeros after it, and a mask
+    """Input of the transformer, `B 65 T H W`: noise, the first frame's latent and zeros after it, and a mask
     that is 1 there; all zeros in text-to-video (ComfyUI's `HunyuanVideo15.concat_cond`)."""
     given, mask = torch.zeros_like(noisy), torch.zeros_like(noisy[:, :1])
     if first is not None and first.latent is not None:
@@ -138,7 +138,7 @@ def beside_first(noisy: Tensor, first: FirstFrame | None) -> Tensor:
 
 
 def is_glyph(tokens: Tensor) -> Tensor:
-    """Which rows of `B L D` are byT5's, or padding: `B L`."""
+    """Mask of the rows of `B L D` that are byT5's, or padding: `B L`."""
     return (tokens[..., GLYPH_WIDTH:] == 0).all(dim=-1)
 
 

@@ -228,7 +228,7 @@ WAN22_VAE: KeyMap = _wan22_vae()
 """The VAE of Wan 2.2 5B, 48 channels at a sixteenth of the size."""
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
-"""What native files put before a transformer's keys: full checkpoints and LoRA files; both are taken off on
+"""Prefixes of a transformer's keys in native files: full checkpoints and LoRA files; both are taken off on
 reading."""
 
 

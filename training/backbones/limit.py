@@ -1,4 +1,4 @@
-"""Which prompts are longer than a backbone's text encoder reads, told by its tokenizer alone: no weights are
+"""Prompts that are longer than a backbone's text encoder reads, told by its tokenizer alone: no weights are
 loaded."""
 
 from __future__ import annotations

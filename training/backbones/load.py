@@ -24,7 +24,7 @@ from .stored import StoredTensor, fill, stored_tensors
 FAMILIES = tuple(KINDS)
 PARTS = ("vae", "text", "dit")
 BESIDE_TEXT = ("tokenizer", "text_also")
-"""What a text encoder's file may need beside it."""
+"""Files that a text encoder's may need beside it."""
 VISION = "vision"
 """A part beside those, never loaded unless it is named: what Wan 2.1 image-to-video sees of a first frame."""
 DEFAULT_SOURCE = {name: kind.source for name, kind in KINDS.items() if kind.source}

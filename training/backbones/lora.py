@@ -1,4 +1,4 @@
-"""What is trained: a LoRA or the whole transformer; and the running average of it."""
+"""Trained weights: a LoRA or the whole transformer; and the running average of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from . import Backbone
 
 @dataclass(kw_only=True)
 class TuneConfig:
-    """What is trained."""
+    """Weights that are trained."""
 
     mode: Literal["lora", "full"] = "lora"
     """A low-rank adapter, or every weight of the transformer."""
@@ -78,5 +78,5 @@ def check_targets(dit: nn.Module, targets: Sequence[str]) -> list[str]:
 
 
 def scaling(config: TuneConfig) -> float:
-    """What the adapter's product is multiplied by."""
+    """Factor of the adapter's product."""
     return config.alpha / (config.rank**0.5 if config.rslora else config.rank)

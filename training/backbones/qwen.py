@@ -25,7 +25,7 @@ TEMPLATE = (
     "angles, movements, and transitions used in the video.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n"
     "<|im_start|>assistant\n"
 )
-"""What the prompt is put into, as ComfyUI does."""
+"""Template that the prompt is put into, as ComfyUI does."""
 START = "<|im_start|>"
 USER = 3
 """Tokens of the start of the user's turn: its mark, "user" and a line break."""
@@ -159,4 +159,4 @@ def qwen_from_file(path: Path, dtype: torch.dtype) -> nn.Module:
 
 
 HEAD_WIDTH = 128
-"""Of every Qwen2.5."""
+"""Head width of every Qwen2.5."""

@@ -51,7 +51,8 @@ def sample(
 
 
 def branch_of(correction: Correction) -> str:
-    """What a correction acts on: "guided", the estimate after CFG, unless it says "conditional" or "both"."""
+    """Branch that a correction acts on: "guided", the estimate after CFG, unless it says "conditional" or
+    "both"."""
     return getattr(correction, "branch", "guided")
 
 

@@ -11,11 +11,12 @@ from torch import Tensor
 from ..console import TrainingError
 
 SCALES = (".scale_weight", ".weight_scale")
-"""What a layer's scale is called after its name, in files of before and of now."""
+"""Suffixes of a layer's scale after its name, in files of before and of now."""
 Value = TypeVar("Value")
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 MARKS = (".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8")
-"""What else such files hold: scales of activations, which only fp8 products need, and names of formats."""
+"""Further tensors of such files: scales of activations, which only fp8 products need, and names of
+formats."""
 
 
 def is_scaled(state: Mapping[str, Any]) -> bool:

@@ -38,9 +38,9 @@ STATISTICS = {16: (LATENTS_MEAN, LATENTS_STD), 48: (WAN22_MEAN, WAN22_STD)}
 STRIDES = {16: 8, 48: 16}
 """Pixels of a latent's side, by channels."""
 CLIP_TOKENS = 257
-"""Of a picture, as CLIP's ViT-H sees it."""
+"""Number of tokens of a picture, as CLIP's ViT-H sees it."""
 WAN22_CHANNELS = 48
-"""Of the latents of Wan 2.2 5B."""
+"""Channels of the latents of Wan 2.2 5B."""
 
 
 class WanBackbone(FlowBackbone):
@@ -142,7 +142,7 @@ class WanBackbone(FlowBackbone):
         return concatenated(noisy, first.latent)
 
     def _vision(self, noisy: Tensor, first: FirstFrame | None) -> Tensor | None:
-        """What CLIP saw in the first frame, for models that read it (Wan 2.1 image-to-video)."""
+        """CLIP's view of the first frame, for models that read it (Wan 2.1 image-to-video)."""
         if not self.sees_with_clip:
             return None
         if first is None or first.vision is None:
@@ -190,8 +190,8 @@ def dit_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def first_frame_of(in_channels: int, latent_channels: int) -> Literal["", "needed", "possible"]:
-    """How a Wan of these channels is given a first frame. Raises TrainingError for one that also takes what
-    no cached clip holds."""
+    """Way in which a Wan of these channels is given a first frame. Raises TrainingError for one that also
+    takes what no cached clip holds."""
     if in_channels == latent_channels:
         return "possible" if latent_channels == WAN22_CHANNELS else ""
     if in_channels == 2 * latent_channels + MASK_CHANNELS:

@@ -30,7 +30,7 @@ def check_trackers(config: LoopConfig) -> None:
 
 
 class Boards:
-    """What shows a run's rows elsewhere; nothing where nothing is asked for."""
+    """Trackers that show a run's rows elsewhere; none where none is asked for."""
 
     def __init__(self, run: Run, step: int) -> None:
         """Goes on after `step`. Every process makes one; the first one's rows are shown."""
