@@ -289,6 +289,7 @@ STEPPING = {
     "training/loop/loop.py": "the loop",
     "training/loop/stepper.py": "a step through accelerate or in one process",
     "training/loop/processes.py": "accelerate's backward pass, in one process",
+    "training/loop/checkpoint.py": "a step that changes nothing: an optimiser makes its state to be filled",
     "training/tasks/pila/zero.py": "a step under ZeRO-2",
     "training/plan/step.py": "one step on fake tensors, counted part by part: nothing is learned",
 }
