@@ -58,6 +58,17 @@ def wan_header(source: str | os.PathLike[str] | None, dit: Path | None) -> WanHe
         raise TrainingError(f"{config} is not a transformer's configuration ({error}).") from error
 
 
+def check_expert(source: str | os.PathLike[str] | None, preset: str) -> None:
+    """Raises TrainingError where a folder or hub id holds Wan 2.2's two experts and the noise preset is not
+    that of its `transformer`, the only one that is read."""
+    both = "A14B" in str(source or "") or (source and (Path(source) / "transformer_2").is_dir())
+    if both and not preset.endswith("-high"):
+        raise TrainingError(
+            f"{source} holds Wan 2.2's two experts, of which the high-noise one is read: give noise_preset "
+            f"wan2.2-t2v-high or wan2.2-i2v-high to train that one, or the experts' files as dit and dit_low."
+        )
+
+
 def hunyuan_header(source: str | os.PathLike[str] | None) -> WanHeader | None:
     """The same of a local folder of HunyuanVideo 1.5, which says what it was made for; None of a file, which
     does not, and of a hub id."""

@@ -16,7 +16,7 @@ from ...encoders.need import TeacherNeed, cache_name
 from ...methods.weights import WeightsError
 from .. import settings
 from ..backbones import Backbone
-from ..backbones.header import WanHeader, hunyuan_header, wan_header
+from ..backbones.header import WanHeader, check_expert, hunyuan_header, wan_header
 from ..console import ProgressLine, StopRequest, TrainingError
 from ..data.batches import TrainingClips
 from ..data.cache import cache_clips
@@ -214,6 +214,8 @@ def check(config: FinetuneConfig) -> None:
         )
         raise TrainingError(f"there is nothing to train on; give {what}.")
     read_sizes(config.sample_sizes, config.backbone)
+    if config.backbone == "wan" and not config.dit:
+        check_expert(config.source, config.noise.noise_preset)
     check_first_frame(model_header(config), config.first_frame, config.samples)
 
 

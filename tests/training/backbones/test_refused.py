@@ -89,3 +89,16 @@ def test_known_layouts_pass_and_known_quantisers_keep_their_names(tmp_path):
     path.write_bytes(b"x")
     with pytest.raises(TrainingError, match=r"model\.safetensors is not a readable safetensors file"):
         check_layout(path)
+
+
+def test_a_folder_of_two_experts_is_trained_on_the_noise_of_the_one_that_is_read(tmp_path):
+    from latent_physics.training.backbones.header import check_expert
+
+    (tmp_path / "transformer_2").mkdir()
+    for source in (tmp_path, "Wan-AI/Wan2.2-T2V-A14B-Diffusers"):
+        for preset in ("none", "wan2.2-t2v-low", "wan2.1-480p"):
+            with pytest.raises(TrainingError, match="two experts, of which the high-noise one is read"):
+                check_expert(source, preset)
+        check_expert(source, "wan2.2-i2v-high")
+    for source in (None, "Wan-AI/Wan2.1-T2V-14B-Diffusers", tmp_path / "transformer_2"):
+        check_expert(source, "none")
