@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..console import TrainingError
-from . import cogvideox, hunyuan15, qwen, text, wan
+from . import cogvideox, hunyuan15, ltx2, qwen, text, wan
 from .base import Backbone
 from .first_frame import siglip_from_file, vision_from_file
 from .keys import KeyMap
@@ -92,6 +92,16 @@ KINDS: Mapping[str, Family] = {
         vision_class="SiglipVisionModel",
         vision_file=siglip_from_file,
         renamed=hunyuan15.RENAMED,
+    ),
+    "ltx23": Family(
+        backbone=ltx2.LTX23Backbone,
+        model="ltx2.3",
+        source="diffusers/LTX-2.3-Distilled-Diffusers",
+        dit_config=ltx2.dit_config,
+        vae_config=ltx2.no_encoders,
+        vae_keys=ltx2.no_encoders,
+        text_folder=ltx2.no_encoders,
+        text_files=ltx2.no_encoders,
     ),
     "toy": replace(WAN, model="toy", source=None, text_files=_toy_file),
 }

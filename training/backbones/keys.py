@@ -163,6 +163,55 @@ def _hunyuan15_vae() -> KeyMap:
 HUNYUAN15_VAE: KeyMap = _hunyuan15_vae()
 """The HunyuanVideo 1.5 VAE."""
 
+_LTX_TIMES: KeyMap = (
+        ("time_embed", "adaln_single"),
+        ("audio_time_embed", "audio_adaln_single"),
+        ("prompt_adaln", "prompt_adaln_single"),
+        ("audio_prompt_adaln", "audio_prompt_adaln_single"),
+        ("av_cross_attn_video_scale_shift", "av_ca_video_scale_shift_adaln_single"),
+        ("av_cross_attn_audio_scale_shift", "av_ca_audio_scale_shift_adaln_single"),
+        ("av_cross_attn_video_a2v_gate", "av_ca_a2v_gate_adaln_single"),
+        ("av_cross_attn_audio_v2a_gate", "av_ca_v2a_gate_adaln_single"),
+)
+
+
+def _ltx_attention(ours: str, native: str) -> KeyMap:
+    """The rows of one attention of LTX-2.3."""
+    same = ("to_q", "to_k", "to_v", "to_out.0", "to_gate_logits")
+    rows = [(f"{ours}.{name}", f"{native}.{name}") for name in same]
+    return (*rows, (f"{ours}.norm_q", f"{native}.q_norm"), (f"{ours}.norm_k", f"{native}.k_norm"))
+
+
+_LTX_BLOCK = "transformer_blocks.{n}"
+_LTX_ATTENTIONS = (
+    "attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn",
+)  # fmt: skip
+_LTX_SAME = (
+    "ff.net.0.proj", "ff.net.2", "audio_ff.net.0.proj", "audio_ff.net.2", "scale_shift_table",
+    "audio_scale_shift_table", "prompt_scale_shift_table", "audio_prompt_scale_shift_table",
+)  # fmt: skip
+LTX23_DIT: KeyMap = (
+    ("proj_in", "patchify_proj"),
+    ("audio_proj_in", "audio_patchify_proj"),
+    *_LTX_TIMES,
+    *(row for name in _LTX_ATTENTIONS for row in _ltx_attention(*[f"{_LTX_BLOCK}.{name}"] * 2)),
+    *((f"{_LTX_BLOCK}.{name}", f"{_LTX_BLOCK}.{name}") for name in _LTX_SAME),
+    (f"{_LTX_BLOCK}.video_a2v_cross_attn_scale_shift_table", f"{_LTX_BLOCK}.scale_shift_table_a2v_ca_video"),
+    (f"{_LTX_BLOCK}.audio_a2v_cross_attn_scale_shift_table", f"{_LTX_BLOCK}.scale_shift_table_a2v_ca_audio"),
+    ("scale_shift_table", "scale_shift_table"),
+    ("audio_scale_shift_table", "audio_scale_shift_table"),
+    ("proj_out", "proj_out"),
+    ("audio_proj_out", "audio_proj_out"),
+)
+"""The LTX-2.3 transformer, both streams."""
+LTX23_CONNECTOR: KeyMap = (
+    ("learnable_registers", "learnable_registers"),
+    *_ltx_attention("transformer_blocks.{n}.attn1", "transformer_1d_blocks.{n}.attn1"),
+    *((f"transformer_blocks.{{n}}.ff.{name}", f"transformer_1d_blocks.{{n}}.ff.{name}")
+      for name in ("net.0.proj", "net.2")),
+)  # fmt: skip
+"""What LTX-2.3's prompts go through before the video attends to them."""
+
 _RESIDUAL = (
     ("norm1", "residual.0"),
     ("conv1", "residual.2"),

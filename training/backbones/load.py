@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...methods.video_models import MODELS
 from ..console import TrainingError
-from . import cogvideox, wan
+from . import cogvideox, ltx2, wan
 from .base import Backbone
 from .families import KINDS
 from .first_frame import vision_from_folder
@@ -95,6 +95,8 @@ def _assemble(
         if backbone.vae is not None:
             backbone.vae.enable_tiling()  # its middle attends to all of a clip: 49 K tokens at 480p
     backbone.vision = pieces.get(VISION)
+    if "connector" in pieces:
+        backbone.connector = pieces["connector"]
     return backbone.to(device)
 
 
@@ -155,12 +157,16 @@ def _from_diffusers(
     kind = KINDS[family]
     pieces: dict[str, Any] = {}
     try:
+        if "vae" in parts and family == "ltx23":
+            ltx2.no_encoders()
         if "vae" in parts:
             pieces["vae"] = getattr(diffusers, kind.backbone.vae_class).from_pretrained(
                 source, subfolder="vae", torch_dtype=vae_dtype, use_safetensors=True
             )
         if "text" in parts:
             pieces["text"] = kind.text_folder(source, dtype)
+        if "dit" in parts and family == "ltx23":
+            pieces["connector"] = ltx2.connector_from_folder(source, dtype)
         if VISION in parts:
             pieces[VISION] = vision_from_folder(source, dtype, kind.vision_class)
         if "dit" in parts:
@@ -209,6 +215,9 @@ def _from_files(
         pieces["vae"] = _fill(vae_type, config, state, paths["vae"], vae_dtype)
     if "dit" in paths:
         state = {renamed(key, kind.renamed): value for key, value in _read(paths["dit"]).items()}
+        if family == "ltx23":
+            pieces["connector"] = ltx2.connector_from(state, paths["dit"].name, dtype)
+            state = ltx2.video_part(state)
         keys = kind.backbone.dit_keys
         state = _convert(state, keys, paths["dit"])
         config = _sizes(kind.dit_config, state, keys, paths["dit"])

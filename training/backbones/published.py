@@ -25,6 +25,17 @@ COGVIDEOX_5B = {
 """Arguments of diffusers' transformer classes, from the models' published config.json; the rest is the
 default."""
 HUNYUAN15 = {"num_attention_heads": 16, "attention_head_dim": 128, "num_layers": 54, "task_type": "t2v"}
+LTX23 = {
+    "num_attention_heads": 32,
+    "attention_head_dim": 128,
+    "num_layers": 48,
+    "gated_attn": True,
+    "cross_attn_mod": True,
+    "audio_gated_attn": True,
+    "audio_cross_attn_mod": True,
+    "use_prompt_embeddings": False,
+    "rope_type": "split",
+}
 TOY = {
     "num_attention_heads": 1,
     "attention_head_dim": 128,
@@ -41,6 +52,7 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers": WAN22_5B,
     "THUDM/CogVideoX-2b": COGVIDEOX_2B,
     "THUDM/CogVideoX-5b": COGVIDEOX_5B,
+    "diffusers/LTX-2.3-Distilled-Diffusers": LTX23,
     "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v": HUNYUAN15,
     "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-720p_t2v": HUNYUAN15,
 }

@@ -49,6 +49,8 @@ class Model:
         backbone = kind(latent_space=self.family, **parts)
         if self.family == "toy":
             backbone.text_length = TOY_TEXT_LENGTH
+        if self.family == "ltx23":  # the connector's few layers see 1024 words, the transformer 10,000 places
+            backbone.words = lambda tokens, mask: tokens[..., : self.config.get("cross_attention_dim", 4096)]
         return backbone
 
 

@@ -17,6 +17,7 @@ from ...methods.weights import WeightsError
 from .. import settings
 from ..backbones import Backbone
 from ..backbones.header import WanHeader, check_expert, hunyuan_header, wan_header
+from ..backbones.ltx2 import no_encoders
 from ..console import ProgressLine, StopRequest, TrainingError
 from ..data.batches import TrainingClips
 from ..data.cache import cache_clips
@@ -214,6 +215,9 @@ def check(config: FinetuneConfig) -> None:
         )
         raise TrainingError(f"there is nothing to train on; give {what}.")
     read_sizes(config.sample_sizes, config.backbone)
+    encoded_here = config.data is None or config.samples or config.trainer.prompt_dropout
+    if config.backbone == "ltx23" and encoded_here:
+        no_encoders()
     if config.backbone == "wan" and not config.dit:
         check_expert(config.source, config.noise.noise_preset)
     check_first_frame(model_header(config), config.first_frame, config.samples)

@@ -93,6 +93,11 @@ def check_model(config: ModelConfig, precision: str, checkpointing: bool) -> Non
             f"blocks_to_swap is {config.blocks_to_swap}; without checkpointing the backward pass keeps every "
             f"block's weights on the card: add --checkpointing."
         )
+    if config.backbone == "ltx23" and config.tune.mode == "full":
+        raise TrainingError(
+            "mode is full; of LTX-2.3 the video's half is trained without sound, and a whole file would hold "
+            "a sound that no longer fits it: train a LoRA."
+        )
     if config.tune.mode == "lora" and config.weights == "float16" and precision == "bf16":
         raise TrainingError("weights are float16 and precision is bf16; use bfloat16 weights.")
 

@@ -42,8 +42,8 @@ class NoiseConfig:
     logit_std: Positive = 1.0
     """Deviation of that normal distribution."""
     shift: Positive | None = None
-    """Moves the times of a flow towards noise, sigma = s u / (1 + (s - 1) u); left out, 3 for Wan and 7
-    for HunyuanVideo 1.5, as ComfyUI samples them."""
+    """Moves the times of a flow towards noise, sigma = s u / (1 + (s - 1) u); left out, 3 for Wan, 7
+    for HunyuanVideo 1.5 and 7.8 for LTX-2.3, as ComfyUI samples them."""
     min_t: Share = 0.0
     """Least share of noise that is trained at."""
     max_t: Share = 1.0

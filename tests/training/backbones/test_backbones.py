@@ -187,7 +187,7 @@ def test_pixels_out_of_range_and_missing_parts_are_told():
 def test_bad_sources_are_one_sentence(tmp_path):
     wan = tiny.native_files(tmp_path / "wan")
     cases = [
-        ("hunyuan", None, ("dit",), "wan, cogvideox, hunyuan15, toy"),
+        ("hunyuan", None, ("dit",), "wan, cogvideox, hunyuan15, ltx23, toy"),
         ("wan", None, ("unet",), "parts are vae, text, dit"),
         ("wan", str(wan["dit"]), ("dit",), "is one file"),
         ("wan", {"dit": tmp_path / "no.safetensors"}, ("dit",), "does not exist"),

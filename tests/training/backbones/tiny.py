@@ -10,6 +10,8 @@ from latent_physics.training.backbones.keys import (
     COGVIDEOX_DIT,
     HUNYUAN15_DIT,
     HUNYUAN15_VAE,
+    LTX23_CONNECTOR,
+    LTX23_DIT,
     WAN_DIT,
     WAN_VAE,
     to_native,
@@ -135,6 +137,26 @@ def hunyuan_vae() -> nn.Module:
 
 
 WORDS = ["a", "red", "ball", "falls", "and", "bounces", "on", "the", "floor"]
+
+
+def ltx_state() -> dict[str, Any]:
+    """A native file's tensors: a transformer of two blocks with both streams, the connectors of both."""
+    from diffusers import LTX2VideoTransformer3DModel
+    from diffusers.pipelines.ltx2.connectors import LTX2ConnectorTransformer1d
+    from latent_physics.training.backbones.ltx2 import OF_2_3
+
+    dit = LTX2VideoTransformer3DModel(
+        num_attention_heads=32, attention_head_dim=8, cross_attention_dim=256, num_layers=2,
+        audio_num_attention_heads=32, audio_attention_head_dim=4, audio_cross_attention_dim=128, **OF_2_3,
+    )  # fmt: skip
+    state = to_native(randomised(dit).state_dict(), LTX23_DIT)
+    for start, heads in (("video", 4), ("audio", 2)):
+        connector = LTX2ConnectorTransformer1d(
+            num_attention_heads=heads, attention_head_dim=64, rope_type="split", gated_attention=True
+        )
+        weights = to_native(randomised(connector).state_dict(), LTX23_CONNECTOR)
+        state |= {f"{start}_embeddings_connector.{key}": value for key, value in weights.items()}
+    return state
 
 
 def word_tokenizer(words: list[str]) -> Any:
