@@ -259,6 +259,7 @@ TOLD_APART = {
     "DatasetError",  # the clip is encoded again
     "VideoError",  # the clip is left out
     "KeyMapError",  # the caller names the file
+    "PartsError",  # the same, of one layer: a KeyMapError by the time it leaves
     "GateError",  # a study that would compare nothing
     "StageStoppedError",  # no error: Ctrl-C between two stages
 }
@@ -704,7 +705,8 @@ def declared() -> set[str]:
     """Distributions that the pack and its training declare."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["train"], *extras["deepspeed"], *extras["quantize"]]
+    imported = ("train", "deepspeed", "quantize", "scenes")
+    wanted = [*project["dependencies"], *(text for name in imported for text in extras[name])]
     return {re.match(r"[A-Za-z0-9_-]+", text)[0] for text in wanted}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from latent_physics.methods.lamo import pool_tokens
 from latent_physics.methods.pila import PilaConfig
 from latent_physics.training.tasks.pila.data import Example, PilaClips
 from latent_physics.training.tasks.pila.settings import PilaTraining
@@ -28,6 +29,9 @@ class FrozenField:
         assert not torch.is_grad_enabled()
         words = tokens.sum(dim=(1, 2)) / 100  # of each clip by itself, however the prompts are filled up
         return 0.5 * noisy + (0.1 * t + words).view(-1, 1, 1, 1, 1)
+
+    def pool(self, tokens, mask):
+        return pool_tokens(tokens, mask)
 
     def decode_latent(self, latent):
         frames = 4 * (latent.shape[2] - 1) + 1

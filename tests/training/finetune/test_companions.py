@@ -19,6 +19,7 @@ from latent_physics.tests.training.grpo.tiny_policy import run as run_policy
 from latent_physics.toyworld.text import ToyTextEncoder
 from latent_physics.training.backbones import load, load_backbone
 from latent_physics.training.backbones.lora import TuneConfig
+from latent_physics.training.backbones.wan import WanBackbone
 from latent_physics.training.console import ProgressLine, TrainingError
 from latent_physics.training.data.format import CacheConfig
 from latent_physics.training.loop.config import TrainerConfig
@@ -137,9 +138,9 @@ def test_tokens_are_the_encoders_own_kept_to_the_bit_and_padded_with_nothing(tmp
 
 def test_a_new_prompt_is_embedded_alone_and_kept_with_the_others(tmp_path, loaded, monkeypatch):
     companions(tmp_path, ["a ball", "a ring"])
-    asked, real = [], load.WanBackbone.embed_prompts
+    asked, real = [], WanBackbone.embed_prompts
     monkeypatch.setattr(
-        load.WanBackbone, "embed_prompts", lambda self, words: asked.extend(words) or real(self, words)
+        WanBackbone, "embed_prompts", lambda self, words: asked.extend(words) or real(self, words)
     )
     companions(tmp_path, ["a puff", "a ring"])
     assert asked == ["a puff"]

@@ -635,7 +635,7 @@ def test_every_recipe_is_whole():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"objektives": []}, "has the key 'objektives', which is unknown; keys there are about, backbone"),
+        ({"objektives": []}, "has the key 'objektives', which is unknown; keys there are about, attention,"),
         ({"trainer": {"steps": "many"}}, "steps is 'many'; it must be a whole number"),
         ({"backbone": "sora"}, "backbone is 'sora'; it must be one of 'wan'"),
         ({"tune": 4}, "tune is 4; it must be an object with settings"),

@@ -250,7 +250,7 @@ def test_a_dead_judge_loses_nothing(tmp_path, monkeypatch):
         count = len(asked[-1]["clips"])
         return {"scores": [number / 7 for number in range(count)]}
 
-    with judge(lambda asked: scores(asked) if len(asked) <= 4 else 500) as (url, _):
+    with judge(lambda asked: scores(asked) if len(asked) <= 5 else 500) as (url, _):
         config = make_config(tmp_path, steps=3, rewards=[f"http url={url}"], eval_count=2, save_every=50)
         with pytest.raises(TrainingError, match="start it again"):
             run(config)

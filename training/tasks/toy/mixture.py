@@ -33,7 +33,8 @@ class DrawnLatents:
 
     def __init__(self, config: ToyWorldConfig, vae: nn.Module) -> None:
         on_gpu = config.device != "cpu" and torch.cuda.is_available()
-        vae = vae.to(torch.device("cuda" if on_gpu else "cpu"))
+        device = torch.device("cuda" if on_gpu else "cpu")
+        vae = vae.to(device)
         self.config, self.backbone = config, WanBackbone(latent_space="toy", vae=vae)
 
     @torch.no_grad()
