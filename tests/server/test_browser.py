@@ -89,8 +89,9 @@ def test_template_is_opened_changed_run_and_seen(page, server: ComfyServer) -> N
     def steps() -> int:
         return next(node for node in page.evaluate(NODES) if node["id"] == sampler["id"])["widgets"]["steps"]
 
-    for _ in range(6):  # the view is still moving into place when the graph is there: a click may miss
+    for _ in range(12):  # the view is still moving into place when the graph is there: a click may miss
         page.wait_for_timeout(1000)
+        page.evaluate(CENTRE, sampler["id"])
         page.mouse.dblclick(*page.evaluate(WIDGET_POSITION, [sampler["id"], "steps"]))
         page.wait_for_timeout(300)
         page.keyboard.press("Control+A")
