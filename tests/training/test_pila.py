@@ -2,7 +2,6 @@ import csv
 import dataclasses
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from latent_physics.methods.labels.taxonomy import label_vector
 from latent_physics.methods.pila import CATEGORIES, load_adapter
 from latent_physics.methods.weights import WeightsInfo, save_weights
+from latent_physics.tests.training.finetune.two_processes import finished
 from latent_physics.tests.training.tiny_pila import QUICK, SMALL, FrozenField, begin, clips, flat, run
 from latent_physics.toyworld import mixture
 from latent_physics.training.commands.pila import PilaCommand, _findings, _flow, budget, main
@@ -120,7 +120,7 @@ def test_two_processes_end_where_one_with_their_clips_ends(tmp_path, undrawn):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(recipes / "ddp.yaml")]
     launch += ["--num_processes", "2", "--main_process_port", port, str(tmp_path / "two.py")]
     launch.append(str(tmp_path / "two"))
-    done = subprocess.run(launch, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    done = finished(launch, os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert {"process 0", "process 1"} <= set(done.stdout.splitlines())
     one, states = run(tmp_path / "one"), []

@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from latent_physics.methods.weights import read_info
+from latent_physics.tests.training.finetune.two_processes import finished
 from latent_physics.toyworld.canvas import LATENT, SIZE
 from latent_physics.toyworld.data import mixture
 from latent_physics.toyworld.worlds import WORLDS
@@ -233,7 +233,7 @@ def test_two_processes_with_half_a_batch_each_end_where_one_ends(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     command += [str(tmp_path / "two.py"), str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = finished(command, environment)
     assert done.returncode == 0, done.stderr
     assert {"process 0 of 2", "process 1 of 2"} <= set(done.stdout.splitlines())
     one = fit(tmp_path / "one", 20)

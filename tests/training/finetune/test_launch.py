@@ -6,14 +6,13 @@ from __future__ import annotations
 import importlib.util
 import io
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from latent_physics.tests.training.finetune import tiny_run
-from latent_physics.tests.training.finetune.two_processes import free_port
+from latent_physics.tests.training.finetune.two_processes import finished, free_port
 from latent_physics.training import recipes
 from latent_physics.training.backbones.lora import TuneConfig
 from latent_physics.training.console import ProgressLine
@@ -44,7 +43,7 @@ def launch(recipe: str, *arguments: object) -> list[str]:
         str(Path(__file__).with_name("launched.py")),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run([*command, *map(str, arguments)], env=environment, capture_output=True, text=True)
+    done = finished([*command, *map(str, arguments)], environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
