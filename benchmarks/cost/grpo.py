@@ -4,9 +4,8 @@
 
 The toy world on one thread, each arm in a process of its own: an iteration is timed after a first one, apart
 for sampling and judging (the rollout) and for learning. Peak memory is the largest resident memory over that
-before the transformer learned or sampled anything (of Linux, large tensors given back at once). On a GPU the
-same numbers are those of its own memory; there `offload_samples_to_cpu` takes the latents of an iteration out
-of them, which on a CPU changes nothing.
+before the transformer learned or sampled anything (of Linux, large tensors given back at once). A GPU's
+memory is not measured, so `offload_samples_to_cpu` has no arm: on a CPU it changes nothing.
 """
 
 from __future__ import annotations

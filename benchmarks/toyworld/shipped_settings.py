@@ -2,6 +2,7 @@
 
     python3 dev.py bench toyworld/shipped_settings           every graph in workflows/api
     python3 dev.py bench toyworld/shipped_settings --grid    4 to 50 steps, CFG 1 and 2, shift 3 to 12
+    python3 dev.py bench toyworld/shipped_settings --cell euler 20 2 3 --share 0.25    one schedule
 
 A graph's sampler, scheduler, steps, CFG, shift and guidance are read from the graph; model, prompts and size
 are the toy world's. Every row compares with the same clips unguided: same prompts, same noise. Needs a
@@ -257,21 +258,19 @@ def by_world(plain: Mapping[str, list[Any]], guided: Mapping[str, list[Any]]) ->
 def grid(share: float, start: float) -> list[Schedule]:
     """4 to 50 steps, CFG 1 and 2, shift 3 to 12, with samplers of ComfyUI's templates."""
     samplers = {4: "euler", 6: "uni_pc", 8: "res_multistep", 20: "euler", 30: "uni_pc", 50: "dpmpp_2m"}
-    cells = [
-        (steps, cfg, shift) for steps in samplers for cfg in (1.0, 2.0) for shift in (3.0, 5.0, 8.0, 12.0)
-    ]
-    guidance = {"strength": 25.0, "active": 0.8, "share": share, "start": start}
     return [
-        Schedule(
-            name="grid",
-            sampler=samplers[steps],
-            steps=steps,
-            cfg=cfg,
-            shift=shift,
-            stages=(Stage(guidance=guidance),),
-        )
-        for steps, cfg, shift in cells
+        cell(samplers[steps], steps, cfg, shift, share, start)
+        for steps in samplers
+        for cfg in (1.0, 2.0)
+        for shift in (3.0, 5.0, 8.0, 12.0)
     ]
+
+
+def cell(sampler: str, steps: int, cfg: float, shift: float, share: float, start: float) -> Schedule:
+    """One schedule, guided with the graphs' other settings."""
+    guidance = {"strength": 25.0, "active": 0.8, "share": share, "start": start}
+    stages = (Stage(guidance=guidance),)
+    return Schedule(name="grid", sampler=sampler, steps=steps, cfg=cfg, shift=shift, stages=stages)
 
 
 def main() -> None:
@@ -286,18 +285,25 @@ def main() -> None:
     )
     parser.add_argument("--sets", type=int, nargs="+", default=list(SETS), help="seed sets")
     parser.add_argument("--clips", type=int, default=2, help="clips per world and seed set")
+    parser.add_argument(
+        "--cell", nargs=4, metavar=("SAMPLER", "STEPS", "CFG", "SHIFT"), help="one schedule instead"
+    )
     parser.add_argument("--share", type=float, default=0.5, help="share of the stable step, for the grid")
     parser.add_argument(
         "--start", type=float, default=0.9, help="noise level below which steps are guided, for the grid"
     )
     parser.add_argument("--worlds", action="store_true", help="after every row a table by world")
     args = parser.parse_args()
+    schedules = grid(args.share, args.start) if args.grid else shipped()
+    if args.cell:
+        sampler, steps, cfg, shift = args.cell
+        schedules = [cell(sampler, int(steps), float(cfg), float(shift), args.share, args.start)]
     for order in args.orders:
         print(
             f"\npredictor of order {order}, {len(args.sets)} seed sets of {args.clips * len(WORLDS)} "
             f"clips\n\n{HEAD}"
         )
-        for schedule in grid(args.share, args.start) if args.grid else shipped():
+        for schedule in schedules:
             plain = scores_of(schedule.unguided(), args.sets, args.clips, order)
             guided = scores_of(schedule, args.sets, args.clips, order)
             print(row(schedule, plain, guided), flush=True)

@@ -172,7 +172,7 @@ def without_folder(word: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Settings that the file was made with."""
+    """Versions of the packages that made the file."""
     import diffusers
     import peft
 
