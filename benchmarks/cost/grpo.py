@@ -27,10 +27,8 @@ from latent_physics.benchmarks.cost.plan import resident
 from latent_physics.training.backbones.lora import TuneConfig
 from latent_physics.training.console import ProgressLine
 from latent_physics.training.loop.loop import Loop
-from latent_physics.training.loop.processes import make_accelerator
-from latent_physics.training.loop.task import Run
-from latent_physics.training.tasks.grpo.run import make_companions, make_task, prompts_of, settings_of
-from latent_physics.training.tasks.grpo.settings import GrpoConfig, PolicyTrainerConfig, accumulation
+from latent_physics.training.tasks.grpo.run import make_run
+from latent_physics.training.tasks.grpo.settings import GrpoConfig, PolicyTrainerConfig
 
 MIB = 2**20
 TRAINER = PolicyTrainerConfig(steps=3, batch=8, validation_clips=0, save_every=100)
@@ -69,21 +67,10 @@ def measure(name: str, clips: int) -> dict[str, float]:
     """Seconds of the second iteration's rollout and learning, and peak memory of both."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        config = config_of(name, clips, Path(folder))
-        accelerator = make_accelerator(config.trainer)
-        accumulate = accumulation(config, 1)
-        config = replace(config, trainer=replace(config.trainer, accumulate=accumulate))
-        accelerator.gradient_accumulation_steps = accumulate
         progress = ProgressLine("grpo", stream=io.StringIO())
-        words = prompts_of(config)
-        companions = make_companions(config, words, progress)
-        companions.gather(accelerator)
-        task = make_task(config, words, companions, accelerator, progress)
-        run = Run(
-            config=config.trainer, settings=settings_of(config), task=task, out=None, accelerator=accelerator
-        )
+        run = replace(make_run(config_of(name, clips, Path(folder)), progress), out=None)
         spent: dict[str, float] = {"rollout": 0.0}
-        collect = task.collector.collect
+        collect = run.task.collector.collect
 
         def timed(number: int) -> Any:
             begin = time.process_time()
@@ -91,7 +78,7 @@ def measure(name: str, clips: int) -> dict[str, float]:
             spent["rollout"] = time.process_time() - begin
             return made
 
-        task.collector.collect = timed
+        run.task.collector.collect = timed
         loop = Loop(run)
         base = resident()
         times = []

@@ -13,7 +13,7 @@ from ...methods.cogvideox import TIMESTEPS, alphas_cumprod
 from ..console import TrainingError
 from .base import Backbone, Noised
 from .first_frame import FirstFrame
-from .keys import COGVIDEOX_DIT, strip_prefix
+from .keys import COGVIDEOX_DIT, count_modules, strip_prefix
 
 SCALE = {"cogvideox": 1.15258426, "cogvideox1.5": 0.7}
 """Latent scale by latent space: the 2B model's, and that of every 5B model (ComfyUI's CogVideoX and
@@ -169,7 +169,7 @@ def dit_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     config = {
         "num_attention_heads": project.shape[0] // 64,
         "attention_head_dim": 64,
-        "num_layers": 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks.")),
+        "num_layers": count_modules(state, "blocks"),
         "time_embed_dim": state["blocks.0.norm1.linear.weight"].shape[1],
         "text_embed_dim": state["patch_embed.text_proj.weight"].shape[1],
         "use_rotary_positional_embeddings": rotary,

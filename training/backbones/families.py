@@ -40,6 +40,14 @@ class Family:
     vision_class: str = "CLIPVisionModel"
     """Class in transformers of the encoder that sees a first frame."""
     vision_file: Callable[[Path, dict[str, Tensor], torch.dtype], nn.Module] = vision_from_file
+    encoders: bool = True
+    """Whether videos and prompts are encoded here; `vae_config` and the rest say otherwise where not."""
+    connector_folder: Callable[[str | os.PathLike[str], torch.dtype], nn.Module] | None = None
+    """Connector that prompts go through before the transformer, of a diffusers folder."""
+    connector_file: Callable[[Mapping[str, Any], str, torch.dtype], nn.Module] | None = None
+    """The same, of a native file with the transformer."""
+    transformer_part: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+    """The transformer's tensors of a file that may hold more."""
     renamed: tuple[tuple[str, str], ...] = ()
     """Parts of names in older native files, and what they are now."""
 
@@ -102,6 +110,10 @@ KINDS: Mapping[str, Family] = {
         vae_keys=ltx2.no_encoders,
         text_folder=ltx2.no_encoders,
         text_files=ltx2.no_encoders,
+        encoders=False,
+        connector_folder=ltx2.connector_from_folder,
+        connector_file=ltx2.connector_from,
+        transformer_part=ltx2.video_part,
     ),
     "toy": replace(WAN, model="toy", source=None, text_files=_toy_file),
 }

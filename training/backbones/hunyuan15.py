@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..console import TrainingError
 from .first_frame import FirstFrame
 from .flow import TIMESTEPS, FlowBackbone
-from .keys import HUNYUAN15_DIT, HUNYUAN15_VAE
+from .keys import HUNYUAN15_DIT, HUNYUAN15_VAE, count_modules
 from .two_streams import KeyMaskedAttention, nothing_masked
 
 SCALE = 1.03682
@@ -217,8 +217,8 @@ def dit_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "out_channels": state["final_layer.linear.weight"].shape[0] // (patch_t * patch * patch),
         "num_attention_heads": width // 128,
         "attention_head_dim": 128,
-        "num_layers": count(state, "double_blocks"),
-        "num_refiner_layers": count(state, "txt_in.individual_token_refiner.blocks"),
+        "num_layers": count_modules(state, "double_blocks"),
+        "num_refiner_layers": count_modules(state, "txt_in.individual_token_refiner.blocks"),
         "mlp_ratio": state["double_blocks.0.img_mlp.0.weight"].shape[0] / width,
         "patch_size": patch,
         "patch_size_t": patch_t,
@@ -232,16 +232,10 @@ def dit_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def vae_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """diffusers' AutoencoderKLHunyuanVideo15 arguments read off the shapes of a native state dict."""
-    levels = range(count(state, "encoder.down"))
+    levels = range(count_modules(state, "encoder.down"))
     return {
         "latent_channels": state["decoder.conv_in.conv.weight"].shape[1],
         "block_out_channels": [state[f"encoder.down.{n}.block.0.conv2.conv.weight"].shape[0] for n in levels],
-        "layers_per_block": count(state, "encoder.down.0.block"),
+        "layers_per_block": count_modules(state, "encoder.down.0.block"),
         "scaling_factor": SCALE,
     }
-
-
-def count(state: Mapping[str, Tensor], start: str) -> int:
-    """Number of the modules `start.N`."""
-    rests = [key.removeprefix(f"{start}.") for key in state if key.startswith(f"{start}.")]
-    return 1 + max(int(rest.split(".")[0]) for rest in rests)

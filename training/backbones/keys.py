@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .joined import PART, PartsError, joined, marked, without_empty, without_mark
 
@@ -378,3 +378,9 @@ def _translate(key: str, maps: KeyMap, side: int) -> str:
         )
     found, template = match
     return template.replace("{n}", found.groupdict().get("n") or "") + (found["rest"] or "")
+
+
+def count_modules(state: Mapping[str, Any], start: str) -> int:
+    """Number of the modules `start.N` of a state dict. Raises ValueError where there is none."""
+    rests = [key.removeprefix(f"{start}.") for key in state if key.startswith(f"{start}.")]
+    return 1 + max(int(rest.split(".")[0]) for rest in rests)

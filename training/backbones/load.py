@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...methods.video_models import MODELS
 from ..console import TrainingError
-from . import cogvideox, ltx2, wan
+from . import cogvideox, wan
 from .base import Backbone
 from .families import KINDS
 from .first_frame import vision_from_folder
@@ -157,16 +157,16 @@ def _from_diffusers(
     kind = KINDS[family]
     pieces: dict[str, Any] = {}
     try:
-        if "vae" in parts and family == "ltx23":
-            ltx2.no_encoders()
+        if "vae" in parts and not kind.encoders:
+            kind.vae_config({})  # which says how they are encoded instead
         if "vae" in parts:
             pieces["vae"] = getattr(diffusers, kind.backbone.vae_class).from_pretrained(
                 source, subfolder="vae", torch_dtype=vae_dtype, use_safetensors=True
             )
         if "text" in parts:
             pieces["text"] = kind.text_folder(source, dtype)
-        if "dit" in parts and family == "ltx23":
-            pieces["connector"] = ltx2.connector_from_folder(source, dtype)
+        if "dit" in parts and kind.connector_folder:
+            pieces["connector"] = kind.connector_folder(source, dtype)
         if VISION in parts:
             pieces[VISION] = vision_from_folder(source, dtype, kind.vision_class)
         if "dit" in parts:
@@ -215,9 +215,9 @@ def _from_files(
         pieces["vae"] = _fill(vae_type, config, state, paths["vae"], vae_dtype)
     if "dit" in paths:
         state = {renamed(key, kind.renamed): value for key, value in _read(paths["dit"]).items()}
-        if family == "ltx23":
-            pieces["connector"] = ltx2.connector_from(state, paths["dit"].name, dtype)
-            state = ltx2.video_part(state)
+        if kind.connector_file:
+            pieces["connector"] = kind.connector_file(state, paths["dit"].name, dtype)
+        state = kind.transformer_part(state)
         keys = kind.backbone.dit_keys
         state = _convert(state, keys, paths["dit"])
         config = _sizes(kind.dit_config, state, keys, paths["dit"])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..console import TrainingError
 from .first_frame import FirstFrame
 from .flow import TIMESTEPS, FlowBackbone
-from .keys import LTX23_CONNECTOR, LTX23_DIT, to_diffusers
+from .keys import LTX23_CONNECTOR, LTX23_DIT, count_modules, to_diffusers
 
 CONNECTOR = "video_embeddings_connector."
 NOT_VIDEO = (
@@ -25,7 +25,7 @@ NOT_VIDEO = (
 WORDS = 1024
 """Places that the connector fills up with its registers, at least."""
 PADDED = -10000.0
-"""What diffusers' connector is told of a place that holds no word."""
+"""Bias that diffusers' connector takes for a place without a word."""
 
 
 class LTX23Backbone(FlowBackbone):
@@ -97,7 +97,7 @@ class LTX23Backbone(FlowBackbone):
 
     @torch.no_grad()
     def words(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """What the video attends to, `B N C`: the prompt's tokens, then the connector's registers."""
+        """Words that the video attends to, `B N C`: the prompt's tokens, then the connector's registers."""
         connector = self._part("connector").to(tokens.device, tokens.dtype)
         tokens = tokens[..., : self.dit.config.cross_attention_dim]
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
@@ -125,11 +125,10 @@ def connector_from(state: Mapping[str, Any], name: str, dtype: torch.dtype) -> n
     try:
         registers, width = native["learnable_registers"].shape
         heads = native["transformer_1d_blocks.0.attn1.to_gate_logits.weight"].shape[0]
-        layers = {key.split(".")[1] for key in native if key.startswith("transformer_1d_blocks.")}
         connector = LTX2ConnectorTransformer1d(
             num_attention_heads=heads,
             attention_head_dim=width // heads,
-            num_layers=len(layers),
+            num_layers=count_modules(native, "transformer_1d_blocks"),
             num_learnable_registers=registers,
             rope_type="split",
             gated_attention=True,
@@ -159,7 +158,7 @@ def dit_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     heads, audio_heads = (
         state[f"{block}{name}.to_gate_logits.weight"].shape[0] for name in ("attn1", "audio_attn1")
     )
-    layers = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("transformer_blocks."))
+    layers = count_modules(state, "transformer_blocks")
     return {
         "in_channels": state["patchify_proj.weight"].shape[1],
         "out_channels": state["proj_out.weight"].shape[0],
@@ -180,7 +179,7 @@ OF_2_3 = {
     "gated_attn": True, "cross_attn_mod": True, "audio_gated_attn": True, "audio_cross_attn_mod": True,
     "use_prompt_embeddings": False, "rope_type": "split",
 }  # fmt: skip
-"""What tells LTX-2.3 from LTX-2, in diffusers' arguments."""
+"""Arguments of diffusers' class that LTX-2.3 has and LTX-2 has not."""
 
 
 def no_encoders(*_: Any) -> Any:

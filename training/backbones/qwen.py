@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..console import TrainingError
+from .keys import count_modules
 from .refuse import refuse_quantised
 from .scaled import is_scaled, scales_in, unmarked
 from .stored import stored_tensors
@@ -137,7 +138,7 @@ def qwen_from_file(path: Path, dtype: torch.dtype) -> nn.Module:
             vocab_size=vocabulary,
             hidden_size=width,
             intermediate_size=state[layer + "mlp.up_proj.weight"].shape[0],
-            num_hidden_layers=1 + max(int(key.split(".")[2]) for key in state if ".layers." in key),
+            num_hidden_layers=count_modules(state, "model.layers"),
             num_attention_heads=heads,
             num_key_value_heads=state[layer + "self_attn.k_proj.weight"].shape[0] // HEAD_WIDTH,
             head_dim=HEAD_WIDTH,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..console import TrainingError
+from .keys import count_modules
 from .refuse import refuse_quantised
 from .scaled import is_scaled, scales_in, unmarked, unscaled
 from .stored import StoredTensor, stored_tensors
@@ -152,7 +153,7 @@ def encoder_from_file(path: Path, dtype: torch.dtype) -> tuple[nn.Module, Stored
         d_model=width,
         d_kv=state["encoder.block.0.layer.0.SelfAttention.q.weight"].shape[0] // heads,
         d_ff=state["encoder.block.0.layer.1.DenseReluDense.wo.weight"].shape[1],
-        num_layers=1 + max(int(key.split(".")[2]) for key in state if key.startswith("encoder.block.")),
+        num_layers=count_modules(state, "encoder.block"),
         num_heads=heads,
         feed_forward_proj="gated-gelu",
         tie_word_embeddings=True,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..console import TrainingError
 from .first_frame import MASK_CHANNELS, FirstFrame, concatenated
 from .flow import TIMESTEPS, FlowBackbone
-from .keys import WAN22_VAE, WAN_DIT, WAN_VAE, KeyMap, strip_prefix
+from .keys import WAN22_VAE, WAN_DIT, WAN_VAE, KeyMap, count_modules, strip_prefix
 
 # The statistics of the Wan 2.1 VAE's latents, which ComfyUI applies to every VAE of this architecture.
 LATENTS_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508, 0.4134, -0.0715, 0.5517,
@@ -172,7 +172,7 @@ def dit_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """diffusers' WanTransformer3DModel arguments read off the shapes of a native state dict."""
     state = {strip_prefix(key): value for key, value in state.items()}
     dim, channels, *patch = state["patch_embedding.weight"].shape
-    layers = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
+    layers = count_modules(state, "blocks")
     config = {
         "patch_size": tuple(patch),
         "num_attention_heads": dim // 128,

@@ -16,6 +16,7 @@ from ...encoders.need import TeacherNeed, cache_name
 from ...methods.weights import WeightsError
 from .. import settings
 from ..backbones import Backbone
+from ..backbones.families import KINDS
 from ..backbones.header import WanHeader, check_expert, hunyuan_header, wan_header
 from ..backbones.ltx2 import no_encoders
 from ..console import ProgressLine, StopRequest, TrainingError
@@ -216,7 +217,7 @@ def check(config: FinetuneConfig) -> None:
         raise TrainingError(f"there is nothing to train on; give {what}.")
     read_sizes(config.sample_sizes, config.backbone)
     encoded_here = config.data is None or config.samples or config.trainer.prompt_dropout
-    if config.backbone == "ltx23" and encoded_here:
+    if encoded_here and not KINDS[config.backbone].encoders:
         no_encoders()
     if config.backbone == "wan" and not config.dit:
         check_expert(config.source, config.noise.noise_preset)

@@ -35,30 +35,35 @@ def grpo(
 ) -> tuple[Outcome, Path | None]:
     """Runs the reinforcement; returns the outcome and the exported file. Raises one of ERRORS."""
     check(config)
+    progress = progress or ProgressLine(config.algorithm)
+    run = make_run(config, progress)
+    outcome = train(run, stop, progress)
+    path = None
+    if config.export and not outcome.stopped and run.accelerator.is_main_process:
+        path = export(
+            ExportConfig(run=config.out, dtype=config.export_dtype, format=config.export_format)
+        )
+    return outcome, path
+
+
+def make_run(config: GrpoConfig, progress: ProgressLine) -> Run:
+    """The run of checked settings, everything loaded. Raises one of ERRORS."""
     accelerator = make_accelerator(config.trainer)
     refuse_sharding(accelerator)
     accumulate = accumulation(config, accelerator.num_processes)
     config = replace(config, trainer=replace(config.trainer, accumulate=accumulate))
     accelerator.gradient_accumulation_steps = accumulate
-    progress = progress or ProgressLine(config.algorithm)
     words = prompts_of(config)
     companions = make_companions(config, words, progress)
     companions.gather(accelerator)
     task = make_task(config, words, companions, accelerator, progress)
-    run = Run(
+    return Run(
         config=config.trainer,
         settings=settings_of(config),
         task=task,
         out=config.out,
         accelerator=accelerator,
     )
-    outcome = train(run, stop, progress)
-    path = None
-    if config.export and not outcome.stopped and accelerator.is_main_process:
-        path = export(
-            ExportConfig(run=config.out, dtype=config.export_dtype, format=config.export_format)
-        )
-    return outcome, path
 
 
 def prompts_of(config: GrpoConfig) -> tuple[list[str], list[str]]:
