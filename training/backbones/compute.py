@@ -80,13 +80,14 @@ def set_up(backbone: Backbone, config: ComputeConfig) -> None:
 
 
 def choose_attention(dit: nn.Module, name: Attention) -> None:
-    """Gives every attention of the transformer the kernel; diffusers' way to give it to the whole model gives
-    it to every other model of the process, too."""
-    from diffusers.models.attention import AttentionModuleMixin
+    """Gives every attention of the transformer that has a choice the kernel; diffusers' way to give it to the
+    whole model gives it to every other model of the process, too."""
+    from diffusers.models.attention_dispatch import AttentionBackendName
 
     for module in dit.modules():
-        if isinstance(module, AttentionModuleMixin):
-            module.set_attention_backend(name)
+        processor = getattr(module, "processor", None)
+        if hasattr(processor, "_attention_backend"):
+            processor._attention_backend = AttentionBackendName(name)
 
 
 def quantize_blocks(backbone: Backbone, kind: Quantize) -> None:

@@ -22,7 +22,6 @@ GLYPH_WIDTH = 1472
 Qwen's, filled up with zeros, by which they are told apart."""
 SIGLIP_TOKENS = 729
 """Number of tokens of a picture, as SigLIP sees it."""
-ATTENTION = KeyMaskedAttention()
 RENAMED = (
     ("txt_in.t_embedder.mlp.0.", "txt_in.t_embedder.in_layer."),
     ("txt_in.t_embedder.mlp.2.", "txt_in.t_embedder.out_layer."),
@@ -67,6 +66,8 @@ class HunyuanVideo15Backbone(FlowBackbone):
         super().__init__(**parts)
         if self.dit is not None:
             check_config(self.dit.config)
+            for block in self.blocks:
+                block.attn.set_processor(KeyMaskedAttention())
 
     @property
     def cond_dim(self) -> int:
@@ -145,7 +146,8 @@ def is_glyph(tokens: Tensor) -> Tensor:
 def run(
     dit: nn.Module, seen: Tensor, time: Tensor, tokens: Tensor, mask: Tensor, vision: Tensor | None = None
 ) -> Tensor:
-    """diffusers' `HunyuanVideo15Transformer3DModel.forward`, for words that are not padded to one length.
+    """diffusers' `HunyuanVideo15Transformer3DModel.forward`, for words that are not padded to one length and
+    blocks with `KeyMaskedAttention`.
 
     seen `B 65 T H W`, time `B` (0 to 1000), tokens `B L D` of Qwen and byT5, mask `B L`, vision `B N 1152`.
     diffusers' own sorts words by boolean masks, whose results have sizes that only values tell, adds 729
@@ -158,7 +160,6 @@ def run(
     words, mask = words_of(dit, tokens, mask, time, vision)
     mask = None if nothing_masked(mask) else mask
     for block in dit.transformer_blocks:
-        block.attn.set_processor(ATTENTION)
         if torch.is_grad_enabled() and dit.gradient_checkpointing:
             hidden, words = dit._gradient_checkpointing_func(block, hidden, words, temb, mask, positions)
         else:

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 class KeyMaskedAttention:
     """diffusers' `HunyuanVideo15AttnProcessor2_0` with the mask `B L` of the words' rows as one of keys."""
 
+    _attention_backend = None
+    """Kernel that `compute.choose_attention` gives it; None is torch's own."""
+
     def __call__(
         self,
         attn: nn.Module,
@@ -18,6 +21,7 @@ class KeyMaskedAttention:
         attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
+        from diffusers.models.attention_dispatch import dispatch_attention_fn
         from diffusers.models.embeddings import apply_rotary_emb
 
         heads, places = attn.heads, hidden_states.shape[1]
@@ -32,10 +36,9 @@ class KeyMaskedAttention:
             for layer in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
         ]
         words[0], words[1] = attn.norm_added_q(words[0]), attn.norm_added_k(words[1])
-        q, k, v = (torch.cat(pair, dim=1).transpose(1, 2) for pair in zip((q, k, v), words))
-        keys = key_mask(attention_mask, k.shape[2])
-        out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=keys)
-        out = out.transpose(1, 2).flatten(2)
+        q, k, v = (torch.cat(pair, dim=1) for pair in zip((q, k, v), words))
+        keys = key_mask(attention_mask, k.shape[1])
+        out = dispatch_attention_fn(q, k, v, attn_mask=keys, backend=self._attention_backend).flatten(2)
         video = attn.to_out[1](attn.to_out[0](out[:, :places]))
         return video, attn.to_add_out(out[:, places:])
 

@@ -95,7 +95,7 @@ def folder_of(command: PredictorCommand) -> Path:
     with StopRequest() as stop:
         report, config = cache_first(command.first, place, command.vae, command.config.device, stop)
     if summarise(report, config):
-        raise KeyboardInterrupt  # while encoding: the same command goes on
+        raise KeyboardInterrupt  # while encoding: the same command resumes it
     return place
 
 

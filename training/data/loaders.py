@@ -98,9 +98,9 @@ def model_loaders(
         load_vae = partial(comfyui.ComfyVideoEncoder, model, config.vae, device)
         load_text = partial(comfyui.ComfyTextEncoder, model, texts, device)
     elif family:
-        load_vae = partial(load_backbone, family, {"vae": config.vae}, parts=("vae",), device=device)
-        source = encoder_source(replace(config, backbone=family, model=None), ("text",)) if texts else None
-        load_text = partial(load_backbone, family, source, parts=("text",), device=device)
+        load_text, load_vae = loaders(
+            replace(config, backbone=family, model=None), BOTH if texts and "text" in parts else ("vae",)
+        )
     else:
         raise TrainingError(comfyui.NO_COMFYUI)
     return load_text if texts else partial(NoText, model.prompt_width), load_vae

@@ -17,7 +17,7 @@ from .task import Run
 PROJECT = "latent-physics"
 """Project under which trackers keep a run."""
 NAME_FILE = "tracker.txt"
-"""File in a run's folder with its name there: a resumed run goes on under it."""
+"""File in a run's folder with its name there, which a resumed run keeps."""
 
 
 def check_trackers(config: LoopConfig) -> None:
@@ -33,7 +33,7 @@ class Boards:
     """Trackers that show a run's rows elsewhere; none where none is asked for."""
 
     def __init__(self, run: Run, step: int) -> None:
-        """Goes on after `step`. Every process makes one; the first one's rows are shown."""
+        """Continues after `step`. Every process makes one; the first one's rows are shown."""
         self.run, self._writer, self._trackers = run, None, []
         if run.out is None:
             return

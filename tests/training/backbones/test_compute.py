@@ -67,6 +67,22 @@ def test_every_name_is_one_that_diffusers_knows_and_reaches_every_attention():
     assert _AttentionBackendRegistry.get_active_backend()[0] is AttentionBackendName.NATIVE
 
 
+def test_hunyuan_video_takes_the_kernel_too_and_gives_the_same():
+    """Its own processor stands where diffusers' would be asked."""
+    backbone = tiny_run.backbone("hunyuan15", width=1536)
+    generator = torch.Generator().manual_seed(3)
+    latent = torch.randn(1, 32, 2, 4, 4, generator=generator)
+    words = torch.randn(1, 5, 1536, generator=generator)
+    with torch.no_grad():
+        expected = backbone.predict(latent, torch.tensor([0.5]), words)
+    set_up(backbone, ComputeConfig(attention="_native_math"))
+    chosen = {block.attn.processor._attention_backend.value for block in backbone.blocks}
+    assert chosen == {"_native_math"}
+    with torch.no_grad():
+        found = backbone.predict(latent, torch.tensor([0.5]), words)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_cogvideox_has_no_choice_of_kernels_in_diffusers():
     """If this fails diffusers has learned it, and `check_compute` may let CogVideoX through."""
     backbone = tiny_run.backbone("cogvideox")
