@@ -17,7 +17,7 @@ from latent_physics.training.console import ProgressLine
 from latent_physics.training.loop.loop import train
 from latent_physics.training.loop.task import Run
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 SHAPES = {
     "toy": (3, 4, 4), "wan-i2v": (3, 4, 4), "wan-i2v-clip": (3, 4, 4), "wan-5b": (3, 4, 4),
@@ -58,9 +58,9 @@ def trained(folder: Path, family: str, tune: TuneConfig, **settings) -> Run:
     return run
 
 
-def plain(family: str) -> Backbone:
-    """The model before its fine-tune."""
-    return tiny_run.backbone(family, width(family))
+def plain(family: str, dit: nn.Module | None = None) -> Backbone:
+    """The model before its fine-tune, or with another transformer."""
+    return tiny_run.backbone(family, width(family), dit)
 
 
 def width(family: str) -> int:

@@ -18,28 +18,28 @@ from latent_physics.training.loop.config import TrainerConfig
 from latent_physics.training.loop.task import Run
 from latent_physics.training.tasks.denoise import DenoisingTask
 from latent_physics.training.tasks.finetune import FinetuneConfig, about
-from torch import Tensor
+from torch import Tensor, nn
 
 WIDTH = 32
 """Of the text tokens."""
 
 
-def backbone(family: str = "toy", width: int = WIDTH) -> Backbone:
+def backbone(family: str = "toy", width: int = WIDTH, dit: nn.Module | None = None) -> Backbone:
     """A tiny Wan ("toy", "wan", "wan-" and a style of `tiny.WAN_STYLES`), CogVideoX: "cogvideox" (2B),
-    "cogvideox-5b" or "cogvideox-1.5", or "hunyuan15"."""
+    "cogvideox-5b" or "cogvideox-1.5", or "hunyuan15"; dit: in place of the family's own."""
     if family.startswith("cogvideox"):
         style = family.partition("-")[2] or "2b"
         return CogVideoXBackbone(
-            latent_space=latent_space(family), dit=tiny.cog_dit(style, text_dim=width),
+            latent_space=latent_space(family), dit=dit or tiny.cog_dit(style, text_dim=width),
             snr_shift=3.0 if style == "2b" else 1.0,
         )  # fmt: skip
     if family == "hunyuan15":
         return HunyuanVideo15Backbone(
-            latent_space=latent_space(family), dit=tiny.hunyuan_dit(text_embed_dim=width)
+            latent_space=latent_space(family), dit=dit or tiny.hunyuan_dit(text_embed_dim=width)
         )
     style = family.partition("-")[2] or "t2v"
     made = WanBackbone(
-        latent_space=latent_space(family), dit=tiny.wan_dit(text_dim=width, style=style)
+        latent_space=latent_space(family), dit=dit or tiny.wan_dit(text_dim=width, style=style)
     )
     made.text_length = 512 if made.sees_with_clip else 8  # diffusers counts CLIP's tokens from the end of 512
     return made
