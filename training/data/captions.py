@@ -18,10 +18,12 @@ from .finding import ANIMATION_SUFFIXES, FILM_SUFFIXES
 from .left_out import LeftOut, VideoError
 from .text import one_line, read_text
 
-PATH_KEYS = ("video", "path", "file", "file_name", "video_path", "filename", "videoid", "video_id", "id")
-"""Columns that may name the video, the first that is there counts. OpenVid: video; WISA: id or video."""
+PATH_KEYS = (
+    "video", "path", "file", "file_name", "video_path", "video_name", "filename", "videoid", "video_id", "id",
+)  # fmt: skip
+"""Columns that may name the video, the first that is there counts. OpenVid: video; WISA: video_name."""
 CAPTION_KEYS = ("caption", "text", "prompt", "captions", "refined_caption", "description")
-"""Columns that may hold the caption. OpenVid: caption; WISA: captions (a mapping or a string)."""
+"""Columns that may hold the caption. OpenVid: caption; WISA: captions (a string, or a mapping of several)."""
 SUFFIXES = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif", ".webp")
 """Tried first, in this order, for a name without a suffix."""
 DELIMITERS = ",;\t"
@@ -68,18 +70,20 @@ def read_list(path: str | Path, videos: str | Path | None = None) -> CaptionList
     """Video -> caption from a .jsonl, .json or .csv file; rows that are broken, or name no caption or no
     video that exists, are left out and named.
 
-    Relative names are looked up in `videos`, by default the list's own folder; names without a suffix get the
-    one that exists. Raises TrainingError where the file cannot be read, or no row can be used.
+    Relative names are looked up in `videos`, by default the list's own folder, and names without a folder
+    below it too; names without a suffix get the one that exists. Raises TrainingError where the file cannot
+    be read, or no row can be used.
     """
     path = Path(path)
     folder = Path(videos) if videos else path.parent
+    below = Below(folder)
     if not path.is_file():
         raise TrainingError(f"{path} does not exist.")
     found = CaptionList()
     number = 0
     for number, row in read_rows(path):
         try:
-            video, caption = _entry(f"{path.name}, entry {number},", row, folder)
+            video, caption = _entry(f"{path.name}, entry {number},", row, below)
         except VideoError as error:
             found.left_out.append(LeftOut.because(path, error))
         else:
@@ -97,7 +101,7 @@ def read_list(path: str | Path, videos: str | Path | None = None) -> CaptionList
     return found
 
 
-def _entry(where: str, row: Any, folder: Path) -> tuple[Path, str]:
+def _entry(where: str, row: Any, below: Below) -> tuple[Path, str]:
     """(video, caption) of one row; raises VideoError where it has none. `where` starts the sentence."""
     if isinstance(row, VideoError):
         raise VideoError(f"{where} cannot be read: {row}")
@@ -112,10 +116,41 @@ def _entry(where: str, row: Any, folder: Path) -> tuple[Path, str]:
         raise VideoError(f"{where} names no video; its keys are {keys:.200}.", "missing")
     if not caption:
         raise VideoError(f"{where} names no caption; its keys are {keys:.200}.", "no caption")
-    video = locate(folder, str(name))
+    video = locate(below.folder, str(name)) or below.find(str(name).strip(), where)
     if video is None:
-        raise VideoError(f"{where} names {name!s:.80}, which is not in {folder}.", "missing")
+        raise VideoError(f"{where} names {name!s:.80}, which is not in {below.folder}.", "missing")
     return video, caption
+
+
+class Below:
+    """Videos in the folders below one, by name: WISA-80K's lie in numbered folders that its list does not
+    name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._found: dict[str, list[Path]] | None = None
+
+    def find(self, name: str, where: str) -> Path | None:
+        """The one video of that file name, or None. Raises VideoError where there are several; `where` starts
+        the sentence."""
+        if self._found is None:
+            self._found = self._look()
+        found = self._found.get(name, [])
+        if len(found) > 1:
+            raise VideoError(
+                f"{where} names {name!s:.80}, which is in {found[0].parent} and in {found[1].parent}; write "
+                f"the folder before the name.",
+                "missing",
+            )
+        return found[0] if found else None
+
+    def _look(self) -> dict[str, list[Path]]:
+        found: dict[str, list[Path]] = {}
+        for folder, _, names in os.walk(self.folder):
+            for name in sorted(names):
+                if Path(name).suffix.lower() in FILM_SUFFIXES | ANIMATION_SUFFIXES:
+                    found.setdefault(name, []).append(Path(folder) / name)
+        return found
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Any]]:

@@ -64,6 +64,49 @@ def test_line_breaks_inside_a_quoted_cell_belong_to_it(folder):
     assert as_read(folder, "list.csv") == {"a.mp4": "a ball bounces, twice", "b.mp4": "ice"}
 
 
+def test_openvids_list_is_read_as_it_is_published(folder):
+    """Its ten columns, quotes doubled within quotes, and captions of several lines."""
+    header = "video,caption,aesthetic score,motion score,temporal consistency score,camera motion"
+    rows = [
+        f"{header},frame,fps,seconds,new_id",
+        'a.mp4,"In the video, a ""ball"" rolls.\n\nIt stops, then falls.",5.1,3.2,0.99,static,150,30.0,5.0,1',
+        "b.mp4,Water boils.,4.9,,0.98,pan_left,90,30.0,3.0,2",
+        'gone.mp4,"Not\nhere",4.9,1,0.98,zoom_in,90,30.0,3.0,3',
+    ]
+    (folder / "OpenVid-1M.csv").write_bytes("\n".join(rows).encode())
+    assert as_read(folder, "OpenVid-1M.csv") == {
+        "a.mp4": 'In the video, a "ball" rolls. It stops, then falls.',
+        "b.mp4": "Water boils.",
+    }
+    (reason,) = [entry.reason for entry in read_list(folder / "OpenVid-1M.csv").left_out]
+    assert reason.startswith("OpenVid-1M.csv, entry 3, names gone.mp4")
+
+
+def test_wisas_list_is_read_and_its_numbered_folders_are_looked_through(folder):
+    """Its rows name a file, which lies in one of the folders 0, 1, 2, ..."""
+    for place in ("0/melt.mp4", "1/bounce.mp4", "0/twice.mp4", "1/twice.mp4", "0/frames.png"):
+        (folder / place).parent.mkdir(exist_ok=True)
+        (folder / place).write_bytes(b"x")
+    rows = [
+        {"video_name": "melt.mp4", "captions": "Ice melts\nin the sun.", "label": "melting"},
+        {"video_name": "bounce.mp4", "captions": {"short": "A ball.", "long": "A ball bounces twice."}},
+        {"video_name": "a.mp4", "captions": "A ball.", "physical_laws": ["gravity"]},
+        {"video_name": "twice.mp4", "captions": "Which?"},
+        {"video_name": "0/twice.mp4", "captions": "This one."},
+        {"video_name": "frames.png", "captions": "No film."},
+    ]
+    (folder / "wisa-80k.json").write_text(json.dumps(rows))
+    found = read_list(folder / "wisa-80k.json")
+    assert {str(path.relative_to(folder)): text for path, text in found.texts.items()} == {
+        "0/melt.mp4": "Ice melts in the sun.",
+        "1/bounce.mp4": "A ball bounces twice.",
+        "a.mp4": "A ball.",
+        "0/twice.mp4": "This one.",
+    }
+    assert "names twice.mp4, which is in" in found.left_out[0].reason
+    assert "names frames.png, which is not in" in found.left_out[1].reason
+
+
 @pytest.mark.parametrize("letter", ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c"])
 def test_letters_that_python_takes_for_line_ends_are_none(folder, letter):
     line = json.dumps({"video": "a.mp4", "caption": f"a{letter}ball"}, ensure_ascii=False).replace(
