@@ -1,10 +1,11 @@
 """Certainty of a mean over clips. Clips of one prompt are alike, so it is prompts that are counted and
-resampled, not clips: clip by clip, errors and intervals would come out too small.
+resampled, not clips: clip by clip, errors and intervals would come out too small. Clips of one training are
+alike too: where there are several trainings, these count as well (`crossed_difference`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +58,56 @@ def paired_difference(
     means = sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return Interval(float(sums.sum() / counts.sum()), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Effect(Interval):
+    """A mean difference with its 95 % interval and the chance of one as large where there is none."""
+
+    p: float
+
+
+def crossed_difference(
+    values: Sequence[Sequence[float]], reference: Sequence[Sequence[float]] = ((0.0,),)
+) -> Effect:
+    """Mean of `values` less `reference`, both trainings x prompts; 1 of either in `reference` stands for all.
+
+    With d[s, p] the paired differences, a[s] and b[p] their means over prompts and over trainings less the
+    mean of all: the mean's error is drawn as t_{S-1} sd(a) / sqrt(S), Student's t as four trainings are too
+    few to be resampled themselves, plus the mean of b[p] over prompts resampled with replacement times
+    sqrt(P / (P - 1)). What a training and a prompt share alone is in both. One training, or one prompt, has
+    no spread of its own to add; of one each, interval and p are nan. Draws the same numbers every time.
+    Raises ValueError where shapes do not fit.
+    """
+    wide, other = np.asarray(values, float), np.asarray(reference, float)
+    if wide.ndim != 2 or other.ndim != 2 or any(b not in (1, a) for a, b in zip(wide.shape, other.shape)):
+        raise ValueError(
+            f"trainings x prompts are {wide.shape} and {other.shape}; both need two dimensions, the second "
+            f"as many of each or 1."
+        )
+    found = wide - other
+    (seeds, prompts), mean, rng = found.shape, float(found.mean()), np.random.default_rng(0)
+    if found.size == 1:
+        return Effect(mean, *[float("nan")] * 3)
+    error = np.zeros(RESAMPLES)
+    if seeds > 1:
+        error += rng.standard_t(seeds - 1, RESAMPLES) * found.mean(1).std(ddof=1) / np.sqrt(seeds)
+    if prompts > 1:
+        times = rng.multinomial(prompts, np.full(prompts, 1 / prompts), RESAMPLES)
+        error += times @ (found.mean(0) - mean) / np.sqrt(prompts * (prompts - 1))
+    low, high = np.percentile(error, [2.5, 97.5])
+    p = (1 + int((np.abs(error) >= abs(mean)).sum())) / (1 + RESAMPLES)
+    return Effect(mean, mean - float(high), mean - float(low), p)
+
+
+def holm(chances: Mapping[str, float]) -> dict[str, float]:
+    """p-values of several tests so that the chance of any false one among them is at most the level (Holm
+    1979): the i-th smallest of m, from 1, times m - i + 1, never below the one before it, at most 1."""
+    found, least = {}, 0.0
+    for rank, name in enumerate(sorted(chances, key=chances.__getitem__)):
+        least = max(least, min(1.0, (len(chances) - rank) * chances[name]))
+        found[name] = least
+    return {name: found[name] for name in chances}
 
 
 def auc(right: Sequence[float], wrong: Sequence[float]) -> tuple[float, float]:
