@@ -25,6 +25,7 @@ from ..console import ProgressLine, StopRequest, TrainingError, remove_leftovers
 from ..loop.processes import place_among
 from .captions import caption_of
 from .clip import KIND, ClipInfo, described, read_clip_info, write_clip
+from .extraction import extraction_of
 from .format import CacheConfig, Format, Job, format_of
 from .left_out import LeftOut, VideoError, printable
 from .reader import read_ahead
@@ -116,7 +117,7 @@ def plan(clips: Sequence[Path], config: CacheConfig, form: Format, report: Cache
     report."""
     settings = {
         **form.__dict__,
-        "windows": config.windows,
+        **_extraction_key(config),
         "short": config.allow_short,
         "tokens": config.tokens,
         "store": config.store,
@@ -153,6 +154,14 @@ def plan(clips: Sequence[Path], config: CacheConfig, form: Format, report: Cache
             path=clip, caption=caption, caption_from=origin, source_hash=content, key=key, stem=stem
         )
     return list(jobs.values())
+
+
+def _extraction_key(config: CacheConfig) -> dict[str, object]:
+    """What a clip's key says of the choice of windows; consecutive ones as they were always written."""
+    where = extraction_of(config.extraction, config.windows)
+    if where.consecutive:
+        return {"windows": getattr(where, "count", 0)}
+    return {"extraction": where}
 
 
 def caption_for(clip: Path, listed: Mapping[Path, str], by_name: bool) -> tuple[str, str]:
@@ -309,6 +318,7 @@ def encode_window(
     """
     path = _place(config.out, job, window.index)
     form = format_of(config)
+    consecutive = extraction_of(config.extraction, config.windows).consecutive
     there = read_clip_info(path)
     if there is not None and there.key == job.key and there.last == window.last:
         return None
@@ -335,6 +345,7 @@ def encode_window(
         window=window.index,
         last=window.last,
         start=window.start,
+        start_frame=None if consecutive else window.start_frame,
         frames=frames,
         width=width,
         height=height,

@@ -55,6 +55,8 @@ class ClipInfo:
     cuts: Sequence[int] = ()
     """Numbers of the clip's frames, after thinning, with which scenes begin, where they were looked for.
     Cutting the same window again needs them."""
+    start_frame: int | None = None
+    """Number of the window's first frame, after thinning, where windows are not consecutive."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,4 +162,5 @@ class Entry:
     def identity(self) -> str:
         """Identity of the clip's pixels: content hash and cut."""
         i = self.info
-        return f"{i.source_hash} window {i.window} {i.width}x{i.height}x{i.frames} at {i.start:.3f}"
+        cut = f"{i.source_hash} window {i.window} {i.width}x{i.height}x{i.frames} at {i.start:.3f}"
+        return cut if i.start_frame is None else f"{cut} from frame {i.start_frame}"

@@ -40,8 +40,6 @@ class Frame(NamedTuple):
     """Whether the decoder marked it as corrupt."""
     jump: bool = False
     """Whether frames are missing before it."""
-    cut: bool = False
-    """Whether a new scene begins with it."""
 
 
 def decode(clip: Path) -> Iterator[Frame]:

@@ -167,7 +167,7 @@ class FrameSource:
         info = entry.info
         try:
             for window in self._windows(self.paths[info.source_hash], info):
-                if window.index == info.window:
+                if window.index == (info.window if info.start_frame is None else 0):
                     if abs(window.start - info.start) > 1e-3 or abs(window.fps - info.fps) > 0.01:
                         break
                     return torch.from_numpy(window.frames).permute(3, 0, 1, 2).float() / 255
@@ -184,6 +184,6 @@ class FrameSource:
             width=info.width,
             height=info.height,
             fps=info.fps_limit,
-            limit=0,
+            **({"limit": 0} if info.start_frame is None else {"limit": 1, "starts": [info.start_frame]}),
             cuts=info.cuts,
         )

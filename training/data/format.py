@@ -11,6 +11,7 @@ from ...methods.video_models import MODELS, SPACES, TOY, FramesRule, VideoModel
 from ...toyworld.canvas import FRAMES, SIZE
 from ..backbones.families import KINDS, FamilyName
 from ..console import TrainingError
+from .extraction import extraction_of
 from .scenes import check_scenes
 
 
@@ -113,6 +114,10 @@ class CacheConfig:
     decoded twice."""
     windows: int = 1
     """Maximum number of consecutive windows of `frames` frames per video, from its start; 0 for all."""
+    extraction: str | None = None
+    """Windows that are taken from a video, in place of `windows`: "head count=1" (consecutive, from its
+    start), "all" (consecutive, to its end), "uniform count=4" (at even distances over the film) or "slide
+    stride=40" (one every so many frames; without stride, every half window)."""
     allow_short: bool = False
     """Keep clips shorter than `frames`, cut to the longest length that fits, instead of skipping them."""
     name_captions: bool = True
@@ -176,6 +181,8 @@ def format_of(config: CacheConfig) -> Format:
     sides, _ = sides_of(config), sizes_of(config)
     if config.scenes:
         check_scenes()
+    if config.windows >= 0:
+        extraction_of(config.extraction, config.windows)
     usual, rule = usual_format(config.model or config.backbone), frames_rule(config)
     form = Format(
         **{name: getattr(usual if getattr(config, name) is None else config, name) for name in usual.__dict__}

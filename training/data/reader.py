@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 
 from ..console import StopRequest
+from .extraction import extraction_of
 from .format import CacheConfig, Format, Job, frames_rule, sizes_of
 from .scenes import scene_starts
 from .videos import VideoError, Window, decode, thin, windows
@@ -62,12 +63,13 @@ class Readers:
     def read(self, job: Job) -> None:
         """Hands over the windows of one clip, or the error that reading it raised."""
         short = frames_rule(self.config) if self.config.allow_short else None
-        form, limit = self.form, self.config.windows
+        form, where = self.form, extraction_of(self.config.extraction, self.config.windows)
         size = {"frames": form.frames, "width": form.width, "height": form.height, "fps": form.fps}
         try:
             cuts = scene_starts(thin(decode(job.path), form.fps)) if self.config.scenes else ()
-            also = {"cuts": cuts, "sizes": sizes_of(self.config)}
-            for window in windows(job.path, **size, **also, limit=limit, allow_short=short):
+            also = {"cuts": cuts, "sizes": sizes_of(self.config), "allow_short": short}
+            taking = where.taking(job.path, form.frames, form.fps, cuts)
+            for window in windows(job.path, **size, **also, **taking):
                 self.hand_over(job, window)
                 if self.over.is_set():
                     return

@@ -48,6 +48,8 @@ class Window:
     """Frames per second after thinning; 0 where the clip does not say (a folder of frames)."""
     source_size: tuple[int, int] = (0, 0)
     """Width and height of the clip as it is shown, before the window is cut to size."""
+    start_frame: int = 0
+    """Number of the first frame in the clip, after thinning."""
     corrupt: int = 0
     """Number of the clip's windows passed over so far because a frame is corrupt, or frames are
     missing."""
@@ -140,30 +142,34 @@ def windows(
     height: int,
     fps: float = 0,
     limit: int = 1,
+    stride: int | None = None,
+    starts: Sequence[int] | None = None,
     allow_short: FramesRule | None = None,
     cuts: Collection[int] = (),
     sizes: Sequence[tuple[int, int]] = (),
 ) -> Iterator[Window]:
-    """Cuts a clip into consecutive windows of `frames` frames; at most `limit` of them, 0 for as many as
-    there are.
+    """Cuts a clip into windows of `frames` frames; at most `limit` of them, 0 for as many as there are.
 
-    `allow_short` is the VAE's rule where a clip shorter than `frames` may be cut to the longest length that
-    fits it instead of being refused. Decoding stops as soon as enough frames have been
-    seen. Windows with corrupt or missing frames are passed over. Raises VideoError where the clip is broken
-    or too short, after the windows that are whole.
+    They are consecutive, or begin `stride` frames after one another, or with the frames of the numbers
+    `starts` (ascending, after thinning). `allow_short` is the VAE's rule where a clip shorter than `frames`
+    may be cut to the longest length that fits it instead of being refused. Decoding stops as soon as enough
+    frames have been seen. Windows with corrupt or missing frames are passed over. Raises VideoError where the
+    clip is broken or too short, after the windows that are whole.
 
     `cuts`: numbers of the frames, after thinning, with which new scenes begin; no window spans one. `sizes`:
     further widths and heights; a clip gets that one of all whose proportions are nearest to its own.
     """
-    taking = _Taking(clip, frames, limit, tuple(sorted(cuts)))
+    taking = _Taking(clip, frames, limit, tuple(sorted(cuts)), stride, starts)
     try:
         for number, frame in enumerate(thin(decode(clip), fps)):
-            frame = frame._replace(cut=number in taking.cuts)
+            taking.see(number, frame)
+            if number < taking.begin:
+                continue
             picture = frame.picture()
-            if sizes and not number:
-                shown = picture.shape[1] * frame.aspect / picture.shape[0]
-                width, height = nearest_size(shown, [(width, height), *sizes])
-            taking.size = (round(picture.shape[1] * frame.aspect), picture.shape[0])
+            shown = picture.shape[1] * frame.aspect
+            if sizes and not any(taking.size):
+                width, height = nearest_size(shown / picture.shape[0], [(width, height), *sizes])
+            taking.size = (round(shown), picture.shape[0])
             if (window := taking.add(frame, fit(picture, width, height, frame.aspect))) is not None:
                 yield window
             if taking.full:
@@ -190,11 +196,20 @@ class _Taking:
     """Frames on their way into windows. A window is held back until it is known whether it is the clip's
     last."""
 
-    def __init__(self, clip: Path, frames: int, limit: int, cuts: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        clip: Path,
+        frames: int,
+        limit: int,
+        cuts: tuple[int, ...] = (),
+        stride: int | None = None,
+        starts: Sequence[int] | None = None,
+    ) -> None:
         self.clip, self.frames, self.limit, self.cuts = clip, frames, limit, cuts
-        self.held: list[np.ndarray] = []
-        self.times: list[float | None] = []
-        self.damaged = False
+        self.stride, self.starts = stride or frames, starts
+        self.begin = self._place(0)
+        """Number of the frame with which the next window begins; infinite where none does."""
+        self.held: list[tuple[Frame, np.ndarray]] = []
         self.size = (0, 0)
         self.count = self.corrupt = 0
         self.ready: Window | None = None
@@ -204,14 +219,28 @@ class _Taking:
         """Whether no further window is wanted."""
         return self.limit > 0 and self.count == self.limit
 
+    @property
+    def damaged(self) -> bool:
+        """Whether the decoder marked one of the frames at hand as corrupt."""
+        return any(frame.damaged for frame, _ in self.held)
+
+    def _place(self, number: int) -> float:
+        """The first frame, from this one on, with which a window may begin."""
+        if self.starts is None:
+            return number
+        return next((start for start in self.starts if start >= number), math.inf)
+
+    def see(self, number: int, frame: Frame) -> None:
+        """Notes what a frame says of those before it: none of them goes into a window with it where frames
+        are missing between, or a scene begins with it."""
+        if frame.jump or number in self.cuts:
+            self.corrupt += frame.jump and bool(self.held)
+            self.held, self.begin = [], self._place(number)
+
     def add(self, frame: Frame, pixels: np.ndarray) -> Window | None:
-        """Takes one frame; returns the window before the one that this frame completes, if both are there."""
-        if (frame.jump or frame.cut) and self.held:
-            self.corrupt += frame.jump
-            self.held, self.times, self.damaged = [], [], False
-        self.held.append(pixels)
-        self.times.append(frame.time)
-        self.damaged |= frame.damaged
+        """Takes one frame, from `begin` on; returns the window before the one that this frame completes, if
+        both are there."""
+        self.held.append((frame, pixels))
         if len(self.held) < self.frames:
             return None
         before = self.ready
@@ -220,13 +249,16 @@ class _Taking:
             before = None
         else:
             self._make(self.frames)
-        self.held, self.times, self.damaged = [], [], False
+        following = self._place(int(self.begin) + (self.stride if self.starts is None else 1))
+        del self.held[: int(min(following - self.begin, self.frames))]
+        self.begin = following
         return before
 
     def _make(self, length: int) -> None:
+        times = [frame.time for frame, _ in self.held]
         self.ready = Window(
-            frames=np.stack(self.held[:length]), index=self.count, last=False, start=self.times[0] or 0.0,
-            fps=_rate(self.times),
+            frames=np.stack([pixels for _, pixels in self.held[:length]]), index=self.count, last=False,
+            start=times[0] or 0.0, start_frame=int(self.begin), fps=_rate(times),
             source_size=self.size, corrupt=self.corrupt, cuts=self.cuts,
         )  # fmt: skip
         self.count += 1
