@@ -24,7 +24,7 @@ from latent_physics.methods.weights import WeightsError, load_weights, read_info
 from latent_physics.training.backbones.load import TOY_WEIGHTS, load_backbone
 from latent_physics.training.commands.cache import main
 from latent_physics.training.console import ProgressLine, StopRequest, TrainingError
-from latent_physics.training.data import cache, loaders
+from latent_physics.training.data import cache, jobs, loaders
 from latent_physics.training.data.cache import cache_clips
 from latent_physics.training.data.clip import KIND, DatasetError, read_clip
 from latent_physics.training.data.clips import Clips
@@ -458,7 +458,7 @@ def test_cogvideox_files_need_the_transformer_that_says_which_scale(videos, tmp_
         assert vae.latent_space == space
         assert vae.normalise(torch.ones(1)).item() == pytest.approx(scale)
     keys = [
-        cache.encoders_of(settings(videos, backbone="cogvideox", **{**files, "dit": tmp_path / name}))
+        jobs.encoders_of(settings(videos, backbone="cogvideox", **{**files, "dit": tmp_path / name}))
         for name in "ab"
     ]
     assert keys[0] != keys[1], "another model's latents would be taken for finished"

@@ -16,6 +16,11 @@ from ..console import TrainingError
 from .first_frame import FirstFrame, followed_by_grey
 from .keys import KeyMap
 
+Measure = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Answer and target `B C T H W`, weights `B 1 T H W` or None -> error `B`."""
+TINY = 1e-12
+"""In place of a weight of 0 in a denominator."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Noised:
@@ -39,14 +44,15 @@ class Noised:
         noisy[first.given, :, :1] = latent[first.given, :, :1].to(noisy)
         return replace(self, noisy=noisy, given=first.given)
 
-    def error(self, out: Tensor, measure: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
+    def error(self, out: Tensor, measure: Measure | None = None, mask: Tensor | None = None) -> Tensor:
         """Error of the network's answer, `B`, over the frames that it was not given: the mean square, or what
-        `measure` makes `B` of answer and target."""
+        `measure` makes `B` of answer, target and `mask` (`B 1 T H W`, weights of the elements)."""
         measure = measure or mean_square
-        error = measure(out, self.target)
+        error = measure(out, self.target, mask)
         if self.given is None:
             return error
-        return torch.where(self.given, measure(out[:, :, 1:], self.target[:, :, 1:]), error)
+        rest = measure(out[:, :, 1:], self.target[:, :, 1:], None if mask is None else mask[:, :, 1:])
+        return torch.where(self.given, rest, error)
 
     def with_given(self, x0: Tensor) -> Tensor:
         """A denoised estimate whose given frames are what was given."""
@@ -57,9 +63,18 @@ class Noised:
         return torch.cat([first, x0[:, :, 1:]], dim=2)
 
 
-def mean_square(out: Tensor, target: Tensor) -> Tensor:
-    """Mean squared difference of each sample, `B`, in float32."""
-    return (out.float() - target.float()).square().mean(dim=(1, 2, 3, 4))
+def mean_square(out: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean squared difference of each sample, `B`, in float32; weighted by `mask` `B 1 T H W`."""
+    return mean_over((out.float() - target.float()).square(), mask)
+
+
+def mean_over(values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean of each sample `C T H W` of a batch, `B`, weighted by `mask` `B 1 T H W`: sum w x / sum w, so that
+    a small mask counts as much as a large one; 0 where the mask is 0 everywhere."""
+    if mask is None:
+        return values.mean(dim=(1, 2, 3, 4))
+    weights = mask.to(values).expand_as(values)
+    return (weights * values).sum(dim=(1, 2, 3, 4)) / weights.sum(dim=(1, 2, 3, 4)).clamp(min=TINY)
 
 
 @dataclass(kw_only=True)

@@ -37,6 +37,8 @@ class Batch:
     """Teachers' tensors by `TeacherNeed.key`, each with a batch dimension."""
     first: FirstFrame | None = None
     """The clips' first frames as they were cached for image-to-video models."""
+    loss_mask: Tensor | None = None
+    """Masks of the denoising loss, `B 1 T H W` in [0, 1], where all the clips have one."""
 
     def to(self, device: str | torch.device) -> Batch:
         """The same batch on another device."""
@@ -58,6 +60,7 @@ class Batch:
             mask=change(self.mask),
             features=features,
             first=self.first and self.first.mapped(change),
+            loss_mask=None if self.loss_mask is None else change(self.loss_mask),
         )
 
 
@@ -116,6 +119,16 @@ class TrainingClips:
                     f"run latent-physics cache again with --tokens {options}."
                 )
 
+    def check_masks(self) -> None:
+        """Raises TrainingError where a clip has no mask of the denoising loss."""
+        lacking = [entry for entry in self.entries if not entry.masked]
+        if lacking:
+            raise TrainingError(
+                f"{lacking[0].path.name} was cached without a mask ({len(lacking)} of {len(self.entries)} "
+                f"clips were), which mask_min_value needs; run latent-physics cache again with --masks FOLDER, "
+                f"or leave mask_min_value out."
+            )
+
     def fingerprint(self) -> str:
         """Hash of the clips; that of a resumed run must match."""
         return described({entry.path.name: entry.info.key for entry in self.entries})
@@ -147,7 +160,7 @@ class TrainingClips:
     ) -> Batch:
         """The clips with these numbers, all of one shape, with the features that `needs` names. Raises
         DatasetError."""
-        latents, tokens, firsts, features = [], [], [], {need.key: [] for need in needs}
+        latents, tokens, firsts, masks, features = [], [], [], [], {need.key: [] for need in needs}
         for index in indices:
             entry = self.entries[index]
             try:
@@ -172,6 +185,7 @@ class TrainingClips:
             latents.append(clip.latent.float())
             tokens.append(clip.tokens.float())
             firsts.append(clip.first)
+            masks.append(clip.mask)
         padded, mask = pad_tokens(tokens)
         stacked = {
             key: {name: torch.stack([item[name] for item in items]) for name in items[0]}
@@ -185,6 +199,7 @@ class TrainingClips:
             mask=mask,
             features=stacked,
             first=stack_first(firsts),
+            loss_mask=stack_masks(masks),
         )
 
 
@@ -194,6 +209,12 @@ def stack_first(firsts: Sequence[Mapping[str, Tensor]]) -> FirstFrame | None:
     if not names:
         return None
     return FirstFrame(**{name: torch.stack([first[name].float() for first in firsts]) for name in names})
+
+
+def stack_masks(masks: Sequence[Tensor | None]) -> Tensor | None:
+    """Masks `T H W` of a batch as `B 1 T H W` float32; None where a clip has none."""
+    there = [mask.float() for mask in masks if mask is not None]
+    return torch.stack(there)[:, None] if len(there) == len(masks) else None
 
 
 def pad_tokens(tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -7,10 +7,9 @@ that was stopped, or killed, is resumed by the same command.
 from __future__ import annotations
 
 import gc
-import re
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Protocol
@@ -23,18 +22,17 @@ from ...methods.weights import WeightsError, read_info
 from ..backbones.first_frame import FirstFrame
 from ..console import ProgressLine, StopRequest, TrainingError, remove_leftovers, saving
 from ..loop.processes import place_among
-from .captions import caption_of
-from .clip import KIND, ClipInfo, described, read_clip_info, write_clip
+from .clip import KIND, ClipInfo, read_clip_info, write_clip
 from .extraction import extraction_of
 from .format import CacheConfig, Format, Job, format_of
+from .jobs import CACHED_NAME, plan, share
 from .left_out import LeftOut, VideoError, printable
+from .masks import latent_mask
 from .reader import read_ahead
 from .report import CacheReport, write_skipped
-from .sources import PREFIX, ContentHashes, identify, listed_captions
 from .videos import Window
 
 TEXT_BATCH = 8
-CACHED_NAME = re.compile(r"(.*-([0-9a-f]{12}))-w\d+\.safetensors$")
 
 
 class TextEncoder(Protocol):
@@ -105,82 +103,6 @@ def cache_clips(
     progress.close()
     write_skipped(config.out, report.left_out, number)
     return report
-
-
-def share(job: Job, processes: int) -> int:
-    """Number of the process, of `processes`, that caches a clip: a function of its content."""
-    return int(job.source_hash[:PREFIX], 16) % processes
-
-
-def plan(clips: Sequence[Path], config: CacheConfig, form: Format, report: CacheReport) -> list[Job]:
-    """Reads captions and hashes. Clips that cannot be read, and further copies of the same content, go to the
-    report."""
-    settings = {
-        **form.__dict__,
-        **_extraction_key(config),
-        "short": config.allow_short,
-        "tokens": config.tokens,
-        "store": config.store,
-        "backbone": config.backbone,
-        "source": encoders_of(config),
-        **({"model": config.model} if config.model else {}),
-        **({"first_frame": str(config.clip_vision)} if config.first_frame else {}),
-        **({"scenes": True} if config.scenes else {}),
-        **({"sizes": config.sizes} if config.sizes else {}),
-    }
-    listed = listed_captions(config)
-    known = {
-        match[2]: match[1]
-        for path in config.out.glob("*.safetensors")
-        if (match := CACHED_NAME.match(path.name))
-    }
-    contents = identify(clips, ContentHashes(config.out), known, config.workers)
-    jobs: dict[str, Job] = {}
-    for clip in clips:
-        try:
-            if isinstance(content := contents[clip], VideoError):
-                raise content
-            caption, origin = caption_for(clip, listed, config.name_captions)
-        except VideoError as error:
-            report.left_out.append(LeftOut.because(clip, error))
-            continue
-        if content in jobs:
-            report.same.append((clip, jobs[content].path))
-            continue
-        key = described({**settings, "caption": caption, "content": content})
-        name = re.sub(r"[^A-Za-z0-9._-]+", "_", clip.stem if clip.is_file() else clip.name)[:60]
-        stem = known.get(content[:PREFIX], f"{name}-{content[:PREFIX]}")
-        jobs[content] = Job(
-            path=clip, caption=caption, caption_from=origin, source_hash=content, key=key, stem=stem
-        )
-    return list(jobs.values())
-
-
-def _extraction_key(config: CacheConfig) -> dict[str, object]:
-    """What a clip's key says of the choice of windows; consecutive ones as they were always written."""
-    where = extraction_of(config.extraction, config.windows)
-    if where.consecutive:
-        return {"windows": getattr(where, "count", 0)}
-    return {"extraction": where}
-
-
-def caption_for(clip: Path, listed: Mapping[Path, str], by_name: bool) -> tuple[str, str]:
-    """(caption, where it comes from: "file", "name" or "none"); `by_name`: names may be captions. Raises
-    VideoError."""
-    caption, origin = (listed[clip], "file") if clip in listed else caption_of(clip)
-    return (caption, origin) if by_name or origin == "file" else ("", "none")
-
-
-def encoders_of(config: CacheConfig) -> object:
-    """Identity of the encoders in a clip's key. The toy world's come with the pack and change with it, so
-    their content does."""
-    if config.backbone != "toy" or config.source or config.vae:
-        also = [path for path in (config.dit, config.text_also) if path]
-        return config.source or [config.vae, config.text, *also]
-    from ...encoders.base import digest_of
-    from ..backbones.load import TOY_WEIGHTS
-
-    return [digest_of([TOY_WEIGHTS / f"toy_{part}.safetensors"]) for part in ("vae", "text")]
 
 
 def _finished(job: Job, out: Path, report: CacheReport) -> bool:
@@ -361,6 +283,7 @@ def encode_window(
             info,
             vae.latent_space,
             tokens=cond[1],
+            mask=None if window.mask is None else latent_mask(window.mask, latent.shape).to(store),
             first={
                 name: value[0].to("cpu", store)
                 for name in ("latent", "vision")

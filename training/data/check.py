@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 
 from ..console import ProgressLine, StopRequest, TrainingError
-from .cache import caption_for
 from .contact_sheet import Tile, write_sheets
 from .finding import Found
 from .format import CacheConfig, Job, format_of
+from .jobs import caption_for
 from .left_out import LeftOut, VideoError, printable
 from .loaders import encoder_source
 from .reader import read_ahead
 from .report import SKIPPED_FILE, left_out_lines, write_skipped
-from .sources import ContentHashes, identify, listed_captions
+from .sources import ContentHashes, identify, listed_captions, masks_of
 from .videos import Window
 
 THUMBNAIL = 160
@@ -91,7 +91,7 @@ def check_clips(
 
 def _jobs(found: Found, config: CacheConfig, check: Check) -> list[Job]:
     """The clips to read, each content once."""
-    listed = listed_captions(config)
+    listed, masks = listed_captions(config), masks_of(found.clips, config)
     contents = identify(found.clips, ContentHashes(config.out), None, config.workers)
     jobs: dict[str, Job] = {}
     for clip in found.clips:
@@ -107,8 +107,9 @@ def _jobs(found: Found, config: CacheConfig, check: Check) -> list[Job]:
             check.left_out.append(LeftOut.because(clip, error))
         else:
             jobs[content] = Job(
-                path=clip, caption=caption, caption_from=origin, source_hash=content, key="", stem=""
-            )
+                path=clip, caption=caption, caption_from=origin, source_hash=content, key="", stem="",
+                mask=masks.get(clip),
+            )  # fmt: skip
     return list(jobs.values())
 
 

@@ -16,6 +16,7 @@ from ..console import TrainingError
 KIND = "cached_clip"
 FIRST = "first."
 """Prefix of the names of the first frame's tensors."""
+MASK = "mask"
 RECACHE_HINT = "run the cache command again: it replaces damaged clips."
 
 
@@ -74,6 +75,8 @@ class CachedClip:
     first: dict[str, Tensor] = field(default_factory=dict)
     """The first frame for image-to-video models: "latent" `C T H W` and "vision" `N D`, as in
     `FirstFrame`; empty where the cache was made without."""
+    mask: Tensor | None = None
+    """Weight of the denoising error, `T H W` in [0, 1]; None where the cache was made without masks."""
 
 
 def write_clip(
@@ -84,12 +87,15 @@ def write_clip(
     latent_space: str,
     tokens: Tensor | None = None,
     first: Mapping[str, Tensor] | None = None,
+    mask: Tensor | None = None,
 ) -> None:
     """Writes one clip, all or nothing. Shapes as in `CachedClip`. Raises OSError."""
     tensors = {"latent": latent, "cond": cond} | ({} if tokens is None else {"tokens": tokens})
     tensors |= {FIRST + name: value for name, value in (first or {}).items()}
+    tensors |= {} if mask is None else {MASK: mask}
     config = {"channels": latent.shape[0], "shape": list(latent.shape), "cond_dim": cond.shape[0]}
     config |= {"first": sorted(first)} if first else {}
+    config |= {} if mask is None else {MASK: True}
     save_weights(
         path, tensors, WeightsInfo(kind=KIND, latent_space=latent_space, config=config, recipe=asdict(info))
     )
@@ -102,12 +108,19 @@ def read_clip(path: str | os.PathLike[str]) -> CachedClip:
     origin = clip_info(path, info)
     if missing := {"latent", "cond"} - tensors.keys():
         raise DatasetError(f"{Path(path).name} holds no {' and no '.join(sorted(missing))}; {RECACHE_HINT}")
+    latent, mask = tensors["latent"], tensors.get(MASK)
+    if mask is not None and mask.shape != latent.shape[1:]:
+        raise DatasetError(
+            f"{Path(path).name} holds a mask {tuple(mask.shape)} of a latent {tuple(latent.shape)}; "
+            f"{RECACHE_HINT}"
+        )
     return CachedClip(
-        latent=tensors["latent"],
+        latent=latent,
         cond=tensors["cond"],
         tokens=tensors.get("tokens"),
         info=origin,
         latent_space=info.latent_space,
+        mask=mask,
         first={name.removeprefix(FIRST): value for name, value in tensors.items() if name.startswith(FIRST)},
     )
 
@@ -157,6 +170,8 @@ class Entry:
     info: ClipInfo
     first: frozenset[str] = frozenset()
     """Names of its first frame's tensors, as in `CachedClip`."""
+    masked: bool = False
+    """Whether it has a mask."""
 
     @property
     def identity(self) -> str:

@@ -40,6 +40,8 @@ class Frame(NamedTuple):
     """Whether the decoder marked it as corrupt."""
     jump: bool = False
     """Whether frames are missing before it."""
+    mask: Frame | None = None
+    """The frame of the clip's mask, where it has one."""
 
 
 def decode(clip: Path) -> Iterator[Frame]:

@@ -151,7 +151,7 @@ def _clips_of(folder: Path, files: list[Path], left_out: list[LeftOut]) -> list[
     films = [path for path in files if path.suffix.lower() in FILM_SUFFIXES]
     animations = [path for path in files if path.suffix.lower() in ANIMATION_SUFFIXES]
     pictures = [path for path in files if path.suffix.lower() in FRAME_SUFFIXES]
-    stills = [path for path in animations if _is_still(path)] if animations and not films else []
+    stills = [path for path in animations if is_still(path)] if animations and not films else []
     animations = [path for path in animations if path not in set(stills)]
     pictures = sorted([*pictures, *stills])
     if not films and not animations and len(pictures) > 1:
@@ -189,7 +189,7 @@ def _passed_over(folder: Path, files: Sequence[Path], links: Sequence[Path]) -> 
             yield LeftOut(path, f"{path.name} is a link that leads nowhere.", "broken link")
 
 
-def _is_still(path: Path) -> bool:
+def is_still(path: Path) -> bool:
     """Whether an animation's file holds one picture only; False where that cannot be told."""
     from PIL import Image
 
@@ -215,7 +215,7 @@ def frame_files(folder: Path) -> list[Path]:
         raise VideoError(f"{folder.name} cannot be read ({reason_of(error)}).", "unreadable") from error
     pictures = [path for path in files if path.suffix.lower() in FRAME_SUFFIXES]
     return choose_sequence(
-        folder, pictures + [path for path in files if path.suffix.lower() == ".webp" and _is_still(path)]
+        folder, pictures + [path for path in files if path.suffix.lower() == ".webp" and is_still(path)]
     )
 
 

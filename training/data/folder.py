@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ...methods.weights import WeightsError, read_info
-from .clip import KIND, RECACHE_HINT, DatasetError, Entry, clip_info
+from .clip import KIND, MASK, RECACHE_HINT, DatasetError, Entry, clip_info
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,7 @@ class ClipFolder:
                         info=clip_info(path, info),
                         shape=tuple(info.config["shape"]),
                         first=frozenset(info.config.get("first", ())),
+                        masked=MASK in info.config,
                     )
                 )
                 spaces.add(info.latent_space)

@@ -68,6 +68,10 @@ class CacheConfig:
     captions: Path | None = None
     """A list of captions instead of .txt files: .jsonl, .csv (as OpenVid's) or .json (as WISA-80K's). Only
     the videos it names are taken, looked up in the one folder given as `videos`, or beside the list."""
+    masks: Path | None = None
+    """Folder with a film or picture of each clip's name, in folders as the clips are (ai-toolkit's and
+    diffusion-pipe's mask_path): white where the denoising loss is to count, black where not. Kept at the
+    latent's resolution; `finetune --mask-min-value` uses them."""
     templates: str | None = None
     """Also take the animated clips of ComfyUI's installed template packages whose names match this, for
     example '*wan*'."""
@@ -154,6 +158,7 @@ class Job:
     stem: str
     """Start of its file names in the cache: readable, different for different content, kept when the video is
     renamed."""
+    mask: Path | None = None
 
 
 def sides_of(config: CacheConfig) -> int:

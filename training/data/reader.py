@@ -67,7 +67,7 @@ class Readers:
         size = {"frames": form.frames, "width": form.width, "height": form.height, "fps": form.fps}
         try:
             cuts = scene_starts(thin(decode(job.path), form.fps)) if self.config.scenes else ()
-            also = {"cuts": cuts, "sizes": sizes_of(self.config), "allow_short": short}
+            also = {"cuts": cuts, "sizes": sizes_of(self.config), "allow_short": short, "mask": job.mask}
             taking = where.taking(job.path, form.frames, form.fps, cuts)
             for window in windows(job.path, **size, **also, **taking):
                 self.hand_over(job, window)

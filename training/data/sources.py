@@ -15,9 +15,18 @@ from ...encoders.need import SAMPLED_BYTES
 from ...methods.weights import write_atomically
 from ..console import TrainingError
 from .captions import CaptionList, read_list
-from .finding import Found, frame_files, no_clip, scan
+from .finding import (
+    ANIMATION_SUFFIXES,
+    FILM_SUFFIXES,
+    FRAME_SUFFIXES,
+    Found,
+    frame_files,
+    is_inside,
+    no_clip,
+    scan,
+)
 from .format import CacheConfig
-from .left_out import VideoError
+from .left_out import VideoError, printable
 from .videos import content_hash, sampled_hash, template_clips
 
 HASHES_FILE = ".content_hashes.json"
@@ -36,7 +45,7 @@ def gather(config: CacheConfig) -> Found:
         listed = caption_list(config)
         found = Found(sorted(listed.texts), listed.left_out)
     elif config.videos or config.templates is None:
-        found = scan(config.videos)
+        found = _without_masks(scan(config.videos), config.masks)
         if not found.clips and config.templates is None:
             raise no_clip(config.videos, found.left_out)
     if config.templates is not None:
@@ -49,6 +58,14 @@ def gather(config: CacheConfig) -> Found:
         found.clips += extra
     found.clips = found.clips[: config.limit]
     return found
+
+
+def _without_masks(found: Found, masks: Path | None) -> Found:
+    """Clips and what was passed over, without the folder of masks, which may lie among them."""
+    if masks is None:
+        return found
+    clips = [clip for clip in found.clips if not is_inside(clip, masks)]
+    return Found(clips, [entry for entry in found.left_out if not is_inside(entry.path, masks)])
 
 
 def caption_list(config: CacheConfig) -> CaptionList:
@@ -66,6 +83,53 @@ def listed_captions(config: CacheConfig) -> dict[Path, str]:
     """Video -> caption of `config.captions`; empty where there is no list. Raises TrainingError where it
     cannot be used."""
     return caption_list(config).texts
+
+
+def masks_of(clips: Sequence[Path], config: CacheConfig) -> dict[Path, Path]:
+    """Clip -> its mask in `config.masks`, in the same folder below it as the clip is below `videos`; {} where
+    no masks are wanted. Raises TrainingError where the folder or a mask is missing, or a clip has two."""
+    if config.masks is None:
+        return {}
+    if not config.masks.is_dir():
+        raise TrainingError(f"masks is {config.masks}, which is no folder.")
+    there = _by_name(config.masks)
+    found = {clip: there.get(_place(clip, config), []) for clip in clips}
+    missing = [clip for clip, masks in found.items() if not masks]
+    if missing:
+        more = f" (and none for {len(missing) - 1} more of {len(clips)} clips)" if len(missing) > 1 else ""
+        name = printable(str(_place(missing[0], config)))
+        raise TrainingError(
+            f"masks is {config.masks}, which holds none for {printable(missing[0].name)}{more}; put a film or "
+            f"picture {name}.* there, white where the loss counts, or leave the clip out."
+        )
+    for clip, masks in found.items():
+        if len(masks) > 1:
+            raise TrainingError(
+                f"masks holds {masks[0].name} and {masks[1].name}, both for {printable(clip.name)}; keep one."
+            )
+    return {clip: masks[0] for clip, masks in found.items()}
+
+
+def _place(clip: Path, config: CacheConfig) -> Path:
+    """Name of a clip's mask below the folder of masks, without its suffix."""
+    roots = [path if path.is_dir() else path.parent for path in config.videos]
+    roots += [config.captions.parent] if config.captions is not None else []
+    name = clip.stem if clip.is_file() else clip.name
+    below = (clip.parent.relative_to(root) for root in roots if clip.parent.is_relative_to(root))
+    return next(below, Path()) / name
+
+
+def _by_name(folder: Path) -> dict[Path, list[Path]]:
+    """Files and folders of frames below `folder`, by their names without suffix."""
+    found: dict[Path, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_dir():
+            if any(inner.suffix.lower() in FRAME_SUFFIXES for inner in path.iterdir()):
+                found.setdefault(name, []).append(path)
+        elif path.suffix.lower() in FILM_SUFFIXES | ANIMATION_SUFFIXES | FRAME_SUFFIXES:
+            found.setdefault(name.with_suffix(""), []).append(path)
+    return found
 
 
 class ContentHashes:

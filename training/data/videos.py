@@ -9,6 +9,7 @@ import math
 import pkgutil
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +21,7 @@ from .captions import caption_file, caption_of
 from .decoding import Frame, decode
 from .finding import find_clips, frame_files, is_inside, scan
 from .left_out import LeftOut, VideoError, reason_of
+from .masks import mask_pixels, with_masks
 
 __all__ = [
     "LeftOut", "VideoError", "Window", "caption_file", "caption_of", "content_hash", "decode", "find_clips",
@@ -55,6 +57,8 @@ class Window:
     missing."""
     cuts: tuple[int, ...] = ()
     """Numbers of the clip's frames, after thinning, with which new scenes begin: no window spans one."""
+    mask: np.ndarray | None = None
+    """The clip's mask, `T H W` uint8."""
 
 
 def leads_out(clip: Path, folder: Path) -> Path | None:
@@ -147,6 +151,7 @@ def windows(
     allow_short: FramesRule | None = None,
     cuts: Collection[int] = (),
     sizes: Sequence[tuple[int, int]] = (),
+    mask: Path | None = None,
 ) -> Iterator[Window]:
     """Cuts a clip into windows of `frames` frames; at most `limit` of them, 0 for as many as there are.
 
@@ -157,11 +162,12 @@ def windows(
     clip is broken or too short, after the windows that are whole.
 
     `cuts`: numbers of the frames, after thinning, with which new scenes begin; no window spans one. `sizes`:
-    further widths and heights; a clip gets that one of all whose proportions are nearest to its own.
+    further widths and heights; a clip gets that one of all whose proportions are nearest to its own. `mask`:
+    a film or picture that is cut as the clip is.
     """
     taking = _Taking(clip, frames, limit, tuple(sorted(cuts)), stride, starts)
     try:
-        for number, frame in enumerate(thin(decode(clip), fps)):
+        for number, frame in enumerate(thin(with_masks(clip, mask), fps)):
             taking.see(number, frame)
             if number < taking.begin:
                 continue
@@ -170,7 +176,9 @@ def windows(
             if sizes and not any(taking.size):
                 width, height = nearest_size(shown / picture.shape[0], [(width, height), *sizes])
             taking.size = (round(shown), picture.shape[0])
-            if (window := taking.add(frame, fit(picture, width, height, frame.aspect))) is not None:
+            fitted = partial(fit, width=width, height=height)
+            pixels = fitted(picture, aspect=frame.aspect), mask_pixels(clip, frame, taking.size, fitted)
+            if (window := taking.add(frame, *pixels)) is not None:
                 yield window
             if taking.full:
                 break
@@ -209,7 +217,7 @@ class _Taking:
         self.stride, self.starts = stride or frames, starts
         self.begin = self._place(0)
         """Number of the frame with which the next window begins; infinite where none does."""
-        self.held: list[tuple[Frame, np.ndarray]] = []
+        self.held: list[tuple[Frame, np.ndarray, np.ndarray | None]] = []
         self.size = (0, 0)
         self.count = self.corrupt = 0
         self.ready: Window | None = None
@@ -222,7 +230,7 @@ class _Taking:
     @property
     def damaged(self) -> bool:
         """Whether the decoder marked one of the frames at hand as corrupt."""
-        return any(frame.damaged for frame, _ in self.held)
+        return any(frame.damaged for frame, *_ in self.held)
 
     def _place(self, number: int) -> float:
         """The first frame, from this one on, with which a window may begin."""
@@ -237,10 +245,10 @@ class _Taking:
             self.corrupt += frame.jump and bool(self.held)
             self.held, self.begin = [], self._place(number)
 
-    def add(self, frame: Frame, pixels: np.ndarray) -> Window | None:
+    def add(self, frame: Frame, pixels: np.ndarray, mask: np.ndarray | None = None) -> Window | None:
         """Takes one frame, from `begin` on; returns the window before the one that this frame completes, if
         both are there."""
-        self.held.append((frame, pixels))
+        self.held.append((frame, pixels, mask))
         if len(self.held) < self.frames:
             return None
         before = self.ready
@@ -255,9 +263,11 @@ class _Taking:
         return before
 
     def _make(self, length: int) -> None:
-        times = [frame.time for frame, _ in self.held]
+        times = [frame.time for frame, *_ in self.held]
+        _, pixels, masks = zip(*self.held[:length])
         self.ready = Window(
-            frames=np.stack([pixels for _, pixels in self.held[:length]]), index=self.count, last=False,
+            frames=np.stack(pixels), mask=None if masks[0] is None else np.stack(masks),
+            index=self.count, last=False,
             start=times[0] or 0.0, start_frame=int(self.begin), fps=_rate(times),
             source_size=self.size, corrupt=self.corrupt, cuts=self.cuts,
         )  # fmt: skip

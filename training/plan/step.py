@@ -189,10 +189,12 @@ def some_batch(config: FinetuneConfig, backbone: Backbone, student: Student) -> 
     needs = {need.key: need for objective in student.objectives.values() for need in objective.teachers}
     shape = (backbone.latent_channels, *latent_shape(config, backbone))
     shown = {name: torch.randn(count, *size) for name, size in backbone.first_shapes(shape).items()}
+    masked = config.noise.mask_min_value is not None
     return Batch(
         names=[f"clip {number}" for number in range(count)],
         latent=torch.randn(count, *shape),
         first=FirstFrame(**shown) if shown else None,
+        loss_mask=torch.rand(count, 1, *shape[1:]) if masked else None,
         tokens=torch.randn(count, backbone.text_length, backbone.cond_dim),
         mask=torch.ones(count, backbone.text_length, dtype=torch.bool),
         features={

@@ -46,7 +46,8 @@ class Student(nn.Module):
         blocks = sorted({block for objective in wanted.values() for block in objective.blocks})
         with backbone.tap(*blocks) as taps:
             out = backbone.predict(noised.noisy, t, batch.tokens, batch.mask, batch.first)
-        error = noised.weight * noised.error(out, self.times.error)
+        counted = self.times.mask_weight(batch.loss_mask)
+        error = noised.weight * noised.error(out, self.times.error, counted)
         weight = self.times.weight(t)
         losses = {"denoise": (error if weight is None else weight.to(error) * error).mean()}
         if wanted:
@@ -113,6 +114,8 @@ class DenoisingTask(Task):
             raise TrainingError("prompt_dropout needs the tokens of the empty prompt, which were not given.")
         if backbone.first_frame == "needed":
             clips.check_first_frames(vision=backbone.sees_with_clip)
+        if noise is not None and noise.mask_min_value is not None:
+            clips.check_masks()
         if first_frame and backbone.first_frame != "possible":
             raise TrainingError(not_possible(first_frame))
         self.first_frame = first_frame

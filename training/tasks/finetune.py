@@ -45,6 +45,7 @@ from .companions import Companions
 from .denoise import DenoisingTask
 from .export import ExportConfig, export
 from .first_frame import check_first_frame, share_of_first_frames
+from .masks import check_masks
 from .model import ModelConfig, about_model, check_model, encoder_files, load_dit, make_trainable
 from .noise import NoiseConfig
 from .noise import check as check_noise
@@ -68,6 +69,8 @@ class FinetuneConfig(ModelConfig):
     name."""
     captions: Path | None = None
     """A list of captions instead of .txt files: .jsonl, .csv (as OpenVid's) or .json (as WISA-80K's)."""
+    masks: Path | None = None
+    """Folder of the clips' masks, for caching; `mask_min_value` uses them."""
     toy_clips: Number = 0
     """Number of toy clips to draw and train on, with the toy backbone, instead of reading videos."""
     limit: Count | None = None
@@ -183,6 +186,8 @@ def prepare(
     header = model_header(config)
     if header is not None and header.first_frame == "needed":
         clips.check_first_frames(vision=header.vision)
+    if config.noise.mask_min_value is not None:
+        clips.check_masks()
     if accelerator.is_main_process:
         progress.say(clips.describe())
     companions.gather(accelerator)
@@ -215,6 +220,7 @@ def check(config: FinetuneConfig) -> None:
             ", or --toy-clips" if config.backbone == "toy" else ""
         )
         raise TrainingError(f"there is nothing to train on; give {what}.")
+    check_masks(config.data, config.masks, config.noise.mask_min_value)
     read_sizes(config.sample_sizes, config.backbone)
     encoded_here = config.data is None or config.samples or config.trainer.prompt_dropout
     if encoded_here and not KINDS[config.backbone].encoders:
@@ -247,7 +253,8 @@ def cache_settings(config: FinetuneConfig, parts: Sequence[Part]) -> CacheConfig
     return CacheConfig(
         **encoder_files(config, parts), out=config.out / "cache", videos=config.videos, width=config.width,
         height=config.height, frames=config.frames, fps=config.fps, limit=config.limit,
-        captions=config.captions, tokens=True, clip_vision=config.clip_vision if caching else None,
+        captions=config.captions, masks=config.masks, tokens=True,
+        clip_vision=config.clip_vision if caching else None,
         first_frame=caching and shows_first_frames(config),
         device="cpu" if config.toy_clips else "auto",
     )  # fmt: skip

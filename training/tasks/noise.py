@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...methods.step import shifted
 from ..backbones import Backbone
+from ..backbones.base import mean_over
 from ..console import TrainingError
 from ..settings import NotNegative, Positive, Share
 
@@ -52,6 +53,9 @@ class NoiseConfig:
     """Weight of the denoising error: 1, or min(SNR, 5) / (SNR + 1) for v-prediction (CogVideoX)."""
     huber: NotNegative = 0.0
     """Errors above this count linearly instead of squared; 0 squares all."""
+    mask_min_value: Share | None = None
+    """Weighs the denoising error by the clips' masks (`cache --masks`): 1 where they are white, this much
+    where black (ai-toolkit's word); left out, masks have no effect."""
 
 
 BOUNDARY = {"t2v": 0.875, "i2v": 0.9}
@@ -153,14 +157,20 @@ class Times:
         snr = alpha_bar / (1 - alpha_bar)
         return snr.clamp(max=5.0) / (snr + 1)
 
-    def error(self, out: Tensor, target: Tensor) -> Tensor:
-        """The squared error of each sample, or Huber's of the same scale, `B`."""
+    def error(self, out: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The squared error of each sample, or Huber's of the same scale, `B`; weighted by `mask`
+        `B 1 T H W`."""
         difference, delta = out.float() - target.float(), self.config.huber
         if not delta:
-            return difference.square().mean(dim=(1, 2, 3, 4))
+            return mean_over(difference.square(), mask)
         size = difference.abs()
         linear = delta * (2 * size - delta)
-        return torch.where(size < delta, size.square(), linear).mean(dim=(1, 2, 3, 4))
+        return mean_over(torch.where(size < delta, size.square(), linear), mask)
+
+    def mask_weight(self, mask: Tensor | None) -> Tensor | None:
+        """Weights of the error, `B 1 T H W`, of the clips' masks; None where masks have no effect."""
+        least = self.config.mask_min_value
+        return None if least is None else least + (1 - least) * mask
 
 
 def density(scheme: str, count: int, config: NoiseConfig, generator: torch.Generator | None = None) -> Tensor:
