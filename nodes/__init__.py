@@ -27,6 +27,7 @@ class LatentPhysicsExtension(ComfyExtension):
             prompt,
             toyworld,
             train,
+            train_lora,
         )
 
         rooms = (
@@ -41,5 +42,6 @@ class LatentPhysicsExtension(ComfyExtension):
             critics,
             best_of_n,
             cogvideox,
+            train_lora,
         )
         return [node for room in rooms for node in room.NODES]

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,53 +163,7 @@ class TrainMotionPredictor(io.ComfyNode):
                     "own templates show, for a first predictor without videos of yours. Needs a VAE. Press R "
                     "after adding one. Clips that are broken or too short are skipped, and named in info.",
                 ),
-                io.Int.Input(
-                    "width",
-                    default=0,
-                    min=0,
-                    max=4096,
-                    step=16,
-                    optional=True,
-                    tooltip="Pixels to which the folder's videos are cropped and resized. 0 takes the "
-                    "usual value: 64 for toy, 720 for CogVideoX, 832 for Wan and others; 352 for ComfyUI's own "
-                    "clips, which are about that large.",
-                    advanced=True,
-                ),
-                io.Int.Input(
-                    "height",
-                    default=0,
-                    min=0,
-                    max=4096,
-                    step=16,
-                    optional=True,
-                    tooltip="Pixels. 0 takes the usual value: 64 for toy, 480 for others; 352 for ComfyUI's own "
-                    "clips.",
-                    advanced=True,
-                ),
-                io.Int.Input(
-                    "frames",
-                    default=0,
-                    min=0,
-                    max=4097,
-                    optional=True,
-                    tooltip="Frames taken of each video of the folder, from its start: a multiple of 4 plus "
-                    "1. 0 takes the "
-                    "usual value: 33 for toy, 49 for CogVideoX, 81 for Wan and others. Shorter videos are skipped.",
-                    advanced=True,
-                ),
-                io.Float.Input(
-                    "fps",
-                    default=0.0,
-                    min=0.0,
-                    max=1000.0,
-                    step=1.0,
-                    optional=True,
-                    tooltip="Frames of faster videos are dropped down to this many per second; none are "
-                    "doubled. 0 uses the "
-                    "model's own rate: 8 for CogVideoX, 16 for Wan 2.1, 24 to 30 for others, all frames for "
-                    "toy. 1000 keeps all.",
-                    advanced=True,
-                ),
+                *cut_inputs(),
             ],
             outputs=[
                 MotionPredictorType.Output(
@@ -273,9 +228,7 @@ class TrainMotionPredictor(io.ComfyNode):
         check_name(name)
         check_source(latent is not None, folder, vae is not None)
         check_place(name)
-        with tempfile.TemporaryDirectory(
-            prefix="latent_physics_", dir=temp_directory(), ignore_cleanup_errors=True
-        ) as scratch:
+        with scratch_folder() as scratch:
             if latent is not None:
                 clips, skipped = clips_of_latent(latent, latent_space, positive), []
             else:
@@ -305,6 +258,59 @@ class TrainMotionPredictor(io.ComfyNode):
         )
 
 
+def cut_inputs() -> list[io.Input]:
+    """Inputs of the form to which a folder's videos are cut."""
+    return [
+        io.Int.Input(
+            "width",
+            default=0,
+            min=0,
+            max=4096,
+            step=16,
+            optional=True,
+            tooltip="Pixels to which the folder's videos are cropped and resized. 0 takes the "
+            "usual value: 64 for toy, 720 for CogVideoX, 832 for Wan and others; 352 for ComfyUI's own "
+            "clips, which are about that large.",
+            advanced=True,
+        ),
+        io.Int.Input(
+            "height",
+            default=0,
+            min=0,
+            max=4096,
+            step=16,
+            optional=True,
+            tooltip="Pixels. 0 takes the usual value: 64 for toy, 480 for others; 352 for ComfyUI's own "
+            "clips.",
+            advanced=True,
+        ),
+        io.Int.Input(
+            "frames",
+            default=0,
+            min=0,
+            max=4097,
+            optional=True,
+            tooltip="Frames taken of each video of the folder, from its start: a multiple of 4 plus "
+            "1. 0 takes the "
+            "usual value: 33 for toy, 49 for CogVideoX, 81 for Wan and others. Shorter videos are skipped.",
+            advanced=True,
+        ),
+        io.Float.Input(
+            "fps",
+            default=0.0,
+            min=0.0,
+            max=1000.0,
+            step=1.0,
+            optional=True,
+            tooltip="Frames of faster videos are dropped down to this many per second; none are "
+            "doubled. 0 uses the "
+            "model's own rate: 8 for CogVideoX, 16 for Wan 2.1, 24 to 30 for others, all frames for "
+            "toy. 1000 keeps all.",
+            advanced=True,
+        ),
+    ]
+
+
 def check_source(latent: bool, folder: str, vae: bool) -> None:
     """Raises ValueError unless there is exactly one thing to learn from, a LATENT or a folder that may be
     read and a VAE."""
@@ -325,21 +331,28 @@ def check_source(latent: bool, folder: str, vae: bool) -> None:
             )
 
 
-def temp_directory() -> str:
-    """ComfyUI's folder for temporary files, made where it is missing."""
+def scratch_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder in ComfyUI's own for temporary files, which goes away at the end."""
     os.makedirs(folder_paths.get_temp_directory(), exist_ok=True)
-    return folder_paths.get_temp_directory()
+    return tempfile.TemporaryDirectory(
+        prefix="latent_physics_", dir=folder_paths.get_temp_directory(), ignore_cleanup_errors=True
+    )
 
 
 def train(training: PredictorTraining) -> None:
     """Trains under ComfyUI's progress bar. Its cancel button ends it; nothing is written then."""
+    training.run(progress_bar())
+
+
+def progress_bar() -> Callable[[Any], None]:
+    """An observer of a run that moves ComfyUI's progress bar, and ends it where it was cancelled."""
     progress = comfy.utils.ProgressBar(1000)
 
     def show(report: Any) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         progress.update_absolute(math.floor(1000 * report.fraction), 1000)
 
-    training.run(show)
+    return show
 
 
 def keep(

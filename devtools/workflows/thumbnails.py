@@ -203,6 +203,7 @@ TOY: dict[str, Callable[[Outputs], Image.Image]] = {
     "toy_train_predictor": lambda outputs: clip_and_plot(
         outputs, "train a predictor, use it", "TrainMotionPredictor"
     ),
+    "toy_train_lora": lambda outputs: clip_and_plot(outputs, "train a LoRA, use it", "TrainPhysicsLora"),
     "correspondence_map": lambda outputs: overlays(
         outputs,
         ("CorrespondenceMap", "one point, as the model sees it"),

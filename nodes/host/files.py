@@ -115,12 +115,12 @@ ROOM = 64 * 1024**2
 """Bytes that must be free before training: the largest predictor takes 43 MB."""
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, what: str = "predictor's file") -> None:
     """Raises ValueError for a file name that could lead out of the folder, or that a system would not
     take."""
     if name and not NAME.fullmatch(name):
         raise ValueError(
-            f"{name!r} cannot be the predictor's file name: use letters, digits, spaces, dots, dashes and "
+            f"{name!r} cannot be the {what} name: use letters, digits, spaces, dots, dashes and "
             f"underscores, "
             "and no folder."
         )

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from torch import Tensor
 from ...methods.video_models import TOY, main_model
 
 if TYPE_CHECKING:
-    from ...training.data.clips import Clips
+    from ...training.data.cache import TextEncoder
     from ...training.data.format import CacheConfig
 
 NONE = "none"
@@ -191,33 +191,35 @@ def fingerprint(name: str | None) -> str:
     return digest.hexdigest()
 
 
-def encode_folder(
+def cache_folder(
     name: str,
     space: str,
     vae: Any,
-    embed: Callable[[str], Tensor],
+    text: TextEncoder,
     cut: Cut,
     *,
-    scratch: Path,
+    out: Path,
     to_sampled: Callable[[dict[str, Any], str], Tensor],
-) -> tuple[Clips, list[str]]:
-    """(every clip of the menu's value `name` that can be read, encoded; a sentence for each that cannot).
+    tokens: bool = False,
+    node: str = "Train Motion Predictor",
+) -> list[str]:
+    """Encodes every clip of the menu's value `name` that can be read into files in `out`, as the cache
+    command does; returns a sentence for each that cannot.
 
-    Latents go to files in `scratch`, which must be there while they are used. `embed` turns a caption into a
-    pooled prompt `D`,
-    `to_sampled` a LATENT of the VAE into what a model of `space` samples, `B C T H W`. ComfyUI's cancel
-    button ends it.
-    Raises ValueError, in one sentence, where nothing can be used or a number does not fit.
+    `text` reads captions, `to_sampled` turns a LATENT of the VAE into what a model of `space` samples,
+    `B C T H W`; tokens: keep the prompts' tokens too. ComfyUI's cancel button ends it. Raises ValueError, in
+    one sentence, where nothing can be used or a number does not fit.
     """
     from ...training.data.cache import cache_clips
-    from ...training.data.clips import Clips
     from ...training.data.left_out import printable
 
-    config = cache_config(space, cut, scratch, name)
+    config = replace(cache_config(space, cut, out, name), tokens=tokens)
     clips, skipped = clips_of(name, space)
-    text, video = ComfyText(embed), ComfyVideo(vae, space, to_sampled)
+    video = ComfyVideo(vae, space, to_sampled)
     if clips:
-        report = cache_clips(clips, config, lambda: text, lambda: video, stop=_stop(), progress=_progress())
+        report = cache_clips(
+            clips, config, lambda: text, lambda: video, stop=_stop(), progress=_progress(node)
+        )
         comfy.model_management.throw_exception_if_processing_interrupted()
         skipped += [reason for _, reason in report.skipped]
         skipped += [
@@ -225,7 +227,7 @@ def encode_folder(
         ]
     if not clips or not report.written:
         raise ValueError(f"no clip in {name} can be used; the first: {skipped[0]}")
-    return Clips.from_folder(config.out), skipped
+    return skipped
 
 
 def cache_config(space: str, cut: Cut, out: Path, name: str = NONE) -> CacheConfig:
@@ -279,7 +281,7 @@ class ComfyVideo:
         return self.to_sampled({"samples": self.vae.encode(video[0].permute(1, 2, 3, 0))}, self.latent_space)
 
 
-def _progress() -> Any:
+def _progress(node: str) -> Any:
     """The cache command's progress line, shown as ComfyUI's bar and log."""
     from ...training.console import ProgressLine
 
@@ -296,7 +298,7 @@ def _progress() -> Any:
 
         def say(self, text: str) -> None:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            logging.info("Train Motion Predictor: %s", text)
+            logging.info("%s: %s", node, text)
 
     return Bar()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -150,27 +150,45 @@ POINTS = 300
 
 def curves(training: PredictorTraining) -> list[figures.Panel]:
     """The log as plots. Curves of long runs are averaged."""
-
-    def curve(column: str, label: str, dashed: bool = False) -> figures.Curve | None:
-        rows = [(row["step"], row[column]) for row in training.log.rows if column in row]
-        if not rows:
-            return None
-        table = [torch.tensor(part).mean(dim=0) for part in chunks(rows, math.ceil(len(rows) / POINTS))]
-        return figures.Curve(
-            label=label, x=[float(x) for x, _ in table], y=[float(y) for _, y in table], dashed=dashed
-        )
-
-    loss = [curve("loss", "training"), curve("val_loss", "held-out clips", dashed=True)]
+    rows = training.log.rows
+    loss = [log_curve(rows, "loss", "training"), log_curve(rows, "val_loss", "held-out clips", dashed=True)]
     panels = [
         figures.Panel(
             title="loss (LaMo, eq 7)", x_label="step", curves=[one for one in loss if one], log=True
         )
     ]
-    unexplained = curve("unexplained", "held-out clips")
+    unexplained = log_curve(rows, "unexplained", "held-out clips")
     if unexplained:
         title = "share of the change that is not explained (1: knows nothing, 0: perfect)"
         panels.append(figures.Panel(title=title, x_label="step", curves=[unexplained]))
     return panels
+
+
+def loss_panels(rows: Sequence[Mapping[str, float]], titles: Mapping[str, str]) -> list[figures.Panel]:
+    """A panel for each loss of a log, with the held-out clips' beside it. titles: by the loss's column."""
+    panels = []
+    for column, title in titles.items():
+        both = [
+            log_curve(rows, column, "training"),
+            log_curve(rows, f"val_{column}", "held-out clips", dashed=True),
+        ]
+        panels.append(
+            figures.Panel(title=title, x_label="step", curves=[one for one in both if one], log=True)
+        )
+    return panels
+
+
+def log_curve(
+    rows: Sequence[Mapping[str, float]], column: str, label: str, dashed: bool = False
+) -> figures.Curve | None:
+    """A column of a log over the steps, averaged over stretches of long runs; None where it is empty."""
+    found = [(row["step"], row[column]) for row in rows if column in row]
+    if not found:
+        return None
+    table = [torch.tensor(part).mean(dim=0) for part in chunks(found, math.ceil(len(found) / POINTS))]
+    return figures.Curve(
+        label=label, x=[float(x) for x, _ in table], y=[float(y) for _, y in table], dashed=dashed
+    )
 
 
 def chunks(rows: list[Any], size: int) -> list[list[Any]]:
@@ -196,10 +214,13 @@ def summary(training: PredictorTraining, kept_as: str, skipped: list[str]) -> st
             else "no step was made",
             held,
             *said(kept),
-            *(
-                [f"{len(skipped)} clips were skipped:", *[f"  {reason}" for reason in skipped[:SKIPPED]]]
-                if skipped
-                else []
-            ),
+            *skipped_lines(skipped),
         ]
+    )
+
+
+def skipped_lines(skipped: Sequence[str]) -> list[str]:
+    """The first reasons why clips were skipped, under their number; [] where none was."""
+    return (
+        [f"{len(skipped)} clips were skipped:", *[f"  {why}" for why in skipped[:SKIPPED]]] if skipped else []
     )

@@ -1,4 +1,5 @@
-"""The same corrections in an older ComfyUI: a process of its own, since one process holds one ComfyUI."""
+"""The same corrections and the training of a LoRA in an older ComfyUI: a process of its own, since one
+process holds one ComfyUI."""
 
 from __future__ import annotations
 
@@ -20,10 +21,11 @@ OLDER = comfyui.find(ROOT, RELEASE)
 @pytest.mark.skipif(
     OLDER is None, reason=f"needs ComfyUI {RELEASE}: `python3 dev.py test` puts it into .comfyui"
 )
-def test_corrections_in_an_older_release():
+def test_corrections_and_a_training_in_an_older_release():
+    trained = "test_train_lora.py::test_the_lora_on_the_stock_loader_is_what_was_trained"
     files = [
         str(ROOT / "tests" / "nodes" / name)
-        for name in ("test_patching.py", "test_lamo_nodes.py", "test_pila_nodes.py")
+        for name in ("test_patching.py", "test_lamo_nodes.py", "test_pila_nodes.py", trained)
     ]
     # The script, not `python -m pytest`: that puts this folder on sys.path, where our nodes/ hides ComfyUI's
     # nodes.py. Compiling takes longer than all the rest, and is torch's business more than the release's.

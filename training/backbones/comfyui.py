@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,21 +84,13 @@ class ComfyVideoEncoder:
         raise TrainingError("first_frame is made for backbone wan only: leave it out, or leave model out.")
 
 
-class ComfyTextEncoder:
-    """Text encoder files as ComfyUI loads them."""
+class ComfyPrompts:
+    """A CLIP of ComfyUI's as what gives every token of a prompt."""
 
-    def __init__(self, model: VideoModel, paths: Sequence[str | os.PathLike[str]], device: str) -> None:
-        """Raises TrainingError where there is no ComfyUI, or the files are no text encoder of the model."""
-        sd, self.width = start_comfyui(device), model.prompt_width
-        kind = getattr(sd.CLIPType, model.clip_type.upper(), None)
-        names = " and ".join(Path(path).name for path in paths)
-        if kind is None:
-            raise TrainingError(f"this ComfyUI has no text encoder {model.clip_type!r}: update it.")
-        try:
-            self.clip = sd.load_clip(ckpt_paths=[os.fspath(path) for path in paths], clip_type=kind)
-        except (OSError, RuntimeError, KeyError, safetensors.SafetensorError) as error:
-            raise TrainingError(f"ComfyUI cannot load {names} as a text encoder ({error}).") from error
-        self.names, self.title = names, model.title
+    def __init__(self, clip: Any, width: int, names: str, title: str) -> None:
+        """width: numbers per token that the model reads; names, title: the CLIP's and the model's for an
+        error."""
+        self.clip, self.width, self.names, self.title = clip, width, names, title
 
     @torch.inference_mode()
     def embed_prompts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -113,18 +105,39 @@ class ComfyTextEncoder:
         return tokens, torch.stack([pad(mask, (0, longest - len(mask))) for mask in masks])
 
     def _embed(self, prompt: str) -> tuple[Tensor, Tensor]:
-        """One prompt's tokens `L D` and mask `L`; without a mask of the encoder's, zero tokens do not
-        count."""
         (tokens, options), *_ = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt))
         if tokens.shape[-1] != self.width:
             raise TrainingError(
                 f"{self.names} gives {tokens.shape[-1]} numbers per token, but {self.title} reads "
                 f"{self.width}: give that model's text files."
             )
-        tokens, mask = tokens[0].float().cpu().clone(), options.get("attention_mask")
-        if mask is None or mask.shape[-1] != len(tokens):
-            return tokens, tokens.ne(0).any(dim=-1)
-        return tokens, mask[0].cpu().bool().clone()
+        return counted_tokens(tokens, options)
+
+
+def counted_tokens(tokens: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """The tokens `L D` and mask `L` of a CONDITIONING's first prompt, `1 L D`; without a mask of the
+    encoder's, zero tokens do not count."""
+    tokens, mask = tokens[0].float().cpu().clone(), options.get("attention_mask")
+    if mask is None or mask.shape[-1] != len(tokens):
+        return tokens, tokens.ne(0).any(dim=-1)
+    return tokens, mask[0].cpu().bool().clone()
+
+
+class ComfyTextEncoder(ComfyPrompts):
+    """Text encoder files as ComfyUI loads them."""
+
+    def __init__(self, model: VideoModel, paths: Sequence[str | os.PathLike[str]], device: str) -> None:
+        """Raises TrainingError where there is no ComfyUI, or the files are no text encoder of the model."""
+        sd = start_comfyui(device)
+        kind = getattr(sd.CLIPType, model.clip_type.upper(), None)
+        names = " and ".join(Path(path).name for path in paths)
+        if kind is None:
+            raise TrainingError(f"this ComfyUI has no text encoder {model.clip_type!r}: update it.")
+        try:
+            clip = sd.load_clip(ckpt_paths=[os.fspath(path) for path in paths], clip_type=kind)
+        except (OSError, RuntimeError, KeyError, safetensors.SafetensorError) as error:
+            raise TrainingError(f"ComfyUI cannot load {names} as a text encoder ({error}).") from error
+        super().__init__(clip, model.prompt_width, names, model.title)
 
 
 def load_vae(path: Path, sd: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +202,31 @@ class DenoisingTask(Task):
 
     def placed(self, accelerator: Any) -> None:
         self.backbone.device = accelerator.device
+
+
+def fitted(built: nn.ModuleDict, clips: TrainingClips) -> dict[str, dict[str, float]]:
+    """Fits objectives to the scale of the clips; returns what the run's files say of it, by name.
+
+    Raises TrainingError before the first step where clips are too short for the drift's lag.
+    """
+    shortest = min(entry.shape[1] for entry in clips.entries)
+    for objective in built.values():
+        lag = getattr(objective.settings, "lag", 0)
+        if shortest <= lag:
+            raise TrainingError(
+                f"the shortest clip has {shortest} latent frames, too few for a drift at lag {lag}; use "
+                f"longer clips."
+            )
+    found = {name: objective.calibrate(some_latents(clips)) for name, objective in built.items()}
+    return {name: values for name, values in found.items() if values}
+
+
+def some_latents(clips: TrainingClips, most: int = 64) -> Iterator[Tensor]:
+    """Clean latents `C T H W` of at most `most` training clips, spread over all of them: enough for a
+    median."""
+    stride = max(1, len(clips.training) // most)
+    for index in clips.training[::stride][:most]:
+        yield clips.read([index]).latent[0]
 
 
 def drop_prompts(batch: Batch, null_tokens: Tensor, dropped: Tensor) -> None:

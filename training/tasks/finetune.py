@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...encoders import TeacherError
 from ...encoders.need import TeacherNeed, cache_name
@@ -42,7 +42,7 @@ from ..objectives import parse
 from ..settings import Count, NotNegative, Number, Share
 from .companions import FILE as PROMPTS
 from .companions import Companions
-from .denoise import DenoisingTask
+from .denoise import DenoisingTask, fitted
 from .export import ExportConfig, export
 from .first_frame import check_first_frame, share_of_first_frames
 from .masks import check_masks
@@ -331,8 +331,6 @@ def make_task(
     built = parse.build(
         config.objectives, width=token_width(backbone), blocks=len(backbone.blocks), channels=channels
     )
-    check_lengths(built, clips)
-    calibrated = {name: objective.calibrate(some_latents(clips)) for name, objective in built.items()}
     return DenoisingTask(
         backbone,
         clips,
@@ -343,32 +341,12 @@ def make_task(
         null_tokens=null_tokens,
         about={
             **about(config, backbone),
-            "calibrated": {name: found for name, found in calibrated.items() if found},
+            "calibrated": fitted(built, clips),
         },
         samples=samples,
         noise=config.noise,
         first_frame=share_of_first_frames(config.first_frame, backbone),
     )
-
-
-def some_latents(clips: TrainingClips, most: int = 64) -> Iterator[Tensor]:
-    """Clean latents `C T H W` of at most `most` training clips, spread over all of them: enough for a
-    median."""
-    stride = max(1, len(clips.training) // most)
-    for index in clips.training[::stride][:most]:
-        yield clips.read([index]).latent[0]
-
-
-def check_lengths(built: nn.ModuleDict, clips: TrainingClips) -> None:
-    """Raises TrainingError before the first step where clips are too short for the drift's lag."""
-    shortest = min(entry.shape[1] for entry in clips.entries)
-    for objective in built.values():
-        lag = getattr(objective.settings, "lag", 0)
-        if shortest <= lag:
-            raise TrainingError(
-                f"the shortest clip has {shortest} latent frames, too few for a drift at lag {lag}; use "
-                f"longer clips."
-            )
 
 
 def token_width(backbone: Backbone) -> int:
