@@ -71,6 +71,10 @@ BENCHMARKS = (
         what="seconds ComfyUI waits for the pack (part of cost/guidance)",
     ),
     Entry(
+        name="data/reading", takes="2 minutes",
+        what="seconds of a step by how its clips are read: ahead, DataLoader, files, shards",
+    ),
+    Entry(
         name="data/fuzz", takes="2 minutes",
         what="2,000 mutated films, lists, captions and answers: tracebacks, lost clips, wrong captions",
     ),

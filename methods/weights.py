@@ -18,6 +18,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+Span = tuple[int, int]
+"""Offset and size, in bytes, of a file that is a member of a tar."""
 METADATA_KEY = "latent_physics"
 FORMAT_VERSION = 1
 DTYPES = {
@@ -108,9 +110,10 @@ def write_tensors(
     _replace(Path(path), chunks())
 
 
-def write_atomically(path: str | os.PathLike[str], payload: bytes) -> None:
-    """Writes bytes to `path` all or nothing. Raises OSError; the temporary file is removed then."""
-    _replace(Path(path), [payload])
+def write_atomically(path: str | os.PathLike[str], payload: bytes | Iterable[bytes]) -> None:
+    """Writes bytes, or pieces of them one after the other, to `path` all or nothing. Raises OSError; the
+    temporary file is removed then."""
+    _replace(Path(path), [payload] if isinstance(payload, bytes) else payload)
 
 
 def _replace(path: Path, chunks: Iterable[Any]) -> None:
@@ -136,19 +139,19 @@ def _umask() -> int:
     return mask
 
 
-def read_info(path: str | os.PathLike[str]) -> WeightsInfo:
-    """Reads the metadata alone (no tensor is loaded).
+def read_info(path: str | os.PathLike[str], span: Span | None = None) -> WeightsInfo:
+    """Reads the metadata alone (no tensor is loaded). `span`: of a member of an uncompressed tar, whose
+    `path` is the tar's and the member's name.
 
     Raises WeightsError where the file is missing, is no safetensors file (a pickle is never opened) or not
     written by this pack.
     """
     path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"{path.name} does not exist.")
+    if not _file_of(path, span).is_file():
+        raise WeightsError(f"{_file_of(path, span).name} does not exist.")
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (safetensors.SafetensorError, OSError) as error:
+        metadata = _metadata(path, span)
+    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise WeightsError(
             f"{path.name} is not a readable safetensors file ({error}); download or export it again as "
             f".safetensors."
@@ -172,12 +175,45 @@ def read_info(path: str | os.PathLike[str]) -> WeightsInfo:
     return info
 
 
-def load_weights(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], WeightsInfo]:
-    """Tensors (on the CPU) and metadata of a file of `kind`.
+def load_weights(
+    path: str | os.PathLike[str], kind: str, span: Span | None = None
+) -> tuple[dict[str, Tensor], WeightsInfo]:
+    """Tensors (on the CPU) and metadata of a file of `kind`, or of a member of a tar as for `read_info`.
 
     Raises WeightsError as `read_info` does, and for another kind.
     """
-    info = read_info(path)
+    info = read_info(path, span)
     if info.kind != kind:
         raise WeightsError(f"{Path(path).name} holds a {info.kind}, not a {kind}.")
-    return safetensors.torch.load_file(path), info
+    if span is None:
+        return safetensors.torch.load_file(path), info
+    try:
+        return safetensors.torch.load(member_bytes(Path(path), span)), info
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{Path(path).name} of {Path(path).parent.name} is damaged ({error}).") from error
+
+
+def member_bytes(path: Path, span: Span) -> bytes:
+    """All of a member of a tar. Raises OSError."""
+    with open(_file_of(path, span), "rb") as file:
+        file.seek(span[0])
+        return file.read(span[1])
+
+
+def _file_of(path: Path, span: Span | None) -> Path:
+    """The file on disk: a member's path is its tar's and its name."""
+    return path if span is None else path.parent
+
+
+def _metadata(path: Path, span: Span | None) -> Mapping[str, str]:
+    """safetensors' own metadata. Raises SafetensorError, OSError or ValueError."""
+    if span is None:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    with open(_file_of(path, span), "rb") as file:
+        file.seek(span[0])
+        (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
+        if length > span[1] - 8:
+            raise ValueError("its header is cut off")
+        header = json.loads(file.read(length))
+    return header.get("__metadata__", {}) if isinstance(header, dict) else {}

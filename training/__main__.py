@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {
     "bench": "measure the kernels: time and peak memory against the naive and the peers' formulas",
     "cache": "encode a folder of videos: latents + prompt embeddings, one safetensors per clip",
+    "pack": "put cached clips into a few large files (webdataset shards), which are trained on as they are",
     "predictor": "train LaMo's motion field predictor on cached latents",
     "pila": "train the PILA physics adapter on a frozen backbone",
     "finetune": "fine-tune a video model, LoRA or full, with any weighted set of physics objectives",

@@ -26,7 +26,7 @@ from latent_physics.training.commands.cache import main
 from latent_physics.training.console import ProgressLine, StopRequest, TrainingError
 from latent_physics.training.data import cache, jobs, loaders
 from latent_physics.training.data.cache import cache_clips
-from latent_physics.training.data.clip import KIND, DatasetError, read_clip
+from latent_physics.training.data.clip import KIND, DatasetError, Entry, read_clip
 from latent_physics.training.data.clips import Clips
 from latent_physics.training.data.format import CacheConfig, format_of
 from latent_physics.training.data.report import summarise
@@ -598,7 +598,7 @@ def test_lazy_and_in_memory_reading_agree(videos):
     config = settings(videos)
     run(config)
     memory, lazy = Clips.from_folder(config.out), Clips.from_folder(config.out, memory_gb=0)
-    assert isinstance(lazy.latents[0], Path)
+    assert isinstance(lazy.latents[0], Entry)
     assert isinstance(memory.latents[0], torch.Tensor)
     for clip in range(4):
         assert torch.equal(memory.latent(clip), lazy.latent(clip))

@@ -17,7 +17,7 @@ from ...encoders.need import TeacherNeed, cache_name
 from ...methods.weights import WeightsError
 from ..backbones.first_frame import FirstFrame
 from ..console import TrainingError
-from .clip import DatasetError, described, read_clip
+from .clip import DatasetError, described
 from .feature_cache import FeatureCache
 from .folder import ClipFolder
 
@@ -164,7 +164,7 @@ class TrainingClips:
         for index in indices:
             entry = self.entries[index]
             try:
-                clip = read_clip(entry.path)
+                clip = entry.read()
                 for need in needs:
                     features[need.key].append(cache.read(cache_name(need), entry.identity))
             except (WeightsError, DatasetError, OSError, safetensors.SafetensorError) as error:

@@ -30,6 +30,7 @@ from .left_out import LeftOut, VideoError, printable
 from .masks import latent_mask
 from .reader import read_ahead
 from .report import CacheReport, write_skipped
+from .shards import check_no_shards
 from .videos import Window
 
 TEXT_BATCH = 8
@@ -80,6 +81,7 @@ def cache_clips(
     stop = stop or StopRequest()
     progress = progress or ProgressLine("cache")
     config.out.mkdir(parents=True, exist_ok=True)
+    check_no_shards(config.out)
     number, processes = place_among()
     if processes == 1:  # another one may be writing what looks left over
         remove_leftovers(config.out)

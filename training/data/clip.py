@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
+import safetensors
 from torch import Tensor
 
-from ...methods.weights import WeightsError, WeightsInfo, load_weights, read_info, save_weights
+from ...methods.weights import Span, WeightsError, WeightsInfo, load_weights, read_info, save_weights
 from ..console import TrainingError
 
 KIND = "cached_clip"
@@ -101,10 +104,11 @@ def write_clip(
     )
 
 
-def read_clip(path: str | os.PathLike[str]) -> CachedClip:
-    """Reads one clip whole. Raises WeightsError where the file is missing, damaged or something else, and
-    DatasetError where its metadata or tensors are not those of this version."""
-    tensors, info = load_weights(path, KIND)
+def read_clip(path: str | os.PathLike[str], span: Span | None = None) -> CachedClip:
+    """Reads one clip whole; `span`: of one in a shard, as in `Entry`. Raises WeightsError where the file is
+    missing, damaged or something else, and DatasetError where its metadata or tensors are not those of this
+    version."""
+    tensors, info = load_weights(path, KIND, span)
     origin = clip_info(path, info)
     if missing := {"latent", "cond"} - tensors.keys():
         raise DatasetError(f"{Path(path).name} holds no {' and no '.join(sorted(missing))}; {RECACHE_HINT}")
@@ -160,11 +164,24 @@ def described(settings: Mapping[str, object]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
+@dataclass(frozen=True)
+class _Whole:
+    """Tensors in memory, read as an open file's are."""
+
+    tensors: Mapping[str, Tensor]
+
+    def get_tensor(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    get_slice = get_tensor
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """One cached clip on disk."""
 
     path: Path
+    """Its file; of a clip in a shard the shard's path and the clip's name."""
     shape: tuple[int, int, int, int]
     """Shape of the latent, `C T H W`."""
     info: ClipInfo
@@ -172,6 +189,22 @@ class Entry:
     """Names of its first frame's tensors, as in `CachedClip`."""
     masked: bool = False
     """Whether it has a mask."""
+    span: Span | None = None
+    """Place within the shard; None for a file of its own."""
+
+    def read(self) -> CachedClip:
+        """The clip. Raises as `read_clip` does."""
+        return read_clip(self.path, self.span)
+
+    @contextmanager
+    def opened(self) -> Iterator[Any]:
+        """safetensors' open file, of which single tensors and slices are read; a clip in a shard is read
+        whole. Raises WeightsError, OSError or SafetensorError."""
+        if self.span is not None:
+            yield _Whole(load_weights(self.path, KIND, self.span)[0])
+            return
+        with safetensors.safe_open(self.path, framework="pt") as file:
+            yield file
 
     @property
     def identity(self) -> str:

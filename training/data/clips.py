@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 
 import safetensors
 import torch
 from torch import Tensor
 
-from .clip import RECACHE_HINT, DatasetError
+from ...methods.weights import WeightsError
+from .clip import RECACHE_HINT, DatasetError, Entry
 from .folder import ClipFolder, split_films
 
 
@@ -41,7 +41,7 @@ class Clips:
     def __init__(
         self,
         *,
-        latents: Sequence[Tensor | Path],
+        latents: Sequence[Tensor | Entry],
         shapes: Sequence[Sequence[int]],
         conds: Tensor,
         names: Sequence[str],
@@ -51,8 +51,8 @@ class Clips:
         rates: Sequence[float] = (),
         prompted: bool = True,
     ) -> None:
-        """`latents`: tensors `C T H W`, or the files they lie in; `conds` `N D`; `keys`: what decided each
-        clip's content, where it is known; `rates`: their frames per second, 0 where a clip does not say.
+        """`latents`: tensors `C T H W`, or the clips on disk they lie in; `conds` `N D`; `keys`: what decided
+        each clip's content, where it is known; `rates`: their frames per second, 0 where a clip does not say.
         Raises DatasetError where shapes disagree."""
         for name, shape in zip(names, shapes):
             if shape[0] != shapes[0][0] or tuple(shape[2:]) != tuple(shapes[0][2:]):
@@ -76,24 +76,23 @@ class Clips:
         fit together.
         """
         found = ClipFolder.scan(folder)
-        paths = [entry.path for entry in found.entries]
-        size = sum(path.stat().st_size for path in paths)
-        latents: list[Tensor | Path] = list(paths)
+        size = sum(entry.span[1] if entry.span else entry.path.stat().st_size for entry in found.entries)
+        latents: list[Tensor | Entry] = list(found.entries)
         conds = []
-        for index, path in enumerate(paths):
+        for index, entry in enumerate(found.entries):
             try:
-                with safetensors.safe_open(path, framework="pt") as file:
+                with entry.opened() as file:
                     conds.append(file.get_tensor("cond").float())
                     if size <= memory_gb * 2**30:
                         latents[index] = file.get_tensor("latent")
-            except (safetensors.SafetensorError, OSError) as error:
-                raise DatasetError(f"{path.name} is damaged ({error}); {RECACHE_HINT}") from error
+            except (safetensors.SafetensorError, WeightsError, OSError) as error:
+                raise DatasetError(f"{entry.path.name} is damaged ({error}); {RECACHE_HINT}") from error
         prompted = any(cond.any() for cond in conds) and any(entry.info.caption for entry in found.entries)
         clips = cls(
             latents=latents,
             shapes=[entry.shape for entry in found.entries],
             conds=torch.stack(conds) if prompted else torch.zeros(len(conds), found.cond_dim),
-            names=[path.name for path in paths],
+            names=[entry.path.name for entry in found.entries],
             groups=[entry.info.source_hash for entry in found.entries],
             latent_space=found.latent_space,
             keys=[entry.info.key for entry in found.entries],
@@ -155,12 +154,12 @@ class Clips:
         if isinstance(latent, Tensor):
             return latent[:, list(indices)].transpose(0, 1).float()
         try:
-            with safetensors.safe_open(latent, framework="pt") as file:
+            with latent.opened() as file:
                 stored = file.get_slice("latent")
                 return torch.stack([stored[:, i : i + 1].squeeze(1) for i in indices]).float()
-        except (safetensors.SafetensorError, OSError) as error:
+        except (safetensors.SafetensorError, WeightsError, OSError) as error:
             raise DatasetError(
-                f"{latent.name} can no longer be read ({error}); run the cache command again."
+                f"{latent.path.name} can no longer be read ({error}); run the cache command again."
             ) from error
 
     def check_finite(self) -> None:

@@ -18,6 +18,7 @@ from ..console import ProgressLine, StopRequest, TrainingError, saving
 from .batches import TrainingClips
 from .clip import ClipInfo, Entry
 from .feature_cache import FeatureCache
+from .shards import files_of
 from .sources import PREFIX, ContentHashes, identify
 from .videos import VideoError, find_clips, windows
 
@@ -143,7 +144,7 @@ class FrameSource:
         where they hold no clip; films that cannot be read are passed over, and missed where they are
         needed."""
         self.folder = folder / "frames"
-        known = {path.name.rpartition("-w")[0][-PREFIX:] for path in folder.glob("*.safetensors")}
+        known = {path.name.rpartition("-w")[0][-PREFIX:] for path, _ in files_of(folder)}
         contents = identify(find_clips(videos), ContentHashes(folder), known) if videos else {}
         self.paths = {content: path for path, content in contents.items() if isinstance(content, str)}
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...methods.weights import WeightsError, read_info
 from .clip import KIND, MASK, RECACHE_HINT, DatasetError, Entry, clip_info
+from .shards import PACK_AGAIN, files_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +28,8 @@ class ClipFolder:
     def scan(
         cls, folder: str | os.PathLike[str], *, tokens: bool = False, limit: int | None = None
     ) -> ClipFolder:
-        """Reads the metadata of every file that the cache command left in `folder`; files of other kinds are
-        passed over.
+        """Reads the metadata of every clip that the cache command left in `folder`, or `latent-physics pack`
+        put into shards there; files of other kinds are passed over.
 
         tokens: the hint for an empty folder asks for prompts' tokens; limit: maximum number of clips, the
         first by name. Raises DatasetError where the folder is missing or holds no clip, a file is damaged, or
@@ -40,15 +41,17 @@ class ClipFolder:
         if not folder.is_dir():
             raise DatasetError(f"{folder} is not a folder; {hint}")
         entries, spaces, widths = [], set(), set()
-        for path in sorted(folder.glob("*.safetensors")):
+        for path, span in files_of(folder):
             try:
-                info = read_info(path)
+                info = read_info(path, span)
             except WeightsError as error:
-                raise DatasetError(f"{str(error).rstrip('.')}; {RECACHE_HINT}") from error
+                remedy = RECACHE_HINT if span is None else PACK_AGAIN
+                raise DatasetError(f"{str(error).rstrip('.')}; {remedy}") from error
             if info.kind == KIND:
                 entries.append(
                     Entry(
                         path=path,
+                        span=span,
                         info=clip_info(path, info),
                         shape=tuple(info.config["shape"]),
                         first=frozenset(info.config.get("first", ())),

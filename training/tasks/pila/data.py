@@ -17,7 +17,7 @@ from ....methods.labels.rules import rule_labels
 from ....methods.labels.taxonomy import label_vector
 from ...backbones import Backbone
 from ...console import ProgressLine
-from ...data.clip import DatasetError, Entry, read_clip
+from ...data.clip import DatasetError, Entry
 from ...data.features import FrameSource
 from ...data.flow import FlowSource, Frames, cached_flow
 from ...data.folder import ClipFolder, Epochs
@@ -177,7 +177,7 @@ def _examples(
 
     def load(index: int) -> Example:
         entry = found.entries[index]
-        clip = read_clip(entry.path)
+        clip = entry.read()
         if clip.tokens is None:
             raise DatasetError(f"{entry.path.name} holds no prompt tokens; cache it again with --tokens.")
         latent = clip.latent.float()
