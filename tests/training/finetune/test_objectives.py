@@ -759,9 +759,10 @@ def test_caching_takes_captions_from_a_list(tmp_path):
     """Only the listed videos are cached, under the list's captions."""
     import imageio.v3 as imageio
     import numpy as np
-    from latent_physics.training.data.cache import cache_clips, listed_captions
+    from latent_physics.training.data.cache import cache_clips
     from latent_physics.training.data.clip import read_clip
     from latent_physics.training.data.format import CacheConfig
+    from latent_physics.training.data.sources import listed_captions
 
     for index in range(3):
         frames = np.random.default_rng(index).integers(0, 255, (9, 32, 32, 3), dtype=np.uint8)
