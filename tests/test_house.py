@@ -260,7 +260,6 @@ TOLD_APART = {
     "VideoError",  # the clip is left out
     "KeyMapError",  # the caller names the file
     "PartsError",  # the same, of one layer: a KeyMapError by the time it leaves
-    "GateError",  # a study that would compare nothing
     "StageStoppedError",  # no error: Ctrl-C between two stages
 }
 

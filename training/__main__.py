@@ -21,7 +21,7 @@ COMMANDS = {
     "grpo": "reinforce a video model by rewards: critics, the toy law, a judge behind http (GRPO, NFT)",
     "export": "write a fine-tune's checkpoint as a file that ComfyUI loads",
     "compare": "fine-tune the toy model with each objective and print a table of physics",
-    "study": "print what each objective could teach (the gate), then compare those that could",
+    "study": "a plan's arms on the toy world: what each could teach (the gate), what it did, how sure",
     "toy-teachers": "train the toy world's video encoders (VideoMAE, V-JEPA 2)",
     "evaluate": "public physics benchmarks: clips from a graph or a pipeline, official scorers, one table",
     "toyworld": "train the toy world's models (VAE, DiT, text encoder)",

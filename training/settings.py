@@ -46,6 +46,7 @@ RULES = {
     "path_type": "a path",
     "dataclass_type": "an object with settings",
     "dict_type": "an object with settings",
+    "unexpected_keyword_argument": "left out: there is no such setting",
 }
 """Rules behind pydantic's errors, in our words; its numbers fill the braces."""
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "finite": "a finite number"}

@@ -1,13 +1,13 @@
-"""`latent-physics study`: the gate of every objective, then the toy comparison of those whose gate is
+"""`latent-physics study`: the gate of every objective, then the toy world's study of the arms whose gate is
 open."""
 
 from __future__ import annotations
 
 from ..console import ProgressLine, StopRequest
-from ..study.compare import prompts_of, runs_of, table
-from ..study.gate import GateError, Limits
+from ..study.gate import Limits
 from ..study.gate import table as gate_table
-from ..study.study import StudyConfig, gate, study
+from ..study.report import write_report
+from ..study.study import StopStudy, Study, StudyConfig
 from ..tasks.finetune import ERRORS
 from . import cli
 
@@ -19,18 +19,27 @@ def main(argv: list[str]) -> int:
         config = cli.parse(
             StudyConfig, argv, prog="latent-physics study", description=StudyConfig.__doc__ or ""
         )
-        progress = ProgressLine("study")
-        readings = gate(config, progress)
-        print(gate_table(readings, Limits()))
-        if config.gate:
-            return 0
         with StopRequest() as stop:
-            results = study(config, readings, stop, progress)
-        print(table(results, prompts_of(config)[0]))
-        print(
-            f"{config.prompts} clips, same prompts and noise in every row, one seed; scores in "
-            f"{runs_of(config)}."
-        )
-        return 130 if len(results) <= len(config.recipes) else 0
+            return run(Study(config, stop, ProgressLine("study")), config)
 
-    return cli.run_command(command, GateError, *ERRORS)
+    return cli.run_command(command, *ERRORS)
+
+
+def run(study: Study, config: StudyConfig) -> int:
+    """The gate alone, or all; prints what was found."""
+    if config.gate:
+        try:
+            print(gate_table(study.read_gate(), Limits()))
+        except StopStudy:
+            print("Stopped; run the same command to go on.")
+            return 130
+        for arm, reason in study.results.left_out.items():
+            print(f"Not comparable: {arm}: {reason}.")
+        return 0
+    results = study.go()
+    print(write_report(study))
+    print(f"\nTables, plots and sheets: {study.out}.")
+    if results.stopped:
+        print("Stopped; run the same command to go on.")
+        return 130
+    return 0

@@ -47,13 +47,14 @@ def write_sheets(folder: Path, tiles: Sequence[Tile]) -> list[Path]:
     return written
 
 
-def draw_sheet(tiles: Sequence[Tile]) -> bytes:
-    """One page as PNG: pictures in rows, under each its file's name and the start of its caption."""
+def draw_sheet(tiles: Sequence[Tile], columns: int = COLUMNS) -> bytes:
+    """One page as PNG: pictures in rows of `columns`, under each its file's name and the start of its
+    caption."""
     from PIL import Image, ImageDraw
 
     width = max(tile.picture.shape[1] for tile in tiles) + 2 * MARGIN
     height = max(tile.picture.shape[0] for tile in tiles) + 2 * LINE + 2 * MARGIN
-    columns = min(COLUMNS, len(tiles))
+    columns = min(columns, len(tiles))
     sheet = Image.new("RGB", (columns * width, -(-len(tiles) // columns) * height), "white")
     pen = ImageDraw.Draw(sheet)
     for number, tile in enumerate(tiles):

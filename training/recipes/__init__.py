@@ -1,5 +1,5 @@
 """Recipes: settings of a fine-tune, of MoAlign's first stage or of a reinforcement, with each paper's
-numbers, one JSON file each, read strictly into typed settings."""
+numbers, and plans of studies, one JSON file each, read strictly into typed settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FOLDER = Path(__file__).resolve().parent
 Config = TypeVar("Config")
 
 
-Kind = Literal["finetune", "motion-head", "grpo"]
+Kind = Literal["finetune", "motion-head", "grpo", "study"]
 """The command that a recipe is for."""
 
 
@@ -25,6 +25,8 @@ def kind_of(name: str) -> Kind:
     """The command that a recipe of the pack is for, by its name."""
     if name.endswith("-stage1"):
         return "motion-head"
+    if name.startswith("study-"):
+        return "study"
     return "grpo" if "grpo" in name.split("-") else "finetune"
 
 

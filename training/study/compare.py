@@ -6,25 +6,23 @@ Every fine-tune starts from the shipped toy model. A run that was stopped is res
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import safetensors.torch
 import torch
 
-from ...encoders.base import digest_of
-from ...methods.weights import write_atomically
 from ...toyworld.statistics import paired_difference, standard_error
-from ..backbones import Backbone, load, load_backbone
-from ..console import ProgressLine, StopRequest, TrainingError, saving
+from ..backbones import Backbone, load_backbone
+from ..console import ProgressLine, StopRequest, TrainingError
 from ..data.toy import make_toy_clips
 from ..data.toy_prompts import toy_prompts
 from ..recipes import load_recipe, names
 from ..tasks.finetune import FinetuneConfig, finetune
+from .kept import base_folder, keep, kept, load_trained
+from .plan import check_toy
 from .sampling import SCORES, toy_scores
 
 CONTROL, BEFORE = "toy-plain", "before"
@@ -75,16 +73,16 @@ def compare(
     data = config.out / "data"
     make_toy_clips(data, backbone, config.clips, config.seed + 1, progress=progress)
     before = runs_of(config) / f"{BEFORE}.json"
-    results = {BEFORE: kept(config, before) or scored(config, before, backbone, progress)}
+    results = {BEFORE: kept(before, basis(config)) or scored(config, before, backbone, progress)}
     for name in config.recipes:
         settings = recipe_for(config, name, data)
         saved = settings.out / "scores.json"
-        found = kept(config, saved)
+        found = kept(saved, basis(config))
         if found is None:
             outcome, _ = finetune(settings, stop, ProgressLine(name, progress.stream))
             if outcome.stopped:
                 break
-            load_trained(backbone, settings)
+            load_trained(backbone, settings.out)
             found = scored(config, saved, backbone, progress)
         results[name] = found
     return results
@@ -95,12 +93,7 @@ def check(config: CompareConfig) -> None:
     if config.prompts < 2:
         raise TrainingError(f"prompts is {config.prompts}; a mean with its error needs at least 2.")
     for name in config.recipes:
-        settings = load_recipe(name, FinetuneConfig)
-        if (settings.backbone, settings.tune.mode) != ("toy", "full"):
-            what = f"a {settings.tune.mode} fine-tune of {settings.backbone}"
-            raise TrainingError(
-                f"recipe {name} is {what}; comparing works on full fine-tunes of the toy backbone."
-            )
+        check_toy(load_recipe(name, FinetuneConfig), name)
 
 
 def recipe_for(config: CompareConfig, name: str, data: Path) -> FinetuneConfig:
@@ -110,16 +103,6 @@ def recipe_for(config: CompareConfig, name: str, data: Path) -> FinetuneConfig:
         settings.trainer, seed=config.seed, steps=config.steps or settings.trainer.steps, tensorboard=False
     )
     return replace(settings, data=data, out=runs_of(config) / name, trainer=trainer, export_dtype="float32")
-
-
-def load_trained(backbone: Backbone, settings: FinetuneConfig) -> None:
-    """Puts the exported weights of a run into the backbone; refuses a LoRA."""
-    from ..backbones.keys import to_diffusers
-
-    path = next(settings.out.glob("*-full.safetensors"), None)
-    if path is None:
-        raise TrainingError(f"{settings.out} holds no exported full fine-tune; comparing works on those.")
-    backbone.dit.load_state_dict(to_diffusers(safetensors.torch.load_file(path), backbone.dit_keys))
 
 
 def scored(
@@ -133,9 +116,7 @@ def scored(
         backbone, prompts, worlds, steps=config.sampling_steps, cfg=config.cfg, seed=config.seed + 77
     )
     values = {name: value.tolist() for name, value in scores.items()}
-    with saving(path.name, "the runs are safe"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps({**values, "settings": basis(config)}, indent=2).encode())
+    keep(path, values, basis(config))
     return values
 
 
@@ -151,20 +132,8 @@ def basis(config: CompareConfig) -> dict[str, Any]:
 
 
 def runs_of(config: CompareConfig) -> Path:
-    """The folder of the runs, named after the base model's file: runs of another base never go on, nor
-    count."""
-    return config.out / f"base-{digest_of([load.TOY_WEIGHTS / 'toy_dit.safetensors'])}"
-
-
-def kept(config: CompareConfig, path: Path) -> dict[str, list[float]] | None:
-    """Scores of an earlier call with the same settings; None where there are none, so that no table mixes
-    two."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        same = values.pop("settings") == basis(config)
-    except (OSError, ValueError, KeyError):
-        return None
-    return values if same else None
+    """The folder of the runs."""
+    return base_folder(config.out)
 
 
 def table(results: Mapping[str, Mapping[str, Sequence[float]]], prompts: Sequence[str]) -> str:

@@ -19,24 +19,18 @@ from torch.nn import functional
 from ...encoders.need import TeacherNeed
 from ...methods import relational
 from ...toyworld import mixture
-from ..backbones import Activation, Backbone
+from ..backbones import Backbone
 from ..console import ProgressLine
-from ..data.features import features_of, teacher_of
 from ..objectives import parse
 from ..objectives.align import AlignObjective, PdaObjective
 from ..objectives.base import StepView
 from ..objectives.settings import AlignSettings, TsaSettings
+from ..tasks.finetune import token_width
 from .probes import tracked_clips, velocity_r2
+from .scene import Encoded, Scene, batches, encoded, look
 
-SIGMA = 0.2
-"""Noise level at which the base is probed: the one at which it shows most."""
-BATCH = 8
 PROBES = 3
 """Clips for the probes, per clip for the losses."""
-
-
-class GateError(ValueError):
-    """A comparison is refused. The message is one sentence for the user."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,33 +90,6 @@ class Reading:
         return [words for closed, words in found if closed]
 
 
-@dataclass(kw_only=True)
-class Scene:
-    """The clips that the gate looks at, and what the base makes of them."""
-
-    videos: Tensor
-    """`B 3 T H W` in [0, 1]."""
-    latents: Tensor
-    """`B C T H W`."""
-    taps: dict[int, Activation]
-    """The base's tokens at `SIGMA`, by block."""
-    features: dict[str, dict[str, Tensor]]
-    """Teachers' tensors by `TeacherNeed.key`."""
-
-    def view(self, rows: slice) -> StepView:
-        """Some clips as an objective sees them."""
-        latent = self.latents[rows]
-        return StepView(
-            latent=latent,
-            x0=latent,
-            signal=torch.ones(len(latent)),
-            taps={
-                block: Activation(tokens=tap.tokens[rows], grid=tap.grid) for block, tap in self.taps.items()
-            },
-            features={key: {n: v[rows] for n, v in found.items()} for key, found in self.features.items()},
-        )
-
-
 def read_gate(
     arms: Mapping[str, str],
     backbone: Backbone,
@@ -147,14 +114,15 @@ def read_gate(
     progress = progress or ProgressLine("gate")
     videos, prompts, _ = mixture(clips, seed, 0.0)
     progress.say(f"features of {clips} clips")
-    scene = look(videos, prompts, needs, blocks, backbone, seed)
+    scene = look(encoded(videos, prompts, needs, backbone), backbone, blocks, seed=seed)
     followed, paths, prompts = tracked_clips(PROBES * clips, seed + 1)
     progress.say(f"velocity probes on {len(followed)} clips")
-    probed = look(followed, prompts, [plain(need) for need in needs], blocks, backbone, seed)
+    unforced = {plain(need).key: plain(need) for need in needs}
+    probed = look(encoded(followed, prompts, list(unforced.values()), backbone), backbone, blocks, seed=seed)
     found = []
     for arm, text in arms.items():
         (objective,) = parse.build(
-            [text], width=width_of(backbone), blocks=len(backbone.blocks), channels=channels_of(scene, needs)
+            [text], width=token_width(backbone), blocks=len(backbone.blocks), channels=channels_of(scene)
         ).values()
         found.append(read_arm(arm, objective, scene, probed, paths))
     return found
@@ -165,53 +133,17 @@ def plain(need: TeacherNeed) -> TeacherNeed:
     return TeacherNeed(name=need.name, source=need.source)
 
 
-@torch.no_grad()
-def look(
-    videos: Tensor,
-    prompts: Sequence[str],
-    needs: Sequence[TeacherNeed],
-    blocks: Sequence[int],
-    backbone: Backbone,
-    seed: int,
-) -> Scene:
-    """The base's and the teachers' view of some clips."""
-    latents, taps = [], {block: [] for block in blocks}
-    generator = torch.Generator().manual_seed(seed)
-    for rows in (slice(start, start + BATCH) for start in range(0, len(videos), BATCH)):
-        latent = backbone.encode_video(videos[rows])
-        t = torch.full((len(latent),), SIGMA)
-        tokens, mask = backbone.embed_prompts(list(prompts[rows]))
-        with backbone.tap(*blocks) as heard:
-            backbone.predict(backbone.noise(latent, t, generator).noisy, t, tokens, mask)
-        latents.append(latent)
-        for block, tap in heard.items():
-            taps[block].append(tap)
-    step = (videos.shape[2] - 1) // (latents[0].shape[2] - 1)
-    joined = {
-        block: Activation(tokens=torch.cat([tap.tokens for tap in found]), grid=found[0].grid)
-        for block, found in taps.items()
-    }
-    return Scene(videos=videos, latents=torch.cat(latents), taps=joined, features=taught(videos, needs, step))
+def channels_of(clips: Scene | Encoded) -> dict[str, int]:
+    """Widths of the teachers' features, by `TeacherNeed.key`."""
+    return {key: found["features"].shape[1] for key, found in clips.features.items()}
 
 
-def taught(videos: Tensor, needs: Sequence[TeacherNeed], step: int) -> dict[str, dict[str, Tensor]]:
-    """Teachers' tensors of the clips, by need."""
-    found = {}
-    for need in needs:
-        teacher = teacher_of(need)
-        rows = [features_of(teacher, video, need, step) for video in videos]
-        found[need.key] = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-    return found
-
-
-def width_of(backbone: Backbone) -> int:
-    """Channels of the transformer's tokens."""
-    return backbone.dit.config.num_attention_heads * backbone.dit.config.attention_head_dim
-
-
-def channels_of(scene: Scene, needs: Sequence[TeacherNeed]) -> dict[str, int]:
-    """Widths of the teachers' features, by need."""
-    return {need.key: scene.features[need.key]["features"].shape[1] for need in needs}
+def knowledge(objective: AlignObjective, probed: Scene) -> Tensor:
+    """The teacher's features of whole clips `B C F H W`, through the objective's motion head where it has
+    one."""
+    if isinstance(objective, PdaObjective):
+        return probed.features[plain(objective.teachers[0]).key]["features"]
+    return objective.teacher_volume(probed.view(slice(None)))
 
 
 @torch.no_grad()
@@ -224,7 +156,7 @@ def read_arm(arm: str, objective: AlignObjective, scene: Scene, probed: Scene, p
     entropy, moving = entropies(objective, scene, temperature)
     tap = probed.taps[settings.block]
     tokens, grid = relational.without_first_frame(tap.tokens, tap.grid, probed.latents.shape[2])
-    features = relational.fit(probed.features[plain(need).key]["features"], grid)
+    features = relational.fit(knowledge(objective, probed), grid)
     return Reading(
         arm=arm,
         objective=objective.kind,
@@ -246,7 +178,7 @@ def losses(objective: AlignObjective, scene: Scene) -> tuple[float, float, float
     Knows nothing: one feature everywhere. Stands still: one feature per place, all the clip long. Of each,
     several are tried and the one that the objective likes best counts.
     """
-    parts = [slice(start, start + BATCH) for start in range(0, len(scene.videos), BATCH)]
+    parts = list(batches(len(scene.videos)))
     targets = [objective.target(scene.view(rows)) for rows in parts]
     whole = [teacher_on_grid(objective, scene.view(rows)) for rows in parts]
     mean = torch.cat(whole).mean(dim=(0, 2, 3, 4), keepdim=True)
@@ -293,9 +225,9 @@ def entropies(objective: AlignObjective, scene: Scene, temperature: float) -> tu
     """Entropy of the teacher's correspondences P[i, f] (TSA eq 8) over that of a uniform distribution: (all
     tokens, moving)."""
     total, moving, count = 0.0, 0.0, 0
-    for start in range(0, len(scene.videos), BATCH):
-        view = scene.view(slice(start, start + BATCH))
-        for volume, video in zip(objective.target(view), scene.videos[start:]):
+    for rows in batches(len(scene.videos)):
+        view = scene.view(rows)
+        for volume, video in zip(objective.target(view), scene.videos[rows]):
             frames, places = volume.shape[1], math.prod(volume.shape[2:])
             unit = functional.normalize(volume.flatten(1).T, dim=-1)
             p = (unit @ unit.T).unflatten(1, (frames, places)).div(temperature).softmax(dim=-1)
@@ -325,16 +257,3 @@ def table(readings: Sequence[Reading], limits: Limits) -> str:
         )  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def require_open(readings: Sequence[Reading], limits: Limits) -> None:
-    """Raises GateError, with every reason, where an arm's gate is closed."""
-    closed = {reading.arm: reading.faults(limits) for reading in readings if reading.faults(limits)}
-    if closed:
-        reasons = "; ".join(f"{arm}: {' and '.join(faults)}" for arm, faults in closed.items())
-        rest = ", ".join(reading.arm for reading in readings if reading.arm not in closed) or "none"
-        raise GateError(
-            f"the gate is closed for {len(closed)} of {len(readings)} arms, whose comparison could show "
-            f"nothing ({reasons}); "
-            f"give --recipes without them (open: {rest}), or change their teacher or grid."
-        )

@@ -37,8 +37,14 @@ def tracked_clips(count: int, seed: int) -> tuple[Tensor, Tensor, list[str]]:
 
 
 def velocity_r2(volume: Tensor, paths: Tensor) -> float:
-    """Held-out R^2 of a ridge regression from the feature under a thing to the thing's velocity until the
-    next step.
+    """Held-out R^2 of a linear probe for a thing's velocity: the mean of `velocity_shares`."""
+    return float(velocity_shares(volume, paths).mean())
+
+
+def velocity_shares(volume: Tensor, paths: Tensor) -> Tensor:
+    """How much of a thing's velocity until the next step a ridge regression reads off the feature under it,
+    a number per held-out clip, float64, whose mean is the held-out R^2: 1 - n |error|^2 / sum of all clips'
+    |velocity - mean|^2.
 
     volume: features `B C F H W` of clips without their first frame; paths: `B T 2` x and y in units, T a
     multiple of F. Clips are split in halves: the ridge is chosen in the first by a split of its own, the R^2
@@ -59,12 +65,23 @@ def velocity_r2(volume: Tensor, paths: Tensor) -> float:
     fitted, judged = owner % 2 == 0, owner % 2 == 1
     inner = owner % 4 == 0
     scores = {ridge: r2(features, wanted, inner, fitted & ~inner, ridge) for ridge in RIDGES}
-    return r2(features, wanted, fitted, judged, max(scores, key=scores.get))
+    error, spread = residuals(features, wanted, fitted, judged, max(scores, key=scores.get))
+    clips, place = owner[judged].unique(return_inverse=True)
+    of_clip = torch.zeros(len(clips), dtype=error.dtype).index_add_(0, place, error)
+    return 1 - len(clips) * of_clip / spread.sum()
 
 
 def r2(features: Tensor, wanted: Tensor, fitted: Tensor, judged: Tensor, ridge: float) -> float:
     """R^2 on the rows `judged` of a ridge regression fitted on the rows `fitted`; features `N C`, wanted `N
     D`."""
+    error, spread = residuals(features, wanted, fitted, judged, ridge)
+    return float(1 - error.sum() / spread.sum())
+
+
+def residuals(
+    features: Tensor, wanted: Tensor, fitted: Tensor, judged: Tensor, ridge: float
+) -> tuple[Tensor, Tensor]:
+    """Squared error of that regression, and of the mean of the rows `fitted`, for each row `judged`."""
     mean, deviation = features[fitted].mean(0), features[fitted].std(0)
     deviation = deviation.clamp(
         min=max(1e-9, 0.05 * float(deviation.max()))
@@ -73,5 +90,5 @@ def r2(features: Tensor, wanted: Tensor, fitted: Tensor, judged: Tensor, ridge: 
     a = x[fitted]
     gram = a.T @ a + ridge * len(a) * torch.eye(a.shape[1], dtype=a.dtype)
     weights = torch.linalg.solve(gram, a.T @ (wanted[fitted] - centre))
-    error = (x[judged] @ weights + centre - wanted[judged]).square().sum()
-    return float(1 - error / (wanted[judged] - centre).square().sum())
+    error = (x[judged] @ weights + centre - wanted[judged]).square().sum(dim=1)
+    return error, (wanted[judged] - centre).square().sum(dim=1)

@@ -59,9 +59,14 @@ def toy_scores(
     seed: int = 0,
     batch: int = 8,
 ) -> dict[str, Tensor]:
-    """`SCORES`, `B` each, of one sampled clip per prompt."""
+    """`scores_of` one sampled clip per prompt."""
+    clips, _ = sampled_clips(backbone, prompts, steps=steps, cfg=cfg, seed=seed, batch=batch)
+    return scores_of(clips, prompts, worlds)
+
+
+def scores_of(clips: Tensor, prompts: Sequence[str], worlds: Sequence[str]) -> dict[str, Tensor]:
+    """`SCORES`, `B` each, of clips `B 3 T H W` in [0, 1]."""
     from ...toyworld import evaluate
 
-    clips, _ = sampled_clips(backbone, prompts, steps=steps, cfg=cfg, seed=seed, batch=batch)
     scores = evaluate(clips, worlds, prompts)
     return {name: getattr(scores, name) for name in SCORES}

@@ -1,60 +1,373 @@
-"""The toy world's study of objectives: the gate first, then the comparison of the arms whose gate is open."""
+"""The toy world's study: a plan's arms trained, read and scored, each where its gate is open.
+
+Every model is a folder with its own settings, and every readout a file with what it depends on; what is
+there already is never made again, so a study that was stopped anywhere goes on with the same command, and
+comes out the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
-from ..backbones import load_backbone
-from ..console import ProgressLine, StopRequest
+import torch
+from torch import Tensor
+
+from ...encoders.base import digest_of
+from ...methods.weights import WeightsError, read_info
+from ...toyworld import mixture
+from ..backbones import Backbone, load_backbone
+from ..console import ProgressLine, StopRequest, TrainingError
+from ..data.batches import TrainingClips
+from ..data.toy import weights_hash
 from ..objectives import parse
-from ..objectives.settings import AlignSettings
-from ..recipes import load_recipe
-from ..tasks.finetune import FinetuneConfig
-from .compare import CompareConfig, check, compare
-from .gate import Limits, Reading, read_gate, require_open
+from .corrections import corrections_of, file_of, files_of
+from .frames import ROWS, frame_of
+from .gate import Limits, Reading, read_gate
+from .kept import base_file, base_folder, keep, kept, load_trained, load_weights_into
+from .plan import SAMPLED, STAGE1, ArmPlan, Plan, Regime, alignments, load_plan, objectives_of, takes_part
+from .probes import tracked_clips
+from .readouts import Eyes, Measures, blocks_of, last_loss, read_alignment, read_scene, steps_to
+from .runs import Training, first_stage, make_data, train_arm
+from .sampling import SCORES, sampled_clips, scores_of
+from .scene import encoded
+from .strips import write_strip
+
+BASE = ArmPlan(name="base")
+"""The model as it ships, which arms that are not trained are compared with."""
+FALLBACK_WRONG = 0.5
+"""Share of wrong clips behind a base whose file does not say it."""
 
 
 @dataclass(kw_only=True)
-class StudyConfig(CompareConfig):
-    """Fine-tunes the toy model with each objective whose gate is open and scores what each draws."""
+class StudyConfig:
+    """Trains, reads and scores the arms of a plan on the toy world, and says what each did."""
 
     out: Path = Path("runs/study")
-    """Folder of the runs and of the table."""
+    """Folder of the runs, of the tables and of the pictures."""
+    plan: str = "full"
+    """A plan that comes with the pack (full, quick), or a JSON file."""
+    quick: bool = False
+    """The plan "quick": a quarter of an hour on two cores."""
     gate: bool = False
-    """Print the gate of every recipe and stop: nothing is trained."""
-    gate_clips: int = 32
-    """Real clips that the gate looks at; the probes take three times as many."""
+    """Print the gate of every alignment of the plan and stop: nothing is fine-tuned."""
+    arms: list[str] = field(default_factory=list)
+    """The only arms to run, beside the control; left out, all of the plan."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice."""
 
 
-def arms(recipes: Sequence[str]) -> dict[str, str]:
-    """The alignment objectives of some recipes, by recipe (numbered where it has several). Others need no
-    gate.
+@dataclass(kw_only=True)
+class Results:
+    """What a study has found so far."""
 
-    Raises RecipeError and TrainingError.
-    """
-    found: dict[str, str] = {}
-    for name in recipes:
+    readings: list[Reading] = field(default_factory=list)
+    """The gate."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Arms that are not comparable, with the reason."""
+    found: dict[str, dict[str, list[Measures]]] = field(default_factory=dict)
+    """Measures by regime and arm, one of each training; of "sampled" also the rows that frame it."""
+    stopped: bool = False
+
+    def add(self, regime: str, arm: str, measures: Measures) -> None:
+        """One more training's measures."""
+        self.found.setdefault(regime, {}).setdefault(arm, []).append(measures)
+
+
+class StopStudy(Exception):
+    """The user asked for a stop; what is done is kept."""
+
+
+class Study:
+    """A plan on the base that ships; `go` makes what is missing."""
+
+    def __init__(self, config: StudyConfig, stop: StopRequest, progress: ProgressLine) -> None:
+        """Raises TrainingError for a plan that makes no sense, and for an arm that it does not have."""
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.plan: Plan = load_plan("quick" if config.quick else config.plan)
+        self.arms = chosen(self.plan, config.arms)
+        self.name = Path(self.plan.recipe).stem.removeprefix("study-")
+        self.out = base_folder(config.out / self.name)
+        self.stop, self.progress = stop, progress
+        self.results = Results()
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The base, whose transformer's weights are exchanged for those of each model."""
+        return load_backbone("toy")
+
+    @cached_property
+    def base_hash(self) -> str:
+        """The base's weights, as `benchmarks/pila/toyworld.py` names them."""
+        return weights_hash(load_backbone("toy", parts=("dit",)).dit)
+
+    @cached_property
+    def scenes(self) -> tuple[Tensor, list[str], list[str]]:
+        """Real clips of all worlds in turn, their prompts and worlds: what is sampled and scored."""
+        return mixture(self.plan.prompts, self.plan.evaluation_seed, 0.0)
+
+    @cached_property
+    def eyes(self) -> Eyes:
+        """What the readouts without sampling look at."""
+        seed = self.plan.evaluation_seed + 1
+        videos, paths, prompts = tracked_clips(self.plan.readout_clips, seed)
         texts = [
-            text
-            for text in load_recipe(name, FinetuneConfig).objectives
-            if isinstance(parse.parse(text)[1], AlignSettings)
+            text for arm in self.comparable() for text in self.texts(arm, self.plan.seeds[0], alignments(arm))
         ]
-        found |= {name if number == 0 else f"{name} {number + 1}": text for number, text in enumerate(texts)}
-    return found
+        clips = encoded(videos, prompts, parse.needed_teachers(texts), self.backbone)
+        blocks = blocks_of(self.backbone)
+        return Eyes(clips=clips, paths=paths, sigmas=self.plan.sigmas, blocks=blocks, seed=seed)
+
+    # --- the gate -------------------------------------------------------------------------------------------
+
+    def read_gate(self) -> list[Reading]:
+        """The gate of every alignment; arms whose gate is closed are left out from then on. Raises StopStudy
+        where a first stage was stopped."""
+        self.check_files()
+        texts, owners = {}, {}
+        for arm in self.comparable():
+            for number, text in enumerate(self.texts(arm, self.plan.seeds[0], alignments(arm))):
+                name = numbered(arm.name, number)
+                texts[name], owners[name] = text, arm.name
+        basis = {"arms": texts, "clips": self.plan.gate_clips}
+        path = self.out / "gate.json"
+        values = kept(path, basis)
+        if values is None:
+            readings = read_gate(texts, self.backbone, self.plan.gate_clips, 0, self.progress)
+            keep(path, {"readings": [asdict(reading) for reading in readings]}, basis)
+        else:
+            readings = [Reading(**values) for values in values["readings"]]
+        for reading in readings:
+            if faults := reading.faults(Limits()):
+                self.results.left_out[owners[reading.arm]] = f"its gate is closed: {'; '.join(faults)}"
+        self.results.readings = readings
+        return readings
+
+    def check_files(self) -> None:
+        """Leaves out arms whose files are not there."""
+        for arm in self.arms:
+            wanted = [Path(path) for seed in self.plan.seeds for path in self.files(arm, seed)]
+            if missing := [path for path in wanted if not path.is_file()]:
+                self.results.left_out[arm.name] = f"{missing[0]} is not there"
+
+    def files(self, arm: ArmPlan, seed: int) -> list[Path]:
+        """Files that an arm needs for one seed."""
+        dit = [file_of(self.filled(arm.dit, seed))] if arm.dit else []
+        return dit + files_of([self.filled(text, seed) for text in arm.corrections])
+
+    def filled(self, text: str, seed: int) -> str:
+        """A text of the plan with its seed and the base's hash in their places."""
+        text = text.replace("{seed}", str(seed))
+        return text.replace("{base}", self.base_hash) if "{base}" in text else text
+
+    def comparable(self) -> list[ArmPlan]:
+        """Arms that are not left out."""
+        return [arm for arm in self.arms if arm.name not in self.results.left_out]
+
+    # --- trainings ------------------------------------------------------------------------------------------
+
+    def data(self, regime: Regime, arm: ArmPlan, seed: int) -> Path:
+        """The clips of one training, drawn where they are not there yet."""
+        wrong = next((w for w in (arm.wrong, regime.wrong) if w is not None), base_wrong())
+        folder = self.out / "data" / f"{regime.clips}-wrong{wrong:g}-seed{seed}"
+        return make_data(folder, lambda: self.backbone, regime.clips, seed, wrong, self.progress)
+
+    def texts(self, arm: ArmPlan, seed: int, texts: Sequence[str]) -> list[str]:
+        """Objectives of an arm with the file of its first stage, which is trained here where it is missing:
+        on the clips of the first regime."""
+        if not any(STAGE1 in text for text in texts):
+            return list(texts)
+        folder = self.out / "stage1" / f"{arm.stage1}-seed{seed}"
+        path = first_stage(
+            arm, folder, self.data(self.plan.regimes[0], arm, seed), seed, self.stop, self.progress
+        )
+        if path is None:
+            raise StopStudy
+        return [text.replace(STAGE1, str(path)) for text in texts]
+
+    def training(self, regime: Regime, arm: ArmPlan, seed: int) -> Training:
+        """One training: what, on what, where."""
+        return Training(
+            regime=regime, arm=arm, seed=seed, data=self.data(regime, arm, seed),
+            objectives=self.texts(arm, seed, objectives_of(arm)), out=self.folder(regime.name, arm, seed),
+        )  # fmt: skip
+
+    def folder(self, regime: str, arm: ArmPlan, seed: int) -> Path:
+        """Folder of one model."""
+        return self.out / regime / arm.name / f"seed-{seed}"
+
+    # --- readouts -------------------------------------------------------------------------------------------
+
+    def measured(self, path: Path, basis: dict, make: Callable[[], Measures | None]) -> Measures:
+        """Measures kept in a file, made where they are not there. Raises StopStudy."""
+        found = kept(path, basis)
+        if found is None:
+            if self.stop.asked or (found := make()) is None:
+                raise StopStudy
+            keep(path, found, basis)
+        return found
+
+    def of_scene(self, folder: Path, arm: ArmPlan, seed: int, ready: Callable[[], None]) -> Measures:
+        """`read_scene` of a model."""
+        texts = [self.filled(text, seed) for text in arm.corrections]
+        basis = self.basis(arm, seed, "readout_clips", "sigmas", "evaluation_seed")
+
+        def make() -> Measures:
+            ready()
+            # Corrections do not change what blocks hold.
+            eyes = replace(self.eyes, blocks=()) if texts and arm.recipe is None else self.eyes
+            return read_scene(self.backbone, eyes, corrections_of(texts, eyes.clips.prompts))
+
+        return self.measured(folder / "scene.json", basis, make)
+
+    def basis(self, arm: ArmPlan, seed: int, *names: str) -> dict:
+        """What measures of an arm depend on, beside its trained weights: settings of the plan, corrections
+        and the content of their files."""
+        files = self.files(arm, seed)
+        found = {name: getattr(self.plan, name) for name in names}
+        found |= {"corrections": [self.filled(text, seed) for text in arm.corrections]}
+        return found | ({"files": digest_of(files)} if files else {})
+
+    def of_clips(self, folder: Path, arm: ArmPlan, seed: int, ready: Callable[[], None]) -> Measures:
+        """Scores of a model's sampled clips, some of which are kept as a picture."""
+        texts = [self.filled(text, seed) for text in arm.corrections]
+        basis = self.basis(arm, seed, "prompts", "sampling_steps", "cfg", "evaluation_seed")
+
+        def make() -> Measures:
+            ready()
+            _, prompts, _ = self.scenes
+            settings = {"steps": self.plan.sampling_steps, "cfg": self.plan.cfg}
+            clips, _ = sampled_clips(
+                self.backbone, prompts, corrections=corrections_of(texts, prompts),
+                seed=self.plan.evaluation_seed, **settings,
+            )  # fmt: skip
+            return self.scored(folder, clips)
+
+        return self.measured(folder / "clips.json", basis | {"scores": list(SCORES)}, make)
+
+    def scored(self, folder: Path, clips: Tensor) -> Measures:
+        """Scores of clips of `scenes`' prompts; their first ones are kept as a picture."""
+        _, prompts, worlds = self.scenes
+        write_strip(folder / "strip.png", clips)
+        return {name: value.tolist() for name, value in scores_of(clips, prompts, worlds).items()}
+
+    def of_alignment(self, run: Training, asked: ArmPlan, ready: Callable[[], None]) -> Measures:
+        """The held-out loss of the objectives of `asked`, by the model of `run`, as "alignment ARM"."""
+        found: Measures = {}
+        for number, text in enumerate(self.texts(asked, run.seed, alignments(asked))):
+            name = f"alignment {numbered(asked.name, number)}"
+            names = ("readout_clips", "sigmas", "evaluation_seed", "refit_steps")
+            basis = {key: getattr(self.plan, key) for key in names} | {"objective": text}
+
+            def make(name: str = name, text: str = text) -> Measures | None:
+                ready()
+                clips = TrainingClips(run.data, batch=run.settings.trainer.batch, seed=run.seed)
+                steps, told = self.plan.refit_steps, (self.stop, self.progress)
+                values = read_alignment(self.backbone, text, clips, self.eyes, steps, *told)
+                return None if values is None else {name: values}
+
+            found |= self.measured(run.out / f"{name}.json", basis, make)
+        return found
+
+    # --- all of it ------------------------------------------------------------------------------------------
+
+    def go(self) -> Results:
+        """Makes what is missing. Raises what `finetune` and `read_gate` raise."""
+        try:
+            self.read_gate()
+            self.sample_untrained()
+            for regime in self.plan.regimes:
+                for seed, arm in self.jobs(regime):
+                    self.train_and_read(regime, arm, seed)
+        except StopStudy:
+            self.results.stopped = True
+        return self.results
+
+    def jobs(self, regime: Regime) -> Iterator[tuple[int, ArmPlan]]:
+        """Trainings of a regime: seed by seed, the control first."""
+        arms = [arm for arm in self.comparable() if takes_part(arm, regime)]
+        for seed in self.plan.seeds:
+            yield from ((seed, arm) for arm in sorted(arms, key=lambda arm: arm.name != self.plan.control))
+
+    def train_and_read(self, regime: Regime, arm: ArmPlan, seed: int) -> None:
+        """One training and all its readouts."""
+        self.progress.say(f"{regime.name}, {arm.name}, seed {seed}")
+        run = self.training(regime, arm, seed)
+        if not train_arm(run, self.backbone, self.stop, self.progress):
+            raise StopStudy
+        ready = once(lambda: load_trained(self.backbone, run.out))
+        found: Measures = {}
+        if "alignment" in regime.readouts:
+            for asked in self.comparable() if arm.name == self.plan.control else [arm]:
+                if takes_part(asked, regime):
+                    found |= self.of_alignment(run, asked, ready)
+        if "scene" in regime.readouts:
+            found |= self.of_scene(run.out, arm, seed, ready)
+        if "clips" in regime.readouts:
+            found |= self.of_clips(run.out, arm, seed, ready)
+        if "speed" in regime.readouts:
+            control = self.folder(regime.name, ArmPlan(name=self.plan.control), seed)
+            needed = steps_to(run.log, last_loss(control / run.log.name))
+            found["steps to equal loss"] = [needed / regime.steps]
+        self.results.add(regime.name, arm.name, found)
+
+    def sample_untrained(self) -> None:
+        """The rows that frame the tables, the base, and the arms that are not trained."""
+        names = ("prompts", "evaluation_seed")
+        basis = {name: getattr(self.plan, name) for name in names} | {"scores": list(SCORES)}
+        for name in ROWS:
+            folder = self.out / SAMPLED / name
+
+            def make(name: str = name, folder: Path = folder) -> Measures:
+                clips = frame_of(name, self.scenes[0], self.backbone, self.plan.evaluation_seed)
+                return self.scored(folder, clips)
+
+            self.results.add(SAMPLED, name, self.measured(folder / "clips.json", basis, make))
+        for arm in [BASE, *(arm for arm in self.comparable() if arm.recipe is None)]:
+            texts = [arm.dit or "", *arm.corrections]
+            for seed in self.plan.seeds if any("{seed}" in text for text in texts) else self.plan.seeds[:1]:
+                self.sample_arm(arm, seed)
+
+    def sample_arm(self, arm: ArmPlan, seed: int) -> None:
+        """Readouts of an arm that is not trained."""
+        self.progress.say(f"{SAMPLED}, {arm.name}")
+        path = file_of(self.filled(arm.dit, seed)) if arm.dit else base_file()
+        folder, ready = self.folder(SAMPLED, arm, seed), once(lambda: load_weights_into(self.backbone, path))
+        found = self.of_scene(folder, arm, seed, ready) | self.of_clips(folder, arm, seed, ready)
+        self.results.add(SAMPLED, arm.name, found)
 
 
-def gate(config: StudyConfig, progress: ProgressLine) -> list[Reading]:
-    """The gate of every alignment among the recipes, on the toy base that ships."""
-    return read_gate(arms(config.recipes), load_backbone("toy"), config.gate_clips, config.seed, progress)
+def numbered(arm: str, number: int) -> str:
+    """Name of an arm's objective, counted from 0."""
+    return f"{arm} {number + 1}" if number else arm
 
 
-def study(
-    config: StudyConfig, readings: Sequence[Reading], stop: StopRequest, progress: ProgressLine
-) -> Mapping[str, Mapping[str, Sequence[float]]]:
-    """The comparison, as `compare` returns it. Raises GateError where an arm's gate is closed: its result
-    could only have been a null result, whoever is right."""
-    check(config)
-    require_open(readings, Limits())
-    return compare(config, stop, progress)
+def once(make: Callable) -> Callable:
+    """A function that works when it is first called, and then knows the answer."""
+    known: list = []
+
+    def call() -> object:
+        if not known:
+            known.append(make())
+        return known[0]
+
+    return call
+
+
+def chosen(plan: Plan, names: Sequence[str]) -> list[ArmPlan]:
+    """The arms of a plan with these names, and the control; all where none is named. Raises TrainingError."""
+    known = [arm.name for arm in plan.arms]
+    if unknown := set(names) - set(known):
+        raise TrainingError(f"arm {sorted(unknown)[0]!r} is unknown; the plan has {', '.join(known)}.")
+    return [arm for arm in plan.arms if not names or arm.name in (*names, plan.control)]
+
+
+def base_wrong() -> float:
+    """Share of corrupted clips that the base learned from, as its file says."""
+    try:
+        return float(read_info(base_file()).recipe.get("wrong", FALLBACK_WRONG))
+    except WeightsError:
+        return FALLBACK_WRONG

@@ -224,3 +224,15 @@ def native_files(folder: Path, family: str = "wan") -> dict[str, Path]:
     save_file(to_native(wan_dit().state_dict(), WAN_DIT), folder / "dit.safetensors")
     save_file(to_native(wan_vae().state_dict(), WAN_VAE), folder / "vae.safetensors")
     return {"dit": folder / "dit.safetensors", "vae": folder / "vae.safetensors"}
+
+
+def toy_weights(folder: Path) -> Path:
+    """A folder as toyworld/weights, of the smallest models."""
+    from latent_physics.toyworld.text import ToyTextEncoder
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(to_native(wan_dit().state_dict(), WAN_DIT), folder / "toy_dit.safetensors")
+    save_file(to_native(wan_vae(4).state_dict(), WAN_VAE), folder / "toy_vae.safetensors")
+    torch.manual_seed(0)
+    ToyTextEncoder().save(folder / "toy_text.safetensors", {})
+    return folder

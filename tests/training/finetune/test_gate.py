@@ -12,10 +12,9 @@ from latent_physics.methods import relational
 from latent_physics.toyworld import WORLDS
 from latent_physics.toyworld.oracle import CHANNELS, oracle_features, things, world_of
 from latent_physics.training.backbones import Activation
-from latent_physics.training.commands import study as command
 from latent_physics.training.data.oracle import OracleFlow
 from latent_physics.training.objectives import parse
-from latent_physics.training.study import gate, study
+from latent_physics.training.study import gate
 from latent_physics.training.study.probes import r2, velocity_r2
 
 CLIPS, FRAMES = 24, 16
@@ -196,40 +195,3 @@ def test_the_worlds_own_flow_moves_the_things_and_nothing_else():
     assert not flow[:, opacity[1:-2:2].sum(dim=1) == 0].any()
     large = OracleFlow().flow(clip[None, :, 1:], step=2, size=(128, 128))[0]
     assert float(large[0].abs().amax()) == pytest.approx(2 * float(flow[0].abs().amax()), rel=0.05)
-
-
-def planted(**changes) -> gate.Reading:
-    values = {"arm": "toy-tsa", "objective": "tsa", "teacher": "toy_videomae", "frozen": 0.1,
-    "expressed": 0.9, "entropy": 0.6,
-              "entropy_moving": 0.5, "teacher_r2": 0.4, "base_r2": 0.2}  # fmt: skip
-    return gate.Reading(**(values | changes))
-
-
-def test_the_study_refuses_a_comparison_whose_gate_is_closed(monkeypatch, capsys):
-    readings = [planted(), planted(arm="toy-trd", objective="trd", frozen=0.89)]
-    monkeypatch.setattr(command, "gate", lambda config, progress: readings)
-    compared = []
-    monkeypatch.setattr(
-        study, "compare", lambda config, stop, progress: compared.append(config.recipes) or {}
-    )
-    assert command.main(["--gate"]) == 0
-    assert (
-        "| toy-trd | toy_videomae | 89% | 90% | 60% / 50% | 0.40 / 0.20 | closed: a frozen clip"
-        in capsys.readouterr().out
-    )
-    assert command.main(["--recipes", "toy-plain", "toy-tsa", "toy-trd"]) == 1
-    error = capsys.readouterr().err
-    assert "closed for 1 of 2 arms" in error
-    assert "toy-trd: a frozen clip satisfies 89% of it" in error
-    assert "(open: toy-tsa)" in error
-    assert compared == []
-    readings.pop()
-    command.main(["--recipes", "toy-plain", "toy-tsa"])
-    assert compared == [["toy-plain", "toy-tsa"]]
-
-
-def test_every_toy_alignment_has_an_arm_and_drift_needs_none():
-    found = study.arms(study.StudyConfig().recipes)
-    assert set(found) == {
-        f"toy-{name}" for name in ("repa", "trd", "soft-trd", "tsa", "mtsa", "pda", "oracle")
-    }

@@ -10,7 +10,6 @@ import torch
 from latent_physics.encoders import load_teacher
 from latent_physics.tests.training.backbones import tiny
 from latent_physics.tests.training.finetune import tiny_run
-from latent_physics.toyworld.text import ToyTextEncoder
 from latent_physics.training.backbones import load
 from latent_physics.training.console import ProgressLine, StopRequest
 from latent_physics.training.data.batches import TrainingClips
@@ -55,12 +54,7 @@ def test_toy_teachers_train_and_come_back(name, tmp_path):
 
 
 def test_the_comparison_prints_a_table_and_is_resumed(tmp_path, monkeypatch):
-    weights = tmp_path / "weights"
-    tiny.native_files(weights)
-    (weights / "dit.safetensors").rename(weights / "toy_dit.safetensors")
-    (weights / "vae.safetensors").rename(weights / "toy_vae.safetensors")
-    torch.manual_seed(0)
-    ToyTextEncoder().save(weights / "toy_text.safetensors", {})
+    weights = tiny.toy_weights(tmp_path / "weights")
     monkeypatch.setattr(load, "TOY_WEIGHTS", weights)
     config = compare.CompareConfig(
         out=tmp_path / "out",

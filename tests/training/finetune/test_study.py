@@ -1,0 +1,328 @@
+"""The study: what it keeps, what it refuses, what it reads without sampling, and that stopping changes
+nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from latent_physics.tests.training.backbones import tiny
+from latent_physics.toyworld import sample
+from latent_physics.training.backbones import load, load_backbone
+from latent_physics.training.commands import study as command
+from latent_physics.training.console import ProgressLine, StopRequest, TrainingError
+from latent_physics.training.data.batches import TrainingClips
+from latent_physics.training.data.toy import make_toy_clips
+from latent_physics.training.objectives import parse
+from latent_physics.training.study import gate, plan, readouts, report, scene, study
+from latent_physics.training.study.frames import ROWS
+from latent_physics.training.study.sampling import SCORES
+
+ALIGN = "block=1 teacher=toy_oracle stride=1 hidden=8 grid=tokens centre=true"
+PREDICTOR = load.TOY_WEIGHTS / "toy_predictor_order1.safetensors"
+PLAN = {
+    "seeds": [0, 1],
+    "tests": ["alignment", "law"],
+    "readout_clips": 12,
+    "sigmas": [0.5],
+    "refit_steps": 1,
+    "prompts": 2,
+    "sampling_steps": 1,
+    "cfg": 1.0,
+    "regimes": [
+        {"name": "mixture", "clips": 5, "steps": 2, "validate_every": 1,
+         "readouts": ["alignment", "clips", "speed"]}
+    ],
+    "arms": [
+        {"name": "plain", "recipe": "toy-plain"},
+        {"name": "REPA", "recipe": "toy-repa", "objectives": [f"repa weight=0.5 {ALIGN}"]},
+        {"name": "TSA", "recipe": "toy-tsa", "objectives": [f"tsa weight=0.5 {ALIGN}"]},
+        {"name": "LaMo", "corrections": [f"lamo predictor={PREDICTOR}"]},
+        {"name": "GRPO", "dit": "nowhere-{seed}.safetensors"},
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "TOY_WEIGHTS", tiny.toy_weights(tmp_path_factory.mktemp("weights")))
+        yield load.TOY_WEIGHTS
+
+
+def reading(arm: str, **changes) -> gate.Reading:
+    values = {"arm": arm, "objective": "tsa", "teacher": "toy_videomae", "frozen": 0.1, "expressed": 0.9,
+              "entropy": 0.6, "entropy_moving": 0.5, "teacher_r2": 0.4, "base_r2": 0.2}  # fmt: skip
+    return gate.Reading(**(values | changes))
+
+
+@pytest.fixture
+def gates(monkeypatch):
+    """TSA's gate is closed, and no other."""
+
+    def planted(texts, *rest):
+        return [reading(arm, frozen=0.89 if arm == "TSA" else 0.1) for arm in texts]
+
+    monkeypatch.setattr(study, "read_gate", planted)
+
+
+def quiet() -> ProgressLine:
+    return ProgressLine("test", io.StringIO())
+
+
+def config(folder: Path, **changes) -> study.StudyConfig:
+    path = folder / "tiny.json"
+    path.write_text(json.dumps(PLAN | changes))
+    return study.StudyConfig(out=folder / "out", plan=str(path))
+
+
+class StopAt(StopRequest):
+    """Asks for a stop when it has been looked at so many times."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+        super().__init__()
+
+    @property
+    def asked(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+    @asked.setter
+    def asked(self, value: bool) -> None:
+        pass
+
+
+@pytest.fixture
+def encoded_once(monkeypatch):
+    """The readouts' clips are encoded by the first study and remembered, and scores are brightness: both are
+    most of a tiny study's time, and no subject of it."""
+    made = []
+
+    def remembered(*arguments):
+        if not made:
+            made.append(scene.encoded(*arguments))
+        return made[0]
+
+    def brightness(clips, prompts, worlds):
+        return {name: clips.mean(dim=(1, 2, 3, 4)) for name in SCORES}
+
+    monkeypatch.setattr(study, "encoded", remembered)
+    monkeypatch.setattr(study, "scores_of", brightness)
+
+
+def test_a_study_that_is_stopped_over_and_over_comes_out_the_same(tmp_path, weights, gates, encoded_once):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    once = study.Study(config(whole), StopRequest(), quiet())
+    text = report.tables(once.plan, once.go())
+    again, calls = study.Study(config(parts), StopRequest(), quiet()), 0
+    shutil.copytree(once.out / "data", again.out / "data")  # drawing clips is no subject here
+    while True:
+        again = study.Study(config(parts), StopAt(11), quiet())
+        results = again.go()
+        calls += 1
+        assert calls < 30, "it does not get on"
+        if not results.stopped:
+            break
+    assert calls > 2
+    assert report.tables(again.plan, results) == text
+    written = {path: path.stat().st_mtime_ns for path in again.out.rglob("*.json")}
+    third = study.Study(config(parts), StopRequest(), quiet())
+    third.go()
+    assert report.write_report(third) == text
+    assert {path: path.stat().st_mtime_ns for path in third.out.rglob("*.json")} == written
+    assert (third.out / "tables.md").read_text() == text + "\n"
+    assert {path.name for path in third.out.glob("*.png")} == {
+        "effects.png",
+        "sheet-mixture.png",
+        "sheet-sampled.png",
+    }
+    check_tables(once, text)
+    changed = json.loads(Path(config(parts).plan).read_text())["regimes"][0] | {"steps": 3}
+    with pytest.raises(TrainingError, match="holds a training of other settings"):
+        study.Study(config(parts, regimes=[changed]), StopRequest(), quiet()).go()
+
+
+def check_tables(made: study.Study, text: str) -> None:
+    """What the study of `PLAN` must say."""
+    assert "- TSA: its gate is closed: a frozen clip satisfies 89% of it." in text
+    assert "- GRPO: nowhere-0.safetensors is not there." in text
+    assert "| **plain** | 2 |" in text
+    assert "| REPA | 2 |" in text
+    assert "| LaMo | 1 |" in text
+    assert [*made.results.found["sampled"]] == [*ROWS, "base", "LaMo"]
+    trained = made.results.found["mixture"]
+    assert [*trained] == ["plain", "REPA"]
+    assert all(len(each["alignment REPA"]) == 12 and len(each["law"]) == 2 for each in trained["REPA"])
+    assert (
+        trained["plain"][0]["law"] != trained["plain"][1]["law"] or trained["plain"][0] != trained["plain"][1]
+    )
+    assert not list(made.out.rglob("checkpoint.safetensors"))
+
+
+def test_the_gate_is_printed_and_nothing_trained(tmp_path, weights, gates, capsys):
+    settings = config(tmp_path)
+    assert command.main(["--gate", "--plan", settings.plan, "--out", str(settings.out)]) == 0
+    out = capsys.readouterr().out
+    assert "| TSA | toy_videomae | 89% | 90% | 60% / 50% | 0.40 / 0.20 | closed: a frozen clip" in out
+    assert "Not comparable: TSA: its gate is closed" in out
+    assert not list(settings.out.rglob("*.safetensors"))
+    assert command.main(["--gate", "--plan", settings.plan, "--arms", "none"]) == 1
+    assert "arm 'none' is unknown; the plan has plain, REPA" in capsys.readouterr().err
+
+
+# --- readouts -----------------------------------------------------------------------------------------------
+
+
+def eyes_of(backbone, count: int = 4) -> readouts.Eyes:
+    videos, prompts = sample("rigid_body", count, 3)
+    needs = parse.needed_teachers([f"repa {ALIGN}"])
+    clips = scene.encoded(videos, prompts, needs, backbone)
+    return readouts.Eyes(clips=clips, paths=torch.zeros(count, 32, 2), sigmas=[0.5], blocks=[1], seed=5)
+
+
+def test_the_error_is_that_of_the_velocity_and_a_correction_changes_it(weights):
+    backbone = load_backbone("toy")
+    eyes = eyes_of(backbone)
+    seen = scene.look(eyes.clips, backbone, [1], 0.5, seed=5)
+    noised = backbone.noise(eyes.clips.latents, torch.full((4,), 0.5), torch.Generator().manual_seed(5))
+    out = backbone.predict(noised.noisy, torch.full((4,), 0.5), eyes.clips.tokens, eyes.clips.mask)
+    torch.testing.assert_close(seen.error, (out - noised.target).square().mean(1), rtol=1e-3, atol=1e-4)
+
+    class Knows:
+        def correct(self, x0, step):
+            return eyes.clips.latents
+
+    known = scene.look(eyes.clips, backbone, [1], 0.5, seed=5, corrections=lambda rows: [Knows()])
+    assert not known.error.any()
+    torch.testing.assert_close(known.taps[1].tokens, seen.taps[1].tokens)
+
+
+def test_the_moving_error_is_a_mean_over_what_changes_most(weights):
+    backbone = load_backbone("toy")
+    clips = eyes_of(backbone, 2).clips
+    frames, rows, columns = clips.latents.shape[2:]
+    error = torch.rand(2, frames, rows, columns)
+    found = readouts.moving_error(error, clips)
+    for number, video in enumerate(clips.videos):
+        total, count = 0.0, 0
+        for t in range(1, frames):
+            of = max(t - 1, 1)  # the first tubelet has none before it and takes its follower's change
+            tubelet, last = video[:, 4 * of + 1 : 4 * of + 5], video[:, 4 * of - 3 : 4 * of + 1]
+            change = (
+                (tubelet - last).abs().sum(dim=(0, 1)).unflatten(0, (rows, -1)).unflatten(2, (columns, -1))
+            )
+            order = change.sum(dim=(1, 3)).flatten().argsort(descending=True, stable=True)
+            chosen = order[: -(-rows * columns // 5)]
+            total, count = total + error[number, t].flatten()[chosen].sum(), count + len(chosen)
+        assert float(found[number]) == pytest.approx(float(total) / count, rel=1e-5)
+
+
+def test_a_projector_is_fitted_anew_and_the_transformer_stays(tmp_path, weights):
+    backbone = load_backbone("toy")
+    make_toy_clips(tmp_path, backbone, 4, 1)
+    clips = TrainingClips(tmp_path, batch=4, seed=0)
+    before = {name: value.clone() for name, value in backbone.dit.state_dict().items()}
+    eyes, told = eyes_of(backbone), (StopRequest(), quiet())
+    text = f"repa weight=0.5 {ALIGN}"
+    short, long = (readouts.read_alignment(backbone, text, clips, eyes, steps, *told) for steps in (1, 20))
+    assert len(short) == 4
+    assert sum(long) < 0.97 * sum(short)
+    assert short == readouts.read_alignment(backbone, text, clips, eyes, 1, *told)
+    assert all(torch.equal(value, before[name]) for name, value in backbone.dit.state_dict().items())
+    assert readouts.read_alignment(backbone, text, clips, eyes, 30, StopAt(3), quiet()) is None
+
+
+def test_steps_to_a_loss_are_read_off_the_straight_line(tmp_path):
+    log = tmp_path / "log.csv"
+    log.write_text("step,val_denoise\n10,0.5\n15,\n20,0.3\n30,0.31\n")
+    assert readouts.last_loss(log) == 0.31
+    assert readouts.steps_to(log, 0.4) == pytest.approx(15)
+    assert readouts.steps_to(log, 0.5) == 10
+    assert readouts.steps_to(log, 0.1) == 30
+
+
+# --- plan and tables ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["full", "quick"])
+def test_plans_that_ship_can_be_run(name):
+    made = plan.load_plan(name)
+    assert len(made.seeds) >= 4
+    assert made.evaluation_seed > 1_000_003 * (max(made.seeds) + 2) + max(r.clips for r in made.regimes)
+    assert any(arm.bound for arm in made.arms)
+    known = {"alignment", "law", "permanence", *(f"moving {sigma:g}" for sigma in made.sigmas)}
+    assert set(made.tests) <= known
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"control": "LaMo"}, "control is 'LaMo'; it must be an arm with a recipe"),
+        ({"evaluation_seed": 5}, "evaluation_seed is 5; it must be at least"),
+        ({"arms": [*PLAN["arms"], PLAN["arms"][0]]}, "the arm 'plain' needs a name of its own"),
+        ({"arms": [{"name": "plain", "recipe": "toy-plain", "seeds": 3}]}, "seeds is 3; it must be left out"),
+        ({"arms": [{"name": "plain", "recipe": "tsa-2b"}]}, "comparing works on full fine-tunes of the toy"),
+        (
+            {"arms": [PLAN["arms"][0], {"name": "x", "corrections": ["lamo force=2"]}]},
+            "'force=2' is not a setting of the correction lamo",
+        ),
+        ({"arms": [PLAN["arms"][0] | {"regimes": ["none"]}]}, "names the regime 'none'; there are mixture"),
+        ({"arms": [PLAN["arms"][0] | {"dit": "x"}]}, "has a recipe and a dit"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused_before_anything_runs(tmp_path, changes, message):
+    with pytest.raises(TrainingError, match=message):
+        plan.load_plan(config(tmp_path, **changes).plan)
+
+
+def planted_results(shift: float) -> tuple[plan.Plan, study.Results]:
+    names = ("plain", "a", "b", "bound")
+    arms = [plan.ArmPlan(name=name, recipe="toy-plain", bound=name == "bound") for name in names]
+    arms = [
+        plan.ArmPlan(name=name, recipe="toy-plain", bound=name == "bound")
+        for name in ("plain", "a", "b", "bound")
+    ]
+    made = plan.Plan(
+        arms=arms, seeds=[0, 1, 2, 3], regimes=[plan.Regime(name="r", clips=1, steps=1)], tests=["law"]
+    )
+    results = study.Results()
+    noise = torch.Generator().manual_seed(0)
+    for arm, more in (("plain", 0.0), ("a", shift), ("b", 0.0), ("bound", 1.0)):
+        for _ in range(4):
+            values = 0.3 + more + 0.01 * torch.randn(40, generator=noise)
+            results.add("r", arm, {"law": values.tolist(), "residual": values.tolist()})
+    return made, results
+
+
+def test_chances_are_corrected_over_the_arms_and_bounds_are_none():
+    made, results = planted_results(0.1)
+    found = results.found["r"]
+    corrected = report.corrected(made, "r", found, "law")
+    single = {arm: report.difference(found, "plain", arm, "law").p for arm in ("a", "b")}
+    assert corrected == {"a": pytest.approx(2 * single["a"]), "b": single["b"]}
+    text = report.tables(made, results)
+    (row,) = (line for line in text.splitlines() if line.startswith("| a |"))
+    assert row.count("**") == 2  # law is tested and bold, residual is not tested
+    (bound,) = (line for line in text.splitlines() if line.startswith("| bound |"))
+    assert " p " not in bound
+    assert "+1.0" in bound
+
+
+def test_an_arm_is_compared_with_the_trainings_that_both_have():
+    made, results = planted_results(0.1)
+    found = results.found["r"]
+    whole = report.difference(found, "plain", "a", "law")
+    found["a"] = found["a"][:2]  # stopped after two
+    part = report.difference(found, "plain", "a", "law")
+    assert part.mean == pytest.approx(0.1, abs=0.01)
+    assert (part.low, part.high) != (whole.low, whole.high)
+    assert report.difference(found, "plain", "a", "alignment") is None
+    assert replace(made, tests=[]).tests == []
