@@ -71,7 +71,7 @@ BENCHMARKS = (
         what="seconds ComfyUI waits for the pack (part of cost/guidance)",
     ),
     Entry(
-        name="data/reading", takes="2 minutes",
+        name="data/reading", takes="2 to 6 minutes",
         what="seconds of a step by how its clips are read: ahead, DataLoader, files, shards",
     ),
     Entry(

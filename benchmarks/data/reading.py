@@ -93,7 +93,7 @@ def compare(place: Path, count: int, steps: int, computing: float | None) -> Non
         features.write(cache_name(NEED), entry.identity, {"features": torch.randn(FEATURES)})
     print(f"{count} clips of {file_mib(files):.1f} MiB and {file_mib(features.folder):.1f} MiB of features, "
           f"{BATCH} a step, {steps} steps")  # fmt: skip
-    print(f"{'clips from':10}{'read':34}{'s/step':>8}{'of which not hidden':>21}{'ratio':>7}")
+    print(f"{'clips from':12}{'read':34}{'s/step':>8}{'of which not hidden':>21}{'ratio':>7}")
     for name, folder in (("files", files), ("shards", shards)):
         clips = TrainingClips(folder, batch=BATCH, seed=0)
 
@@ -114,7 +114,7 @@ def compare(place: Path, count: int, steps: int, computing: float | None) -> Non
             with opened as following:
                 took = seconds(following, steps, pause)
             first = first or took
-            print(f"{name:10}{way:34}{took:8.3f}{took - pause:21.3f}{first / took:7.2f}", flush=True)
+            print(f"{name:12}{way:34}{took:8.3f}{took - pause:21.3f}{first / took:7.2f}", flush=True)
 
 
 def packed(data: Path, out: Path, clips: int) -> Path:

@@ -70,8 +70,9 @@ class CacheConfig:
     the videos it names are taken, looked up in the one folder given as `videos`, or beside the list."""
     masks: Path | None = None
     """Folder with a film or picture of each clip's name, in folders as the clips are (ai-toolkit's and
-    diffusion-pipe's mask_path): white where the denoising loss is to count, black where not. Kept at the
-    latent's resolution; `finetune --mask-min-value` uses them."""
+    diffusion-pipe's mask_path): white where the denoising loss is to count, black where not. A film has its
+    clip's frames, one for one; a picture holds for all. Kept at the latent's resolution, where `finetune
+    --mask-min-value` finds them."""
     templates: str | None = None
     """Also take the animated clips of ComfyUI's installed template packages whose names match this, for
     example '*wan*'."""
