@@ -91,6 +91,10 @@ BENCHMARKS = (
         what="every PILA residual on fields that obey its law and on broken ones",
     ),
     Entry(
+        name="pila/learned_fields", takes="4 minutes",
+        what="which residuals tell right clips from broken ones on fields that an adapter estimates",
+    ),
+    Entry(
         name="pila/errors", takes="a minute",
         what="error that PILA adapters remove from the frozen toy model, by noise level",
     ),
