@@ -1,5 +1,5 @@
-"""The video models that `cost/guidance.py` speaks of, in their published sizes, and how many operations they
-and ours take.
+"""The video models that `cost/guidance.py` speaks of, in the published sizes that the trainer reads, and how
+many operations they and ours take.
 
 Everything is counted on torch's meta device, which knows shapes and no values: no weights are made, whatever
 the model's size. An operation is a multiplication or an addition in a matrix product, an attention or a
@@ -18,6 +18,9 @@ import torch
 from latent_physics.methods.lamo import MotionFieldPredictor, MotionPriorGuidance
 from latent_physics.methods.step import SamplingStep
 from latent_physics.training.backbones import Backbone
+from latent_physics.training.backbones.families import KINDS
+from latent_physics.training.backbones.published import PUBLISHED
+from latent_physics.training.data.format import usual_format
 from latent_physics.training.objectives.base import StepView
 from latent_physics.training.objectives.drift import DriftObjective
 from latent_physics.training.objectives.settings import DriftSettings
@@ -33,30 +36,29 @@ LAG = 2
 
 @dataclass(frozen=True, kw_only=True)
 class VideoModel:
-    """A published text-to-video transformer and the clip it is asked for."""
+    """A text-to-video transformer and the clip it is asked for."""
 
     name: str
     family: str
-    """"wan" or "cogvideox"."""
+    """A key of the backbones' `KINDS`."""
     latent_space: str
     latent: tuple[int, int, int]
-    """(T, H, W) of the latent at 480p."""
+    """(T, H, W) of the latent of its clip."""
     config: dict[str, Any]
-    """Arguments of diffusers' transformer class, from the model's published config.json; the rest is
-    the default."""
+    """Arguments of diffusers' transformer class; the rest is the default."""
     target: float | None = None
     """The most that guidance may multiply the cost of a sampling step by."""
 
     @property
     def text_length(self) -> int:
         """Prompt tokens the transformer reads."""
-        return 512 if self.family == "wan" else 226
+        return KINDS[self.family].backbone.text_length
 
     @property
     def video_tokens(self) -> int:
-        """Tokens of the clip; both families fold 1x2x2 latent positions into one."""
-        frames, height, width = self.latent
-        return frames * (height // 2) * (width // 2)
+        """Tokens of the clip; each folds 1 x patch x patch latent positions into one."""
+        (frames, height, width), patch = self.latent, KINDS[self.family].backbone.patch
+        return frames * (height // patch) * (width // patch)
 
     @property
     def attended(self) -> int:
@@ -64,47 +66,33 @@ class VideoModel:
         return self.video_tokens + (self.text_length if self.family == "cogvideox" else 0)
 
 
-WAN_LATENT = (21, 60, 104)
+def latent_shape(family: str) -> tuple[int, int, int]:
+    """(T, H, W) of the latent of a family's usual clip."""
+    form, kind = usual_format(family), KINDS[family].backbone
+    frames = (form.frames - 1) // kind.temporal_stride + 1
+    return frames, form.height // kind.spatial_stride, form.width // kind.spatial_stride
+
+
+def published(name: str, family: str, source: str, latent_space: str, **more: float) -> VideoModel:
+    """The model of a hub id with its family's usual clip, both as the trainer's rows have them."""
+    return VideoModel(
+        name=name,
+        family=family,
+        latent_space=latent_space,
+        latent=latent_shape(family),
+        config=dict(PUBLISHED[source]),
+        **more,
+    )
+
+
+WAN_LATENT = latent_shape("wan")
 """832x480 pixels, 81 frames."""
-COGVIDEOX_LATENT = (13, 60, 90)
-"""720x480 pixels, 49 frames."""
 
 MODELS = (
-    VideoModel(
-        name="Wan 2.1 1.3B",
-        family="wan",
-        latent_space="wan2.1",
-        latent=WAN_LATENT,
-        config={"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960, "num_layers": 30},
-        target=1.02,
-    ),
-    VideoModel(
-        name="Wan 2.1 14B",
-        family="wan",
-        latent_space="wan2.1",
-        latent=WAN_LATENT,
-        config={"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824, "num_layers": 40},
-        target=1.005,
-    ),
-    VideoModel(
-        name="CogVideoX-2B",
-        family="cogvideox",
-        latent_space="cogvideox",
-        latent=COGVIDEOX_LATENT,
-        config={"num_attention_heads": 30, "attention_head_dim": 64, "num_layers": 30},
-    ),
-    VideoModel(
-        name="CogVideoX-5B",
-        family="cogvideox",
-        latent_space="cogvideox1.5",
-        latent=COGVIDEOX_LATENT,
-        config={
-            "num_attention_heads": 48,
-            "attention_head_dim": 64,
-            "num_layers": 42,
-            "use_rotary_positional_embeddings": True,
-        },
-    ),
+    published("Wan 2.1 1.3B", "wan", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "wan2.1", target=1.02),
+    published("Wan 2.1 14B", "wan", "Wan-AI/Wan2.1-T2V-14B-Diffusers", "wan2.1", target=1.005),
+    published("CogVideoX-2B", "cogvideox", "THUDM/CogVideoX-2b", "cogvideox"),
+    published("CogVideoX-5B", "cogvideox", "THUDM/CogVideoX-5b", "cogvideox1.5"),
 )
 
 
@@ -138,16 +126,11 @@ def build(
 
     changes: arguments of the transformer that are to differ, such as num_layers.
     """
-    from diffusers.models import CogVideoXTransformer3DModel, WanTransformer3DModel
-    from latent_physics.training.backbones.cogvideox import CogVideoXBackbone
-    from latent_physics.training.backbones.wan import WanBackbone
+    import diffusers
 
-    dit_class, backbone_class = {
-        "wan": (WanTransformer3DModel, WanBackbone),
-        "cogvideox": (CogVideoXTransformer3DModel, CogVideoXBackbone),
-    }[model.family]
+    backbone_class = KINDS[model.family].backbone
     with torch.device("meta"):
-        dit = dit_class(**{**model.config, **changes})
+        dit = getattr(diffusers, backbone_class.dit_class)(**{**model.config, **changes})
         torch.nn.Module.to(
             dit, dtype
         )  # diffusers' own `to` warns of lost precision, which random weights have not got

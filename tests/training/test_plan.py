@@ -6,10 +6,13 @@ import pytest
 import torch
 from latent_physics.benchmarks.cost import plan as bench
 from latent_physics.training.backbones.lora import TuneConfig
+from latent_physics.training.backbones.published import LTX23
 from latent_physics.training.commands.plan import main
 from latent_physics.training.console import TrainingError
+from latent_physics.training.loop.checkpoint import optimizer_tensors
 from latent_physics.training.loop.config import TrainerConfig
-from latent_physics.training.plan.cards import GIB, Card, find_card
+from latent_physics.training.loop.optimizers import packed_state
+from latent_physics.training.plan.cards import GIB, REACHED, Card, find_card
 from latent_physics.training.plan.count import counting
 from latent_physics.training.plan.model import Model, find_model
 from latent_physics.training.plan.plan import describe, make_plan, remedies
@@ -110,6 +113,89 @@ def test_float8_weights_take_a_quarter_of_float32s():
     config.fp8_storage = True
     found = make_plan(config, SMALL)
     assert found.step.weights == plain.step.weights - 5 * plain.step.frozen_block * 0.75
+
+
+BITS = {"AdamW8bit": 8, "AdamWFp8": 8, "AdamW4bit": 4}
+
+
+@pytest.mark.parametrize("name", ["AdamW8bit", "AdamW4bit"])
+def test_packed_moments_are_counted_without_their_package(name):
+    """Of the matrices of a LoRA of rank 64, which are large enough: bits a number and a scale a block."""
+    plain, config = recipe(), recipe()
+    plain.tune.rank = config.tune.rank = 64
+    config.trainer.optimizer = f"torchao.optim.{name}"
+    whole, packed = count_step(plain, SMALL, layers=2), count_step(config, SMALL, layers=2)
+    block = 128 if BITS[name] == 4 else 256
+    assert packed.moments == pytest.approx(whole.moments * (BITS[name] / 32 + 1 / block), rel=1e-3)
+    assert (packed.weights, packed.gradients, packed.kept) == (whole.weights, whole.gradients, whole.kept)
+    assert packed.updating <= whole.updating
+
+
+@pytest.mark.parametrize("name", BITS)
+def test_packed_moments_are_those_of_torchao(name):
+    optim = pytest.importorskip("torchao.optim", reason="needs the extra quantize")
+    sizes = (100, 4096, 4352, 128 * 33, 65536)
+    values = [torch.nn.Parameter(torch.ones(size)) for size in sizes]
+    optimizer = getattr(optim, name)(values)
+    if name == "AdamWFp8" and not torch.cuda.is_available():
+        pytest.skip("float8 moments are made on a GPU")
+    torch._dynamo.config.disable, before = True, torch._dynamo.config.disable
+    try:
+        for value in values:
+            value.grad = torch.ones_like(value)
+        optimizer.step()
+    finally:
+        torch._dynamo.config.disable = before
+    found = optimizer_tensors(optimizer.state_dict()["state"])
+    parts = {"codes": "", "scale": "", "float8_data": ""}
+    for number, size in enumerate(sizes):
+        moments = [
+            value.numel() * value.element_size()
+            for key, value in found.items()
+            if key.startswith(f"{number}/exp_avg") and (key.count("/") == 1 or key.split("/")[-1] in parts)
+        ]
+        assert sum(moments) == packed_state(f"torchao.optim.{name}").bytes_of(size), (size, sorted(found))
+
+
+def test_a_compiled_runs_hours_lie_between_the_products_and_the_count():
+    config = recipe(compile="inductor")
+    plan, card = make_plan(config, SMALL), find_card("4090")
+    assert 0 < plan.least_hours(card) < plan.hours(card)
+    step = plan.step.work.operations * plan.accumulate / (card.tflops * 1e12 * REACHED)
+    assert plan.least_hours(card) == pytest.approx(plan.steps * step / 3600)
+    words = "\n".join(describe(FinetuneConfig(backbone="toy", compile="inductor"), "4090"))
+    assert "--compile inductor: counted without it" in words
+
+
+def test_a_connector_is_counted_by_the_familys_row():
+    """Weights and work of LTX-2.3's, beside those of the same transformer without one."""
+    from dataclasses import replace
+
+    from latent_physics.training.backbones.families import KINDS
+
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 64, "num_layers": 2, "cross_attention_dim": 128}
+    audio = {"audio_num_attention_heads": 2, "audio_attention_head_dim": 32, "audio_cross_attention_dim": 64}
+    model = Model("ltx23", {**LTX23, **sizes, **audio})
+    config = FinetuneConfig(backbone="ltx23", width=64, height=64, frames=9, tune=TuneConfig(rank=4, alpha=4))
+    step = count_step(config, model, layers=2)
+    connector = KINDS["ltx23"].connector_like(model.config)
+    size = sum(value.numel() * 4 for value in connector.parameters())
+    backbone = build_student(config, model, 2)[1]
+    assert backbone.connector is not None
+    transformer = sum(value.numel() * 4 for value in backbone.dit.parameters())
+    assert step.weights == pytest.approx(transformer + size, rel=0.01)
+    shallow = replace(KINDS["ltx23"], connector_like=lambda config: connector_of(config, layers=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(KINDS, "ltx23", shallow)
+        assert count_step(config, model, layers=2).work.operations < step.work.operations
+
+
+def connector_of(config, layers):
+    from latent_physics.training.backbones import ltx2
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ltx2, "CONNECTOR_LAYERS", layers)
+        return ltx2.connector_like(config)
 
 
 def test_what_would_fit_is_added_until_it_does(tmp_path):

@@ -113,6 +113,8 @@ class Backbone:
     """Whether the transformer is given a clip's first frame: never, always (36 channels), or at will (5B)."""
     vision: nn.Module | None = None
     """CLIP's vision encoder, for caching where the model reads it; loaded as part "vision"."""
+    connector: nn.Module | None = None
+    """Network that prompts go through before the transformer, in families that have one."""
     latent_channels: int = 16
     temporal_stride: int = 4
     spatial_stride: int = 8

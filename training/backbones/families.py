@@ -46,6 +46,8 @@ class Family:
     """Connector that prompts go through before the transformer, of a diffusers folder."""
     connector_file: Callable[[Mapping[str, Any], str, torch.dtype], nn.Module] | None = None
     """The same, of a native file with the transformer."""
+    connector_like: Callable[[Mapping[str, Any]], nn.Module] | None = None
+    """The same for the arguments of a transformer, of the published sizes: what `plan` counts."""
     transformer_part: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
     """The transformer's tensors of a file that may hold more."""
     renamed: tuple[tuple[str, str], ...] = ()
@@ -113,6 +115,7 @@ KINDS: Mapping[str, Family] = {
         encoders=False,
         connector_folder=ltx2.connector_from_folder,
         connector_file=ltx2.connector_from,
+        connector_like=ltx2.connector_like,
         transformer_part=ltx2.video_part,
     ),
     "toy": replace(WAN, model="toy", source=None, text_files=_toy_file),

@@ -58,15 +58,21 @@ def wan_header(source: str | os.PathLike[str] | None, dit: Path | None) -> WanHe
         raise TrainingError(f"{config} is not a transformer's configuration ({error}).") from error
 
 
-def check_expert(source: str | os.PathLike[str] | None, preset: str) -> None:
-    """Raises TrainingError where a folder or hub id holds Wan 2.2's two experts and the noise preset is not
-    that of its `transformer`, the only one that is read."""
+def check_expert(source: str | os.PathLike[str] | None, preset: str | None = None) -> None:
+    """Raises TrainingError where a folder or hub id holds Wan 2.2's two experts, of which `transformer` alone
+    is read, and the noise preset is not that one's; None: a training that asks one model at every noise."""
     both = "A14B" in str(source or "") or (source and (Path(source) / "transformer_2").is_dir())
-    if both and not preset.endswith("-high"):
+    if not both or (preset or "").endswith("-high"):
+        return
+    if preset is None:
         raise TrainingError(
-            f"{source} holds Wan 2.2's two experts, of which the high-noise one is read: give noise_preset "
-            f"wan2.2-t2v-high or wan2.2-i2v-high to train that one, or the experts' files as dit and dit_low."
+            f"{source} holds Wan 2.2's two experts, each for its part of the noise, and here one model "
+            f"answers at all of it: use Wan 2.1 or Wan 2.2 5B."
         )
+    raise TrainingError(
+        f"{source} holds Wan 2.2's two experts, of which the high-noise one is read: give noise_preset "
+        f"wan2.2-t2v-high or wan2.2-i2v-high to train that one, or the experts' files as dit and dit_low."
+    )
 
 
 def hunyuan_header(source: str | os.PathLike[str] | None) -> WanHeader | None:

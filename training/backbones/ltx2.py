@@ -24,6 +24,8 @@ NOT_VIDEO = (
 """Starts of names in ComfyUI's files that belong to words, sound and VAEs."""
 WORDS = 1024
 """Places that the connector fills up with its registers, at least."""
+CONNECTOR_LAYERS, REGISTERS = 8, 128
+"""Depth and registers of the published connector."""
 PADDED = -10000.0
 """Bias that diffusers' connector takes for a place without a word."""
 
@@ -51,7 +53,6 @@ class LTX23Backbone(FlowBackbone):
     patch = 1
     frame_rate = 25.0
     """Of the clips, frames per second: what ComfyUI tells the model unless it is told otherwise."""
-    connector: nn.Module | None = None
 
     @property
     def cond_dim(self) -> int:
@@ -98,7 +99,10 @@ class LTX23Backbone(FlowBackbone):
     @torch.no_grad()
     def words(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """Words that the video attends to, `B N C`: the prompt's tokens, then the connector's registers."""
-        connector = self._part("connector").to(tokens.device, tokens.dtype)
+        connector = self._part("connector")
+        weight = connector.learnable_registers
+        if (weight.device, weight.dtype) != (tokens.device, tokens.dtype):
+            connector.to(tokens.device, tokens.dtype)
         tokens = tokens[..., : self.dit.config.cross_attention_dim]
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
         step = connector.num_learnable_registers
@@ -115,6 +119,20 @@ class LTX23Backbone(FlowBackbone):
 def video_part(state: Mapping[str, Any]) -> dict[str, Any]:
     """The transformer's tensors of a file that holds more."""
     return {key: value for key, value in state.items() if not key.startswith((CONNECTOR, *NOT_VIDEO))}
+
+
+def connector_like(config: Mapping[str, Any]) -> nn.Module:
+    """The video's connector of a transformer of these arguments, with its published depth."""
+    from diffusers.pipelines.ltx2.connectors import LTX2ConnectorTransformer1d
+
+    return LTX2ConnectorTransformer1d(
+        num_attention_heads=config.get("num_attention_heads", 32),
+        attention_head_dim=config.get("attention_head_dim", 128),
+        num_layers=CONNECTOR_LAYERS,
+        num_learnable_registers=REGISTERS,
+        rope_type="split",
+        gated_attention=True,
+    ).requires_grad_(False)
 
 
 def connector_from(state: Mapping[str, Any], name: str, dtype: torch.dtype) -> nn.Module:

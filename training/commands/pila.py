@@ -29,6 +29,7 @@ import torch
 
 from ...methods.pila.config import GATE_FLOORS, PilaConfig
 from ...methods.weights import WeightsError
+from ..backbones.header import check_expert
 from ..console import ProgressLine, StopRequest, TrainingError
 from ..data.flow import FlowSource
 from ..loop.checkpoint import CHECKPOINT, CURVES, LOG, SHARDS
@@ -116,6 +117,8 @@ def _command(argv: list[str]) -> int:
         raise TrainingError(
             "give either --cache (a folder of cached clips) or --toy-clips (how many to draw), not both."
         )
+    if command.dit is None and (command.backbone or command.recipe) == "wan":
+        check_expert(command.source)
     accelerator = make_accelerator(command.config)
     if command.fresh and accelerator.is_main_process:
         for name in (CHECKPOINT, EXPORT, LOG, CURVES, RESIDUALS):

@@ -10,6 +10,7 @@ import importlib
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +30,41 @@ ALLOWED: Mapping[str, str] = {
 validation."""
 NOT_STEPPED = ("LBFGS", "SparseAdam")
 """torch's own that need a closure, or sparse gradients."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedState:
+    """Storage of an optimiser's moments in fewer than 32 bits, with a float32 scale for every block."""
+
+    size: float
+    """Bytes of a number."""
+    block: int
+    """Numbers that share a scale."""
+
+    def bytes_of(self, count: int) -> float:
+        """Bytes of both moments of a parameter of `count` numbers; small ones and odd ones stay float32."""
+        if count < SMALL or count % self.block:
+            return 8.0 * count
+        return 2 * (self.size * count + 4 * count / self.block)
+
+
+SMALL = 4096
+"""Numbers below which torchao and bitsandbytes keep a parameter's moments in float32."""
+PACKED: Mapping[str, PackedState] = {
+    "8bit": PackedState(size=1, block=256),
+    "Fp8": PackedState(size=1, block=256),
+    "4bit": PackedState(size=0.5, block=128),
+}
+"""By the ending of the class's name, in torchao and bitsandbytes."""
+
+
+def packed_state(name: str) -> PackedState | None:
+    """Storage of the moments of an Adam of that dotted name, whose package need not be installed; None for
+    float32."""
+    module, _, last = name.rpartition(".")
+    if module not in ("torchao.optim", "bitsandbytes.optim") or "Adam" not in last:
+        return None
+    return next((state for ending, state in PACKED.items() if last.endswith(ending)), None)
 
 
 def find_optimizer(name: str) -> type[torch.optim.Optimizer]:

@@ -38,10 +38,13 @@ class Model:
         """The backbone with `layers` blocks, on the meta device, frozen."""
         import diffusers
 
-        kind = KINDS[self.family].backbone
+        row = KINDS[self.family]
+        kind = row.backbone
         with torch.device("meta"):
             dit = getattr(diffusers, kind.dit_class)(**{**self.config, "num_layers": layers})
-            torch.nn.Module.to(dit, dtype)  # diffusers' own `to` warns of a precision lost
+            connector = row.connector_like(self.config) if row.connector_like else None
+            for part in filter(None, (dit, connector)):
+                torch.nn.Module.to(part, dtype)  # diffusers' own `to` warns of a precision lost
         dit.requires_grad_(False)
         parts = {"dit": dit, "device": "meta", "dtype": dtype}
         if kind is CogVideoXBackbone:
@@ -49,8 +52,8 @@ class Model:
         backbone = kind(latent_space=self.family, **parts)
         if self.family == "toy":
             backbone.text_length = TOY_TEXT_LENGTH
-        if self.family == "ltx23":  # the connector's few layers see 1024 words, the transformer 10,000 places
-            backbone.words = lambda tokens, mask: tokens[..., : self.config.get("cross_attention_dim", 4096)]
+        if connector is not None:
+            backbone.connector = connector
         return backbone
 
 

@@ -11,6 +11,7 @@ from ..console import TrainingError
 from ..data.format import format_of
 from ..objectives import parse
 from .cards import CARDS, GIB, LINK, REACHED, Card, find_card
+from .count import Work
 from .model import Model, clip_format, find_model
 from .step import StepCount, count_step, feature_shape
 
@@ -42,6 +43,11 @@ class Plan:
     def hours(self, card: Card) -> float:
         """Hours of the whole run on one card."""
         return self.steps * self.seconds(card) / 3600
+
+    def least_hours(self, card: Card) -> float:
+        """Hours of the products and of what is fetched alone: what no compiler can fuse away."""
+        alone = replace(self.step, work=Work(self.step.work.operations), update=Work())
+        return replace(self, step=alone).hours(card)
 
     def fits(self, card: Card) -> bool:
         """Whether the step's peak fits the card's memory."""
@@ -218,6 +224,13 @@ def describe(config: FinetuneConfig, gpu: str | None = None) -> Iterator[str]:
         fits = "yes" if plan.fits(each) else "no"
         yield (
             f"{each.name:<12} {each.gib:>4} {fits:>5} {plan.seconds(each):>8.1f} {plan.hours(each):>20.1f}"
+        )
+    if config.compile:
+        each = card or find_card("4090")
+        yield (
+            f"--compile {config.compile}: counted without it. Fused operators move less, so hours lie between "
+            f"{plan.least_hours(each):.1f} (products alone) and {plan.hours(each):.1f} on a {each.name}; "
+            f"memory is at most that above."
         )
     if card and not plan.fits(card):
         yield from advice(config, card)

@@ -6,7 +6,7 @@ with every block, so two shallow ones give the deep one's (`extrapolated`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +17,9 @@ from ..backbones import Backbone
 from ..backbones.first_frame import FirstFrame
 from ..backbones.lora import attach
 from ..data.batches import Batch
+from ..loop.config import LoopConfig
 from ..loop.optim import make_optimizer, trainable
+from ..loop.optimizers import packed_state
 from ..loop.task import ParameterGroup
 from ..objectives import parse
 from ..tasks.denoise import Student
@@ -80,6 +82,8 @@ def count_step(
     with torch.device("meta"):
         student, backbone = build_student(config, model, layers)
     with counting() as counter:
+        if backbone.connector is not None:  # its words are made on the card, and its weights stay there
+            materialise(backbone.connector)
         return _count(config, materialise(student), backbone, counter, on_gpu)
 
 
@@ -136,9 +140,13 @@ def _count(
     weights = counter.living
     # No second training loop: nothing is drawn, repeated or learned. The loop cannot be called here, as it
     # reads losses, which fake tensors do not have, and takes at once what is counted part by part.
-    optimizer = make_optimizer([ParameterGroup(parameters=learning, learning_rate=1e-4)], config.trainer)
+    packed, trainer = packed_state(config.trainer.optimizer), config.trainer
+    if packed is not None:  # steps like AdamW, whose moments are replaced below
+        trainer = replace(trainer, optimizer=LoopConfig.optimizer, optimizer_args=[])
+    optimizer = make_optimizer([ParameterGroup(parameters=learning, learning_rate=1e-4)], trainer)
     for group in optimizer.param_groups:
-        group["foreach"] = on_gpu  # torch's choice on a GPU, which takes temporaries for all at once
+        # Torch's choice on a GPU, which takes temporaries for all at once; packed moments go one by one.
+        group["foreach"] = on_gpu and packed is None
     for value in learning:
         value.grad = torch.zeros_like(value)
     gradients = counter.living - weights
@@ -166,7 +174,7 @@ def _count(
     return StepCount(
         weights=weights + ema,
         gradients=gradients,
-        moments=moments,
+        moments=sum(packed.bytes_of(value.numel()) for value in learning) if packed else moments,
         kept=kept,
         rest=peak - weights - gradients - moments - kept,
         updating=counter.peak - weights - gradients - moments,

@@ -17,7 +17,7 @@ from ...methods.weights import WeightsError
 from .. import settings
 from ..backbones import Backbone
 from ..backbones.families import KINDS
-from ..backbones.header import WanHeader, check_expert, hunyuan_header, wan_header
+from ..backbones.header import WanHeader, hunyuan_header, wan_header
 from ..backbones.ltx2 import no_encoders
 from ..console import ProgressLine, StopRequest, TrainingError
 from ..data.batches import TrainingClips
@@ -212,7 +212,8 @@ def check(config: FinetuneConfig) -> None:
     check_trackers(config.trainer)
     for text in config.objectives:
         parse.check_files(*parse.parse(text))
-    check_model(config, config.trainer.precision, config.trainer.checkpointing)
+    trainer = config.trainer
+    check_model(config, trainer.precision, trainer.checkpointing, config.noise.noise_preset)
     if config.toy_clips and config.backbone != "toy":
         raise TrainingError(f"toy_clips are for the toy backbone, not for {config.backbone}; give --videos.")
     if config.data is None and not config.videos and config.captions is None and not config.toy_clips:
@@ -225,8 +226,6 @@ def check(config: FinetuneConfig) -> None:
     encoded_here = config.data is None or config.samples or config.trainer.prompt_dropout
     if encoded_here and not KINDS[config.backbone].encoders:
         no_encoders()
-    if config.backbone == "wan" and not config.dit:
-        check_expert(config.source, config.noise.noise_preset)
     check_first_frame(model_header(config), config.first_frame, config.samples)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..backbones import Backbone
 from ..backbones.compute import ComputeConfig, check_compute, set_up
 from ..backbones.families import FamilyName
+from ..backbones.header import check_expert
 from ..backbones.load import load_backbone
 from ..backbones.lora import TuneConfig, attach
 from ..backbones.refuse import check_layout
@@ -68,15 +69,19 @@ class ModelConfig(ComputeConfig):
     """Weights that are trained."""
 
 
-def check_model(config: ModelConfig, precision: str, checkpointing: bool) -> None:
+def check_model(
+    config: ModelConfig, precision: str, checkpointing: bool, preset: str | None = None
+) -> None:
     """Raises TrainingError for what can be known before anything is loaded. precision, checkpointing: the
-    loop's."""
+    loop's; preset: the noise preset, None where the model is asked at every noise."""
     if config.init and not config.init.is_file():
         raise TrainingError(f"init is {config.init}, which does not exist.")
     if config.dit and config.source:
         raise TrainingError("dit and source name two models; give one of them.")
     if config.dit:
         check_layout(config.dit)
+    elif config.backbone == "wan":
+        check_expert(config.source, preset)
     check_compute(config, config.backbone)
     of_lora = ("fp8_storage", "quantize", "init", "blocks_to_swap")
     if config.tune.mode == "full" and any(getattr(config, name) for name in of_lora):

@@ -102,3 +102,20 @@ def test_a_folder_of_two_experts_is_trained_on_the_noise_of_the_one_that_is_read
         check_expert(source, "wan2.2-i2v-high")
     for source in (None, "Wan-AI/Wan2.1-T2V-14B-Diffusers", tmp_path / "transformer_2"):
         check_expert(source, "none")
+
+
+def test_trainings_that_ask_one_model_at_every_noise_refuse_two_experts_by_the_same_check(tmp_path, capsys):
+    from latent_physics.training.commands.pila import main
+    from latent_physics.training.tasks.finetune import FinetuneConfig
+    from latent_physics.training.tasks.finetune import check as check_finetune
+    from latent_physics.training.tasks.grpo.settings import GrpoConfig
+    from latent_physics.training.tasks.grpo.settings import check as check_grpo
+
+    (tmp_path / "transformer_2").mkdir()
+    source = str(tmp_path)
+    with pytest.raises(TrainingError, match=r"answers at all of it: use Wan 2\.1 or Wan 2\.2 5B"):
+        check_grpo(GrpoConfig(source=source, rewards=["motion"], prompts=tmp_path))
+    assert main(["--out", f"{source}/run", "--cache", f"{source}/none", "--source", source]) == 1
+    assert "one model answers at all of it" in capsys.readouterr().err
+    with pytest.raises(TrainingError, match="of which the high-noise one is read"):
+        check_finetune(FinetuneConfig(source=source, data=tmp_path))
