@@ -284,15 +284,12 @@ def test_a_plan_that_makes_no_sense_is_refused_before_anything_runs(tmp_path, ch
 
 
 def planted_results(shift: float) -> tuple[plan.Plan, study.Results]:
+    """Four trainings of a control, of an arm that is `shift` above it, of one that is equal, and of a
+    bound."""
     names = ("plain", "a", "b", "bound")
     arms = [plan.ArmPlan(name=name, recipe="toy-plain", bound=name == "bound") for name in names]
-    arms = [
-        plan.ArmPlan(name=name, recipe="toy-plain", bound=name == "bound")
-        for name in ("plain", "a", "b", "bound")
-    ]
-    made = plan.Plan(
-        arms=arms, seeds=[0, 1, 2, 3], regimes=[plan.Regime(name="r", clips=1, steps=1)], tests=["law"]
-    )
+    regime = plan.Regime(name="r", clips=1, steps=1)
+    made = plan.Plan(arms=arms, seeds=[0, 1, 2, 3], regimes=[regime], tests=["law"])
     results = study.Results()
     noise = torch.Generator().manual_seed(0)
     for arm, more in (("plain", 0.0), ("a", shift), ("b", 0.0), ("bound", 1.0)):
