@@ -40,6 +40,7 @@ WORLDS = (
 STEPS, CFG = 20, 2.0
 LONG = {
     "LatentPhysicsTrainMotionPredictor",
+    "LatentPhysicsTrainPhysicsLora",
     "LatentPhysicsBestOfNSampler",
     "LatentPhysicsAttributeBankView",
 }
