@@ -59,11 +59,17 @@ def test_interface_turns_the_workflow_into_its_api_twin(shared_page, path: Path)
 
 
 def open_template(page, name: str) -> None:
-    """As a person does: Templates, the pack, the picture."""
+    """As a person does: Templates, the pack, the picture, after scrolling where it is not among the first."""
     page.get_by_role("button", name="Templates").click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_text("some.other-name_7", exact=True).click()
-    dialog.get_by_role("heading", name=name, exact=True).click()
+    picture = dialog.get_by_role("heading", name=name, exact=True)
+    for _ in range(40):
+        if picture.count():
+            break
+        dialog.get_by_role("heading").last.scroll_into_view_if_needed()
+        page.wait_for_timeout(300)
+    picture.click()
 
 
 @pytest.mark.parametrize("name", ["wan2.2_i2v_14B_4steps_lamo", "ltx2.3_two_stage_lamo"])
