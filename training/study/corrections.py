@@ -85,6 +85,11 @@ def files_of(texts: Sequence[str]) -> list[Path]:
     return [file_of(words.predictor if isinstance(words, LamoWords) else words.adapter) for words in found]
 
 
+def edits_noise(texts: Sequence[str]) -> bool:
+    """Whether one of them edits z_t, which no denoised estimate shows."""
+    return any(getattr(words, "edit", "output") == "noisy" for words in map(parse, texts))
+
+
 def corrections_of(texts: Sequence[str], prompts: Sequence[str]) -> Callable[[slice], list[Correction]]:
     """The corrections for slices of the prompts, in order. Raises WeightsError where a file does not fit."""
     made = [words.corrections(path, prompts) for words, path in zip(map(parse, texts), files_of(texts))]

@@ -23,7 +23,7 @@ from ..console import ProgressLine, StopRequest, TrainingError
 from ..data.batches import TrainingClips
 from ..data.toy import weights_hash
 from ..objectives import parse
-from .corrections import corrections_of, file_of, files_of
+from .corrections import corrections_of, edits_noise, file_of, files_of
 from .frames import ROWS, frame_of
 from .gate import Limits, Reading, read_gate
 from .kept import base_file, base_folder, keep, kept, load_trained, load_weights_into
@@ -211,8 +211,10 @@ class Study:
         return found
 
     def of_scene(self, folder: Path, arm: ArmPlan, seed: int, ready: Callable[[], None]) -> Measures:
-        """`read_scene` of a model."""
+        """`read_scene` of a model; nothing where its corrections do not act on what that reads."""
         texts = [self.filled(text, seed) for text in arm.corrections]
+        if edits_noise(texts):
+            return {}
         basis = self.basis(arm, seed, "readout_clips", "sigmas", "evaluation_seed")
 
         def make() -> Measures:

@@ -43,6 +43,7 @@ PLAN = {
         {"name": "REPA", "recipe": "toy-repa", "objectives": [f"repa weight=0.5 {ALIGN}"]},
         {"name": "TSA", "recipe": "toy-tsa", "objectives": [f"tsa weight=0.5 {ALIGN}"]},
         {"name": "LaMo", "corrections": [f"lamo predictor={PREDICTOR}"]},
+        {"name": "z_t", "corrections": [f"lamo predictor={PREDICTOR} edit=noisy"]},
         {"name": "GRPO", "dit": "nowhere-{seed}.safetensors"},
     ],
 }  # fmt: skip
@@ -157,7 +158,10 @@ def check_tables(made: study.Study, text: str) -> None:
     assert "| **plain** | 2 |" in text
     assert "| REPA | 2 |" in text
     assert "| LaMo | 1 |" in text
-    assert [*made.results.found["sampled"]] == [*ROWS, "base", "LaMo"]
+    sampled = made.results.found["sampled"]
+    assert [*sampled] == [*ROWS, "base", "LaMo", "z_t"]
+    assert "moving 0.5" in sampled["LaMo"][0]
+    assert "moving 0.5" not in sampled["z_t"][0]  # no denoised estimate shows it
     trained = made.results.found["mixture"]
     assert [*trained] == ["plain", "REPA"]
     assert all(len(each["alignment REPA"]) == 12 and len(each["law"]) == 2 for each in trained["REPA"])
