@@ -56,15 +56,13 @@ class Arm:
 
     name: str
     predictor: str | None = None
-    """A name of Load Motion Predictor's menu; None for no guidance."""
-    strength: float = 0.0
-    """Chosen by benchmarks/toyworld/guidance.py on seeds that the table does not use."""
+    """A name of Load Motion Predictor's menu, guiding as the node comes; None for no guidance."""
 
 
 ARMS = (
     Arm("unguided"),
-    Arm("LaMo, the paper's prior (order 1)", "toy/toy_predictor_order1.safetensors", 2.0),
-    Arm("LaMo, order-2 prior", "toy/toy_predictor_order2.safetensors", 2.0),
+    Arm("LaMo, the paper's prior (order 1)", "toy/toy_predictor_order1.safetensors"),
+    Arm("LaMo, order-2 prior", "toy/toy_predictor_order2.safetensors"),
 )
 
 
@@ -115,14 +113,7 @@ def clip_graph(
     }
     if arm.predictor is not None:
         graph["predictor"] = node("LatentPhysicsLoadMotionPredictor", name=arm.predictor)
-        graph["guidance"] = node(
-            "LatentPhysicsLaMoGuidance",
-            model=["toy", 0],
-            predictor=["predictor", 0],
-            strength=arm.strength,
-            mode="paper",
-            window="steps",
-        )
+        graph["guidance"] = node("LatentPhysicsLaMoGuidance", model=["toy", 0], predictor=["predictor", 0])
         graph["sampler"]["inputs"]["model"] = ["guidance", 0]
     return graph
 
@@ -250,8 +241,7 @@ def table_of(measured: dict[Arm, Measured], batch: int) -> Iterator[str]:
             cells = [
                 str(paired_difference(found.scores[name], reference.scores[name], prompts)) for name in SCORES
             ]
-            head = f"  strength {arm.strength:g}, less unguided"
-            yield f"{head:36}{''.join(f'{cell:>26}' for cell in cells)}"
+            yield f"{'  less unguided':36}{''.join(f'{cell:>26}' for cell in cells)}"
 
 
 def at_least_1(text: str) -> int:
