@@ -43,9 +43,10 @@ LONG = {
     "LatentPhysicsTrainPhysicsLora",
     "LatentPhysicsBestOfNSampler",
     "LatentPhysicsAttributeBankView",
+    "NAGuidance",
 }
-"""Nodes of graphs that the demo leaves to the menu of templates: they train, sample eight candidates or draw
-tens of fields."""
+"""Nodes of graphs that the demo leaves to the menu of templates: they train, sample several candidates or
+draw tens of fields."""
 REAL_CLIPS = "*wan*"  # names of the clips in ComfyUI's template packages that Wan generated
 SCORES = ("law", "adherence", "dynamic_degree")
 
