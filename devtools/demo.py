@@ -43,7 +43,7 @@ LONG = {
     "LatentPhysicsTrainPhysicsLora",
     "LatentPhysicsBestOfNSampler",
     "LatentPhysicsAttributeBankView",
-    "NAGuidance",
+    "TemporalScoreRescaling",
 }
 """Nodes of graphs that the demo leaves to the menu of templates: they train, sample several candidates or
 draw tens of fields."""
