@@ -115,7 +115,7 @@ def test_members_are_the_clips_files(folder):
 
 def test_webdataset_reads_them(folder):
     """Every clip is a sample of its own: its key ends at the first dot."""
-    webdataset = pytest.importorskip("webdataset")
+    webdataset = pytest.importorskip("webdataset", reason="needs the development extra")
     urls = sorted(map(str, packed(folder).glob("*.tar")))
     samples = list(webdataset.WebDataset(urls, shardshuffle=False))
     assert len(samples) == 7
