@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -38,11 +40,14 @@ def sample(world: str, count: int, seed: int) -> tuple[Tensor, list[str]]:
     return clips.contiguous(), [prompt for _, prompt in drawn]
 
 
-def mixture(count: int, seed: int, wrong: float, first: int = 0) -> tuple[Tensor, list[str], list[str]]:
-    """`count` clips over all worlds in turn, from world number `first` (modulo their number) on, a share
-    `wrong` of them with corrupted dynamics: clips (B,3,T,H,W), prompts, world names."""
-    rng = np.random.default_rng(seed)
-    names = [list(WORLDS)[index % len(WORLDS)] for index in range(first, first + count)]
-    drawn = [draw_clip(WORLDS[name], rng, wrong) for name in names]
+def mixture(
+    count: int, seed: int, wrong: float, first: int = 0, worlds: Sequence[str] = ()
+) -> tuple[Tensor, list[str], list[str]]:
+    """`count` clips over `worlds` (all of them where none is named) in turn, from world number `first`
+    (modulo their number) on, a share `wrong` of them with corrupted dynamics: clips (B,3,T,H,W), prompts,
+    world names. Raises ValueError for an unknown world."""
+    rng, turn = np.random.default_rng(seed), list(worlds) or list(WORLDS)
+    names = [turn[index % len(turn)] for index in range(first, first + count)]
+    drawn = [draw_clip(world_named(name), rng, wrong) for name in names]
     clips = torch.from_numpy(np.stack([frames for frames, _ in drawn])).movedim(1, 2)
     return clips.contiguous(), [prompt for _, prompt in drawn], names

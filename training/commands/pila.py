@@ -29,6 +29,7 @@ import torch
 
 from ...methods.pila.config import GATE_FLOORS, PilaConfig
 from ...methods.weights import WeightsError
+from ...toyworld.worlds import WORLDS
 from ..backbones.header import check_expert
 from ..console import ProgressLine, StopRequest, TrainingError
 from ..data.flow import FlowSource
@@ -56,6 +57,8 @@ class PilaCommand:
     """Folder that `latent-physics cache --tokens` filled."""
     toy_clips: int = 0
     """Number of clips to draw from the toy worlds, instead of a cache."""
+    toy_worlds: list[str] = field(default_factory=list)
+    """Worlds that those clips are of, by name; left out, all eight."""
     recipe: Literal["wan", "toy"] = "wan"
     """Defaults of the settings below. wan: the paper's numbers. toy: a small adapter, for two cores."""
     backbone: Literal["wan", "toy"] | None = None
@@ -117,6 +120,8 @@ def _command(argv: list[str]) -> int:
         raise TrainingError(
             "give either --cache (a folder of cached clips) or --toy-clips (how many to draw), not both."
         )
+    if unknown := [name for name in command.toy_worlds if name not in WORLDS]:
+        raise TrainingError(f"toy_worlds has {unknown[0]!r}; choose from {', '.join(WORLDS)}.")
     if command.dit is None and (command.backbone or command.recipe) == "wan":
         check_expert(command.source)
     accelerator = make_accelerator(command.config)
@@ -238,6 +243,7 @@ def _clips(command: PilaCommand, backbone: Any) -> PilaClips:
             command.out / "toy_clips",
             backbone,
             progress,
+            command.toy_worlds,
         )
         progress.close()
         backbone.drop("text", *([] if command.films else ["vae"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -33,9 +33,10 @@ def make_toy_clips(
     seed: int,
     wrong: float = 0.0,
     progress: ProgressLine | None = None,
+    worlds: Sequence[str] = (),
 ) -> None:
-    """Writes `count` drawn clips of all worlds into `folder` as cached clips, with their frames for the
-    teachers.
+    """Writes `count` drawn clips of `worlds` (all where none is named) into `folder` as cached clips, with
+    their frames for the teachers.
 
     The backbone needs its VAE and text encoder. Clips that are there already are kept. Raises TrainingError
     if the disk is full.
@@ -47,7 +48,7 @@ def make_toy_clips(
         paths = toy_paths(folder, seed, range(start, min(start + part, count)))
         if all(path.is_file() for path in paths):
             continue
-        clips, prompts, _ = mixture(len(paths), seed * 1_000_003 + start, wrong)
+        clips, prompts, _ = mixture(len(paths), seed * 1_000_003 + start, wrong, worlds=worlds)
         tokens, mask = backbone.embed_prompts(prompts)
         for index, path in enumerate(paths):
             with saving(path.name, "the clips written so far are safe"):

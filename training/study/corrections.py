@@ -1,7 +1,7 @@
-"""Corrections of a plan's arms, said in words: "lamo predictor=FILE bound=0.5", "pila adapter=FILE".
+"""Corrections of a plan's arms, said in words: "lamo predictor=FILE bound=0.5", "pila adapter=FILE", "smooth
+share=0.1".
 
-Files are those that ship with the toy world, by name, or paths; "{seed}" in a path is a seed of the plan and
-"{base}" a hash of the base's weights, as `benchmarks/pila/toyworld.py` names its folders.
+Files are those that ship with the toy world, by name, or paths.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
+
 from ...methods.labels.rules import rule_labels
 from ...methods.lamo import MotionPriorGuidance, load_predictor
 from ...methods.pila import PilaCorrection, PilaSettings, label_batch, load_adapter
-from ...methods.step import Correction
+from ...methods.step import Correction, SamplingStep
 from ..backbones import load
 from ..settings import Count, NotNegative, Positive, Share, kind_and_settings
 from .ablations import build
@@ -36,8 +39,14 @@ class LamoWords:
     edit: Literal["output", "noisy"] = "output"
     """noisy: the paper's ablation, which edits z_t."""
 
-    def corrections(self, path: Path, prompts: Sequence[str]) -> Callable[[slice], list[Correction]]:
+    @property
+    def file(self) -> str:
+        """The file that it needs."""
+        return self.predictor
+
+    def corrections(self, prompts: Sequence[str]) -> Callable[[slice], list[Correction]]:
         """The correction of any prompts. Raises WeightsError."""
+        path = file_of(self.predictor)
         predictor, info = load_predictor(path, latent_space="toy")
         guidance = MotionPriorGuidance(
             predictor, scale=self.scale, lag=self.lag or info.config["lag"], bound=self.bound,
@@ -54,9 +63,14 @@ class PilaWords:
     strength: NotNegative = 1.0
     branch: Literal["conditional", "both", "guided"] = "conditional"
 
-    def corrections(self, path: Path, prompts: Sequence[str]) -> Callable[[slice], list[Correction]]:
+    @property
+    def file(self) -> str:
+        """The file that it needs."""
+        return self.adapter
+
+    def corrections(self, prompts: Sequence[str]) -> Callable[[slice], list[Correction]]:
         """The correction, with the labels of a slice of the prompts. Raises WeightsError."""
-        adapter, _ = load_adapter(path, build=build)
+        adapter, _ = load_adapter(file_of(self.adapter), build=build)
         labels = (label_batch([rule_labels(prompt) for prompt in prompts]) > 0).float()
         return lambda rows: [
             PilaCorrection(
@@ -65,7 +79,38 @@ class PilaWords:
         ]
 
 
-KINDS = {"lamo": LamoWords, "pila": PilaWords}
+@dataclass(frozen=True, kw_only=True)
+class SmoothWords:
+    """What takes motion away and knows no law: the yardstick of a correction that takes some away too."""
+
+    share: Share = 0.1
+    """Share of the way from each latent frame to the mean of its two neighbours."""
+    start: Share = 0.9
+    """Noise level below which it acts, as LaMo's."""
+    file = None
+
+    def corrections(self, prompts: Sequence[str]) -> Callable[[slice], list[Correction]]:
+        """The correction of any prompts."""
+        return lambda rows: [Smoothing(self.share, self.start)]
+
+
+class Smoothing:
+    """Moves every latent frame towards the mean of its neighbours. The first one, which stands for a single
+    frame of the video, stays as it is."""
+
+    def __init__(self, share: float, start: float) -> None:
+        self.share, self.start = share, start
+
+    def correct(self, x0: Tensor, step: SamplingStep) -> Tensor:
+        """As `Correction.correct`; a step without a noise level is smoothed."""
+        if step.level is not None and step.level.max() > self.start:
+            return x0
+        after = torch.cat([x0[:, :, 2:], x0[:, :, -1:]], dim=2)
+        moved = x0[:, :, 1:].lerp((x0[:, :, :-1] + after) / 2, self.share)
+        return torch.cat([x0[:, :, :1], moved], dim=2)
+
+
+KINDS = {"lamo": LamoWords, "pila": PilaWords, "smooth": SmoothWords}
 
 
 def parse(text: str) -> Any:
@@ -81,8 +126,7 @@ def file_of(name: str) -> Path:
 
 def files_of(texts: Sequence[str]) -> list[Path]:
     """The files that some corrections need."""
-    found = map(parse, texts)
-    return [file_of(words.predictor if isinstance(words, LamoWords) else words.adapter) for words in found]
+    return [file_of(words.file) for words in map(parse, texts) if words.file is not None]
 
 
 def edits_noise(texts: Sequence[str]) -> bool:
@@ -92,5 +136,5 @@ def edits_noise(texts: Sequence[str]) -> bool:
 
 def corrections_of(texts: Sequence[str], prompts: Sequence[str]) -> Callable[[slice], list[Correction]]:
     """The corrections for slices of the prompts, in order. Raises WeightsError where a file does not fit."""
-    made = [words.corrections(path, prompts) for words, path in zip(map(parse, texts), files_of(texts))]
+    made = [words.corrections(prompts) for words in map(parse, texts)]
     return lambda rows: [correction for of_rows in made for correction in of_rows(rows)]

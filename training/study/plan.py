@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
+from ...toyworld.worlds import WORLDS
 from .. import settings
 from ..console import TrainingError
 from ..objectives import parse
@@ -20,6 +22,8 @@ STRICT: dict[str, Any] = {"extra": "forbid"}
 """pydantic's word for refusing unknown keys of the objects in a list."""
 SAMPLED = "sampled"
 """Regime of arms that are not trained: the base as it ships, corrected while it samples."""
+SEED, CLIPS = "{seed}", "{clips}"
+"""Stand for a seed of the plan, and for a folder of clips."""
 STAGE1 = "{stage1}"
 """Stands for the file of an arm's first stage in its objectives."""
 FIRST_EVALUATED = 1 << 40
@@ -47,12 +51,58 @@ class ArmPlan:
     corrections: list[str] = field(default_factory=list)
     """Corrections while it samples, each "lamo key=value ..." or "pila key=value ..."."""
     dit: str | None = None
-    """A transformer file in place of the base, of an arm that is not trained; "{seed}" is a seed of the
-    plan."""
+    """A transformer file in place of the base, of an arm that is not trained: a path, or a file of the plan's
+    as "{NAME}"."""
     bound: bool = False
     """An upper bound beside the arms: shown, and no part of the tests."""
     regimes: list[str] = field(default_factory=list)
     """The only regimes that it is trained in; left out, all."""
+    against: str | None = None
+    """The arm that it is compared with, trained in the same regime or not trained as it is not; left out,
+    the control, or the base."""
+    cfg: Positive | None = None
+    """Guidance scale of its sampled clips, in place of the plan's."""
+    worlds: list[str] = field(default_factory=list)
+    """The only worlds whose sampled clips count, of an arm that is not trained; left out, all."""
+    yardstick: bool = False
+    """A row by whose law score, at equal dynamic degree, the arms that are not trained are measured: it
+    takes motion away and knows no law. No part of the tests."""
+
+    @property
+    def tested(self) -> bool:
+        """Whether it is one of the arms that chances are corrected over."""
+        return not (self.bound or self.yardstick)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilePlan:
+    """A file that arms need, made by the study before they run: in their corrections or `dit`, "{NAME}"."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    name: str
+    command: Literal["predictor", "pila", "grpo"]
+    """Command of `latent-physics` that makes it."""
+    arguments: list[str]
+    """Its words, beside --out. "{seed}" is a seed of the plan: the file is then made once for each. "{clips}"
+    is a folder of drawn clips with the right dynamics."""
+    clips: Count = 512
+    """Number of those clips."""
+
+    @property
+    def word(self) -> str:
+        """What stands for it in an arm."""
+        return f"{{{self.name}}}"
+
+    @property
+    def reads_clips(self) -> bool:
+        """Whether it is made from drawn clips."""
+        return any(CLIPS in word for word in self.arguments)
+
+    @property
+    def by_seed(self) -> bool:
+        """Whether every seed has a file of its own."""
+        return any(SEED in word for word in self.arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +134,8 @@ class Plan:
     """Its name."""
     about: str = ""
     arms: list[ArmPlan]
+    files: list[FilePlan] = field(default_factory=list)
+    """Files that arms need, in the order in which they are made."""
     control: str = "plain"
     """The trained arm that the others are compared with."""
     seeds: list[int]
@@ -126,6 +178,35 @@ def check(plan: Plan) -> None:
     known = [regime.name for regime in plan.regimes]
     for arm in plan.arms:
         check_arm(arm, known)
+        check_pair(plan, arm)
+    check_files(plan)
+
+
+def check_pair(plan: Plan, arm: ArmPlan) -> None:
+    """Raises TrainingError for an arm whose partner, or whose worlds, are not there."""
+    partner = next((other for other in plan.arms if other.name == arm.against), None)
+    if arm.against is not None and (partner is None or (partner.recipe is None) != (arm.recipe is None)):
+        kind = "trained" if arm.recipe is not None else "that is not trained"
+        raise TrainingError(f"the arm {arm.name!r} is against {arm.against!r}; name an arm {kind}.")
+    if unknown := [name for name in arm.worlds if name not in WORLDS]:
+        raise TrainingError(
+            f"the arm {arm.name!r} names the world {unknown[0]!r}; there are {', '.join(WORLDS)}."
+        )
+    if arm.recipe is not None and (arm.worlds or arm.yardstick):
+        raise TrainingError(
+            f"the arm {arm.name!r} is trained; worlds and yardstick are for arms that are not."
+        )
+
+
+def check_files(plan: Plan) -> None:
+    """Raises TrainingError for a file's name that something else has."""
+    words = [file.word for file in plan.files] + [SEED, CLIPS, STAGE1]
+    for file in plan.files:
+        if words.count(file.word) > 1 or not re.fullmatch(r"[\w-]+", file.name):
+            raise TrainingError(
+                f"the file {file.name!r} needs a name of its own, of letters, digits, - and _; "
+                f"seed, clips and stage1 are taken."
+            )
 
 
 def check_arm(arm: ArmPlan, regimes: list[str]) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 
 from ...methods.weights import write_atomically
 from ...toyworld.statistics import Effect, crossed_difference, holm
+from ...toyworld.worlds import WORLDS
 from ..console import saving
 from .frames import ROWS
 from .gate import Limits
@@ -18,7 +21,7 @@ from .sampling import SCORES
 from .strips import write_sheet
 from .study import BASE, Results, Study
 
-ALIGNMENT, SPEED = "alignment", "steps to equal loss"
+ALIGNMENT, SPEED, MOTION = "alignment", "steps to equal loss", "dynamic_degree"
 LEVEL = 0.05
 
 Trainings = Sequence[Measures]
@@ -70,6 +73,19 @@ def control_of(plan: Plan, regime: str) -> str:
     return BASE.name if regime == SAMPLED else plan.control
 
 
+def partner_of(plan: Plan, regime: str, arm: str) -> str:
+    """The row that an arm is compared with."""
+    named = next((other.against for other in plan.arms if other.name == arm), None)
+    return named or control_of(plan, regime)
+
+
+def clips_of(plan: Plan, arm: str) -> list[int] | None:
+    """Numbers of the sampled clips that count for an arm, which are of the worlds in turn; None for all."""
+    named = next((other.worlds for other in plan.arms if other.name == arm), [])
+    turn = list(WORLDS)
+    return [n for n in range(plan.prompts) if turn[n % len(turn)] in named] if named else None
+
+
 def regime_tables(plan: Plan, regime: str, found: Mapping[str, Trainings]) -> Iterator[str]:
     """A table for each group of measures that was read."""
     control = control_of(plan, regime)
@@ -84,10 +100,12 @@ def regime_tables(plan: Plan, regime: str, found: Mapping[str, Trainings]) -> It
     )  # fmt: skip
     for group in filter(None, groups):
         yield table(plan, regime, found, group)
+    if regime == SAMPLED and (text := equal_motion(plan, found)):
+        yield text
 
 
 def table(plan: Plan, regime: str, found: Mapping[str, Trainings], measures: Sequence[str]) -> str:
-    """Means of the control and of the rows that frame it, and each arm's difference from the control, with
+    """Means of the control and of the rows that frame it, and each arm's difference from its partner, with
     95 % intervals over trainings and prompts; for the measures that are tested also Holm's p."""
     control = control_of(plan, regime)
     chances = {name: corrected(plan, regime, found, name) for name in measures if name in plan.tests}
@@ -99,10 +117,13 @@ def table(plan: Plan, regime: str, found: Mapping[str, Trainings], measures: Seq
         if arm == control or arm in ROWS:
             cells = [own_mean(trainings, name) for name in measures]
         else:
-            effects = [difference(found, control, arm, name) for name in measures]
+            effects = [difference(plan, regime, found, arm, name) for name in measures]
             cells = [cell(e, chances.get(name, {}).get(arm)) for name, e in zip(measures, effects)]
         if any(cells):
             title = f"**{arm}**" if arm == control else arm
+            partner = partner_of(plan, regime, arm)
+            if partner != control and arm not in ROWS:
+                title += f" (less {partner})"
             lines.append(f"| {title} | {len(trainings)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -134,25 +155,58 @@ def cell(effect: Effect | None, p: float | None) -> str:
     return f"**{text}**" if p < LEVEL else text
 
 
-def difference(found: Mapping[str, Trainings], control: str, arm: str, measure: str) -> Effect | None:
-    """An arm less the control, training by training and prompt by prompt; None where one was not read."""
+def difference(
+    plan: Plan, regime: str, found: Mapping[str, Trainings], arm: str, measure: str
+) -> Effect | None:
+    """An arm less its partner, training by training and prompt by prompt; None where one was not read."""
     name = f"{ALIGNMENT} {arm}" if measure == ALIGNMENT else measure
-    ours = [each[name] for each in found[arm] if name in each]
-    theirs = [each[name] for each in found[control] if name in each]
+    ours, theirs = (
+        [each[name] for each in found.get(row, ()) if name in each]
+        for row in (arm, partner_of(plan, regime, arm))
+    )
     if not ours or not theirs:
         return None
+    if (chosen := clips_of(plan, arm)) is not None and measure in SCORES:
+        ours, theirs = ([[row[n] for n in chosen] for row in rows] for rows in (ours, theirs))
     paired = ours if len(theirs) == 1 else ours[: len(theirs)]
     return crossed_difference(paired, theirs[: len(paired)])
 
 
 def corrected(plan: Plan, regime: str, found: Mapping[str, Trainings], measure: str) -> dict[str, float]:
-    """Holm's p of every arm that is tested: not of the control, of bounds and of rows that frame."""
+    """Holm's p of every arm that is tested: not of the control, of bounds, yardsticks and rows that frame."""
     control = control_of(plan, regime)
-    arms = [arm.name for arm in plan.arms if arm.name in found and arm.name != control and not arm.bound]
-    effects = {arm: difference(found, control, arm, measure) for arm in arms}
+    arms = [arm.name for arm in plan.arms if arm.name in found and arm.name != control and arm.tested]
+    effects = {arm: difference(plan, regime, found, arm, measure) for arm in arms}
     return holm(
         {arm: effect.p for arm, effect in effects.items() if effect is not None and effect.p == effect.p}
     )
+
+
+def equal_motion(plan: Plan, found: Mapping[str, Trainings]) -> str:
+    """The law score of arms that are not trained less that of clips with as much motion and no law: those of
+    the base and the yardsticks whose dynamic degrees lie around the arm's, mixed so that the mean is the
+    arm's, prompt by prompt. Nothing where the plan has no yardstick."""
+    names = [arm.name for arm in plan.arms if arm.yardstick and arm.name in found]
+    if not names:
+        return ""
+    scale = sorted((found[name][0] for name in [BASE.name, *names]), key=lambda row: fmean(row[MOTION]))
+    lines = [
+        "| arm | dynamic degree | law | law of the yardstick there | law, less that |\n|---|---|---|---|---|"
+    ]
+    for arm in plan.arms:
+        if arm.name not in found or arm.yardstick or arm.against or arm.worlds:
+            continue
+        ours = [each["law"] for each in found[arm.name]]
+        motion = fmean(fmean(each[MOTION]) for each in found[arm.name])
+        cells = [f"{motion:.3f}", f"{fmean(map(fmean, ours)):.3f}", "", "outside the yardstick's range"]
+        for less, more in pairwise(scale):
+            low, high = fmean(less[MOTION]), fmean(more[MOTION])
+            if low <= motion <= high:
+                share = (motion - low) / (high - low) if high > low else 0.0
+                there = [a + share * (b - a) for a, b in zip(less["law"], more["law"])]
+                cells[2:] = [f"{fmean(there):.3f}", str(crossed_difference(ours, [there]))]
+        lines.append(f"| {arm.name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def tested(plan: Plan, results: Results) -> dict[str, dict[str, Effect]]:
@@ -164,7 +218,7 @@ def tested(plan: Plan, results: Results) -> dict[str, dict[str, Effect]]:
             arm.name for arm in plan.arms if arm.name in found and arm.name != control and control in found
         ]
         for measure in plan.tests:
-            effects = {arm: difference(found, control, arm, measure) for arm in arms}
+            effects = {arm: difference(plan, regime, found, arm, measure) for arm in arms}
             if known := {arm: effect for arm, effect in effects.items() if effect is not None}:
                 panels[f"{regime}: {heading(measure)}"] = known
     return panels

@@ -21,9 +21,9 @@ from ...toyworld import mixture
 from ..backbones import Backbone, load_backbone
 from ..console import ProgressLine, StopRequest, TrainingError
 from ..data.batches import TrainingClips
-from ..data.toy import weights_hash
 from ..objectives import parse
-from .corrections import corrections_of, edits_noise, file_of, files_of
+from .corrections import corrections_of, edits_noise, file_of
+from .files import PlanFiles, make_file
 from .frames import ROWS, frame_of
 from .gate import Limits, Reading, read_gate
 from .kept import base_file, base_folder, keep, kept, load_trained, load_weights_into
@@ -85,12 +85,14 @@ class Study:
 
     def __init__(self, config: StudyConfig, stop: StopRequest, progress: ProgressLine) -> None:
         """Raises TrainingError for a plan that makes no sense, and for an arm that it does not have."""
+        self.threads = config.threads
         if config.threads:
             torch.set_num_threads(config.threads)
         self.plan: Plan = load_plan("quick" if config.quick else config.plan)
         self.arms = chosen(self.plan, config.arms)
         self.name = Path(self.plan.recipe).stem.removeprefix("study-")
         self.out = base_folder(config.out / self.name)
+        self.files = PlanFiles(self.plan, self.out / "files")
         self.stop, self.progress = stop, progress
         self.results = Results()
 
@@ -98,11 +100,6 @@ class Study:
     def backbone(self) -> Backbone:
         """The base, whose transformer's weights are exchanged for those of each model."""
         return load_backbone("toy")
-
-    @cached_property
-    def base_hash(self) -> str:
-        """The base's weights, as `benchmarks/pila/toyworld.py` names them."""
-        return weights_hash(load_backbone("toy", parts=("dit",)).dit)
 
     @cached_property
     def scenes(self) -> tuple[Tensor, list[str], list[str]]:
@@ -147,25 +144,32 @@ class Study:
         return readings
 
     def check_files(self) -> None:
-        """Leaves out arms whose files are not there."""
+        """Leaves out arms whose files are not there and are not made by the plan."""
         for arm in self.arms:
-            wanted = [Path(path) for seed in self.plan.seeds for path in self.files(arm, seed)]
-            if missing := [path for path in wanted if not path.is_file()]:
+            if missing := [path for seed in self.plan.seeds for path in self.files.missing(arm, seed)]:
                 self.results.left_out[arm.name] = f"{missing[0]} is not there"
-
-    def files(self, arm: ArmPlan, seed: int) -> list[Path]:
-        """Files that an arm needs for one seed."""
-        dit = [file_of(self.filled(arm.dit, seed))] if arm.dit else []
-        return dit + files_of([self.filled(text, seed) for text in arm.corrections])
-
-    def filled(self, text: str, seed: int) -> str:
-        """A text of the plan with its seed and the base's hash in their places."""
-        text = text.replace("{seed}", str(seed))
-        return text.replace("{base}", self.base_hash) if "{base}" in text else text
 
     def comparable(self) -> list[ArmPlan]:
         """Arms that are not left out."""
         return [arm for arm in self.arms if arm.name not in self.results.left_out]
+
+    def make_files(self) -> None:
+        """Makes the files of the plan that its arms need. Raises StopStudy, and TrainingError where a command
+        fails."""
+        for file, seed in self.files.jobs(self.comparable()):
+            path = self.files.path(file, seed)
+            if not path.is_file():
+                if self.stop.asked:
+                    raise StopStudy
+                self.progress.say(f"the file {path.name}")
+            clips = self.right_clips(file.clips) if file.reads_clips else None
+            if not make_file(file, path, seed, clips, self.threads):
+                raise StopStudy
+
+    def right_clips(self, count: int) -> Path:
+        """A folder of drawn clips with the right dynamics, which no training has seen."""
+        folder, seed = self.out / "data" / f"{count}-files", max(self.plan.seeds) + 1
+        return make_data(folder, lambda: self.backbone, count, seed, 0.0, self.progress)
 
     # --- trainings ------------------------------------------------------------------------------------------
 
@@ -211,9 +215,9 @@ class Study:
         return found
 
     def of_scene(self, folder: Path, arm: ArmPlan, seed: int, ready: Callable[[], None]) -> Measures:
-        """`read_scene` of a model; nothing where its corrections do not act on what that reads."""
-        texts = [self.filled(text, seed) for text in arm.corrections]
-        if edits_noise(texts):
+        """`read_scene` of a model; nothing where what makes the arm does not act on what that reads."""
+        texts = self.files.corrections(arm, seed)
+        if edits_noise(texts) or arm.cfg is not None or arm.worlds:
             return {}
         basis = self.basis(arm, seed, "readout_clips", "sigmas", "evaluation_seed")
 
@@ -228,27 +232,28 @@ class Study:
     def basis(self, arm: ArmPlan, seed: int, *names: str) -> dict:
         """What measures of an arm depend on, beside its trained weights: settings of the plan, corrections
         and the content of their files."""
-        files = self.files(arm, seed)
+        files = self.files.of_arm(arm, seed)
         found = {name: getattr(self.plan, name) for name in names}
-        found |= {"corrections": [self.filled(text, seed) for text in arm.corrections]}
+        found |= {"corrections": self.files.corrections(arm, seed)}
         return found | ({"files": digest_of(files)} if files else {})
 
     def of_clips(self, folder: Path, arm: ArmPlan, seed: int, ready: Callable[[], None]) -> Measures:
         """Scores of a model's sampled clips, some of which are kept as a picture."""
-        texts = [self.filled(text, seed) for text in arm.corrections]
-        basis = self.basis(arm, seed, "prompts", "sampling_steps", "cfg", "evaluation_seed")
+        texts = self.files.corrections(arm, seed)
+        basis = self.basis(arm, seed, "prompts", "sampling_steps", "evaluation_seed")
+        cfg = self.plan.cfg if arm.cfg is None else arm.cfg
 
         def make() -> Measures:
             ready()
             _, prompts, _ = self.scenes
-            settings = {"steps": self.plan.sampling_steps, "cfg": self.plan.cfg}
+            settings = {"steps": self.plan.sampling_steps, "cfg": cfg}
             clips, _ = sampled_clips(
                 self.backbone, prompts, corrections=corrections_of(texts, prompts),
                 seed=self.plan.evaluation_seed, **settings,
             )  # fmt: skip
             return self.scored(folder, clips)
 
-        return self.measured(folder / "clips.json", basis | {"scores": list(SCORES)}, make)
+        return self.measured(folder / "clips.json", basis | {"cfg": cfg, "scores": list(SCORES)}, make)
 
     def scored(self, folder: Path, clips: Tensor) -> Measures:
         """Scores of clips of `scenes`' prompts; their first ones are kept as a picture."""
@@ -280,6 +285,7 @@ class Study:
         """Makes what is missing. Raises what `finetune` and `read_gate` raise."""
         try:
             self.read_gate()
+            self.make_files()
             self.sample_untrained()
             for regime in self.plan.regimes:
                 for seed, arm in self.jobs(regime):
@@ -329,14 +335,13 @@ class Study:
 
             self.results.add(SAMPLED, name, self.measured(folder / "clips.json", basis, make))
         for arm in [BASE, *(arm for arm in self.comparable() if arm.recipe is None)]:
-            texts = [arm.dit or "", *arm.corrections]
-            for seed in self.plan.seeds if any("{seed}" in text for text in texts) else self.plan.seeds[:1]:
+            for seed in self.plan.seeds if self.files.by_seed(arm) else self.plan.seeds[:1]:
                 self.sample_arm(arm, seed)
 
     def sample_arm(self, arm: ArmPlan, seed: int) -> None:
         """Readouts of an arm that is not trained."""
         self.progress.say(f"{SAMPLED}, {arm.name}")
-        path = file_of(self.filled(arm.dit, seed)) if arm.dit else base_file()
+        path = file_of(self.files.filled(arm.dit, seed)) if arm.dit else base_file()
         folder, ready = self.folder(SAMPLED, arm, seed), once(lambda: load_weights_into(self.backbone, path))
         found = self.of_scene(folder, arm, seed, ready) | self.of_clips(folder, arm, seed, ready)
         self.results.add(SAMPLED, arm.name, found)

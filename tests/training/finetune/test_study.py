@@ -6,22 +6,28 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from latent_physics.methods.lamo import load_predictor
+from latent_physics.methods.step import SamplingStep
 from latent_physics.tests.training.backbones import tiny
 from latent_physics.toyworld import sample
 from latent_physics.training.backbones import load, load_backbone
+from latent_physics.training.commands import cli, pila, predictor
 from latent_physics.training.commands import study as command
 from latent_physics.training.console import ProgressLine, StopRequest, TrainingError
 from latent_physics.training.data.batches import TrainingClips
 from latent_physics.training.data.toy import make_toy_clips
 from latent_physics.training.objectives import parse
-from latent_physics.training.study import gate, plan, readouts, report, scene, study
+from latent_physics.training.recipes import recipe_in
+from latent_physics.training.study import corrections, files, gate, plan, readouts, report, scene, study
 from latent_physics.training.study.frames import ROWS
 from latent_physics.training.study.sampling import SCORES
+from latent_physics.training.tasks.grpo.settings import GrpoConfig
 
 ALIGN = "block=1 teacher=toy_oracle stride=1 hidden=8 grid=tokens centre=true"
 PREDICTOR = load.TOY_WEIGHTS / "toy_predictor_order1.safetensors"
@@ -47,6 +53,11 @@ PLAN = {
         {"name": "GRPO", "dit": "nowhere-{seed}.safetensors"},
     ],
 }  # fmt: skip
+
+
+WORDS = ["--recipe", "toy", "--cache", "{clips}", "--steps", "2", "--width", "8", "--blocks", "1"]
+MADE = {"name": "made", "command": "predictor", "arguments": [*WORDS, "--seed", "{seed}"], "clips": 4}
+"""A file that a study makes, once for each seed."""
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +193,66 @@ def test_the_gate_is_printed_and_nothing_trained(tmp_path, weights, gates, capsy
     assert "arm 'none' is unknown; the plan has plain, REPA" in capsys.readouterr().err
 
 
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def with_files(folder: Path, **changes) -> study.StudyConfig:
+    """A study of one arm that is not trained, whose predictors it makes."""
+    arms = [PLAN["arms"][0], {"name": "LaMo, anew", "corrections": ["lamo predictor={made}"]}]
+    return config(folder, arms=arms, regimes=[], files=[MADE | changes])
+
+
+def test_a_study_makes_the_files_that_its_arms_need(tmp_path, weights, gates, encoded_once):
+    made = study.Study(with_files(tmp_path), StopRequest(), quiet())
+    found = made.go().found["sampled"]["LaMo, anew"]
+    assert len(found) == 2  # a row for each seed's file
+    paths = sorted((made.out / "files").glob("*.safetensors"))
+    assert [path.name for path in paths] == ["made-seed0.safetensors", "made-seed1.safetensors"]
+    predictors = [load_predictor(path, latent_space="toy")[0].state_dict() for path in paths]
+    assert any((predictors[0][name] != value).any() for name, value in predictors[1].items())
+    times = [path.stat().st_mtime_ns for path in paths]
+    again = study.Study(with_files(tmp_path), StopRequest(), quiet())
+    assert again.go().found["sampled"]["LaMo, anew"] == found
+    assert [path.stat().st_mtime_ns for path in paths] == times
+    changed = study.Study(with_files(tmp_path, arguments=[*WORDS, "--lag", "1"]), StopRequest(), quiet())
+    assert len(changed.go().found["sampled"]["LaMo, anew"]) == 1  # without "{seed}" there is one file
+    twice = study.Study(
+        with_files(tmp_path, arguments=[*MADE["arguments"], "--lag", "1"]), StopRequest(), quiet()
+    )
+    with pytest.raises(TrainingError, match="made-seed0\\.safetensors was made with other arguments"):
+        twice.go()
+
+
+def test_a_command_that_was_stopped_stops_the_study_and_one_that_failed_is_said(
+    tmp_path, weights, gates, encoded_once, monkeypatch
+):
+    made = study.Study(with_files(tmp_path), StopRequest(), quiet())
+    ended = iter([130, 1])
+
+    def ends(command, **rest):
+        return subprocess.CompletedProcess(command, next(ended))
+
+    monkeypatch.setattr(files.subprocess, "run", ends)
+    assert made.go().stopped
+    with pytest.raises(
+        TrainingError, match="latent-physics predictor ended with status 1 and the file 'made' is"
+    ):
+        made.go()
+
+
+def test_a_yardstick_takes_motion_away_and_leaves_the_first_frame():
+    (smooth,) = corrections.corrections_of(["smooth share=0.5 start=0.6"], [""])(slice(0, 1))
+    clean = torch.tensor([3.0, 0.0, 4.0, 8.0]).view(1, 1, 4, 1, 1)
+    step = SamplingStep(
+        noisy=clean, sigma=torch.ones(1), gain=torch.ones(1), index=0, count=1, level=torch.tensor([0.5])
+    )
+    # halfway to (3 + 4) / 2, (0 + 8) / 2 and (4 + 8) / 2
+    torch.testing.assert_close(smooth.correct(clean, step).flatten(), torch.tensor([3.0, 1.75, 4.0, 7.0]))
+    assert smooth.correct(clean, replace(step, level=torch.tensor([0.7]))) is clean
+    still = torch.ones(1, 2, 5, 3, 3)
+    torch.testing.assert_close(smooth.correct(still, step), still)
+
+
 # --- readouts -----------------------------------------------------------------------------------------------
 
 
@@ -256,6 +327,16 @@ def test_steps_to_a_loss_are_read_off_the_straight_line(tmp_path):
 # --- plan and tables ----------------------------------------------------------------------------------------
 
 
+COMMANDS = {
+    "pila": pila._parse,
+    "predictor": predictor._parse,
+    "grpo": lambda words: cli.parse(
+        GrpoConfig, words, prog="grpo", description="", defaults=vars(recipe_in(words, GrpoConfig, "grpo"))
+    ),
+}
+"""What reads the words of each command, and raises SystemExit for a word that it does not know."""
+
+
 @pytest.mark.parametrize("name", ["full", "quick"])
 def test_plans_that_ship_can_be_run(name):
     made = plan.load_plan(name)
@@ -264,6 +345,9 @@ def test_plans_that_ship_can_be_run(name):
     assert any(arm.bound for arm in made.arms)
     known = {"alignment", "law", "permanence", *(f"moving {sigma:g}" for sigma in made.sigmas)}
     assert set(made.tests) <= known
+    for file in made.files:
+        words = [word.replace("{seed}", "0").replace("{clips}", "clips") for word in file.arguments]
+        COMMANDS[file.command]([*words, "--out", "out"])
 
 
 @pytest.mark.parametrize(
@@ -280,6 +364,17 @@ def test_plans_that_ship_can_be_run(name):
         ),
         ({"arms": [PLAN["arms"][0] | {"regimes": ["none"]}]}, "names the regime 'none'; there are mixture"),
         ({"arms": [PLAN["arms"][0] | {"dit": "x"}]}, "has a recipe and a dit"),
+        (
+            {"arms": [*PLAN["arms"], {"name": "x", "against": "REPA"}]},
+            "is against 'REPA'; name an arm that is",
+        ),
+        (
+            {"arms": [*PLAN["arms"], {"name": "x", "worlds": ["moon"]}]},
+            "names the world 'moon'; there are rigid",
+        ),
+        ({"arms": [PLAN["arms"][0] | {"yardstick": True}]}, "'plain' is trained; worlds and yardstick are"),
+        ({"files": [MADE | {"name": "seed"}]}, "the file 'seed' needs a name of its own"),
+        ({"files": [MADE | {"command": "rm"}]}, "command is 'rm'"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused_before_anything_runs(tmp_path, changes, message):
@@ -307,7 +402,7 @@ def test_chances_are_corrected_over_the_arms_and_bounds_are_none():
     made, results = planted_results(0.1)
     found = results.found["r"]
     corrected = report.corrected(made, "r", found, "law")
-    single = {arm: report.difference(found, "plain", arm, "law").p for arm in ("a", "b")}
+    single = {arm: report.difference(made, "r", found, arm, "law").p for arm in ("a", "b")}
     assert corrected == {"a": pytest.approx(2 * single["a"]), "b": single["b"]}
     text = report.tables(made, results)
     (row,) = (line for line in text.splitlines() if line.startswith("| a |"))
@@ -317,13 +412,51 @@ def test_chances_are_corrected_over_the_arms_and_bounds_are_none():
     assert "+1.0" in bound
 
 
+def test_an_arm_is_compared_with_the_one_that_it_is_against_in_the_worlds_that_count():
+    made, results = planted_results(0.1)
+    of_a = plan.ArmPlan(name="c", recipe="toy-plain", against="a")
+    found = results.found["r"] | {"c": results.found["r"]["b"]}
+    with_c = replace(made, arms=[*made.arms, of_a])
+    assert report.difference(with_c, "r", found, "c", "law").mean == pytest.approx(-0.1, abs=0.01)
+    assert "| c (less a) | 4 |" in report.table(with_c, "r", found, ["law"])
+    base, arm = {"law": [0.0] * 16}, {"law": [1.0, 0.0, 0.0, 0.0, 3.0, 0.0, 0.0, 0.0] * 2}
+    both = plan.ArmPlan(name="d", corrections=[], worlds=["rigid_body", "collision"])
+    sampled = replace(made, arms=[both], prompts=16)
+    effect = report.difference(sampled, "sampled", {"base": [base], "d": [arm]}, "d", "law")
+    assert effect.mean == 2.0  # rigid_body is the first world of eight, collision the fifth
+
+
+def test_law_is_compared_at_equal_dynamic_degree():
+    def rows(law: float, motion: float) -> dict:
+        return {"law": [law, law + 0.1] * 8, "dynamic_degree": [motion] * 16}
+
+    arms = [
+        plan.ArmPlan(name="smooth", corrections=["smooth share=0.5"], yardstick=True),
+        plan.ArmPlan(name="arm", corrections=["smooth share=0.1"]),
+        plan.ArmPlan(name="wild", corrections=["smooth share=0.2"]),
+    ]
+    made = plan.Plan(arms=arms, seeds=[0], regimes=[], tests=["law"], prompts=16)
+    found = {
+        "base": [rows(0.2, 1.0)],
+        "smooth": [rows(0.4, 0.5)],
+        "arm": [rows(0.5, 0.8)],
+        "wild": [rows(1, 2)],
+    }
+    arm, wild = report.equal_motion(made, found).splitlines()[-2:]
+    # 0.8 lies two fifths of the way from the base to the yardstick: law 0.25 + 0.4 (0.45 - 0.25)
+    assert arm == "| arm | 0.800 | 0.550 | 0.330 | +0.220 [+0.220, +0.220] |"
+    assert wild == "| wild | 2.000 | 1.050 |  | outside the yardstick's range |"
+    assert report.corrected(made, "sampled", found, "law").keys() == {"arm", "wild"}
+    assert report.equal_motion(replace(made, arms=arms[1:]), found) == ""
+
+
 def test_an_arm_is_compared_with_the_trainings_that_both_have():
     made, results = planted_results(0.1)
     found = results.found["r"]
-    whole = report.difference(found, "plain", "a", "law")
+    whole = report.difference(made, "r", found, "a", "law")
     found["a"] = found["a"][:2]  # stopped after two
-    part = report.difference(found, "plain", "a", "law")
+    part = report.difference(made, "r", found, "a", "law")
     assert part.mean == pytest.approx(0.1, abs=0.01)
     assert (part.low, part.high) != (whole.low, whole.high)
-    assert report.difference(found, "plain", "a", "alignment") is None
+    assert report.difference(made, "r", found, "a", "alignment") is None
     assert replace(made, tests=[]).tests == []

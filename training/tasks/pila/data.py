@@ -142,16 +142,22 @@ def cached_clips(
 
 
 def toy_clips(
-    count: int, seed: int, folder: Path, backbone: Backbone, progress: ProgressLine | None = None
+    count: int,
+    seed: int,
+    folder: Path,
+    backbone: Backbone,
+    progress: ProgressLine | None = None,
+    worlds: Sequence[str] = (),
 ) -> PilaClips:
-    """`count` clips of the toy worlds with the right dynamics, cached once in a folder of `folder` that the
-    encoders' weights and the seed name; a stopped run makes those that are missing.
+    """`count` clips of the toy worlds (of `worlds`, where some are named) with the right dynamics, cached
+    once in a folder of `folder` that the encoders' weights, the seed and the worlds name; a stopped run makes
+    those that are missing.
 
     Flow comes from the rendered frames, labels from the worlds that the prompts name. Raises TrainingError
     where the disk is full.
     """
-    place = folder / f"{weights_hash(backbone.vae, backbone.text)}-{seed}"
-    make_toy_clips(place, backbone, count, seed, progress=progress)
+    place = folder / "-".join([weights_hash(backbone.vae, backbone.text), str(seed), *worlds])
+    make_toy_clips(place, backbone, count, seed, progress=progress, worlds=worlds)
     rendered = FrameSource(place, [])
 
     def flow(entry: Entry, latent: Tensor) -> tuple[Tensor, Tensor]:
