@@ -32,6 +32,8 @@ LIMIT = 6.0 / 256.0
 """Flow of a moving pixel between two frames, as a share of the shorter side."""
 MOVING_PAIRS = 4.0 / 16.0
 """Pairs of frames that must move, as a share of the frames."""
+FRAME_BY_FRAME = "frame by frame"
+"""Part of the geometry measure's name: values that looked at whole clips at once are computed again."""
 Measure = Callable[[np.ndarray, float], float]
 """Frames `T H W 3` uint8 and frames per second -> a number."""
 
@@ -121,7 +123,8 @@ def measures_for(
     cannot be loaded.
     """
     from ..encoders import TeacherError, load_raft, load_teacher
-    from ..methods.critics import CausalSurprise, TrajectoryGeometry
+    from ..encoders.critics import critic_through
+    from ..methods.critics import CausalSurprise
 
     def teacher(text: str) -> Any:
         kind, _, source = text.partition(":")
@@ -141,7 +144,8 @@ def measures_for(
             found["surprise"] = (critic_measure(CausalSurprise(model)), model.identity)
         if encoder:
             model = teacher(encoder)
-            found["geometry"] = (critic_measure(TrajectoryGeometry(model)), model.identity)
+            geometry = critic_measure(critic_through(model, "geometry"))
+            found["geometry"] = (geometry, f"{model.identity}, {FRAME_BY_FRAME}")
     except (TeacherError, ImportError) as error:
         raise EvaluationError(str(error)) from error
     return found

@@ -8,6 +8,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from latent_physics.encoders import load_teacher
+from latent_physics.encoders.critics import load_critic
 from latent_physics.evaluation import measures
 from latent_physics.evaluation.errors import EvaluationError
 from latent_physics.evaluation.measures import (
@@ -20,6 +22,7 @@ from latent_physics.evaluation.measures import (
     motion,
     read_measures,
 )
+from latent_physics.methods.critics import TrajectoryGeometry
 
 
 class KnownFlow:
@@ -113,6 +116,21 @@ def test_the_toy_world_model_is_the_surprise_critic(filled, make_plan) -> None:
         measures_for(world_model="toy_videomae")
     with pytest.raises(EvaluationError, match="unknown"):
         measures_for(encoder="vgg")
+
+
+def test_the_geometry_critic_sees_each_frame_alone() -> None:
+    """As the node, the reward and the critics' benchmark do: in a whole clip a video encoder's features move
+    although nothing does."""
+    clip = film(33, 64, step=1)
+    clip[:9] = clip[8]  # stands still at first, so that the gate is open and features must not move there
+    compute, by = measures_for(encoder="toy_videomae")["geometry"]
+    frames = measures.as_clip(clip)
+    assert compute(clip, 16.0) == pytest.approx(
+        float(load_critic("geometry", "toy_videomae").judge(frames, 16.0).score), rel=1e-5
+    )
+    whole = TrajectoryGeometry(load_teacher("toy_videomae"))
+    assert compute(clip, 16.0) != pytest.approx(float(whole.judge(frames, 16.0).score), rel=1e-2)
+    assert by != load_teacher("toy_videomae").identity, "values of whole clips would be taken for these"
 
 
 def test_measures_are_computed_once_and_survive_a_torn_line(filled, make_plan, monkeypatch) -> None:
