@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from ..methods.weights import write_atomically
 from .errors import EvaluationError
 from .files import append_lines, whole_lines
@@ -152,18 +154,11 @@ class Manifest:
         The system releases the lock of a killed process.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "a+b") as file:
-            try:
-                if os.name == "nt":
-                    import msvcrt
-
-                    msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-                else:
-                    import fcntl
-
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise EvaluationError(
-                    f"another process generates into {self.folder}; wait for it or stop it."
-                ) from error
+        try:
+            lock = FileLock(self.folder / ".lock").acquire(timeout=0)
+        except Timeout as error:
+            raise EvaluationError(
+                f"another process generates into {self.folder}; wait for it or stop it."
+            ) from error
+        with lock:
             yield

@@ -7,7 +7,8 @@ from ..console import ProgressLine, StopRequest
 from ..study.gate import Limits
 from ..study.gate import table as gate_table
 from ..study.report import write_report
-from ..study.study import StopStudy, Study, StudyConfig
+from ..study.sharing import StopStudy
+from ..study.study import Study, StudyConfig
 from ..tasks.finetune import ERRORS
 from . import cli
 

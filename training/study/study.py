@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -23,16 +23,17 @@ from ..console import ProgressLine, StopRequest, TrainingError
 from ..data.batches import TrainingClips
 from ..objectives import parse
 from .corrections import corrections_of, edits_noise, file_of
-from .files import PlanFiles, make_file
+from .files import FilePlan, PlanFiles, make_file
 from .frames import ROWS, frame_of
 from .gate import Limits, Reading, read_gate
-from .kept import base_file, base_folder, keep, kept, load_trained, load_weights_into
+from .kept import base_file, base_folder, exported, keep, kept, load_trained, load_weights_into
 from .plan import SAMPLED, STAGE1, ArmPlan, Plan, Regime, alignments, load_plan, objectives_of, takes_part
 from .probes import tracked_clips
 from .readouts import Eyes, Measures, blocks_of, last_loss, read_alignment, read_scene, steps_to
 from .runs import Training, first_stage, make_data, train_arm
 from .sampling import SCORES, sampled_clips, scores_of
 from .scene import encoded
+from .sharing import StopStudy, alone
 from .strips import write_strip
 
 BASE = ArmPlan(name="base")
@@ -74,10 +75,6 @@ class Results:
     def add(self, regime: str, arm: str, measures: Measures) -> None:
         """One more training's measures."""
         self.found.setdefault(regime, {}).setdefault(arm, []).append(measures)
-
-
-class StopStudy(Exception):
-    """The user asked for a stop; what is done is kept."""
 
 
 class Study:
@@ -153,23 +150,22 @@ class Study:
         """Arms that are not left out."""
         return [arm for arm in self.arms if arm.name not in self.results.left_out]
 
-    def make_files(self) -> None:
-        """Makes the files of the plan that its arms need. Raises StopStudy, and TrainingError where a command
-        fails."""
-        for file, seed in self.files.jobs(self.comparable()):
-            path = self.files.path(file, seed)
-            if not path.is_file():
-                if self.stop.asked:
-                    raise StopStudy
-                self.progress.say(f"the file {path.name}")
-            clips = self.right_clips(file.clips) if file.reads_clips else None
-            if not make_file(file, path, seed, clips, self.threads):
+    def make_file(self, file: FilePlan, path: Path, seed: int, waits: bool) -> None:
+        """Makes a file of the plan where it is not there. Raises StopStudy, and TrainingError where its
+        command fails."""
+        if not path.is_file():
+            if self.stop.asked:
                 raise StopStudy
+            self.progress.say(f"the file {path.name}")
+        clips = self.right_clips(file.clips) if file.reads_clips else None
+        if not make_file(file, path, seed, clips, self.threads):
+            raise StopStudy
 
     def right_clips(self, count: int) -> Path:
         """A folder of drawn clips with the right dynamics, which no training has seen."""
         folder, seed = self.out / "data" / f"{count}-files", max(self.plan.seeds) + 1
-        return make_data(folder, lambda: self.backbone, count, seed, 0.0, self.progress)
+        with alone(folder, self.stop):
+            return make_data(folder, lambda: self.backbone, count, seed, 0.0, self.progress)
 
     # --- trainings ------------------------------------------------------------------------------------------
 
@@ -177,7 +173,8 @@ class Study:
         """The clips of one training, drawn where they are not there yet."""
         wrong = next((w for w in (arm.wrong, regime.wrong) if w is not None), base_wrong())
         folder = self.out / "data" / f"{regime.clips}-wrong{wrong:g}-seed{seed}"
-        return make_data(folder, lambda: self.backbone, regime.clips, seed, wrong, self.progress)
+        with alone(folder, self.stop):
+            return make_data(folder, lambda: self.backbone, regime.clips, seed, wrong, self.progress)
 
     def texts(self, arm: ArmPlan, seed: int, texts: Sequence[str]) -> list[str]:
         """Objectives of an arm with the file of its first stage, which is trained here where it is missing:
@@ -185,9 +182,9 @@ class Study:
         if not any(STAGE1 in text for text in texts):
             return list(texts)
         folder = self.out / "stage1" / f"{arm.stage1}-seed{seed}"
-        path = first_stage(
-            arm, folder, self.data(self.plan.regimes[0], arm, seed), seed, self.stop, self.progress
-        )
+        data = self.data(self.plan.regimes[0], arm, seed)
+        with alone(folder, self.stop):
+            path = first_stage(arm, folder, data, seed, self.stop, self.progress)
         if path is None:
             raise StopStudy
         return [text.replace(STAGE1, str(path)) for text in texts]
@@ -282,17 +279,36 @@ class Study:
     # --- all of it ------------------------------------------------------------------------------------------
 
     def go(self) -> Results:
-        """Makes what is missing. Raises what `finetune` and `read_gate` raise."""
+        """Makes what is missing. Several processes with one plan and one folder share the work: each first
+        makes what no other is at, and then waits for what the others are making. Raises what `finetune` and
+        `read_gate` raise."""
         try:
-            self.read_gate()
-            self.make_files()
-            self.sample_untrained()
-            for regime in self.plan.regimes:
-                for seed, arm in self.jobs(regime):
-                    self.train_and_read(regime, arm, seed)
+            with alone(self.out / "gate", self.stop):
+                self.read_gate()
+            for waits in (False, True):
+                self.results.found.clear()
+                for folder, work in self.works():
+                    with alone(folder, self.stop, waits) as free:
+                        if free:
+                            work(waits)
         except StopStudy:
             self.results.stopped = True
         return self.results
+
+    def works(self) -> Iterator[tuple[Path, Callable[[bool], None]]]:
+        """All that is made and read, as the folder that it is kept in and what does it; the latter is told
+        whether everything before is there."""
+        for file, seed in self.files.jobs(self.comparable()):
+            path = self.files.path(file, seed)
+            yield path.with_suffix(""), partial(self.make_file, file, path, seed)
+        for name in ROWS:
+            yield self.out / SAMPLED / name, partial(self.sample_row, name)
+        for arm in [BASE, *(arm for arm in self.comparable() if arm.recipe is None)]:
+            for seed in self.plan.seeds if self.files.by_seed(arm) else self.plan.seeds[:1]:
+                yield self.folder(SAMPLED, arm, seed), partial(self.sample_arm, arm, seed)
+        for regime in self.plan.regimes:
+            for seed, arm in self.jobs(regime):
+                yield self.folder(regime.name, arm, seed), partial(self.train_and_read, regime, arm, seed)
 
     def jobs(self, regime: Regime) -> Iterator[tuple[int, ArmPlan]]:
         """Trainings of a regime: seed by seed, the control first."""
@@ -300,10 +316,12 @@ class Study:
         for seed in self.plan.seeds:
             yield from ((seed, arm) for arm in sorted(arms, key=lambda arm: arm.name != self.plan.control))
 
-    def train_and_read(self, regime: Regime, arm: ArmPlan, seed: int) -> None:
-        """One training and all its readouts."""
-        self.progress.say(f"{regime.name}, {arm.name}, seed {seed}")
+    def train_and_read(self, regime: Regime, arm: ArmPlan, seed: int, waits: bool) -> None:
+        """One training and all its readouts; later where the control that it is measured by is still being
+        trained."""
         run = self.training(regime, arm, seed)
+        if exported(run.out) is None:
+            self.progress.say(f"{regime.name}, {arm.name}, seed {seed}")
         if not train_arm(run, self.backbone, self.stop, self.progress):
             raise StopStudy
         ready = once(lambda: load_trained(self.backbone, run.out))
@@ -318,31 +336,32 @@ class Study:
             found |= self.of_clips(run.out, arm, seed, ready)
         if "speed" in regime.readouts:
             control = self.folder(regime.name, ArmPlan(name=self.plan.control), seed)
+            if not waits and exported(control) is None:
+                return
             needed = steps_to(run.log, last_loss(control / run.log.name))
             found["steps to equal loss"] = [needed / regime.steps]
         self.results.add(regime.name, arm.name, found)
 
-    def sample_untrained(self) -> None:
-        """The rows that frame the tables, the base, and the arms that are not trained."""
+    def sample_row(self, name: str, waits: bool) -> None:
+        """A row that frames the tables."""
         names = ("prompts", "evaluation_seed")
         basis = {name: getattr(self.plan, name) for name in names} | {"scores": list(SCORES)}
-        for name in ROWS:
-            folder = self.out / SAMPLED / name
+        folder = self.out / SAMPLED / name
 
-            def make(name: str = name, folder: Path = folder) -> Measures:
-                clips = frame_of(name, self.scenes[0], self.backbone, self.plan.evaluation_seed)
-                return self.scored(folder, clips)
+        def make() -> Measures:
+            clips = frame_of(name, self.scenes[0], self.backbone, self.plan.evaluation_seed)
+            return self.scored(folder, clips)
 
-            self.results.add(SAMPLED, name, self.measured(folder / "clips.json", basis, make))
-        for arm in [BASE, *(arm for arm in self.comparable() if arm.recipe is None)]:
-            for seed in self.plan.seeds if self.files.by_seed(arm) else self.plan.seeds[:1]:
-                self.sample_arm(arm, seed)
+        self.results.add(SAMPLED, name, self.measured(folder / "clips.json", basis, make))
 
-    def sample_arm(self, arm: ArmPlan, seed: int) -> None:
-        """Readouts of an arm that is not trained."""
-        self.progress.say(f"{SAMPLED}, {arm.name}")
+    def sample_arm(self, arm: ArmPlan, seed: int, waits: bool) -> None:
+        """Readouts of an arm that is not trained; later where its files are still being made."""
+        if not waits and not all(path.is_file() for path in self.files.of_arm(arm, seed)):
+            return
         path = file_of(self.files.filled(arm.dit, seed)) if arm.dit else base_file()
         folder, ready = self.folder(SAMPLED, arm, seed), once(lambda: load_weights_into(self.backbone, path))
+        if not folder.is_dir():
+            self.progress.say(f"{SAMPLED}, {arm.name}")
         found = self.of_scene(folder, arm, seed, ready) | self.of_clips(folder, arm, seed, ready)
         self.results.add(SAMPLED, arm.name, found)
 

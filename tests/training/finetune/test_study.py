@@ -7,11 +7,14 @@ import io
 import json
 import shutil
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from latent_physics.methods.lamo import load_predictor
 from latent_physics.methods.step import SamplingStep
 from latent_physics.tests.training.backbones import tiny
@@ -26,6 +29,7 @@ from latent_physics.training.objectives import parse
 from latent_physics.training.recipes import recipe_in
 from latent_physics.training.study import corrections, files, gate, plan, readouts, report, scene, study
 from latent_physics.training.study.frames import ROWS
+from latent_physics.training.study.kept import exported
 from latent_physics.training.study.sampling import SCORES
 from latent_physics.training.tasks.grpo.settings import GrpoConfig
 
@@ -160,6 +164,30 @@ def test_a_study_that_is_stopped_over_and_over_comes_out_the_same(tmp_path, weig
     changed = json.loads(Path(config(parts).plan).read_text())["regimes"][0] | {"steps": 3}
     with pytest.raises(TrainingError, match="holds a training of other settings"):
         study.Study(config(parts, regimes=[changed]), StopRequest(), quiet()).go()
+
+
+def test_what_another_process_is_making_is_made_last_and_waited_for(tmp_path, weights, gates, encoded_once):
+    arms = [arm for arm in PLAN["arms"] if arm["name"] in ("plain", "REPA")]
+    made = study.Study(config(tmp_path, arms=arms, seeds=[0]), StopRequest(), quiet())
+    taken, other = made.out / "mixture" / "plain" / "seed-0", made.out / "mixture" / "REPA" / "seed-0"
+    taken.parent.mkdir(parents=True)
+    lock = FileLock(taken.with_name("seed-0.lock"), thread_local=False)  # released by a thread
+    lock.acquire()
+
+    def release() -> None:
+        while exported(other) is None:
+            time.sleep(0.1)
+        lock.release()
+
+    with ThreadPoolExecutor(1) as elsewhere:
+        released = elsewhere.submit(release)
+        results = made.go()
+        released.result()
+    assert exported(taken).stat().st_mtime_ns > exported(other).stat().st_mtime_ns
+    assert [*results.found["mixture"]] == ["plain", "REPA"]  # in the plan's order all the same
+    assert "steps to equal loss" in results.found["mixture"]["REPA"][0]  # read once the control was there
+    with FileLock(taken.with_name("seed-0.lock")):
+        assert study.Study(config(tmp_path, arms=arms, seeds=[0]), StopAt(2), quiet()).go().stopped
 
 
 def check_tables(made: study.Study, text: str) -> None:
