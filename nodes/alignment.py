@@ -15,6 +15,7 @@ from torch import Tensor
 from ..methods.relational import correspondence
 from .host import spaces, tap, wires
 from .host.encoders import encoder_names, find_encoder, load_encoder, on_device
+from .host.files import state_of
 from .views import figures
 from .views.points import check_point, laid_over, mark, saliency_mask
 
@@ -122,7 +123,9 @@ class LoadVideoEncoder(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str) -> bool | str:
+    def validate_inputs(cls, name: str | None) -> bool | str:
+        if name is None:  # from another node, in a moment
+            return True
         try:
             find_encoder(name)
         except ValueError as error:
@@ -130,12 +133,8 @@ class LoadVideoEncoder(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, name: str) -> str:
-        try:
-            status = find_encoder(name)[1].stat()
-        except (OSError, ValueError):
-            return "missing"
-        return f"{status.st_mtime_ns}-{status.st_size}"
+    def fingerprint_inputs(cls, name: str | None) -> str:
+        return state_of(name, lambda name: find_encoder(name)[1])
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:

@@ -15,6 +15,7 @@ from .host.critics import (
     METHODS,
     PhysicsCritic,
     candidate_seeds,
+    check_batches,
     check_critic,
     critic_names,
     is_predictor,
@@ -120,21 +121,22 @@ class LoadPhysicsCritic(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str, method: str, contexts: str) -> bool | str:
-        try:
-            check_critic(name, method)
-            parse_contexts(contexts)
+    def validate_inputs(cls, name: str | None, method: str | None, contexts: str | None) -> bool | str:
+        try:  # None: from another node, in a moment
+            if name is not None and method is not None:
+                check_critic(name, method)
+            if contexts is not None:
+                parse_contexts(contexts)
         except ValueError as error:
             return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, name: str, **settings: Any) -> str:
-        try:
-            status = (files.find_file(name) if is_predictor(name) else encoders.find_encoder(name)[1]).stat()
-        except (OSError, ValueError):
-            return "missing"
-        return f"{status.st_mtime_ns}-{status.st_size}"
+    def fingerprint_inputs(cls, name: str | None, **settings: Any) -> str:
+        return files.state_of(
+            name,
+            lambda name: files.find_file(name) if is_predictor(name) else encoders.find_encoder(name)[1],
+        )
 
     @classmethod
     def execute(
@@ -350,10 +352,7 @@ class KeepMostPlausible(io.ComfyNode):
         latent: list[dict[str, Any]] | None = None,
     ) -> io.NodeOutput:
         latents = latent or [None] * len(images)
-        if len(latents) != len(images):
-            raise ValueError(
-                f"{len(latents)} latents were given for {len(images)} batches of images: wire one each."
-            )
+        check_batches(images, latents, clips[0])
         found = [
             judge_wired(critic[0], batch, one, clips[0], fps[0], None) for batch, one in zip(images, latents)
         ]

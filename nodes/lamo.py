@@ -89,7 +89,9 @@ class LoadMotionPredictor(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str) -> bool | str:
+    def validate_inputs(cls, name: str | None) -> bool | str:
+        if name is None:  # from another node, in a moment
+            return True
         try:
             info = files.file_info(name)
             check_fits(info, None, name)
@@ -99,7 +101,7 @@ class LoadMotionPredictor(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, name: str) -> str:
+    def fingerprint_inputs(cls, name: str | None) -> str:
         return files.fingerprint(name)
 
     @classmethod

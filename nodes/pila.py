@@ -129,7 +129,9 @@ class LoadPilaAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str) -> bool | str:
+    def validate_inputs(cls, name: str | None) -> bool | str:
+        if name is None:  # from another node, in a moment
+            return True
         try:
             check_fits(files.file_info(name), None, name)
         except WeightsError as error:
@@ -137,7 +139,7 @@ class LoadPilaAdapter(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, name: str) -> str:
+    def fingerprint_inputs(cls, name: str | None) -> str:
         return files.fingerprint(name)
 
     @classmethod
@@ -260,8 +262,10 @@ class PilaCorrectionNode(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, start: float, end: float) -> bool | str:
-        return True if start <= end else f"start is {start} and end is {end}: start must not be after end."
+    def validate_inputs(cls, start: float | None, end: float | None) -> bool | str:
+        if start is None or end is None or start <= end:  # None: from another node, in a moment
+            return True
+        return f"start is {start} and end is {end}: start must not be after end."
 
     @classmethod
     def execute(

@@ -50,6 +50,9 @@ ROW_BY_ROW = {
 }
 """Samplers that draw no noise and compute every clip of a batch on its own, so that clips of several seeds
 may share a run."""
+REMEMBERS = "sample_ar_video"
+"""The sampler whose model remembers earlier evaluations (its key-value caches), so that kept answers alone do
+not bring a run back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +62,7 @@ class Mark:
     step: int
     """Steps that had been taken."""
     sigma: float
-    """Noise level of the estimate that was judged; 0 for a finished clip."""
+    """Noise level at which the estimate was made that was judged; 0 for a finished clip."""
     plausibility: float
     motion: float
     parts: dict[str, float]
@@ -84,6 +87,9 @@ class Candidate:
     outputs: tuple[dict[str, Any], dict[str, Any]] | None = None
     """LATENTs of a finished candidate: the clip and its last estimate, as SamplerCustomAdvanced gives
     them."""
+    finished: dict[str, Any] | None = None
+    """The one of both that is judged: the clip, or the last estimate where the sigmas end before 0 and the
+    clip is still noise (the high-noise half of Wan 2.2)."""
     marks: list[Mark] = field(default_factory=list)
 
 
@@ -94,7 +100,7 @@ class Judge(Protocol):
     """"frames" or "latent", as its critic does."""
 
     def __call__(self, candidates: Sequence[Candidate], step: int, sigma: float) -> list[Mark]:
-        """A Mark each. Finished candidates are judged by their clip, others by their estimate."""
+        """A Mark each. Candidates are judged by `finished` where they have it, others by their estimate."""
         ...
 
 
@@ -148,8 +154,10 @@ class BestOfN:
             latent,
         )
         self.judge, self.steps = judge, len(sigmas) - 1
-        name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
-        alone = name not in ROW_BY_ROW or getattr(latent["samples"], "is_nested", False) or _churns(sampler)
+        self.ends_clean = bool((sigmas[-1:] == 0).all())
+        self.name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
+        nested = getattr(latent["samples"], "is_nested", False)
+        alone = self.name not in ROW_BY_ROW or nested or _churns(sampler)
         self.batch = 1 if alone else batch
         self.done = 0
         model = guider.model_patcher
@@ -161,8 +169,8 @@ class BestOfN:
         Raises ValueError where the latent or the noise cannot give several candidates.
         """
         everyone = [Candidate(seed=(self.noise.seed + number) % 2**64) for number in range(count)]
-        self._check(count)
         at = stops(self.steps, fractions) if count > 1 else []
+        self._check(count, pauses=bool(at))
         self.bar = comfy.utils.ProgressBar(evaluations(count, self.steps, at))
         left, dropped = everyone, []
         for stop in [*at, self.steps]:
@@ -176,11 +184,16 @@ class BestOfN:
                     candidate.answers.clear()
         return left + dropped
 
-    def _check(self, count: int) -> None:
+    def _check(self, count: int, pauses: bool) -> None:
         if count < 1:
             raise ValueError(f"candidates is {count}; it must be at least 1.")
         if self.steps < 1:
             raise ValueError("the sigmas hold no step: wire a scheduler with at least 1 step.")
+        if pauses and self.name == REMEMBERS:
+            raise ValueError(
+                "Sampler AR Video keeps the blocks it has made in the model, which a pause would lose: set "
+                "prune_first and prune_second to 0."
+            )
         clips = wires.video_in(self.latent).shape[0]
         if clips != 1:
             raise ValueError(
@@ -238,6 +251,7 @@ class BestOfN:
             return
         for row, candidate in enumerate(group):
             candidate.outputs = tuple(_row(output, row, len(group)) for output in found[:2])
+            candidate.finished = candidate.outputs[0 if self.ends_clean else 1]
             candidate.answers.clear()
 
     def _step(
@@ -266,7 +280,7 @@ class BestOfN:
 
     def _ranked(self, candidates: list[Candidate], stop: int) -> list[Candidate]:
         """The candidates, best first, each with a new mark."""
-        sigma = 0.0 if stop >= self.steps else float(self.sigmas[stop - 1])
+        sigma = 0.0 if stop >= self.steps and self.ends_clean else float(self.sigmas[stop - 1])
         marks = self.judge(candidates, stop, sigma)
         gate = gate_of_pool(torch.tensor([mark.motion for mark in marks]), self.judge.reads)
         for candidate, mark, part in zip(candidates, marks, gate.tolist()):

@@ -145,12 +145,34 @@ def clips_of(images: Tensor, clips: int) -> Tensor:
 
     Raises ValueError for no whole clips.
     """
+    check_clips(images, clips)
+    return images[..., :3].reshape(clips, -1, *images.shape[1:3], 3).movedim(-1, 1).float()
+
+
+def check_clips(images: Tensor, clips: int) -> None:
+    """Raises ValueError where IMAGE `N H W C` is not that many clips."""
     if clips < 1 or len(images) % clips or len(images) < clips:
         raise ValueError(
             f"{len(images)} images are no whole number of frames of {clips} clips: set clips to how many "
             "there are."
         )
-    return images[..., :3].reshape(clips, -1, *images.shape[1:3], 3).movedim(-1, 1).float()
+
+
+def check_batches(images: list[Tensor], latents: list[dict[str, Any] | None], clips: int) -> None:
+    """Raises ValueError unless each batch of images is of `clips` videos, and its LATENT, if any, of as
+    many."""
+    if len(latents) != len(images):
+        raise ValueError(
+            f"{len(latents)} latents were given for {len(images)} batches of images: wire one each."
+        )
+    for batch, latent in zip(images, latents):
+        check_clips(batch, clips)
+        held = clips if latent is None else len(wires.video_in(latent))
+        if held != clips:
+            raise ValueError(
+                f"the latent holds {held} videos and clips is {clips}: set clips to {held}, and wire the "
+                "images that were decoded from it."
+            )
 
 
 def latent_fps(space: str, fps: float) -> float:
@@ -226,8 +248,8 @@ class CandidateJudge:
     def _judge(self, candidate: Candidate) -> Judgement:
         """An estimate is in the sampler's scaling, a finished LATENT in the wire's."""
         form = self.model.get_model_object("latent_format")
-        if candidate.outputs is not None:
-            video = wires.video_in(candidate.outputs[0]).cpu().float()
+        if candidate.finished is not None:
+            video = wires.video_in(candidate.finished).cpu().float()
             inside = form.process_in(video)
         else:
             video, inside = form.process_out(candidate.estimate), candidate.estimate

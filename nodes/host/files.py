@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -73,11 +74,19 @@ def file_info(name: str) -> WeightsInfo:
     return read_info(find_file(name))
 
 
-def fingerprint(name: str) -> str:
+def fingerprint(name: str | None) -> str:
     """Changes when the file does, so that ComfyUI loads it again."""
+    return state_of(name, find_file)
+
+
+def state_of(name: str | None, find: Callable[[str], Path]) -> str:
+    """Changes when the file does that `find` gives for a loader's name. One that another node gives is not
+    known when ComfyUI asks (None); it must not fail then, or the node would run in every prompt."""
+    if name is None:
+        return "from another node"
     try:
-        status = find_file(name).stat()
-    except (OSError, WeightsError):
+        status = find(name).stat()
+    except (OSError, ValueError):
         return "missing"
     return f"{status.st_mtime_ns}-{status.st_size}"
 

@@ -4,6 +4,7 @@ candidate paused."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -160,6 +161,35 @@ def test_marks_tell_each_moment(inputs: Any) -> None:
     assert all(not candidate.answers for candidate in found), "kept answers are let go"
 
 
+def test_a_clip_that_is_still_noise_is_judged_by_its_last_estimate(inputs: Any, wan: Any) -> None:
+    """The high-noise half of a two-expert graph ends before sigma 0: its output is noise, whoever made it."""
+    from latent_physics.nodes.host import spaces
+    from latent_physics.nodes.host.critics import CandidateJudge
+
+    class Watch:
+        name, reads, space = "watch", "latent", spaces.latent_space(wan)
+
+        def __init__(self) -> None:
+            self.seen: list[torch.Tensor] = []
+
+        def judge(self, clip: torch.Tensor, fps: float, cond: Any) -> Any:
+            self.seen.append(clip.clone())
+            return SimpleNamespace(plausibility=torch.ones(1), motion=torch.ones(1), parts={})
+
+    critic, given = Watch(), inputs("euler")
+    given["sigmas"] = given["sigmas"][:4]
+    judge = CandidateJudge(critic, wan, None, 16.0, None)
+    with torch.inference_mode():
+        (found,) = tournament(given, judge).run(1)
+        clip, estimate = plain(given)
+    inside = wan.get_model_object("latent_format").process_in
+    assert float(given["sigmas"][-1]) > 0
+    assert torch.equal(found.outputs[0]["samples"], clip), "what is put out stays the sampler's"
+    assert torch.allclose(critic.seen[0], inside(estimate.float()), atol=1e-5)
+    assert not torch.allclose(critic.seen[0], inside(clip.float()), atol=0.1)
+    assert found.marks[0].sigma == float(given["sigmas"][2])
+
+
 def test_batches_give_the_same_choice_and_nearly_the_same_clips(inputs: Any) -> None:
     with torch.inference_mode():
         found = tournament(inputs("dpmpp_2m"), BySeed([9, 6, 5, 7, 8]), batch=3).run(5, (0.5,))
@@ -227,6 +257,7 @@ def test_progress_runs_over_every_candidates_steps(inputs: Any, monkeypatch: pyt
 
 
 def test_what_cannot_compete_is_refused(inputs: Any) -> None:
+    import comfy.samplers
     from comfy_extras.nodes_custom_sampler import Noise_EmptyNoise
 
     with torch.inference_mode():
@@ -238,6 +269,9 @@ def test_what_cannot_compete_is_refused(inputs: Any) -> None:
             ).run(2)
         with pytest.raises(ValueError, match="wire RandomNoise"):
             tournament({**inputs("euler"), "noise": Noise_EmptyNoise()}, BySeed([0, 1])).run(2)
+        blocks = {**inputs("euler"), "sampler": comfy.samplers.ksampler("ar_video")}
+        with pytest.raises(ValueError, match="a pause would lose: set prune_first and prune_second to 0"):
+            tournament(blocks, BySeed([5, 6])).run(2, (0.5,))
         with pytest.raises(ValueError, match="the sigmas hold no step"):
             tournament({**inputs("euler"), "sigmas": torch.zeros(1)}, BySeed([5])).run(1)
 

@@ -16,7 +16,7 @@ import comfy.samplers
 import folder_paths
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
 from latent_physics import toyworld as worlds
-from latent_physics.nodes import best_of_n, critics
+from latent_physics.nodes import alignment, best_of_n, critics, lamo, pila
 from latent_physics.nodes import toyworld as toy
 from latent_physics.nodes.host import files
 from latent_physics.nodes.host.critics import AUTOMATIC
@@ -216,11 +216,32 @@ def test_a_rate_left_at_0_is_refused_before_anything_runs(node: Any) -> None:
     assert node.validate_inputs() is True, "a rate that another node gives"
 
 
+def test_settings_that_another_node_gives_are_no_fault() -> None:
+    """ComfyUI hands None over for a wired widget while it checks a graph and asks what has changed."""
+    check = critics.LoadPhysicsCritic.validate_inputs
+    assert check(PREDICTOR, AUTOMATIC, None) is True
+    assert check(None, AUTOMATIC, "8") is True
+    assert check(PREDICTOR, None, "8") is True
+    assert "write numbers of frames" in check(None, None, "eight")
+    for node in (critics.LoadPhysicsCritic, alignment.LoadVideoEncoder, lamo.LoadMotionPredictor):
+        assert node.fingerprint_inputs(name=None) == node.fingerprint_inputs(name=None)
+        assert node.fingerprint_inputs(name="absent") == "missing"
+    for node in (alignment.LoadVideoEncoder, lamo.LoadMotionPredictor, pila.LoadPilaAdapter):
+        assert node.validate_inputs(name=None) is True
+    assert pila.PilaCorrectionNode.validate_inputs(start=None, end=0.5) is True
+    assert pila.PilaCorrectionNode.validate_inputs(start=0.5, end=None) is True
+
+
 # --- Keep Most Plausible ------------------------------------------------------------------------------------
 
 
 def keep(
-    critic: Any, images: list[Tensor], clips: int = 1, seed: list[int] | None = None, keep_all: bool = False
+    critic: Any,
+    images: list[Tensor],
+    clips: int = 1,
+    seed: list[int] | None = None,
+    keep_all: bool = False,
+    latent: list[dict[str, Any]] | None = None,
 ) -> Any:
     return execute(
         critics.KeepMostPlausible,
@@ -231,6 +252,7 @@ def keep(
         seed=seed or [100],
         prompt=["a ball"],
         keep_all=[keep_all],
+        latent=latent,
     )
 
 
@@ -257,6 +279,21 @@ def test_keep_most_plausible_takes_a_list_with_seeds_of_its_own(geometry: Any, r
     assert (seed, number, len(ranked)) == (3, 2, 1)
     with pytest.raises(ValueError, match="2 seeds were given for 1 videos"):
         keep(geometry, [real], seed=[7, 3])
+
+
+def test_keep_most_plausible_gives_the_video_whose_latent_won(world: Any, real: Tensor) -> None:
+    """Two videos in a batch, judged by their latents; with clips left at 1 a rank would name no video."""
+    (motion,) = execute(critics.LoadPhysicsCritic, name=PREDICTOR, method=AUTOMATIC)
+    shuffled = real[torch.randperm(33, generator=torch.Generator().manual_seed(1))]
+    with torch.inference_mode():
+        found = [stock.VAEEncode().encode(world[2], clip)[0]["samples"] for clip in (shuffled, real)]
+    latent, batch = {"samples": torch.cat(found)}, [torch.cat([shuffled, real])]
+    best, seed, number, *_ = keep(motion, batch, clips=2, latent=[latent])
+    assert torch.equal(best, real)
+    assert (seed, number) == (101, 2)
+    for clips in (1, 3):
+        with pytest.raises(ValueError, match=f"holds 2 videos and clips is {clips}: set clips to 2"):
+            keep(motion, batch, clips=clips, latent=[latent])
 
 
 def test_one_candidate_is_kept_and_the_table_says_so(geometry: Any, real: Tensor) -> None:
