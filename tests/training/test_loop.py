@@ -176,6 +176,21 @@ def test_the_best_weights_are_kept_over_a_stop(tmp_path):
     assert same(task.written[-1], again.best)
 
 
+def test_kept_checkpoints_are_those_of_their_own_steps_and_can_be_gone_on_from(tmp_path):
+    """Also where no other checkpoint falls on them; one that is put in the last one's place ends the run at
+    the same weights."""
+    whole = loop(tmp_path, keep_every=3, accumulate=2, ema=0.5)
+    whole.go()
+    kept = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
+    assert kept == [f"checkpoint-{step:06}.safetensors" for step in (3, 6, 9, 12)]
+    (tmp_path / kept[0]).replace(tmp_path / "checkpoint.safetensors")
+    again = loop(tmp_path, keep_every=3, accumulate=2, ema=0.5)
+    assert again.step == 3
+    again.go()
+    assert same(weights(whole), weights(again))
+    assert same(whole.average, again.average)
+
+
 def test_phases_have_optimisers_of_their_own_and_groups_begin_late(tmp_path):
     phases = (Phase(name="A", steps=3), Phase(name="B", steps=5))
     task, seen = LineTask(phases, slow_starts=2), []

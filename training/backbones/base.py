@@ -109,6 +109,9 @@ class Backbone:
     block_list: ClassVar[str]
     """The attribute of the transformer that holds its blocks."""
 
+    leaves_unused: ClassVar[bool] = False
+    """Whether some of what is trained has no part in the answer, and so no gradient."""
+
     first_frame: Literal["", "needed", "possible"] = ""
     """Whether the transformer is given a clip's first frame: never, always (36 channels), or at will (5B)."""
     vision: nn.Module | None = None

@@ -56,6 +56,7 @@ class HunyuanVideo15Backbone(FlowBackbone):
         "ff_context.net.2",
     )  # fmt: skip
     block_list = "transformer_blocks"
+    leaves_unused = True  # words after the last block; the image's embedder without a first frame
     text_length = 1000
     usual_shift = 7.0
     latent_channels = 32

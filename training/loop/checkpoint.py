@@ -125,6 +125,14 @@ def settings(run: Run) -> dict[str, Any]:
     return dict(run.settings) if run.settings is not None else asdict(run.config)
 
 
+def kept_state(tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> tuple[str, int]:
+    """(name of the state that `Loop.kept` is in a checkpoint's tensors, step of it): the best weights, the
+    average or the last ones."""
+    there = {key.partition("/")[0] for key in tensors}
+    name = next((name for name in ("best", "average") if name in there), "model")
+    return name, progress["best"]["step"] if name == "best" else progress["step"]
+
+
 def shards(run: Run, sharded: bool) -> int:
     """Number of shards in which DeepSpeed keeps the optimiser's state; 0 without it."""
     return run.accelerator.num_processes if sharded else 0

@@ -237,7 +237,8 @@ class Loop:
         self._note(several | self.row | {"seconds": round(self.seconds, 3)})
         if phase_done and phase + 1 < len(self.phases):
             self._begin_phase()
-        if done or self.step % self.config.save_every == 0:
+        keeps = self.config.keep_every and self.step % self.config.keep_every == 0
+        if done or keeps or self.step % self.config.save_every == 0:
             self._save()
 
     def _observe(self) -> bool | None:

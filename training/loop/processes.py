@@ -213,18 +213,22 @@ def pick_device(name: str) -> str:
     return name
 
 
-def make_accelerator(config: LoopConfig) -> Any:
+def make_accelerator(config: LoopConfig, unused: bool = False) -> Any:
     """accelerate's Accelerator as the launcher's environment and `config` want it. Raises TrainingError for
     fp16 without a GPU.
+
+    unused: whether several processes must not wait for every parameter's gradient, as some have none.
 
     Processes wait for one another for days: one may be caching videos, or be the last one with teachers'
     features.
     """
+    from accelerate import DistributedDataParallelKwargs
     from accelerate.utils import InitProcessGroupKwargs
 
     gpu = torch.cuda.is_available()
     if config.precision == "fp16" and not gpu:
         raise TrainingError("precision is fp16, which needs a CUDA GPU; use bf16 or no.")
     patience = InitProcessGroupKwargs(timeout=timedelta(days=4))
+    handlers = [patience, DistributedDataParallelKwargs(find_unused_parameters=unused)]
     where = "auto" if gpu else "cpu"
-    return start(config.precision, config.accumulate, where, handlers=[patience], log_with=config.log_with)
+    return start(config.precision, config.accumulate, where, handlers=handlers, log_with=config.log_with)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from ..console import ProgressLine, StopRequest, TrainingError
 from ..loop.task import Outcome
 from .companions import FILE as PROMPTS
-from .finetune import FinetuneConfig, finetune
+from .finetune import FinetuneConfig, check, finetune
 
 
 def finetune_experts(
@@ -17,19 +18,27 @@ def finetune_experts(
     """Fine-tunes the high-noise expert, then the low-noise one, on the same cached clips; returns what
     `finetune` does for the one that came last. Raises what it does."""
     check_experts(config)
-    name = Path(config.recipe).stem.removesuffix("-high") or "wan22"
-    data = config.data
-    for end, dit in (("high", config.dit), ("low", config.dit_low)):
-        preset = config.noise.noise_preset.removesuffix("high") + end
-        noise, out = replace(config.noise, noise_preset=preset), config.out / end
-        expert = replace(
-            config, dit=dit, dit_low=None, data=data, out=out, recipe=f"{name}-{end}", noise=noise
-        )
+    experts = [expert_of(config, end) for end in ("high", "low")]
+    for expert in experts:  # both, before the first of two long runs
+        check(expert)
+    for expert in experts:
         outcome, path = finetune(expert, stop, progress, kept=config.out / PROMPTS)
         if outcome.stopped:
             break
-        data = data or out / "cache"
     return outcome, path
+
+
+def expert_of(config: FinetuneConfig, end: Literal["high", "low"]) -> FinetuneConfig:
+    """The fine-tune of one expert; the low-noise one reads the clips that the other has cached."""
+    name = Path(config.recipe).stem.removesuffix("-high") or "wan22"
+    preset = config.noise.noise_preset.removesuffix("high") + end
+    expert = replace(
+        config, dit=config.dit if end == "high" else config.dit_low, dit_low=None, out=config.out / end,
+        recipe=f"{name}-{end}", noise=replace(config.noise, noise_preset=preset),
+    )  # fmt: skip
+    if end == "high" or config.data is not None:
+        return expert
+    return replace(expert, data=config.out / "high" / "cache", masks=None)
 
 
 def check_experts(config: FinetuneConfig) -> None:

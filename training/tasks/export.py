@@ -33,7 +33,7 @@ from ..backbones.formats import (
 )
 from ..backbones.lora import TuneConfig, scaling
 from ..console import TrainingError, saving
-from ..loop.checkpoint import KIND
+from ..loop.checkpoint import KIND, kept_state
 from ..objectives import parse
 
 LORA_KIND, FULL_KIND = "lora", "diffusion_model"
@@ -56,7 +56,7 @@ class ExportConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format; auto is float32 for a LoRA and bfloat16 for a full fine-tune."""
     raw: bool = False
-    """Export the last weights even where the run kept an average of them."""
+    """Export the last weights even where the run kept an average of them, or the best ones."""
 
 
 def export(config: ExportConfig) -> Path:
@@ -70,12 +70,14 @@ def export(config: ExportConfig) -> Path:
     tensors, info = load_weights(checkpoint, KIND)
     if "tune" not in info.config:
         raise TrainingError(f"{checkpoint} is no checkpoint of a fine-tune.")
-    averaged = not config.raw and any(key.startswith("average/") for key in tensors)
-    prefix = "average/dit." if averaged else "model/dit."
+    progress = info.recipe["progress"]
+    state, step = ("model", progress["step"]) if config.raw else kept_state(tensors, progress)
+    prefix = f"{state}/dit."
     values = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     if not values:
         raise TrainingError(f"{checkpoint} holds no weights of a transformer.")
-    described = description(info, averaged)
+    averaged = not config.raw and any(key.startswith("average/") for key in tensors)
+    described = description(info, averaged, step)
     lora = described.kind == LORA_KIND
     dtype = DTYPES[config.dtype if config.dtype != "auto" else "float32" if lora else "bfloat16"]
     out = config.out or checkpoint.parent / usual_name(info.config, lora, config.format)
@@ -129,12 +131,13 @@ def in_format(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tens
     }
 
 
-def description(info: WeightsInfo, averaged: bool) -> WeightsInfo:
-    """Metadata of the exported file: the checkpoint's run without anything of this disk."""
+def description(info: WeightsInfo, averaged: bool, step: int) -> WeightsInfo:
+    """Metadata of the exported file: the checkpoint's run without anything of this disk. step: that of the
+    weights."""
     about = info.config
     tune = TuneConfig(**about["tune"])
     recipe = {
-        "step": info.recipe["progress"]["step"],
+        "step": step,
         "averaged": averaged,
         "trainer": info.recipe["trainer"],
         **{key: about[key] for key in ("recipe", "tune")},

@@ -133,7 +133,7 @@ def finetune(
     kept: file of embedded prompts; left out, one in the run's folder.
     """
     check(config)
-    accelerator = make_accelerator(config.trainer)
+    accelerator = make_accelerator(config.trainer, KINDS[config.backbone].backbone.leaves_unused)
     check_sharding(config, accelerator)
     progress, stop = progress or ProgressLine("fine-tune"), stop or StopRequest()
     companions = make_companions(config, kept or config.out / PROMPTS, progress)

@@ -23,6 +23,7 @@ from ..data.oracle import OracleFlow
 from ..loop import processes
 from ..loop.boards import check_trackers
 from ..loop.checkpoint import KIND as CHECKPOINT
+from ..loop.checkpoint import kept_state
 from ..loop.config import TrainerConfig
 from ..loop.loop import train
 from ..loop.processes import make_accelerator
@@ -217,12 +218,13 @@ def prepare_flow(
 
 
 def save_head(checkpoint: Path, path: Path) -> None:
-    """The head's own file from a checkpoint; the running average where there is one."""
+    """The head's own file from a checkpoint: of the weights that the run keeps."""
     tensors, info = load_weights(checkpoint, CHECKPOINT)
-    prefix = "average/head." if any(key.startswith("average/") for key in tensors) else "model/head."
+    kept, step = kept_state(tensors, info.recipe["progress"])
+    prefix = f"{kept}/head."
     state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     recipe = {
-        "step": info.recipe["progress"]["step"],
+        "step": step,
         "trainer": info.recipe["trainer"],
         "raft": info.config["raft"],
     }

@@ -6,12 +6,18 @@ import pytest
 import torch
 from latent_physics.methods.cogvideox import alphas_cumprod
 from latent_physics.tests.training.backbones import tiny
+from latent_physics.tests.training.finetune import tiny_run
 from latent_physics.training.backbones import load
 from latent_physics.training.backbones.cogvideox import CogVideoXBackbone
+from latent_physics.training.backbones.first_frame import FirstFrame
 from latent_physics.training.backbones.load import load_backbone
+from latent_physics.training.backbones.lora import TuneConfig, attach
 from latent_physics.training.backbones.scaled import unscaled
 from latent_physics.training.backbones.wan import WanBackbone
 from latent_physics.training.console import TrainingError
+from latent_physics.training.loop.config import LoopConfig
+from latent_physics.training.loop.optim import trainable
+from latent_physics.training.loop.processes import make_accelerator
 from safetensors.torch import save_file
 
 
@@ -382,3 +388,26 @@ def test_fp8_storage_computes_with_the_rounded_weights(tmp_path):
         out.square().sum().backward()
         results.append((out.detach(), [value.grad for value in trainable(backbone.dit).values()]))
     torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize("family", ["toy", "wan-i2v-clip", "cogvideox", "hunyuan15"])
+def test_a_family_says_whether_something_trained_has_no_gradient(family, mode):
+    """Several processes wait for every parameter's gradient unless they are told that some have none."""
+    width = 3584 if family == "hunyuan15" else tiny_run.WIDTH
+    backbone = tiny_run.backbone(family, width)
+    attach(backbone, TuneConfig(mode=mode, rank=2, alpha=2))
+    channels = backbone.latent_channels
+    latent, t = torch.randn(1, channels, 1, 8, 90), torch.tensor([0.4])
+    length = backbone.text_length if family == "cogvideox" else 5
+    first = None
+    if backbone.first_frame == "needed":
+        vision = torch.randn(1, 257, backbone.dit.config.image_dim)
+        first = FirstFrame(latent=torch.randn_like(latent), vision=vision)
+    t = torch.tensor([400]) if backbone.prediction == "v" else t
+    out = backbone.predict(latent, t, torch.randn(1, length, width), first=first)
+    out.square().sum().backward()
+    unused = [name for name, value in trainable(backbone.dit).items() if value.grad is None]
+    assert bool(unused) == backbone.leaves_unused
+    handler = make_accelerator(LoopConfig(), backbone.leaves_unused).ddp_handler
+    assert handler.find_unused_parameters == backbone.leaves_unused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
@@ -11,7 +12,8 @@ from latent_physics.tests.training.finetune import tiny_run
 from latent_physics.tests.training.finetune.exported import trained
 from latent_physics.training.backbones.formats import lora_to_diffusers, position_table
 from latent_physics.training.backbones.lora import TuneConfig, attach
-from latent_physics.training.console import TrainingError
+from latent_physics.training.console import ProgressLine, TrainingError
+from latent_physics.training.loop.loop import train
 from latent_physics.training.tasks.export import (
     ExportConfig,
     export,
@@ -45,6 +47,29 @@ def test_the_file_says_how_it_was_made_and_goes_on(tmp_path):
     for key, value in lora_to_diffusers(raw, "wan").items():
         assert torch.equal(value, values[key])
     assert any(not torch.equal(raw[key], state[key]) for key in raw)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_the_best_weights_are_exported_where_they_are_kept(ema, tmp_path):
+    """Of two validations the first is the better one: the file is that step's, and `raw` takes the last
+    weights."""
+    (tmp_path / "data").mkdir()
+    data = tiny_run.clips(tmp_path / "data")
+    settings = {"steps": 4, "keep": "best", "ema": ema, "validate_every": 2, "save_every": 2}
+    run = tiny_run.make_run(tmp_path / "run", data, **settings)
+    scores = iter([0.0, 1.0])
+    run.task.score = lambda found: next(scores)
+    train(run, progress=ProgressLine("test", io.StringIO()))
+    saved = load_file(tmp_path / "run" / "checkpoint.safetensors")
+    for raw, state, step in ((False, "best", 2), (True, "model", 4)):
+        path = export(ExportConfig(run=tmp_path / "run", out=tmp_path / f"{state}.safetensors", raw=raw))
+        assert read_info(path).recipe["step"] == step
+        assert read_info(path).recipe["averaged"] == (bool(ema) and not raw)
+        found = lora_to_diffusers(load_file(path), "wan")
+        for key, value in found.items():
+            assert torch.equal(value, saved[f"{state}/dit.{key.replace('.weight', '.default.weight')}"])
+    assert any(not torch.equal(value, saved[key.replace("best/", "model/")])
+               for key, value in saved.items() if key.startswith("best/"))  # fmt: skip
 
 
 def test_a_file_does_not_say_where_things_lie():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from latent_physics.training.loop.log import read_log
 from latent_physics.training.loop.loop import train
 from latent_physics.training.loop.task import Run
 from latent_physics.training.tasks.denoise import DenoisingTask
-from latent_physics.training.tasks.experts import finetune_experts
+from latent_physics.training.tasks.experts import expert_of, finetune_experts
 from latent_physics.training.tasks.finetune import FinetuneConfig
 from latent_physics.training.tasks.finetune import check as check_finetune
 from latent_physics.training.tasks.noise import PRESETS, NoiseConfig, Times, resolved
@@ -205,3 +206,20 @@ def test_both_experts_come_out_of_one_command(tmp_path):
 def test_experts_without_a_file_or_a_boundary_are_refused(changes, says, tmp_path):
     with pytest.raises(TrainingError, match=says):
         finetune_experts(experts(tmp_path, **{"dit": tmp_path / "a", "dit_low": tmp_path / "b"} | changes))
+
+
+def test_the_second_expert_needs_no_masks_and_both_files_are_looked_at_first(tmp_path):
+    """The low-noise one reads the clips that the other cached with their masks; a file that is none ends the
+    command before the high-noise one is trained."""
+    config = experts(
+        tmp_path, dit=tiny.native_files(tmp_path / "high")["dit"], dit_low=tmp_path / "no.safetensors",
+        videos=[tmp_path], masks=tmp_path, vae=tmp_path / "vae", text=tmp_path / "text",
+        noise=NoiseConfig(noise_preset="wan2.2-t2v-high", mask_min_value=0.1),
+    )  # fmt: skip
+    low = expert_of(config, "low")
+    assert (low.data, low.masks, low.dit) == (tmp_path / "run" / "high" / "cache", None, config.dit_low)
+    assert low.noise.mask_min_value == 0.1
+    check_finetune(replace(low, dit=config.dit))
+    with pytest.raises(TrainingError, match=r"no\.safetensors is not a readable safetensors file"):
+        finetune_experts(config)
+    assert not (tmp_path / "run").exists()

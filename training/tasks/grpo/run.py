@@ -9,6 +9,7 @@ from typing import Any
 from ....encoders import TeacherError
 from ....methods.weights import WeightsError
 from ...backbones import Backbone
+from ...backbones.families import KINDS
 from ...console import ProgressLine, StopRequest, TrainingError
 from ...data.format import CacheConfig
 from ...data.loaders import BOTH
@@ -48,7 +49,7 @@ def grpo(
 
 def make_run(config: GrpoConfig, progress: ProgressLine) -> Run:
     """The run of checked settings, everything loaded. Raises one of ERRORS."""
-    accelerator = make_accelerator(config.trainer)
+    accelerator = make_accelerator(config.trainer, KINDS[config.backbone].backbone.leaves_unused)
     refuse_sharding(accelerator)
     accumulate = accumulation(config, accelerator.num_processes)
     config = replace(config, trainer=replace(config.trainer, accumulate=accumulate))
