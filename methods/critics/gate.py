@@ -51,10 +51,12 @@ def gate_of_pool(motion: Tensor, reads: str) -> Tensor:
     """Gate of candidates for one prompt, `B`: a clip also counts as nearly still beside others that move much
     more.
 
-    motion: `B`, of all candidates. reads: "frames" or "latent", which decides the absolute limits.
+    motion: `B`, of all candidates. reads: "frames" or "latent", which decides the absolute limits. The median
+    of an even number is the mean of the middle two: `torch.median` takes the lower one, so that of two clips
+    the stiller would be measured by itself.
     """
     still, moving = limits(reads)
-    return motion_gate(motion, still, (POOL_SHARE * motion.median()).clamp(min=moving))
+    return motion_gate(motion, still, (POOL_SHARE * motion.quantile(0.5)).clamp(min=moving))
 
 
 def limits(reads: str) -> tuple[float, float]:

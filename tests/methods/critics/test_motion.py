@@ -117,6 +117,15 @@ def test_gate_of_a_pool_closes_for_the_one_that_hardly_moves() -> None:
     assert torch.equal(gate_of_pool(torch.zeros(4), "frames"), torch.zeros(4)), "a pool of still clips"
 
 
+@pytest.mark.parametrize(
+    "motion", [[0.02, 0.2], [0.02, 0.02, 0.2, 0.2], [0.2, 0.02, 0.2, 0.02, 0.2, 0.02]]
+)
+def test_the_stiller_half_of_an_even_pool_is_measured_by_the_other(motion: list[float]) -> None:
+    """Median 0.11 by hand, so a clip counts as moving from 0.055 on."""
+    gate = gate_of_pool(torch.tensor(motion), "frames")
+    torch.testing.assert_close(gate, torch.tensor([1.0 if one > 0.1 else 0.016 / 0.051 for one in motion]))
+
+
 def test_still_clip_never_ranks_first() -> None:
     """However implausible the others are, and however perfect the still one."""
     assert rank(torch.tensor([1.0, 0.01, 0.02]), torch.tensor([0.0, 1.0, 1.0])) == [2, 1, 0]
