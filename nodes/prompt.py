@@ -4,6 +4,7 @@ hand."""
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,6 +22,8 @@ PhysicsLabelsType = io.Custom("PHYSICS_LABELS")
 """Category name -> weight in 0..1."""
 
 OFFLINE, GRAPH, ENDPOINT = "offline rules", "LLM in the graph", "LLM endpoint"
+_FAILED: Counter[tuple[str, str]] = Counter()
+"""How often an endpoint, address and model, gave no usable answer in this session."""
 
 
 def parse(
@@ -160,6 +163,14 @@ class PhysicsPromptParser(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(
+        cls, method: str | None = None, base_url: str | None = LOCAL_URL, model: str | None = "", **_: Any
+    ) -> str:
+        """Changes when the endpoint has failed: a server that is started since is asked by the next run,
+        where ComfyUI would show what the rules said."""
+        return str(_FAILED[base_url, model]) if method == ENDPOINT else ""
+
+    @classmethod
     async def execute(
         cls,
         prompt: str,
@@ -177,6 +188,7 @@ class PhysicsPromptParser(io.ComfyNode):
         if method == ENDPOINT:  # in a thread of its own: the rest of the graph need not wait for a server
             parsed = await asyncio.to_thread(read, cancelled=comfy.model_management.processing_interrupted)
             comfy.model_management.throw_exception_if_processing_interrupted()
+            _FAILED[base_url, model] += bool(parsed.note and prompt.strip())
         else:
             parsed = read()
         text = report(parsed)

@@ -168,6 +168,25 @@ def test_useless_answers_are_not_kept(serve):
     assert ask(server)[1] == {"Phase Change": 1.0, "Fluid": 1.0}
 
 
+def test_a_server_that_failed_is_asked_by_the_next_run(serve):
+    """ComfyUI keeps a node's outputs while its fingerprint stays, also those that the rules gave."""
+
+    def state(method=prompts.ENDPOINT):
+        widgets = {"prompt": PROMPT, "rewrite": True, "base_url": server.url, "model": "m"}
+        return prompts.PhysicsPromptParser.fingerprint_inputs(method=method, **widgets)
+
+    server = serve(lambda body: (503, "starting"))
+    before = state()
+    assert "offline rules" in ask(server)[2]
+    assert state() != before
+    failed, server.answer = state(), sensible
+    assert ask(server)[1] == {"Phase Change": 1.0, "Fluid": 1.0}
+    assert state() == failed, "an answer is kept"
+    ask(server, text="")
+    assert state() == failed, "nothing was asked"
+    assert state(prompts.OFFLINE) == ""
+
+
 def test_a_server_without_structured_output_is_asked_plainly(serve):
     def old(body):
         return (
