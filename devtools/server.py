@@ -223,18 +223,19 @@ class ComfyServer:
     def queue(self, graph: dict[str, Any]) -> str:
         """Queues a graph in API format; returns the prompt's id.
 
-        Raises PromptRejected if it does not validate.
+        Raises PromptRejected if it does not validate, in whole or in part.
         """
         try:
-            return json.loads(self.request("/prompt", {"prompt": graph, "client_id": self.client_id}))[
-                "prompt_id"
-            ]
+            reply = json.loads(self.request("/prompt", {"prompt": graph, "client_id": self.client_id}))
         except urllib.error.HTTPError as error:
             try:
                 reply = json.loads(error.read())
             except ValueError:  # a server that broke answers with a page
                 raise BenchError(f"ComfyUI answered /prompt with {error}. Log: {self.log}") from error
             raise PromptRejected(reply) from error
+        if reply.get("node_errors"):  # ComfyUI runs the outputs it has no complaint about
+            raise PromptRejected(reply)
+        return reply["prompt_id"]
 
     def wait(self, prompt_id: str, timeout: float = 600) -> dict[str, Any]:
         """The history entry of a finished prompt, interrupted or not.

@@ -95,7 +95,8 @@ class BestOfNSampler(io.ComfyNode):
                 io.Latent.Output(display_name="denoised_output", tooltip="Its last denoised estimate."),
                 io.Latent.Output(
                     display_name="finished",
-                    tooltip="All candidates that were finished, best first, as one batch.",
+                    tooltip="All candidates that were finished, best first, as one batch; with sound in the "
+                    "latent, the winner alone.",
                 ),
                 io.Int.Output(
                     display_name="seed", tooltip="The winner's seed, to render it again with RandomNoise."
@@ -108,6 +109,11 @@ class BestOfNSampler(io.ComfyNode):
                     display_name="table",
                     tooltip="A JSON object a line, best first: prompt, seed, rank, and every score of "
                     "every look.",
+                ),
+                io.Int.Output(
+                    display_name="seeds",
+                    is_output_list=True,
+                    tooltip="The seeds of the clips in finished, in their order, for Keep Most Plausible.",
                 ),
             ],
         )
@@ -147,16 +153,20 @@ class BestOfNSampler(io.ComfyNode):
         )
         title = f"{ranking_title(critic, candidates)}; {cost} steps, {cost / steps:.1f} times one clip"
         picture = ranking.ranking_table(rows, title)
-        finished = [candidate.outputs[0] for candidate in found if candidate.outputs is not None]
-        whole = finished[0]
-        if _plain(finished):
-            whole = {**whole, "samples": torch.cat([one["samples"] for one in finished])}
+        finished = [candidate for candidate in found if candidate.outputs is not None]
+        whole = finished[0].outputs[0]
+        if getattr(whole["samples"], "is_nested", False):  # no batch
+            finished = finished[:1]
+        else:
+            clips = [candidate.outputs[0]["samples"] for candidate in finished]
+            whole = {**whole, "samples": torch.cat(clips)}
         return io.NodeOutput(
             *found[0].outputs,
             whole,
             found[0].seed,
             picture,
             ranking.json_lines(rows),
+            [candidate.seed for candidate in finished],
             ui=figures.preview_image(picture, cls),
         )
 
@@ -190,11 +200,6 @@ def candidate_rows(found: list[Candidate], prompt: str) -> list[dict[str, Any]]:
             | {"dropped_at": None if kept else last["step"], "looks": looks}
         )
     return rows
-
-
-def _plain(outputs: list[dict[str, Any]]) -> bool:
-    """Whether the clips can be one batch."""
-    return not any(getattr(one["samples"], "is_nested", False) for one in outputs)
 
 
 NODES = [BestOfNSampler]

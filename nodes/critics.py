@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -336,8 +337,9 @@ class KeepMostPlausible(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, fps: float | None = None) -> bool | str:
-        return fps_is_set(fps)
+    def validate_inputs(cls, fps: Sequence[float | None] = ()) -> bool | str:
+        """ComfyUI hands lists over here too, as this node takes its inputs as lists."""
+        return all(fps_is_set(rate) is True for rate in fps) or NO_FPS
 
     @classmethod
     def execute(

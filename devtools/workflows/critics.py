@@ -54,7 +54,7 @@ def toy_best_of_n() -> Graph:
         "images": Out("decode_finished", "IMAGE"),
         "fps": TOY_FPS,
         "clips": 2,
-        "seed": Out("best", "seed"),
+        "seed": Out("best", "seeds"),
         "prompt": Out("prompt", "STRING"),
     }
     shown = {"critic": CRITIC, "fps": TOY_FPS, "images": Out("decode", "IMAGE")}

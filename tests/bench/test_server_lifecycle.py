@@ -85,6 +85,15 @@ def test_refused_graph_names_node_and_value(tmp_path: Path) -> None:
         server.queue({})
 
 
+def test_graph_of_which_only_a_part_would_run_is_refused(tmp_path: Path) -> None:
+    """ComfyUI answers 200 where at least one output passes its checks, and leaves the others out."""
+    accepts = ANSWERS.replace("send_response(400)", "send_response(200)").replace(
+        '"error": {}', '"prompt_id": "1"'
+    )
+    with stand_in(tmp_path, accepts) as server, pytest.raises(PromptRejected, match="VAELoader"):
+        server.queue({})
+
+
 def test_prompt_that_never_ends_is_given_up(tmp_path: Path) -> None:
     with stand_in(tmp_path, ANSWERS) as server, pytest.raises(BenchError, match="was not done within 0 s"):
         server.wait("some-prompt", timeout=0.3)

@@ -3,6 +3,7 @@ models."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -13,6 +14,7 @@ from latent_physics.nodes.host.critics import ranking_title
 pytest.importorskip("comfy", reason="needs ComfyUI: run dev.py once, or set COMFYUI_PATH")
 
 import comfy.samplers
+import execution
 import folder_paths
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
 from latent_physics import toyworld as worlds
@@ -207,13 +209,36 @@ def test_physics_critic_says_what_is_missing(geometry: Any, real: Tensor) -> Non
         execute(node, critic=geometry, fps=16.0, images=real * float("nan"))
 
 
-@pytest.mark.parametrize(
-    "node", [critics.PhysicsCriticNode, critics.KeepMostPlausible, best_of_n.BestOfNSampler]
-)
+@pytest.mark.parametrize("node", [critics.PhysicsCriticNode, best_of_n.BestOfNSampler])
 def test_a_rate_left_at_0_is_refused_before_anything_runs(node: Any) -> None:
     assert "fps is 0" in node.validate_inputs(fps=0.0)
     assert node.validate_inputs(fps=16.0) is True
     assert node.validate_inputs() is True, "a rate that another node gives"
+
+
+def test_comfyui_checks_keep_most_plausible_by_its_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it checks a prompt: a node that takes lists is handed lists, and complains in one sentence."""
+    keeps, loads = "LatentPhysicsKeepMostPlausible", "LatentPhysicsLoadPhysicsCritic"
+    monkeypatch.setitem(stock.NODE_CLASS_MAPPINGS, keeps, critics.KeepMostPlausible)
+    monkeypatch.setitem(stock.NODE_CLASS_MAPPINGS, loads, critics.LoadPhysicsCritic)
+    settings = {"name": PREDICTOR, "method": AUTOMATIC, "rate": 0.0, "distance": "cosine", "stride": 2}
+    picture = {"width": 64, "height": 64, "batch_size": 9, "color": 0}
+    options = {"clips": 1, "seed": 0, "prompt": "", "keep_all": False}
+
+    def faults(fps: Any) -> list[Any]:
+        graph = {
+            "critic": {"class_type": loads, "inputs": {**settings, "contexts": "8"}},
+            "images": {"class_type": "EmptyImage", "inputs": picture},
+            "keep": {
+                "class_type": keeps,
+                "inputs": {"critic": ["critic", 0], "images": ["images", 0], "fps": fps, **options},
+            },
+        }
+        return asyncio.run(execution.validate_inputs("prompt", graph, "keep", {}))[1]
+
+    assert faults(16.0) == []
+    assert [fault["details"] for fault in faults(0.0)] == [f"fps - {critics.NO_FPS}"]
+    assert critics.KeepMostPlausible.validate_inputs(fps=(None,)) is True, "a rate that another node gives"
 
 
 def test_settings_that_another_node_gives_are_no_fault() -> None:
@@ -332,7 +357,7 @@ def inputs(world: Any) -> Any:
 def test_best_of_n_gives_the_plain_samplers_clip_and_a_table(inputs: Any, world: Any, name: str) -> None:
     """Four seeds, halved after two of four steps, by a critic of latents and by one that needs the VAE."""
     (critic,) = execute(critics.LoadPhysicsCritic, name=name, method=AUTOMATIC)
-    output, _, finished, seed, picture, table = execute(
+    output, _, finished, seed, picture, table, seeds = execute(
         best_of_n.BestOfNSampler,
         **inputs(),
         critic=critic,
@@ -356,6 +381,10 @@ def test_best_of_n_gives_the_plain_samplers_clip_and_a_table(inputs: Any, world:
     assert min(row["looks"][0]["score"] for row in rows[:2]) >= max(row["score"] for row in rows[2:])
     assert finished["samples"].shape == (2, 16, 9, 8, 8)
     assert torch.equal(finished["samples"][:1], plain)
+    assert seeds == [row["seed"] for row in rows[:2]]
+    with torch.inference_mode():
+        second = SamplerCustomAdvanced.execute(**inputs(seeds[1])).args[0]["samples"]
+    assert torch.equal(finished["samples"][1:], second), "a clip's seed is its own, not the winner's plus 1"
     assert picture.std() > 0.01
 
 
