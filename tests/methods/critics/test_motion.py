@@ -40,7 +40,31 @@ def test_l_guide_among_the_parts_is_lamos(order: int) -> None:
     cond = torch.randn(2, 8, generator=torch.Generator().manual_seed(3))
     found = MotionConsistency(predictor, lag=2).judge(clip, 4.0, cond)
     torch.testing.assert_close(found.parts["l_guide"], guidance_loss(clip, predictor, cond, lag=2))
-    torch.testing.assert_close(found.maps.sum(dim=(1, 2, 3)) / (6 - order), found.parts["l_guide"])
+    seen = clip[:, :, 1:] if order == 1 else clip  # the first latent frame's own pair is left out
+    torch.testing.assert_close(found.maps.sum(dim=(1, 2, 3)) / 4, guidance_loss(seen, predictor, cond, lag=2))
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_first_latent_frame_does_not_dilute_the_share(order: int) -> None:
+    """However far a causal VAE puts it from the others, and of as many pairs for both orders. A clip of a
+    single pair is judged by that one."""
+    predictor, clip = make_predictor(order, zero=True), latents(1)
+    critic, moved = MotionConsistency(predictor, lag=2), latents(1)
+    with torch.no_grad():
+        predictor.output.bias.fill_(0.5)
+    moved[:, :, 0] += 10
+    for one in (clip, moved):
+        found = critic.judge(one, 4.0)
+        change = one[:, :, 3:] - one[:, :, 1:-2]
+        expected = (0.5 - change).square().sum() / change.square().sum()
+        torch.testing.assert_close(found.implausibility[0], expected)
+        assert found.times.tolist() == [0.75, 1.0, 1.25, 1.5]
+        assert found.curve.shape == (1, 4)
+        assert found.maps[:, :3].eq(0).all()
+        assert found.maps[:, 3:].gt(0).all()
+    shortest = critic.judge(clip[:, :, : 2 + order], 4.0)
+    assert shortest.curve.shape == (1, 1)
+    assert shortest.times.tolist() == [(1 + order) / 4]
 
 
 def test_a_predictor_of_no_motion_finds_all_change_unexpected() -> None:
@@ -117,9 +141,7 @@ def test_gate_of_a_pool_closes_for_the_one_that_hardly_moves() -> None:
     assert torch.equal(gate_of_pool(torch.zeros(4), "frames"), torch.zeros(4)), "a pool of still clips"
 
 
-@pytest.mark.parametrize(
-    "motion", [[0.02, 0.2], [0.02, 0.02, 0.2, 0.2], [0.2, 0.02, 0.2, 0.02, 0.2, 0.02]]
-)
+@pytest.mark.parametrize("motion", [[0.02, 0.2], [0.02, 0.02, 0.2, 0.2], [0.2, 0.02, 0.2, 0.02, 0.2, 0.02]])
 def test_the_stiller_half_of_an_even_pool_is_measured_by_the_other(motion: list[float]) -> None:
     """Median 0.11 by hand, so a clip counts as moving from 0.055 on."""
     gate = gate_of_pool(torch.tensor(motion), "frames")
