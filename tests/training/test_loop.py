@@ -6,12 +6,13 @@ from __future__ import annotations
 import math
 import stat
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from latent_physics.training.console import StopRequest, TrainingError
-from latent_physics.training.loop.ahead import drawn_ahead
+from latent_physics.training.loop.ahead import drawn_ahead, usual_ahead
 from latent_physics.training.loop.config import LoopConfig
 from latent_physics.training.loop.log import read_log
 from latent_physics.training.loop.loop import Loop
@@ -313,3 +314,20 @@ def test_a_pause_and_a_full_memory_inside_a_step_keep_the_steps_before(tmp_path,
     whole = loop(tmp_path / "whole", LiveTask())
     whole.go()
     assert same(weights(resumed), weights(whole))
+
+
+def test_nothing_is_read_ahead_on_a_processor_unless_it_is_asked_for():
+    threads = []
+
+    class Watched(LineTask):
+        def draw(self, number, generator):
+            threads.append(threading.current_thread() is threading.main_thread())
+            return super().draw(number, generator)
+
+    loop(task=Watched()).go()
+    assert all(threads)
+    threads.clear()
+    loop(task=Watched(), read_ahead=1).go()
+    assert not any(threads)
+    assert usual_ahead(None, torch.device("cuda", 1)) == usual_ahead(None, torch.device("mps")) == 1
+    assert usual_ahead(0, torch.device("cuda")) == 0

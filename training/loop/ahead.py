@@ -9,6 +9,18 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+import torch
+
+
+def usual_ahead(given: int | None, device: torch.device) -> int:
+    """Number of micro-batches to draw ahead: what is given, or 1 beside a GPU and 0 on a processor.
+
+    There the step uses every core, so that nothing is left to hide reading behind, and a second thread costs:
+    torch's operators start a team of OpenMP threads for it, which wait for work by spinning.
+    `torch.set_num_threads` in that thread would set the number for every thread begun afterwards.
+    """
+    return int(device.type != "cpu") if given is None else given
+
 
 @contextmanager
 def drawn_ahead(draw: Callable[[int], Any], first: int, end: int, ahead: int) -> Iterator[Callable[[], Any]]:

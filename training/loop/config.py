@@ -65,8 +65,9 @@ class LoopConfig:
     """Steps between checkpoints."""
     keep_every: Number = 0
     """Steps between checkpoints that are kept under a name of their own; 0 keeps the last only."""
-    read_ahead: Number = 1
-    """Micro-batches read ahead of their step, in a thread; 0 reads each when it is needed."""
+    read_ahead: Number | None = None
+    """Micro-batches read ahead of their step, in a thread; 0 reads each when it is needed. Left out, 1 beside
+    a GPU, and 0 on a processor, whose cores the step itself uses."""
     gradient_norms: Number = 0
     """Steps between measurements of each loss's own gradient (one more backward pass a loss); 0 measures
     none."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import settings
 from ..console import ProgressLine, StopRequest, TrainingError, saving
 from . import checkpoint, processes
-from .ahead import drawn_ahead
+from .ahead import drawn_ahead, usual_ahead
 from .boards import Boards
 from .gradients import loss_gradients
 from .log import Log
@@ -216,7 +216,7 @@ class Loop:
         phase, step = self.place
         end = self.phases[phase].steps
         accumulate, began, before = self.config.accumulate, time.monotonic(), self.seconds
-        ahead = 0 if self.task.live_draws else self.config.read_ahead
+        ahead = 0 if self.task.live_draws else usual_ahead(self.config.read_ahead, self.accelerator.device)
         draws = (self._draw, step * accumulate, end * accumulate, ahead)
         with drawn_ahead(*draws) as following:
             while step < end and not self.finished and not processes.stopping(self.accelerator, stop):

@@ -65,8 +65,9 @@ class PilaTraining:
     exported."""
     keep: Literal["best", "last"] = "last"
     """Weights that are exported: those with the largest gain on held-out clips, or the last ones."""
-    read_ahead: Number = 1
-    """Batches read ahead of their step, in a thread; 0 reads each when it is needed."""
+    read_ahead: Number | None = None
+    """Batches read ahead of their step, in a thread; 0 reads each when it is needed. Left out, 1 beside a
+    GPU, and 0 on a processor."""
     adaptive: bool = True
     """Weigh the terms of a category by their running means; off, every term has weight 1."""
     held_out_clips: Number = 16
