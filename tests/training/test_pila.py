@@ -4,12 +4,14 @@ import os
 import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from latent_physics.encoders.raft import RaftFlow
 from latent_physics.methods.labels.taxonomy import label_vector
 from latent_physics.methods.pila import CATEGORIES, load_adapter
-from latent_physics.methods.weights import WeightsInfo, save_weights
+from latent_physics.methods.weights import WeightsInfo, load_weights, save_weights
 from latent_physics.tests.training.finetune.two_processes import finished
 from latent_physics.tests.training.tiny_pila import QUICK, SMALL, FrozenField, begin, clips, flat, run
 from latent_physics.toyworld import mixture
@@ -344,14 +346,45 @@ def test_flow_from_decoded_frames_and_from_raft(tmp_path):
     assert flow.shape == (2, 2, 16, 16)
     assert 0 <= float(confidence.min()) <= float(confidence.max()) <= 1
 
-    class Raft:
-        def flow(self, video, step, size):
-            count = (video.shape[2] - 1) // step
-            return torch.ones(1, 2, count, *size) * torch.tensor([8.0, -16.0]).view(1, 2, 1, 1, 1)
 
-    flow, confidence = raft_flow(torch.rand(3, 9, 128, 128), 3, (16, 16), 4, Raft())
-    torch.testing.assert_close(flow[:, 0, 4, 4], torch.tensor([1.0, -2.0]))
-    assert float(confidence.max()) < 0.01  # a backward flow equal to the forward one is a contradiction
+@pytest.mark.parametrize("honest", [True, False])
+def test_rafts_flow_leads_from_latent_frame_to_latent_frame_and_back(honest):
+    """A network that answers how much brighter the second frame is, on frames 0 to 8 of their own
+    brightnesses: two flows of three latent frames, each with its own way back; one that answers the same both
+    ways contradicts itself."""
+
+    class Brighter(torch.nn.Module):
+        def forward(self, before, after):
+            change = (after - before).mean(dim=(1, 2, 3)) / 2
+            change = change if honest else change.abs()
+            return [change[:, None, None, None] * torch.tensor([800.0, -1600.0]).view(1, 2, 1, 1)
+                    .expand(len(before), 2, *before.shape[2:])]  # fmt: skip
+
+    video = (torch.arange(9.0) ** 2 / 100).view(1, 9, 1, 1).expand(3, 9, 128, 128)
+    flow, confidence = raft_flow(video, 3, (16, 16), 4, RaftFlow(Brighter(), "brighter"))
+    assert flow.shape == (2, 2, 16, 16)
+    for step, change in enumerate((0.16, 0.48) if honest else ()):
+        expected = 100 * change * torch.tensor([1.0, -2.0])
+        torch.testing.assert_close(flow[:, step, 4, 4], expected, rtol=1e-3, atol=1e-3)
+    assert confidence.min() > 0.99 if honest else confidence.max() < 0.01
+    with pytest.raises(ValueError, match="8 decoded frames do not belong to 3 latent frames"):
+        raft_flow(video[:, :8], 3, (16, 16), 4, RaftFlow(Brighter(), "brighter"))
+
+
+def test_a_cached_flow_is_of_its_clips_content_and_network(tmp_path):
+    latent, path = torch.randn(4, 3, 16, 16), tmp_path / "a.safetensors"
+
+    def stamp(**changes):
+        given = {"latent": latent, "source": "latent", "key": "one"} | changes
+        cached_flow(path, backbone=FrozenField(), **given)
+        return path.stat().st_mtime_ns
+
+    first = stamp()
+    assert stamp() == first
+    assert stamp(key="two") != first  # cached anew, at another rate say
+    wide = stamp(key="two", latent=torch.randn(4, 5, 16, 16))
+    assert load_weights(path, "pila_flow")[0]["flow"].shape[1] == 4
+    assert stamp(key="two", latent=torch.randn(4, 5, 16, 16), raft=SimpleNamespace(identity="large")) != wide
 
 
 def test_toy_clips_are_drawn_encoded_once_and_labelled(tmp_path):

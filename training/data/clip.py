@@ -208,7 +208,8 @@ class Entry:
 
     @property
     def identity(self) -> str:
-        """Identity of the clip's pixels: content hash and cut."""
+        """Identity of the clip's pixels: content hash, cut, and the rate that it was thinned to."""
         i = self.info
         cut = f"{i.source_hash} window {i.window} {i.width}x{i.height}x{i.frames} at {i.start:.3f}"
+        cut += f" {i.fps:g} fps" if i.fps_limit else ""
         return cut if i.start_frame is None else f"{cut} from frame {i.start_frame}"

@@ -41,13 +41,17 @@ def flow_of(
 def raft_flow(
     video: Tensor, frames: int, size: tuple[int, int], stride: int, raft: Any
 ) -> tuple[Tensor, Tensor]:
-    """RAFT between frames `stride` apart; confidence falls where forward and backward flow disagree by more
-    than a pixel."""
+    """RAFT between the last frames of neighbouring latent frames, `stride` apart; confidence falls where
+    forward and backward flow disagree by more than a pixel. video: `3 N H W` with N = 1 + stride * (frames -
+    1). Raises ValueError where N does not fit `frames`."""
     from ...methods.pila.flow import warp
 
+    if video.shape[1] != 1 + stride * (frames - 1):
+        raise ValueError(f"{video.shape[1]} decoded frames do not belong to {frames} latent frames.")
     height, width = (max(128, side // 8 * 8) for side in video.shape[2:])
-    ahead = raft.flow(video[None], stride, (height, width))[0].transpose(0, 1).cpu()
-    back = raft.flow(video[None].flip(2), stride, (height, width))[0].flip(1).transpose(0, 1).cpu()
+    chosen = video[None, :, ::stride]
+    ahead = raft.flow(chosen, 1, (height, width))[0].transpose(0, 1).cpu()
+    back = raft.flow(chosen.flip(2), 1, (height, width))[0].flip(1).transpose(0, 1).cpu()
     disagreement = (ahead + warp(back, ahead)).square().sum(dim=1, keepdim=True)
     confidence = 1.0 / (1.0 + disagreement)
     pool = torch.nn.functional.adaptive_avg_pool2d
@@ -64,17 +68,21 @@ def cached_flow(
     backbone: Any,
     raft: Any = None,
     frames: Frames | None = None,
+    key: str = "",
 ) -> tuple[Tensor, Tensor]:
-    """The flow at `path`, computed and written there first where it is missing or of another source. Raises
-    OSError."""
+    """The flow at `path`, computed and written there first where it is missing, or of another source, network
+    or content of the clip (`key`). Raises OSError."""
+    origin = {"source": source, "clip": key, "network": getattr(raft, "identity", "")}
     try:
         state, info = load_weights(path, FLOW_KIND)
-        if info.config.get("source") == source:
+        _, length, *size = latent.shape
+        same = origin | info.config == origin  # files of older versions say their source alone
+        if same and list(state["flow"].shape[1:]) == [length - 1, *size]:
             return state["flow"].float(), state["confidence"].float()
     except WeightsError:
         pass  # missing or cut off: made anew
     flow, confidence = (value.half() for value in flow_of(latent, source, backbone, raft, frames))
-    info = WeightsInfo(kind=FLOW_KIND, latent_space=backbone.latent_space, config={"source": source})
+    info = WeightsInfo(kind=FLOW_KIND, latent_space=backbone.latent_space, config=origin)
     save_weights(path, {"flow": flow, "confidence": confidence}, info)
     return (
         flow.float(),

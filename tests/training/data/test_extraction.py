@@ -243,3 +243,16 @@ def test_frames_without_times_are_told_apart(tmp_path):
     assert slide[1].info.source_hash == content_hash(folder)
     seen = FrameSource(tmp_path / "out", [tmp_path / "videos"]).read(slide[1])[0, 0, 0, 0] * 255
     assert int(seen) == 7 * 8 + 3
+
+
+def test_clips_thinned_to_other_rates_are_told_apart(videos):
+    """The same film, size, length and start: a teacher's features of the one are not those of the other."""
+    entries = []
+    for fps in (5, 2.5):
+        cache(videos, "--frames", 5, "--fps", fps)
+        entries.append(ClipFolder.scan(videos / "out").entries[0])
+    assert entries[0].info.start == entries[1].info.start == 0
+    assert entries[0].shape == entries[1].shape
+    assert entries[0].identity != entries[1].identity
+    kept = replace(entries[0], info=replace(entries[0].info, fps_limit=0.0))
+    assert "fps" not in kept.identity  # nothing was thinned: as it was always called

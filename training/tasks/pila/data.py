@@ -136,7 +136,8 @@ def cached_clips(
         )
 
     def flow(entry: Entry, latent: Tensor) -> tuple[Tensor, Tensor]:
-        return cached_flow(flows / entry.path.name, latent, source, backbone, raft)
+        place, key = flows / entry.path.name, entry.info.key
+        return cached_flow(place, latent, source, backbone, raft, key=key)
 
     return _examples(found, lambda caption: labels_of(caption, known), flow)
 
