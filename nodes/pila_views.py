@@ -16,6 +16,7 @@ from ..methods.pila import (
     PilaCorrection,
     expert_maps,
 )
+from ..methods.video_models import SPACES, TOY
 from .host import patching, spaces, wires
 from .pila import CATEGORY, LoadedAdapter, PilaAdapterType
 from .views import figures
@@ -151,6 +152,8 @@ class ExpertMaps(io.ComfyNode):
         if not trace.snapshots:
             raise ValueError("Expert Maps needs keep_for_maps switched on in PILA Correction.")
         snapshot = trace.snapshots[round(position * (len(trace.snapshots) - 1))]
+        if images is not None:
+            check_whole(images, snapshot.x0, spaces.latent_space(model))
         patcher = _patcher_of(model, correction)
         maps = _on_device(patcher, correction, snapshot.x0, lambda: expert_maps(
             correction.adapter, snapshot, correction.settings.labels, correction.settings.top_k
@@ -161,6 +164,18 @@ class ExpertMaps(io.ComfyNode):
         shown = over_frames(scaled, images, opacity)
         text = expert_report(snapshot.index, weights, CATEGORIES[chosen])
         return io.NodeOutput(shown, scaled.flatten(0, 1), text, ui=figures.preview_video(shown, cls))
+
+
+def check_whole(images: Tensor, kept: Tensor, space: str) -> None:
+    """Raises ValueError where a kept latent `B C T H W` is of another length than the decoded clips: before
+    CFG a correction sees one context window after another, and the first is kept."""
+    rule, frames = SPACES.get(space, TOY).frames, len(images) // len(kept)
+    if rule.fits(frames) and rule.latent_frames(frames) != kept.shape[2]:
+        raise ValueError(
+            f"PILA Correction saw {kept.shape[2]} latent frames at once and these images are "
+            f"{rule.latent_frames(frames)}: wire this run's decoded video, and with context windows set branch "
+            "to guided."
+        )
 
 
 def _patcher_of(

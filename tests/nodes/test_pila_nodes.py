@@ -181,6 +181,28 @@ def test_context_windows_are_corrected_one_by_one(models, wan, conditioning, mon
     assert (trace_of(whole).index, set(seen)) == ([0, 1, 2], {7})
 
 
+def test_maps_of_a_context_window_are_not_laid_over_the_whole_clip(models, wan, conditioning):
+    windows = pytest.importorskip(
+        "comfy_extras.nodes_context_windows", reason="this ComfyUI has no context windows"
+    )
+    windowed = windows.WanContextWindowsManualNode.execute(
+        wan, context_length=13, context_overlap=4, context_schedule="standard_static", context_stride=1,
+        closed_loop=False, fuse_method="pyramid", freenoise=False,
+    ).args[0]  # fmt: skip
+    images = torch.rand(25, 64, 64, 3)
+
+    def maps(branch):
+        options = {"labels": {"Fluid": 1.0}, "keep_for_maps": True, "branch": branch}
+        model = corrected(windowed, loaded(models), **options)
+        latent = {"samples": sample(model, conditioning, size=(7, 8, 8))}
+        arguments = {"expert": "Fluid", "position": 1.0, "opacity": 0.7, "images": images}
+        return execute(ExpertMaps, model=model, latent=latent, **arguments)[1]
+
+    with pytest.raises(ValueError, match=r"saw 4 latent frames at once .* are 7: .* set branch to guided"):
+        maps("conditional")
+    assert maps("guided").shape == (7, 8, 8)
+
+
 def test_denoise_mask_keeps_what_it_protects(models, wan, conditioning):
     held = torch.randn(1, 16, 5, 8, 8, generator=torch.Generator().manual_seed(9))
     mask = torch.zeros(1, 1, 5, 8, 8)
