@@ -11,8 +11,15 @@ from torch import Tensor
 
 from .dynamics import Step
 
+CLAMP = 5.0
+"""Largest magnitude of an advantage (Flow-GRPO's adv_clip_max)."""
 EPSILON = 1e-4
 """Added to a deviation before it divides. Rewards here lie in [0, 1], and a spread below this is rounding."""
+
+
+LEAST_SPREAD = 0.1
+"""Least deviation of a batch of gdpo's joined advantages that is brought to 1, as a share of all weights:
+what one group in a hundred with any spread makes. Below it there is rounding alone, which must not teach."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class PolicyLoss:
     """Half the mean squared log ratio, scalar: KL of the old policy from the new one to second order."""
 
 
-def advantages(rewards: Tensor, *, clamp: float = 5.0, global_std: bool = False) -> Tensor:
+def advantages(rewards: Tensor, *, clamp: float = CLAMP, global_std: bool = False) -> Tensor:
     """Rewards `G K` of G prompts with K clips each -> advantages `G K`: centred in the group, over a
     deviation.
 
@@ -62,9 +69,12 @@ def combine_rewards(
 ) -> Tensor:
     """Advantages `G K` from several rewards `G K` by name.
 
-    aggregation: "sum" adds the weighted rewards and normalises once; "gdpo" normalises each by itself and
-    then adds (GDPO, arXiv 2601.05242), so that a reward with a wide range cannot hide one with a narrow
-    range. settings: as `advantages`. Raises ValueError for another aggregation.
+    aggregation: "sum" adds the weighted rewards and normalises once; "gdpo" normalises each by itself, adds
+    and divides by the deviation of the whole batch (GDPO, arXiv 2601.05242), so that a reward with a wide
+    range cannot hide one with a narrow range, and neither the number of rewards nor the size of all weights
+    changes how large advantages are. Its last step subtracts no mean: each group has none left, and a group
+    without spread keeps 0. settings: as `advantages`; the clamp holds for what is returned. Raises ValueError
+    for another aggregation.
     """
     if aggregation == "sum":
         return advantages(
@@ -72,9 +82,10 @@ def combine_rewards(
             **settings,
         )
     if aggregation == "gdpo":
-        return torch.stack(
-            [weights[name] * advantages(value, **settings) for name, value in rewards.items()]
-        ).sum(0)
+        joined = sum(weights[name] * advantages(value, **settings) for name, value in rewards.items())
+        least = max(LEAST_SPREAD * sum(weights[name] for name in rewards), torch.finfo(joined.dtype).tiny)
+        clamp = settings.get("clamp", CLAMP)
+        return (joined / joined.std(correction=0).clamp(min=least)).clamp(-clamp, clamp)
     raise ValueError(f"advantage_aggregation is {aggregation!r}; it must be sum or gdpo.")
 
 

@@ -174,11 +174,30 @@ def test_each_reward_counts_by_its_weight_when_normalised_by_itself():
     rewards = {"law": torch.rand(2, 4), "motion": 1000 * torch.rand(2, 4)}
     weights = {"law": 1.0, "motion": 0.5}
     apart = combine_rewards(rewards, weights, "gdpo")
-    torch.testing.assert_close(apart, advantages(rewards["law"]) + 0.5 * advantages(rewards["motion"]))
+    joined = advantages(rewards["law"]) + 0.5 * advantages(rewards["motion"])
+    torch.testing.assert_close(apart, joined / joined.std(correction=0))
     together = combine_rewards(rewards, weights, "sum")
     torch.testing.assert_close(together, advantages(rewards["law"] + 0.5 * rewards["motion"]))
     wide, narrow = advantages(rewards["motion"]), advantages(rewards["law"])
     assert (together - wide).abs().max() < (together - narrow).abs().max()  # summed, the wide range rules
+
+
+def test_joined_advantages_have_one_size_however_many_rewards_and_whatever_the_weights():
+    """GDPO's last step: without it, weights of a tenth would learn at a tenth of the rate, and the clamp
+    would hold for no sum."""
+    draw = torch.Generator().manual_seed(0)
+    rewards = {name: torch.rand(6, 8, generator=draw) for name in "abcd"}
+    rewards |= {"a": rewards["a"] ** 40}
+    for value in rewards.values():
+        value[0] = 0.5  # a group without spread
+    found = combine_rewards(rewards, dict.fromkeys("abcd", 1.0), "gdpo")
+    assert found.std(correction=0) == pytest.approx(1, rel=1e-5)
+    torch.testing.assert_close(combine_rewards(rewards, dict.fromkeys("abcd", 0.01), "gdpo"), found)
+    assert found[0].eq(0).all()
+    assert combine_rewards(rewards, dict.fromkeys("abcd", 9.0), "gdpo", clamp=1.5).abs().max() == 1.5
+    rounding = {name: 0.5 + 6e-8 * torch.randint(2, (6, 8), generator=draw) for name in "ab"}
+    assert combine_rewards(rounding, {"a": 1.0, "b": 1.0}, "gdpo").abs().max() < 0.02
+    assert combine_rewards(rounding, {"a": 0.0, "b": 0.0}, "gdpo").eq(0).all()
 
 
 def test_ratio_is_one_before_the_first_update_and_the_loss_is_minus_the_advantage():

@@ -113,7 +113,8 @@ class GrpoConfig(ModelConfig):
     global_std: bool = False
     """Divide by the deviation of all rewards of the iteration instead of the group's."""
     advantage_aggregation: Literal["sum", "gdpo"] = "sum"
-    """sum: weighted rewards are added, then normalised. gdpo: each is normalised by itself, then added."""
+    """sum: weighted rewards are added, then normalised. gdpo: each is normalised by itself, then added, and
+    the sum brought to a deviation of 1."""
     kl_type: Literal["v-based", "x-based"] = "v-based"
     """Distance from the reference on the network's output, or on the mean of the next latent."""
     kl_beta: NotNegative = 0.0
