@@ -80,6 +80,8 @@ def is_predictor(name: str) -> bool:
 
 def check_critic(name: str, method: str) -> None:
     """Raises ValueError, in one sentence, where the file is missing or cannot serve the method."""
+    if method != AUTOMATIC and method not in METHODS:
+        raise WeightsError(f"method is {method!r}; it must be one of: {', '.join([AUTOMATIC, *METHODS])}.")
     chosen = METHODS.get(method)
     if is_predictor(name):
         if chosen not in (None, "motion"):

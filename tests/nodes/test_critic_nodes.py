@@ -97,6 +97,7 @@ def test_a_file_gives_the_critic_it_is_good_for(name: str, method: str, critic: 
         (VIDEOMAE, "causal surprise", "8", "cannot predict: causal surprise needs V-JEPA 2"),
         (VIDEOMAE, "motion consistency", "8", "needs a motion predictor"),
         (PREDICTOR, "causal surprise", "8", "is a motion predictor"),
+        (VJEPA, "geometry", "8", "method is 'geometry'; it must be one of: "),
         ("toy/toy_vae.safetensors", AUTOMATIC, "8", "toy_vae"),
         ("gone.safetensors", AUTOMATIC, "8", "is not in models/latent_physics"),
         (f"{FOLDER}/gone.safetensors", AUTOMATIC, "8", f"is not in models/{FOLDER}"),
