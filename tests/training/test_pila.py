@@ -3,6 +3,8 @@ import dataclasses
 import os
 import socket
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -385,6 +387,29 @@ def test_a_cached_flow_is_of_its_clips_content_and_network(tmp_path):
     wide = stamp(key="two", latent=torch.randn(4, 5, 16, 16))
     assert load_weights(path, "pila_flow")[0]["flow"].shape[1] == 4
     assert stamp(key="two", latent=torch.randn(4, 5, 16, 16), raft=SimpleNamespace(identity="large")) != wide
+
+
+def test_two_threads_do_not_decode_with_one_vae_at_once(tmp_path):
+    """Wan's decoder keeps frames in itself while it decodes: a validation and the reading ahead of a training
+    may both make flow that is not kept yet."""
+    inside, most = [], []
+
+    class OneAtATime(FrozenField):
+        def decode_latent(self, latent):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.1)
+            inside.pop()
+            return super().decode_latent(latent)
+
+    for number in range(2):
+        latent, words = torch.randn(4, 5, 8, 8).half(), torch.randn(3, 6).half()
+        path = tmp_path / "cache" / f"{number}.safetensors"
+        write_clip(path, latent, words.mean(0), info("a ball"), "toy", tokens=words)
+    data = cached_clips(tmp_path / "cache", tmp_path / "flow", "pixels", OneAtATime())
+    with ThreadPoolExecutor(2) as threads:
+        assert len(list(threads.map(data.load, range(2)))) == 2
+    assert most == [1, 1]
 
 
 def test_toy_clips_are_drawn_encoded_once_and_labelled(tmp_path):

@@ -26,6 +26,7 @@ from ..loop.checkpoint import KIND as CHECKPOINT
 from ..loop.checkpoint import kept_state
 from ..loop.config import TrainerConfig
 from ..loop.loop import train
+from ..loop.optimizers import optimizer_arguments
 from ..loop.processes import make_accelerator
 from ..loop.task import Outcome, Run, Task
 from ..settings import Count, check
@@ -160,6 +161,7 @@ def train_motion_head(
         )
     check(config)
     check_trackers(settings)
+    optimizer_arguments(settings)
     accelerator = make_accelerator(settings)
     clips = TrainingClips(
         config.data, batch=settings.batch, seed=settings.seed, held_out=settings.held_out, limit=config.limit

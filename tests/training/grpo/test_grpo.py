@@ -313,6 +313,7 @@ def test_a_group_whose_memory_runs_out_is_said_with_the_state_saved(tmp_path, mo
         ({"toy_worlds": ["optics"]}, "toy_worlds has 'optics'; choose from"),
         ({"backbone": "wan", "frames": 81, "toy_prompts": 4}, "toy_prompts are for the toy backbone"),
         ({"frames": 10}, "frames is 10"),
+        ({"optimizer": "torch.optim.Nothing"}, "has no optimiser of that name"),
     ],
 )
 def test_what_cannot_work_is_said_in_one_sentence(tmp_path, more, said):

@@ -13,6 +13,7 @@ from ...console import TrainingError
 from ...data.format import CacheConfig, Format, format_of
 from ...loop.boards import check_trackers
 from ...loop.config import LoopConfig
+from ...loop.optimizers import optimizer_arguments
 from ...settings import Count, Decay, NotNegative, Number, Positive
 from ..model import ModelConfig, check_model
 from . import rewards
@@ -164,6 +165,7 @@ def check(config: GrpoConfig) -> None:
     """Raises TrainingError for what can be known before anything is loaded."""
     settings.check(config)
     check_trackers(config.trainer)
+    optimizer_arguments(config.trainer)
     check_model(config, config.trainer.precision, config.trainer.checkpointing)
     form(config)
     for text in [*config.rewards, *config.watch]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -135,9 +136,12 @@ def cached_clips(
             f"{folder} holds {found.latent_space} latents; this backbone has {backbone.latent_space} ones."
         )
 
+    lock = Lock()
+
     def flow(entry: Entry, latent: Tensor) -> tuple[Tensor, Tensor]:
         place, key = flows / entry.path.name, entry.info.key
-        return cached_flow(place, latent, source, backbone, raft, key=key)
+        with lock:  # a validation and the thread that reads ahead share the VAE, which keeps frames meanwhile
+            return cached_flow(place, latent, source, backbone, raft, key=key)
 
     return _examples(found, lambda caption: labels_of(caption, known), flow)
 
