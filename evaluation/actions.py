@@ -100,7 +100,7 @@ def make_plan(config: PlanConfig) -> tuple[Plan, list[str]]:
     check_plan(plan)
     if plan.graph:
         check_arms(plan, benchmark)
-    check_names(plan, benchmark)
+    check_names(plan, benchmark, config.out)
     save_plan(config.out, plan)
     return plan, summary(plan, benchmark, config.seconds_per_clip)
 

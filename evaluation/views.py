@@ -36,9 +36,14 @@ def planned_spots(plan: Plan, benchmark: Benchmark) -> list[tuple[Spot, str]]:
     ]
 
 
-def check_names(plan: Plan, benchmark: Benchmark) -> None:
-    """Raises EvaluationError if two clips would have one name, or a name is too long for a file."""
+def check_names(plan: Plan, benchmark: Benchmark, folder: Path | None = None) -> None:
+    """Raises EvaluationError if two clips would have one name, or a name is too long for a file.
+
+    folder: where the clips are laid out; names that differ in case alone are two where its file system tells
+    them apart (VBench has "A fantasy landscape" and "a fantasy landscape"). Without it they are one.
+    """
     taken: dict[tuple[str, str], str] = {}
+    apart = folder is not None and not ignores_case(folder)
     for spot, what in planned_spots(plan, benchmark):
         size = len(spot.name.encode())
         if size > LONGEST_NAME:
@@ -46,12 +51,23 @@ def check_names(plan: Plan, benchmark: Benchmark) -> None:
                 f"{spot.name[:60]}... ({what}) has {size} bytes, and file names end at {LONGEST_NAME}:"
                 " shorten that prompt."
             )
-        other = taken.setdefault((spot.folder, spot.name.casefold()), what)
+        name = spot.name if apart else spot.name.casefold()
+        other = taken.setdefault((spot.folder, name), what)
         if other != what:
             raise EvaluationError(
                 f"{what} and {other} would both be called {spot.name}, as {benchmark.title} cuts and spells"
                 " names: drop one."
             )
+
+
+def ignores_case(folder: Path) -> bool:
+    """Whether the file system takes a name in other case for the same, asked of the nearest folder that
+    exists and has a letter in its name; True where there is none."""
+    for here in (folder.absolute(), *folder.absolute().parents):
+        other = here.name.swapcase()
+        if other != here.name and here.exists():
+            return here.with_name(other).exists() and here.samefile(here.with_name(other))
+    return True
 
 
 def missing(plan: Plan, records: Iterable[Record]) -> list[str]:
@@ -96,7 +112,7 @@ def build_views(plan: Plan, benchmark: Benchmark, manifest: Manifest) -> dict[st
 
     Raises EvaluationError as `check_clips` and `check_names` do.
     """
-    check_names(plan, benchmark)
+    check_names(plan, benchmark, manifest.folder)
     check_clips(plan, benchmark, manifest)
     root = view_root(manifest.folder, benchmark.name)
     wanted: dict[str, dict[str, Path]] = defaultdict(dict)

@@ -14,6 +14,7 @@ Total = (4 quality + semantic) / 5, each a weighted mean of dimensions scaled by
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class VBench(Benchmark):
         if source.suffix != ".json":
             rows = captions(source)
             return [Prompt(id=str(n), text=row["caption"], groups=CUSTOM) for n, row in enumerate(rows, 1)]
-        return standard(source, options, lambda groups: 25 if FLICKER in groups else 5)
+        return joined(standard(source, options, lambda groups: 25 if FLICKER in groups else 5))
 
     def columns(self, plan: Plan) -> tuple[Column, ...]:
         dims = dimensions_of(plan)
@@ -173,6 +174,17 @@ def standard(source: Path, options: Mapping[str, Any], samples: Any) -> list[Pro
         )
         for number, (text, dims) in enumerate(chosen, 1)
     ]
+
+
+def joined(prompts: list[Prompt]) -> list[Prompt]:
+    """Prompts that occur in several entries once, with the dimensions of all: the scorer reads the same files
+    for them. Those of temporal flickering have files of their own."""
+    found: dict[tuple[str, bool], Prompt] = {}
+    for prompt in prompts:
+        key = prompt.text, FLICKER in prompt.groups
+        first = found.setdefault(key, prompt)
+        found[key] = replace(first, groups=tuple(dict.fromkeys(first.groups + prompt.groups)))
+    return list(found.values())
 
 
 def totals_of(values: Mapping[str, float]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from latent_physics.evaluation.benchmarks.vbench2 import GROUPS, categories
 from latent_physics.evaluation.errors import EvaluationError
 from latent_physics.evaluation.plan import Prompt
 from latent_physics.evaluation.scoring import Scorer, Scoring
-from latent_physics.evaluation.views import build_views, check_names
+from latent_physics.evaluation.views import build_views, check_names, ignores_case
 
 # The Python class that the driver calls, with the real one's names, file names and result format.
 PACKAGE = """
@@ -67,6 +67,32 @@ def test_standard_names_numbers_and_the_folder_of_flickering(tmp_path: Path, mak
     assert counts == {"plain-run_01": 5, "plain-run_01-temporal_flickering": 25}
     names = sorted(path.name for path in (tmp_path / "views" / "vbench" / "plain-run_01").iterdir())
     assert names == [f"a cat, zoom in-{index}.mp4" for index in range(5)]
+
+
+def test_a_prompt_of_two_entries_is_made_once_for_all_their_dimensions(tmp_path: Path, make_plan) -> None:
+    """As in the published list, whose suite could not be planned: two prompts stand in it twice, and two more
+    differ in case alone."""
+    entries = [
+        ("The bund Shanghai, oil painting", ["appearance_style"]),
+        ("a red cup", ["temporal_flickering"]),
+        ("The bund Shanghai, oil painting", ["overall_consistency", "imaging_quality"]),
+        ("A fantasy landscape", ["overall_consistency"]),
+        ("a fantasy landscape", ["overall_consistency"]),
+        ("a red cup", ["color"]),
+    ]
+    prompts = BENCHMARKS["vbench"].prompts(full_info(tmp_path, entries), {})
+    assert [(prompt.id, prompt.samples, prompt.groups) for prompt in prompts] == [
+        ("1", 5, ("appearance_style", "overall_consistency", "imaging_quality")),
+        ("2", 25, ("temporal_flickering",)),
+        ("4", 5, ("overall_consistency",)),
+        ("5", 5, ("overall_consistency",)),
+        ("6", 5, ("color",)),
+    ]
+    plan = make_plan("vbench", prompts)
+    if not ignores_case(tmp_path):
+        check_names(plan, BENCHMARKS["vbench"], tmp_path / "not there yet")
+    with pytest.raises(EvaluationError, match=r"would both be called a fantasy landscape-0.mp4"):
+        check_names(plan, BENCHMARKS["vbench"])
 
 
 def test_chosen_dimensions_leave_the_other_prompts_out(tmp_path: Path) -> None:
