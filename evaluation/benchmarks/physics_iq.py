@@ -93,6 +93,11 @@ class PhysicsIQ(Benchmark):
                 f"{record.file} lasts {have:.2f} s, and Physics-IQ needs 5 s: make {need} frames or more at"
                 f" {fps:g} fps."
             )
+        if record.frames > need and "fps" not in plan.options:
+            return (
+                f"{record.file} has {record.frames} frames, and its first {need} last exactly 5 s: plan again"
+                f" with --fps {fps:g}, so that the layout cuts it, or make {need} frames."
+            )
         if record.frames == need and abs(record.seconds - SECONDS) > TOLERANCE:
             return (
                 f"{record.file} states {record.seconds:.4f} s instead of 5 s; save it as mp4 with a constant"

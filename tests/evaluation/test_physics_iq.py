@@ -128,6 +128,20 @@ def test_clips_of_another_length_or_rate_are_told_at_once(
     assert message is None or message in objection
 
 
+def test_a_plan_without_a_rate_cannot_cut_clips_and_says_so_at_the_first(
+    descriptions, make_plan, filled
+) -> None:
+    """Wan's 81 frames at 16 a second are 5.0625 s, which the scorer refuses after all are made."""
+    benchmark = BENCHMARKS["physics-iq"]
+    prompts = benchmark.prompts(descriptions, {})[:1]
+    plan = make_plan("physics-iq", prompts, arms={"plain": {}}, baselines=False)
+    manifest = filled(plan, frames=81, fps=16.0)
+    with pytest.raises(
+        EvaluationError, match=r"81 frames, and its first 80 last .* plan again with --fps 16"
+    ):
+        build_views(plan, benchmark, manifest)
+
+
 def metrics(ratio: float) -> dict[str, str]:
     """One view's columns: three overlaps of `ratio` of the takes' own, an error of twice the takes'."""
     return {
