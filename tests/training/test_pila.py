@@ -412,6 +412,27 @@ def test_two_threads_do_not_decode_with_one_vae_at_once(tmp_path):
     assert most == [1, 1]
 
 
+def test_no_window_of_a_held_out_film_is_learned_from(tmp_path):
+    """Twelve windows of three films, two held out: the five others of the first film are neither."""
+    data = dataclasses.replace(clips(12), films=[*["a"] * 7, *["b"] * 3, *["c"] * 2])
+    task = PilaRun(FrozenField(), data, QUICK, SMALL, tmp_path).task
+    task.placed(SimpleNamespace(
+        process_index=0, num_processes=1, device=torch.device("cpu"), distributed_type="NO", reduce=None
+    ))  # fmt: skip
+    read = []
+    task.clips = SimpleNamespace(batch=read.extend)
+    for number in range(10):
+        task.read(number)
+    assert (task.held, sorted(set(read))) == (2, [7, 8, 9, 10, 11])
+    with pytest.raises(TrainingError, match="all 12 clips are of the videos of the 2 held out"):
+        PilaRun(FrozenField(), dataclasses.replace(data, films=["a"] * 12), QUICK, SMALL)
+    folder = tmp_path / "cache"
+    for number in range(2):
+        latent, words, path = torch.randn(4, 5, 8, 8), torch.randn(3, 6), folder / f"{number}.safetensors"
+        write_clip(path, latent, words.mean(0), info("a ball"), "toy", tokens=words)
+    assert cached_clips(folder, tmp_path, "latent", FrozenField()).films == ["0", "0"]
+
+
 def test_toy_clips_are_drawn_encoded_once_and_labelled(tmp_path):
     class Toy(FrozenField):
         encoded, vae, text = 0, None, None

@@ -68,6 +68,13 @@ class PilaClips:
     channels: int
     cond_dim: int
     load: Callable[[int], Example]
+    films: Sequence[str] = ()
+    """Source video of each clip; left out, each is of its own."""
+
+    def after(self, held: int) -> list[int]:
+        """Numbers of the clips to learn from where the first `held` are held out: those of other films."""
+        films = set(self.films[:held])
+        return [i for i in range(held, len(self)) if not self.films or self.films[i] not in films]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -204,6 +211,7 @@ def _examples(
 
     return PilaClips(
         names=[entry.path.name for entry in found.entries],
+        films=[entry.info.source_hash for entry in found.entries],
         latent_space=found.latent_space,
         channels=found.entries[0].shape[0],
         cond_dim=found.cond_dim,

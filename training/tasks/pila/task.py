@@ -137,6 +137,12 @@ class PilaTask(Task):
         self.latent_space, self.about = clips.latent_space, {"recipe": "PILA"}
         self.adapter_config = replace(adapter, channels=clips.channels, cond_dim=clips.cond_dim)
         self.held = min(config.held_out_clips, len(clips) // 4)
+        self.learned = clips.after(self.held)
+        if not self.learned:
+            raise TrainingError(
+                f"all {len(clips)} clips are of the videos of the {self.held} held out, which leaves none to "
+                f"learn from; cache more videos, or give held_out_clips 0."
+            )
         self.stages = stages_of(config, method)
         self.phases = tuple(Phase(name=s.name, steps=s.steps, constant=s.name != "C") for s in self.stages)
         self.stage = 0
@@ -198,12 +204,12 @@ class PilaTask(Task):
 
     def read(self, number: int) -> Batch:
         """This process's clips of a step: a stretch of an endless sequence of shuffled epochs over the clips
-        not held out."""
-        count, size = len(self.clips) - self.held, self.config.batch
+        to learn from."""
+        count, size = len(self.learned), self.config.batch
         first = (number * self.processes + self.rank) * size
         seed = self.config.seed * 16 + self.stage
         return self.clips.batch(
-            [self.held + shuffled_index(first + i, count, seed, self._epochs) for i in range(size)]
+            [self.learned[shuffled_index(first + i, count, seed, self._epochs)] for i in range(size)]
         )
 
     @property
