@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from .critics import CATEGORY, PhysicsCriticType, fps_input, fps_is_set
-from .host import patching, spaces, wires
+from .host import conditioning, spaces, wires
 from .host.best_of_n import BestOfN, Candidate, evaluations, stops
 from .host.critics import CandidateJudge, PhysicsCritic, ranking_title
 from .views import figures, ranking
@@ -142,7 +142,7 @@ class BestOfNSampler(io.ComfyNode):
         spaces.require_video_model(guider.model_patcher, "Best-of-N Sampler")
         conds = guider.original_conds.get("positive")
         shape = wires.video_in(latent_image).shape
-        cond = patching.pooled_condition(conds, 0.0, shape, torch.device("cpu"))
+        cond = conditioning.pooled_condition(conds, 0.0, shape, torch.device("cpu"))
         judge = CandidateJudge(critic, guider.model_patcher, vae, fps, cond)
         run = BestOfN(noise, guider, sampler, sigmas, latent_image, batch=batch, judge=judge)
         found = run.run(candidates, (prune_first, prune_second))

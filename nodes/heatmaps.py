@@ -18,7 +18,7 @@ from ..methods.lamo import (
     motion_amount,
 )
 from ..methods.video_models import SPACES
-from .host import patching, spaces, wires
+from .host import conditioning, spaces, wires
 from .lamo import CATEGORY, MotionPredictor, MotionPredictorType, latent_input
 from .views import figures
 
@@ -148,7 +148,7 @@ class MotionFieldHeatmap(io.ComfyNode):
         )  # wires carry the VAE's latents, predictors read the sampler's
         device = patcher.load_device
         conds = [{"cross_attn": tokens, **options} for tokens, options in positive or []]
-        cond = patching.pooled_condition(conds, 0.0, video.shape, device)
+        cond = conditioning.pooled_condition(conds, 0.0, video.shape, device)
         maps, peak = field_heatmap(inside.to(device), network, cond, guidance.lag, skip)
         maps = maps.to(video.device)
         shown, mask, frame = _overlay(maps, peak, video.shape[2], images, opacity, scale_mask)

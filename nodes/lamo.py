@@ -263,7 +263,13 @@ class LaMoGuidance(io.ComfyNode):
             trace=GuidanceTrace(measure_after=full_trace),
         )
         return io.NodeOutput(
-            patching.add_correction(model, guidance, networks=[predictor.patcher], key="latent_physics.lamo")
+            patching.add_correction(
+                model,
+                guidance,
+                networks=[predictor.patcher],
+                key="latent_physics.lamo",
+                title="LaMo Guidance",
+            )
         )
 
 

@@ -301,7 +301,13 @@ class PilaCorrectionNode(io.ComfyNode):
             )
         correction = PilaCorrection(adapter.network, settings)
         return io.NodeOutput(
-            patching.add_correction(model, correction, networks=[adapter.patcher], key="latent_physics.pila")
+            patching.add_correction(
+                model,
+                correction,
+                networks=[adapter.patcher],
+                key="latent_physics.pila",
+                title="PILA Correction",
+            )
         )
 
 

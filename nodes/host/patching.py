@@ -18,6 +18,7 @@ A correction is an object with `correct(x0, step) -> x0`. What else it has is us
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,9 +33,9 @@ import comfy.utils
 import torch
 from torch import Tensor, nn
 
-from ...methods.lamo import pool_tokens
 from ...methods.step import Correction, SamplingStep, flow_level
 from . import frames
+from .conditioning import pooled_condition, prompts
 
 KEY = "latent_physics"
 
@@ -55,6 +56,7 @@ def add_correction(
     *,
     networks: Sequence[comfy.model_patcher.ModelPatcher] = (),
     key: str = KEY,
+    title: str = "The correction",
 ) -> comfy.model_patcher.ModelPatcher:
     """A clone of MODEL whose denoised estimate passes through `correction`; the MODEL given is left as it
     was.
@@ -62,14 +64,15 @@ def add_correction(
     Corrections stack: they act in the order in which they were added, those before CFG (see `branch`) first.
     networks: what the correction computes with, from `manage`; they are loaded with the MODEL. During
     `correct` their weights are on the sampling device as ordinary tensors that autograd may save, in bfloat16
-    where the device is good at it. key: names the correction in the MODEL (made unique by a number).
+    where the device is good at it. key: names the correction in the MODEL (made unique by a number); title:
+    its name in messages.
     """
     patched = model.clone()
     key = _unused(key, patched.attachments)
-    hook = _CorrectionHook(correction, list(networks))
+    hook = _CorrectionHook(correction, list(networks), title)
     patched.set_attachments(key, hook)
     patched.set_additional_models(key, list(networks))
-    if getattr(correction, "branch", "guided") == "guided":
+    if hook.after_cfg:
         patched.set_model_sampler_post_cfg_function(hook)
     else:
         patched.set_model_sampler_pre_cfg_function(hook.before_cfg)
@@ -92,14 +95,19 @@ def corrections(model: comfy.model_patcher.ModelPatcher) -> list[tuple[str, Corr
 class _CorrectionHook:
     """One correction in one MODEL: what ComfyUI calls while it samples. What it holds belongs to one run."""
 
-    def __init__(self, correction: Correction, networks: list[comfy.model_patcher.ModelPatcher]) -> None:
+    def __init__(
+        self, correction: Correction, networks: list[comfy.model_patcher.ModelPatcher], title: str
+    ) -> None:
         self.correction = correction
+        self.after_cfg = getattr(correction, "branch", "guided") == "guided"
         self.networks = networks
         self.protected: frames.Protected | None = None
         self.blocks = frames.Blocks()
+        self.title, self.asked = title, False
 
     def __call__(self, args: dict[str, Any]) -> Tensor:
         """The post-CFG function: the denoised estimate in, the corrected one out."""
+        self.asked = True
         comfy.model_management.throw_exception_if_processing_interrupted()
         block = args["model_options"].get("transformer_options", {}).get("ar_state")
         if block is not None:
@@ -167,6 +175,7 @@ class _CorrectionHook:
         ComfyUI calls it when the context windows are merged; they were corrected one by one then, by
         `in_window`.
         """
+        self.asked = True
         estimates = list(args["conds_out"])
         if _in_windows(args["model_options"]):
             return estimates
@@ -208,18 +217,29 @@ class _CorrectionHook:
 
     def start(self, executor: Callable[..., Any], noise: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Around a whole sampler run: refuse what cannot be corrected before anything is loaded, forget the
-        last run."""
+        last run, and say where nothing was asked of the correction: some guiders mix estimates by themselves
+        (DualCFGGuider calls no function before CFG, DualModelGuider none at CFG 1)."""
         shapes = kwargs.get("latent_shapes") or [noise.shape]
         conds = executor.class_obj.conds.get("positive")
         if hasattr(self.correction, "check"):
             self.correction.check(frames.video_shape(shapes, conds, executor.class_obj.model_patcher.model))
         if hasattr(self.correction, "check_condition"):
-            for tokens in _prompts(conds):
+            for tokens in prompts(conds):
                 self.correction.check_condition(tokens.shape[-1])
         if hasattr(self.correction, "reset"):
             self.correction.reset()
+        self.asked = False
         try:
-            return executor(noise, *args, **kwargs)
+            found = executor(noise, *args, **kwargs)
+            if not self.asked and len(kwargs["sigmas"] if "sigmas" in kwargs else args[2]) > 1:
+                guider, other = (
+                    type(executor.class_obj).__name__,
+                    "" if self.after_cfg else ", or branch guided",
+                )
+                logging.warning(
+                    f"{self.title} did nothing: {guider} does not call it. Use CFGGuider or KSampler{other}."
+                )
+            return found
         finally:
             self.protected, self.blocks = None, frames.Blocks()
 
@@ -302,54 +322,6 @@ def step_index(sigma: float, sample_sigmas: Tensor | None) -> tuple[int, int]:
     count = len(sample_sigmas) - 1
     passed = sum(1 for listed in sample_sigmas[1:].tolist() if listed >= sigma * (1 - 1e-4))
     return min(passed, count - 1), count
-
-
-def pooled_condition(
-    conds: list[dict[str, Any]] | None, sigma: float, shape: Sequence[int], device: torch.device
-) -> Tensor | None:
-    """The pooled prompt embedding `B D` of the positive conditioning for a latent of `shape`, None where it
-    has no tokens.
-
-    The mean over the tokens (see pool_tokens). Several prompts that act at this sigma are averaged as ComfyUI
-    mixes their estimates: by strength and by the share of the latent that their mask or area covers.
-    """
-    pooled, weights = [], []
-    acting = [
-        cond
-        for cond in conds or []
-        if cond.get("timestep_end", sigma) <= sigma <= cond.get("timestep_start", sigma)
-    ]
-    for cond in acting:
-        tokens, mask = cond.get("cross_attn"), cond.get("attention_mask")
-        weight = cond_weight(cond, shape)
-        if tokens is None or tokens.ndim != 3 or weight <= 0:
-            continue
-        if mask is not None and (mask.ndim != 2 or mask.shape[-1] != tokens.shape[1]):
-            mask = None
-        pooled.append(comfy.utils.repeat_to_batch_size(pool_tokens(tokens, mask), shape[0]).to(device))
-        weights.append(weight)
-    if not pooled or len({embedding.shape for embedding in pooled}) > 1:
-        return pooled[0] if pooled else None
-    return sum(weight * embedding for weight, embedding in zip(weights, pooled)) / sum(weights)
-
-
-def cond_weight(cond: dict[str, Any], shape: Sequence[int]) -> float:
-    """Weight of a conditioning entry for a latent of `shape`: strength x the share its mask and area
-    cover."""
-    weight = float(cond.get("strength", 1.0))
-    if cond.get("mask") is not None:
-        weight *= float(cond.get("mask_strength", 1.0)) * float(cond["mask"].float().mean())
-    area = list(cond.get("area") or ())
-    if area and area[0] == "percentage":
-        sides = area[1 : 1 + (len(area) - 1) // 2]
-    else:
-        sides = [size / side for size, side in zip(reversed(area[: len(area) // 2]), reversed(shape))]
-    return weight * math.prod(min(1.0, float(side)) for side in sides)
-
-
-def _prompts(conds: list[dict[str, Any]] | None) -> list[Tensor]:
-    tokens = [cond.get("cross_attn") for cond in conds or []]
-    return [found for found in tokens if found is not None and found.ndim == 3]
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import comfy.sample
 import comfy.samplers
 import comfy.utils
 from latent_physics.nodes import lamo
+from latent_physics.nodes.host import conditioning as conditioning_of
 from latent_physics.nodes.host import frames, patching
 
 pytestmark = pytest.mark.comfy
@@ -66,6 +67,40 @@ def test_guidance_with_every_sampler_and_no_trace_of_it_without(
     assert torch.equal(guided, sample(guide(wan, make_predictor()), *prompts, sampler=sampler))
     assert torch.equal(plain, sample(wan, *prompts, sampler=sampler))
     assert torch.equal(plain, sample(guide(wan, make_predictor(), strength=0.0), *prompts, sampler=sampler))
+
+
+class Early(Affine):
+    branch = "conditional"
+
+
+@pytest.mark.parametrize(
+    ("cfgs", "correction", "said"), [((2.0, 3.0), Early(2.0), True), ((2.0, 3.0), Affine(2.0), False)]
+)
+def test_a_guider_that_does_not_call_a_correction_is_said(wan, prompts, caplog, cfgs, correction, said):
+    guiders = pytest.importorskip("comfy_extras.nodes_custom_sampler")
+    guider = guiders.Guider_DualCFG(patching.add_correction(wan, correction, title="PILA Correction"))
+    guider.set_cfg(*cfgs)
+    guider.set_conds(prompts[0], prompts[0], prompts[1])
+    start = torch.zeros(SHAPES["wan"])
+    sigmas = comfy.samplers.calculate_sigmas(wan.get_model_object("model_sampling"), "simple", 2)
+    with torch.inference_mode():
+        guider.sample(
+            torch.randn(SHAPES["wan"]),
+            start,
+            comfy.samplers.sampler_object("euler"),
+            sigmas,
+            disable_pbar=True,
+        )
+        assert ("PILA Correction did nothing: Guider_DualCFG does not call it" in caplog.text) == said
+        caplog.clear()
+        guider.sample(
+            torch.randn(SHAPES["wan"]),
+            start,
+            comfy.samplers.sampler_object("euler"),
+            sigmas[:1],
+            disable_pbar=True,
+        )
+        assert "did nothing" not in caplog.text  # no step, and nothing to do
 
 
 MASK = {"attention_mask": torch.tensor([[1, 1, 1, 1, 0, 0]])}
@@ -481,8 +516,13 @@ def test_prompts_weigh_by_strength_and_by_what_they_cover():
     for options, weight in cases:
         conds = [{"cross_attn": tokens[0]}, {"cross_attn": tokens[1], **options}]
         expected = (tokens[0].mean(dim=1) + weight * tokens[1].mean(dim=1)) / (1 + weight)
-        assert torch.allclose(patching.pooled_condition(conds, 0.5, shape, device), expected, atol=1e-6)
-    assert patching.pooled_condition([{"cross_attn": tokens[0], "strength": 0.0}], 0.5, shape, device) is None
+        assert torch.allclose(
+            conditioning_of.pooled_condition(conds, 0.5, shape, device), expected, atol=1e-6
+        )
+    assert (
+        conditioning_of.pooled_condition([{"cross_attn": tokens[0], "strength": 0.0}], 0.5, shape, device)
+        is None
+    )
 
 
 @pytest.mark.parametrize(("kind", "sigma"), [("flow", 0.3), ("eps", 2.0), ("v", 2.0)])
@@ -500,11 +540,13 @@ def test_prompts_outside_their_time_do_not_count():
         {"cross_attn": tokens[2], "attention_mask": torch.tensor([[1, 0, 0, 0]])},
     ]
     device = torch.device("cpu")
-    early, late = (patching.pooled_condition(conds, sigma, (1, 16, 5, 8, 8), device) for sigma in (0.9, 0.1))
+    early, late = (
+        conditioning_of.pooled_condition(conds, sigma, (1, 16, 5, 8, 8), device) for sigma in (0.9, 0.1)
+    )
     assert torch.allclose(early, (tokens[0].mean(1) + tokens[2][:, 0]) / 2)
     assert torch.allclose(late, (tokens[1].mean(1) + tokens[2][:, 0]) / 2)
-    assert patching.pooled_condition([{"cross_attn": None}], 0.5, (1, 16, 5, 8, 8), device) is None
-    assert patching.pooled_condition(None, 0.5, (1, 16, 5, 8, 8), device) is None
+    assert conditioning_of.pooled_condition([{"cross_attn": None}], 0.5, (1, 16, 5, 8, 8), device) is None
+    assert conditioning_of.pooled_condition(None, 0.5, (1, 16, 5, 8, 8), device) is None
 
 
 @settings(deadline=None, max_examples=30)
