@@ -232,10 +232,8 @@ class _CorrectionHook:
         try:
             found = executor(noise, *args, **kwargs)
             if not self.asked and len(kwargs["sigmas"] if "sigmas" in kwargs else args[2]) > 1:
-                guider, other = (
-                    type(executor.class_obj).__name__,
-                    "" if self.after_cfg else ", or branch guided",
-                )
+                guider = type(executor.class_obj).__name__
+                other = "" if self.after_cfg else ", or branch guided"
                 logging.warning(
                     f"{self.title} did nothing: {guider} does not call it. Use CFGGuider or KSampler{other}."
                 )

@@ -77,7 +77,9 @@ class Early(Affine):
     ("cfgs", "correction", "said"), [((2.0, 3.0), Early(2.0), True), ((2.0, 3.0), Affine(2.0), False)]
 )
 def test_a_guider_that_does_not_call_a_correction_is_said(wan, prompts, caplog, cfgs, correction, said):
-    guiders = pytest.importorskip("comfy_extras.nodes_custom_sampler")
+    guiders = pytest.importorskip(
+        "comfy_extras.nodes_custom_sampler", reason="this ComfyUI has no custom samplers"
+    )
     guider = guiders.Guider_DualCFG(patching.add_correction(wan, correction, title="PILA Correction"))
     guider.set_cfg(*cfgs)
     guider.set_conds(prompts[0], prompts[0], prompts[1])

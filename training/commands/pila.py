@@ -29,7 +29,7 @@ import torch
 
 from ...methods.pila.config import GATE_FLOORS, PilaConfig
 from ...methods.weights import WeightsError
-from ...toyworld.worlds import WORLDS
+from ...toyworld.data import world_named
 from ..backbones.header import check_expert
 from ..console import ProgressLine, StopRequest, TrainingError
 from ..data.flow import FlowSource
@@ -120,8 +120,8 @@ def _command(argv: list[str]) -> int:
         raise TrainingError(
             "give either --cache (a folder of cached clips) or --toy-clips (how many to draw), not both."
         )
-    if unknown := [name for name in command.toy_worlds if name not in WORLDS]:
-        raise TrainingError(f"toy_worlds has {unknown[0]!r}; choose from {', '.join(WORLDS)}.")
+    for name in command.toy_worlds:
+        world_named(name)
     if command.dit is None and (command.backbone or command.recipe) == "wan":
         check_expert(command.source)
     accelerator = make_accelerator(command.config)
