@@ -72,8 +72,7 @@ class MotionSaliencyMask(io.ComfyNode):
                     default=2,
                     min=1,
                     max=16,
-                    tooltip="Number of frames in a patch; they share one mask. VideoMAE and V-JEPA 2 have "
-                    "2.",
+                    tooltip="Number of frames in a patch; they share one mask. VideoMAE and V-JEPA 2 have 2.",
                     advanced=True,
                 ),
             ],

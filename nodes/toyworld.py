@@ -224,9 +224,7 @@ def _panels(scores: Scores) -> list[figures.Panel]:
 
 
 def _table(name: str, scores: Scores) -> str:
-    columns = {
-        label: [round(value, 4) for value in found.tolist()] for label, found in vars(scores).items()
-    }
+    columns = {label: [round(value, 4) for value in found.tolist()] for label, found in vars(scores).items()}
     return json.dumps({"world": name, **columns})
 
 

@@ -280,7 +280,7 @@ def wan21_pila(method: Method = PILA) -> Graph:
 3. **Physics Prompt Parser** labels the prompt by rules. With an LLM (see its help page) it also rewrites the prompt so that
    materials, motion and contacts are spelled out, which is how the paper's numbers were made.
 4. **Router Plot** shows which experts worked, and how large the correction was.
-{stacking}{quick_predictor('wan2.1') if lamo else ''}{HOW_TO_TRAIN}""",
+{stacking}{quick_predictor("wan2.1") if lamo else ""}{HOW_TO_TRAIN}""",
         note_height=880,
         columns=columns(LONGER, method),
     )

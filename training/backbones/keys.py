@@ -83,6 +83,7 @@ COGVIDEOX_DIT: KeyMap = (
 """The CogVideoX 1.0 and 1.5 transformer. A model without rotary positions (2B) also needs its position table
 in the file."""
 
+
 def _thirds(diffusers: str, native: str, names: tuple[str, str, str] = ("to_q", "to_k", "to_v")) -> KeyMap:
     """The rows of queries, keys and values, which are one layer in the original."""
     return tuple((f"{diffusers}.{name}", f"{native}[{place}/3]") for place, name in enumerate(names))
@@ -164,14 +165,14 @@ HUNYUAN15_VAE: KeyMap = _hunyuan15_vae()
 """The HunyuanVideo 1.5 VAE."""
 
 _LTX_TIMES: KeyMap = (
-        ("time_embed", "adaln_single"),
-        ("audio_time_embed", "audio_adaln_single"),
-        ("prompt_adaln", "prompt_adaln_single"),
-        ("audio_prompt_adaln", "audio_prompt_adaln_single"),
-        ("av_cross_attn_video_scale_shift", "av_ca_video_scale_shift_adaln_single"),
-        ("av_cross_attn_audio_scale_shift", "av_ca_audio_scale_shift_adaln_single"),
-        ("av_cross_attn_video_a2v_gate", "av_ca_a2v_gate_adaln_single"),
-        ("av_cross_attn_audio_v2a_gate", "av_ca_v2a_gate_adaln_single"),
+    ("time_embed", "adaln_single"),
+    ("audio_time_embed", "audio_adaln_single"),
+    ("prompt_adaln", "prompt_adaln_single"),
+    ("audio_prompt_adaln", "audio_prompt_adaln_single"),
+    ("av_cross_attn_video_scale_shift", "av_ca_video_scale_shift_adaln_single"),
+    ("av_cross_attn_audio_scale_shift", "av_ca_audio_scale_shift_adaln_single"),
+    ("av_cross_attn_video_a2v_gate", "av_ca_a2v_gate_adaln_single"),
+    ("av_cross_attn_audio_v2a_gate", "av_ca_v2a_gate_adaln_single"),
 )
 
 

@@ -69,9 +69,7 @@ class ModelConfig(ComputeConfig):
     """Weights that are trained."""
 
 
-def check_model(
-    config: ModelConfig, precision: str, checkpointing: bool, preset: str | None = None
-) -> None:
+def check_model(config: ModelConfig, precision: str, checkpointing: bool, preset: str | None = None) -> None:
     """Raises TrainingError for what can be known before anything is loaded. precision, checkpointing: the
     loop's; preset: the noise preset, None where the model is asked at every noise."""
     if config.init and not config.init.is_file():

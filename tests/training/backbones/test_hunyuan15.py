@@ -351,9 +351,7 @@ def test_a_diffusers_folder_is_read_whole(tmp_path):
         T5EncoderModel,
     )
 
-    tiny.hunyuan_dit(text_embed_dim=1536, task_type="i2v").save_pretrained(
-        tmp_path / "transformer"
-    )
+    tiny.hunyuan_dit(text_embed_dim=1536, task_type="i2v").save_pretrained(tmp_path / "transformer")
     tiny.hunyuan_vae().save_pretrained(tmp_path / "vae")
     tiny.word_tokenizer([qwen.START, "user", "a", "ball", "falls"]).save_pretrained(tmp_path / "tokenizer")
     sizes = {"vocab_size": 16, "hidden_size": 1536, "intermediate_size": 8, "num_hidden_layers": 3,

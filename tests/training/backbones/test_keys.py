@@ -132,8 +132,18 @@ def test_cogvideox_dit_gives_the_same_output(comfy, style):
 @pytest.mark.comfy
 @pytest.mark.parametrize(
     ("family", "config"),
-    [("wan", WAN_1_3B), ("wan", WAN_14B), ("wan", WAN_14B_I2V), ("wan", WAN_14B_I2V_CLIP), ("wan", WAN_5B),
-     ("vae", {}), ("vae22", {}), ("cog", COG_2B), ("cog", COG_5B), ("cog", COG_15_5B)],
+    [
+        ("wan", WAN_1_3B),
+        ("wan", WAN_14B),
+        ("wan", WAN_14B_I2V),
+        ("wan", WAN_14B_I2V_CLIP),
+        ("wan", WAN_5B),
+        ("vae", {}),
+        ("vae22", {}),
+        ("cog", COG_2B),
+        ("cog", COG_5B),
+        ("cog", COG_15_5B),
+    ],
 )
 def test_real_models_map_whole(comfy, family, config):
     """On the meta device: every key maps both ways and every shape agrees."""

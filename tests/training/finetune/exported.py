@@ -50,9 +50,7 @@ def trained(folder: Path, family: str, tune: TuneConfig, **settings) -> Run:
     )
     usual = {"steps": 2, "batch": 1, "learning_rate": 3e-2, "held_out": 0}
     settings = usual | settings
-    run = tiny_run.make_run(
-        folder / "run", data, tune=tune, family=family, width=width(family), **settings
-    )
+    run = tiny_run.make_run(folder / "run", data, tune=tune, family=family, width=width(family), **settings)
     train(run, progress=ProgressLine("test", io.StringIO()))
     run.task.backbone.dit.eval()
     return run

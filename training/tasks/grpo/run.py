@@ -41,9 +41,7 @@ def grpo(
     outcome = train(run, stop, progress)
     path = None
     if config.export and not outcome.stopped and run.accelerator.is_main_process:
-        path = export(
-            ExportConfig(run=config.out, dtype=config.export_dtype, format=config.export_format)
-        )
+        path = export(ExportConfig(run=config.out, dtype=config.export_dtype, format=config.export_format))
     return outcome, path
 
 
