@@ -547,4 +547,7 @@ def test_the_command_says_what_is_missing(tmp_path, capsys):
         main(["--out", str(tmp_path), "--recipe", "toy", "--toy-clips", "4", "--ablation", "everything"]) == 1
     )
     assert "plain_adapter" in capsys.readouterr().err
+    words = ["--out", str(tmp_path), "--recipe", "toy", "--cache", str(tmp_path), "--toy-worlds", "elastic"]
+    assert main(words) == 1
+    assert "--toy-worlds is elastic; it chooses among drawn clips: add --toy-clips" in capsys.readouterr().err
     assert not (tmp_path / CHECKPOINT).exists()

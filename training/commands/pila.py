@@ -58,7 +58,7 @@ class PilaCommand:
     toy_clips: int = 0
     """Number of clips to draw from the toy worlds, instead of a cache."""
     toy_worlds: list[str] = field(default_factory=list)
-    """Worlds that those clips are of, by name; left out, all eight."""
+    """Worlds that those drawn clips are of, by name; left out, all eight."""
     recipe: Literal["wan", "toy"] = "wan"
     """Defaults of the settings below. wan: the paper's numbers. toy: a small adapter, for two cores."""
     backbone: Literal["wan", "toy"] | None = None
@@ -119,6 +119,11 @@ def _command(argv: list[str]) -> int:
     if (command.cache is None) == (command.toy_clips == 0):
         raise TrainingError(
             "give either --cache (a folder of cached clips) or --toy-clips (how many to draw), not both."
+        )
+    if command.toy_worlds and not command.toy_clips:
+        raise TrainingError(
+            f"--toy-worlds is {' '.join(command.toy_worlds)}; it chooses among drawn clips: add --toy-clips "
+            f"(how many to draw), or leave it out."
         )
     for name in command.toy_worlds:
         world_named(name)
