@@ -4,6 +4,7 @@ open."""
 from __future__ import annotations
 
 from ..console import ProgressLine, StopRequest
+from ..study.cost import describe
 from ..study.gate import Limits
 from ..study.gate import table as gate_table
 from ..study.report import write_report
@@ -11,6 +12,8 @@ from ..study.sharing import StopStudy
 from ..study.study import Study, StudyConfig
 from ..tasks.finetune import ERRORS
 from . import cli
+
+NO_GATE = "No arm has an objective with a teacher, so there is no gate to read."
 
 
 def main(argv: list[str]) -> int:
@@ -27,10 +30,14 @@ def main(argv: list[str]) -> int:
 
 
 def run(study: Study, config: StudyConfig) -> int:
-    """The gate alone, or all; prints what was found."""
+    """The costs or the gate alone, or all; prints what was found."""
+    if config.dry_run:
+        print(describe(study))
+        return 0
     if config.gate:
         try:
-            print(gate_table(study.read_gate(), Limits()))
+            readings = study.read_gate()
+            print(gate_table(readings, Limits()) if readings else NO_GATE)
         except StopStudy:
             print("Stopped; run the same command to go on.")
             return 130

@@ -1,4 +1,4 @@
-"""Corrections of a plan's arms, said in words: "lamo predictor=FILE bound=0.5", "pila adapter=FILE", "smooth
+"""Corrections of a plan's arms, said in words: "lamo predictor=FILE bound=0.5", "pila adapter=FILE", "still
 share=0.1".
 
 Files are those that ship with the toy world, by name, or paths.
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from ...methods.labels.rules import rule_labels
@@ -80,37 +79,35 @@ class PilaWords:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmoothWords:
+class StillWords:
     """What takes motion away and knows no law: the yardstick of a correction that takes some away too."""
 
     share: Share = 0.1
-    """Share of the way from each latent frame to the mean of its two neighbours."""
+    """Share of the way from each latent frame to the clip's mean over time."""
     start: Share = 0.9
     """Noise level below which it acts, as LaMo's."""
     file = None
 
     def corrections(self, prompts: Sequence[str]) -> Callable[[slice], list[Correction]]:
         """The correction of any prompts."""
-        return lambda rows: [Smoothing(self.share, self.start)]
+        return lambda rows: [Stilling(self.share, self.start)]
 
 
-class Smoothing:
-    """Moves every latent frame towards the mean of its neighbours. The first one, which stands for a single
-    frame of the video, stays as it is."""
+class Stilling:
+    """Moves every latent frame towards the clip's mean over time, so that all that moves does so less. (To
+    smooth frames by their neighbours takes no motion away: the model puts it back at the next step.)"""
 
     def __init__(self, share: float, start: float) -> None:
         self.share, self.start = share, start
 
     def correct(self, x0: Tensor, step: SamplingStep) -> Tensor:
-        """As `Correction.correct`; a step without a noise level is smoothed."""
+        """As `Correction.correct`; a step without a noise level is acted on."""
         if step.level is not None and step.level.max() > self.start:
             return x0
-        after = torch.cat([x0[:, :, 2:], x0[:, :, -1:]], dim=2)
-        moved = x0[:, :, 1:].lerp((x0[:, :, :-1] + after) / 2, self.share)
-        return torch.cat([x0[:, :, :1], moved], dim=2)
+        return x0.lerp(x0.mean(dim=2, keepdim=True), self.share)
 
 
-KINDS = {"lamo": LamoWords, "pila": PilaWords, "smooth": SmoothWords}
+KINDS = {"lamo": LamoWords, "pila": PilaWords, "still": StillWords}
 
 
 def parse(text: str) -> Any:

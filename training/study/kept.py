@@ -11,10 +11,13 @@ from typing import Any
 import safetensors.torch
 
 from ...encoders.base import digest_of
-from ...methods.weights import write_atomically
+from ...methods.weights import WeightsError, read_info, write_atomically
 from ..backbones import Backbone, load
 from ..backbones.keys import to_diffusers
 from ..console import TrainingError, saving
+
+FALLBACK_WRONG = 0.5
+"""Share of wrong clips behind a base whose file does not say it."""
 
 
 def base_file() -> Path:
@@ -25,6 +28,14 @@ def base_file() -> Path:
 def base_folder(out: Path) -> Path:
     """A folder of runs, named after the base model's file: runs of another base never go on, nor count."""
     return out / f"base-{digest_of([base_file()])}"
+
+
+def base_wrong() -> float:
+    """Share of corrupted clips that the base learned from, as its file says."""
+    try:
+        return float(read_info(base_file()).recipe.get("wrong", FALLBACK_WRONG))
+    except WeightsError:
+        return FALLBACK_WRONG
 
 
 def keep(path: Path, values: Mapping[str, Any], basis: Mapping[str, Any]) -> None:

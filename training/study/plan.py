@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -26,6 +27,8 @@ SEED, CLIPS = "{seed}", "{clips}"
 """Stand for a seed of the plan, and for a folder of clips."""
 STAGE1 = "{stage1}"
 """Stands for the file of an arm's first stage in its objectives."""
+PLAIN = "plain"
+"""Kind of an arm without an objective."""
 FIRST_EVALUATED = 1 << 40
 """Least evaluation seed: above every seed that data is drawn from, so that nothing is trained on what
 is judged."""
@@ -72,6 +75,10 @@ class ArmPlan:
     def tested(self) -> bool:
         """Whether it is one of the arms that chances are corrected over."""
         return not (self.bound or self.yardstick)
+
+
+BASE = ArmPlan(name="base")
+"""The model as it ships, which arms that are not trained are compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +255,24 @@ def alignments(arm: ArmPlan) -> list[str]:
     return [text for text in objectives_of(arm) if isinstance(parse.parse(text)[1], AlignSettings)]
 
 
+def kind_of(texts: Sequence[str]) -> str:
+    """Kinds of some objectives, which say what a step costs."""
+    return "+".join(sorted(parse.parse(text)[0] for text in texts)) or PLAIN
+
+
 def takes_part(arm: ArmPlan, regime: Regime) -> bool:
     """Whether an arm is trained in a regime."""
     return arm.recipe is not None and (not arm.regimes or regime.name in arm.regimes)
+
+
+def chosen(plan: Plan, names: Sequence[str]) -> list[ArmPlan]:
+    """The arms of a plan with these names, and the control; all where none is named. Raises TrainingError."""
+    known = [arm.name for arm in plan.arms]
+    if unknown := set(names) - set(known):
+        raise TrainingError(f"arm {sorted(unknown)[0]!r} is unknown; the plan has {', '.join(known)}.")
+    return [arm for arm in plan.arms if not names or arm.name in (*names, plan.control)]
+
+
+def numbered(arm: str, number: int) -> str:
+    """Name of an arm's objective, counted from 0."""
+    return f"{arm} {number + 1}" if number else arm

@@ -15,11 +15,12 @@ from ..console import saving
 from .frames import ROWS
 from .gate import Limits
 from .gate import table as gate_table
-from .plan import SAMPLED, ArmPlan, Plan
+from .plan import BASE, SAMPLED, ArmPlan, Plan
 from .readouts import Measures
+from .results import Results
 from .sampling import SCORES
 from .strips import write_sheet
-from .study import BASE, Results, Study
+from .study import Study
 
 ALIGNMENT, SPEED, MOTION = "alignment", "steps to equal loss", "dynamic_degree"
 LEVEL = 0.05
@@ -45,7 +46,7 @@ def write_report(study: Study) -> str:
 
 def tables(plan: Plan, results: Results) -> str:
     """All of the study as Markdown. The same results give the same text."""
-    parts = ["### The gate", gate_table(results.readings, Limits())]
+    parts = ["### The gate", gate_table(results.readings, Limits())] if results.readings else []
     if results.left_out:
         parts += [
             "### Not comparable",

@@ -21,6 +21,8 @@ from ..tasks.motion_head import MotionHeadConfig, train_motion_head
 from .kept import exported, keep, kept
 from .plan import ArmPlan, Regime
 
+HEAD = "motion_head.safetensors"
+"""File of a first stage."""
 FIRST_CLIPS = 1
 """Seed of the first training's clips; later ones follow."""
 
@@ -129,7 +131,7 @@ def first_stage(
     arm: ArmPlan, out: Path, data: Path, seed: int, stop: StopRequest, progress: ProgressLine
 ) -> Path | None:
     """The motion head of an arm's first stage, trained where it is missing; None where it was stopped."""
-    path = out / "motion_head.safetensors"
+    path = out / HEAD
     if path.is_file():
         return path
     if arm.stage1 is None:

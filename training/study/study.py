@@ -8,7 +8,7 @@ comes out the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -16,65 +16,38 @@ import torch
 from torch import Tensor
 
 from ...encoders.base import digest_of
-from ...methods.weights import WeightsError, read_info
 from ...toyworld import mixture
 from ..backbones import Backbone, load_backbone
-from ..console import ProgressLine, StopRequest, TrainingError
+from ..console import ProgressLine, StopRequest
 from ..data.batches import TrainingClips
 from ..objectives import parse
 from .corrections import corrections_of, edits_noise, file_of
 from .files import FilePlan, PlanFiles, make_file
 from .frames import ROWS, frame_of
 from .gate import Limits, Reading, read_gate
-from .kept import base_file, base_folder, exported, keep, kept, load_trained, load_weights_into
-from .plan import SAMPLED, STAGE1, ArmPlan, Plan, Regime, alignments, load_plan, objectives_of, takes_part
+from .kept import base_file, base_folder, base_wrong, exported, keep, kept, load_trained, load_weights_into
+from .plan import (
+    BASE,
+    SAMPLED,
+    STAGE1,
+    ArmPlan,
+    Plan,
+    Regime,
+    alignments,
+    chosen,
+    load_plan,
+    numbered,
+    objectives_of,
+    takes_part,
+)
 from .probes import tracked_clips
 from .readouts import Eyes, Measures, blocks_of, last_loss, read_alignment, read_scene, steps_to
-from .runs import Training, first_stage, make_data, train_arm
+from .results import Results, StudyConfig
+from .runs import HEAD, Training, first_stage, make_data, train_arm
 from .sampling import SCORES, sampled_clips, scores_of
 from .scene import encoded
 from .sharing import StopStudy, alone
 from .strips import write_strip
-
-BASE = ArmPlan(name="base")
-"""The model as it ships, which arms that are not trained are compared with."""
-FALLBACK_WRONG = 0.5
-"""Share of wrong clips behind a base whose file does not say it."""
-
-
-@dataclass(kw_only=True)
-class StudyConfig:
-    """Trains, reads and scores the arms of a plan on the toy world, and says what each did."""
-
-    out: Path = Path("runs/study")
-    """Folder of the runs, of the tables and of the pictures."""
-    plan: str = "full"
-    """A plan that comes with the pack (full, quick), or a JSON file."""
-    quick: bool = False
-    """The plan "quick": a quarter of an hour on two cores."""
-    gate: bool = False
-    """Print the gate of every alignment of the plan and stop: nothing is fine-tuned."""
-    arms: list[str] = field(default_factory=list)
-    """The only arms to run, beside the control; left out, all of the plan."""
-    threads: int = 0
-    """CPU threads; 0 leaves torch's choice."""
-
-
-@dataclass(kw_only=True)
-class Results:
-    """What a study has found so far."""
-
-    readings: list[Reading] = field(default_factory=list)
-    """The gate."""
-    left_out: dict[str, str] = field(default_factory=dict)
-    """Arms that are not comparable, with the reason."""
-    found: dict[str, dict[str, list[Measures]]] = field(default_factory=dict)
-    """Measures by regime and arm, one of each training; of "sampled" also the rows that frame it."""
-    stopped: bool = False
-
-    def add(self, regime: str, arm: str, measures: Measures) -> None:
-        """One more training's measures."""
-        self.found.setdefault(regime, {}).setdefault(arm, []).append(measures)
 
 
 class Study:
@@ -121,24 +94,50 @@ class Study:
         """The gate of every alignment; arms whose gate is closed are left out from then on. Raises StopStudy
         where a first stage was stopped."""
         self.check_files()
+        texts, owners = self.gate_texts(self.texts)
+        if not texts:  # the probes alone would take half a minute
+            return []
+        readings = self.kept_gate(texts)
+        if readings is None:
+            readings = read_gate(texts, self.backbone, self.plan.gate_clips, 0, self.progress)
+            values = [asdict(reading) for reading in readings]
+            keep(self.out / "gate.json", {"readings": values}, self.gate_basis(texts))
+        self.close_gates(readings, owners)
+        return readings
+
+    def known_gate(self) -> bool:
+        """Leaves out what `read_gate` would where that was read before; returns whether it was."""
+        self.check_files()
+        texts, owners = self.gate_texts(self.filled)
+        readings = self.kept_gate(texts) if texts else []
+        self.close_gates(readings or [], owners)
+        return readings is not None
+
+    def gate_texts(self, fill: Callable[..., list[str]]) -> tuple[dict[str, str], dict[str, str]]:
+        """(alignment objectives, the arms that they are of), both by the name that the gate has for them;
+        `fill`: `texts` or `filled`."""
         texts, owners = {}, {}
         for arm in self.comparable():
-            for number, text in enumerate(self.texts(arm, self.plan.seeds[0], alignments(arm))):
+            for number, text in enumerate(fill(arm, self.plan.seeds[0], alignments(arm))):
                 name = numbered(arm.name, number)
                 texts[name], owners[name] = text, arm.name
-        basis = {"arms": texts, "clips": self.plan.gate_clips}
-        path = self.out / "gate.json"
-        values = kept(path, basis)
-        if values is None:
-            readings = read_gate(texts, self.backbone, self.plan.gate_clips, 0, self.progress)
-            keep(path, {"readings": [asdict(reading) for reading in readings]}, basis)
-        else:
-            readings = [Reading(**values) for values in values["readings"]]
+        return texts, owners
+
+    def gate_basis(self, texts: dict[str, str]) -> dict:
+        """What the gate depends on."""
+        return {"arms": texts, "clips": self.plan.gate_clips}
+
+    def kept_gate(self, texts: dict[str, str]) -> list[Reading] | None:
+        """The gate of these objectives, where it was read before."""
+        found = kept(self.out / "gate.json", self.gate_basis(texts))
+        return None if found is None else [Reading(**values) for values in found["readings"]]
+
+    def close_gates(self, readings: Sequence[Reading], owners: dict[str, str]) -> None:
+        """Leaves out arms whose gate is closed."""
         for reading in readings:
             if faults := reading.faults(Limits()):
                 self.results.left_out[owners[reading.arm]] = f"its gate is closed: {'; '.join(faults)}"
-        self.results.readings = readings
-        return readings
+        self.results.readings = list(readings)
 
     def check_files(self) -> None:
         """Leaves out arms whose files are not there and are not made by the plan."""
@@ -163,31 +162,50 @@ class Study:
 
     def right_clips(self, count: int) -> Path:
         """A folder of drawn clips with the right dynamics, which no training has seen."""
-        folder, seed = self.out / "data" / f"{count}-files", max(self.plan.seeds) + 1
+        folder, seed = self.right_folder(count), max(self.plan.seeds) + 1
         with alone(folder, self.stop):
             return make_data(folder, lambda: self.backbone, count, seed, 0.0, self.progress)
+
+    def right_folder(self, count: int) -> Path:
+        """That folder."""
+        return self.out / "data" / f"{count}-files"
 
     # --- trainings ------------------------------------------------------------------------------------------
 
     def data(self, regime: Regime, arm: ArmPlan, seed: int) -> Path:
         """The clips of one training, drawn where they are not there yet."""
-        wrong = next((w for w in (arm.wrong, regime.wrong) if w is not None), base_wrong())
-        folder = self.out / "data" / f"{regime.clips}-wrong{wrong:g}-seed{seed}"
+        folder, wrong = self.data_folder(regime, arm, seed), self.wrong(regime, arm)
         with alone(folder, self.stop):
             return make_data(folder, lambda: self.backbone, regime.clips, seed, wrong, self.progress)
+
+    def data_folder(self, regime: Regime, arm: ArmPlan, seed: int) -> Path:
+        """Folder of those clips."""
+        return self.out / "data" / f"{regime.clips}-wrong{self.wrong(regime, arm):g}-seed{seed}"
+
+    def wrong(self, regime: Regime, arm: ArmPlan) -> float:
+        """Share of them with corrupted dynamics."""
+        return next((wrong for wrong in (arm.wrong, regime.wrong) if wrong is not None), base_wrong())
 
     def texts(self, arm: ArmPlan, seed: int, texts: Sequence[str]) -> list[str]:
         """Objectives of an arm with the file of its first stage, which is trained here where it is missing:
         on the clips of the first regime."""
         if not any(STAGE1 in text for text in texts):
             return list(texts)
-        folder = self.out / "stage1" / f"{arm.stage1}-seed{seed}"
+        folder = self.head(arm, seed).parent
         data = self.data(self.plan.regimes[0], arm, seed)
         with alone(folder, self.stop):
             path = first_stage(arm, folder, data, seed, self.stop, self.progress)
         if path is None:
             raise StopStudy
-        return [text.replace(STAGE1, str(path)) for text in texts]
+        return self.filled(arm, seed, texts)
+
+    def filled(self, arm: ArmPlan, seed: int, texts: Sequence[str]) -> list[str]:
+        """Objectives of an arm with the place of that file, whether it is there or not."""
+        return [text.replace(STAGE1, str(self.head(arm, seed))) for text in texts]
+
+    def head(self, arm: ArmPlan, seed: int) -> Path:
+        """The motion head of an arm's first stage."""
+        return self.out / "stage1" / f"{arm.stage1}-seed{seed}" / HEAD
 
     def training(self, regime: Regime, arm: ArmPlan, seed: int) -> Training:
         """One training: what, on what, where."""
@@ -327,9 +345,8 @@ class Study:
         ready = once(lambda: load_trained(self.backbone, run.out))
         found: Measures = {}
         if "alignment" in regime.readouts:
-            for asked in self.comparable() if arm.name == self.plan.control else [arm]:
-                if takes_part(asked, regime):
-                    found |= self.of_alignment(run, asked, ready)
+            for asked in self.asked_of(regime, arm):
+                found |= self.of_alignment(run, asked, ready)
         if "scene" in regime.readouts:
             found |= self.of_scene(run.out, arm, seed, ready)
         if "clips" in regime.readouts:
@@ -341,6 +358,11 @@ class Study:
             needed = steps_to(run.log, last_loss(control / run.log.name))
             found["steps to equal loss"] = [needed / regime.steps]
         self.results.add(regime.name, arm.name, found)
+
+    def asked_of(self, regime: Regime, arm: ArmPlan) -> list[ArmPlan]:
+        """Arms whose objectives are read of an arm's trainings: its own, and of the control everyone's."""
+        asked = self.comparable() if arm.name == self.plan.control else [arm]
+        return [other for other in asked if takes_part(other, regime)]
 
     def sample_row(self, name: str, waits: bool) -> None:
         """A row that frames the tables."""
@@ -366,11 +388,6 @@ class Study:
         self.results.add(SAMPLED, arm.name, found)
 
 
-def numbered(arm: str, number: int) -> str:
-    """Name of an arm's objective, counted from 0."""
-    return f"{arm} {number + 1}" if number else arm
-
-
 def once(make: Callable) -> Callable:
     """A function that works when it is first called, and then knows the answer."""
     known: list = []
@@ -381,19 +398,3 @@ def once(make: Callable) -> Callable:
         return known[0]
 
     return call
-
-
-def chosen(plan: Plan, names: Sequence[str]) -> list[ArmPlan]:
-    """The arms of a plan with these names, and the control; all where none is named. Raises TrainingError."""
-    known = [arm.name for arm in plan.arms]
-    if unknown := set(names) - set(known):
-        raise TrainingError(f"arm {sorted(unknown)[0]!r} is unknown; the plan has {', '.join(known)}.")
-    return [arm for arm in plan.arms if not names or arm.name in (*names, plan.control)]
-
-
-def base_wrong() -> float:
-    """Share of corrupted clips that the base learned from, as its file says."""
-    try:
-        return float(read_info(base_file()).recipe.get("wrong", FALLBACK_WRONG))
-    except WeightsError:
-        return FALLBACK_WRONG

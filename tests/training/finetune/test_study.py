@@ -27,7 +27,18 @@ from latent_physics.training.data.batches import TrainingClips
 from latent_physics.training.data.toy import make_toy_clips
 from latent_physics.training.objectives import parse
 from latent_physics.training.recipes import recipe_in
-from latent_physics.training.study import corrections, files, gate, plan, readouts, report, scene, study
+from latent_physics.training.study import (
+    corrections,
+    cost,
+    files,
+    gate,
+    pace,
+    plan,
+    readouts,
+    report,
+    scene,
+    study,
+)  # fmt: skip
 from latent_physics.training.study.frames import ROWS
 from latent_physics.training.study.kept import exported
 from latent_physics.training.study.sampling import SCORES
@@ -221,6 +232,99 @@ def test_the_gate_is_printed_and_nothing_trained(tmp_path, weights, gates, capsy
     assert "arm 'none' is unknown; the plan has plain, REPA" in capsys.readouterr().err
 
 
+def test_a_plan_without_an_alignment_reads_no_gate(tmp_path, weights, monkeypatch, capsys):
+    def reads(*arguments):
+        raise AssertionError("the gate is read")
+
+    monkeypatch.setattr(study, "read_gate", reads)
+    settings = config(tmp_path, arms=[PLAN["arms"][0], PLAN["arms"][3]])
+    made = study.Study(settings, StopRequest(), quiet())
+    assert made.read_gate() == []
+    assert "gate" not in report.tables(made.plan, made.results).lower()
+    assert command.main(["--gate", "--plan", settings.plan, "--out", str(settings.out)]) == 0
+    assert "there is no gate to read" in capsys.readouterr().out
+
+
+# --- costs --------------------------------------------------------------------------------------------------
+
+
+class HourEach(dict):
+    """A core hour for every unit of work."""
+
+    def __init__(self, *ignored) -> None:
+        super().__init__()
+
+    def __missing__(self, unit: str) -> float:
+        self[unit] = 3600.0
+        return 3600.0
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """Cells of a table's lines by the first one."""
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return {first: rest for first, *rest in lines}
+
+
+def test_a_dry_run_says_what_is_there_and_what_is_left_and_makes_nothing(
+    tmp_path, weights, gates, monkeypatch, capsys
+):
+    monkeypatch.setattr(cost, "Paces", HourEach)
+    anew = {"name": "anew", "corrections": ["lamo predictor={made}"]}
+    settings = config(tmp_path, arms=[*PLAN["arms"], anew], files=[MADE])
+    words = ["--dry-run", "--plan", settings.plan, "--out", str(settings.out)]
+    assert command.main(words) == 0
+    text = capsys.readouterr().out
+    found = rows(text)
+    assert not settings.out.exists()
+    assert "Not counted: GRPO: nowhere-0.safetensors is not there." in text
+    assert "The gate has not been read" in text
+    # three arms, two seeds, two steps each; the control is read for both alignments
+    assert found["mixture: trainings"] == ["0", "6", "12", "0", "12.00"]
+    readouts = 8 * (12 + 1) + 6 * (2 * 1 + 2)  # clips looked at and a step; steps and scores of two clips
+    assert found["mixture: readouts"] == ["0", "14", "0", "12", f"{readouts:.2f}"]
+    assert found["files by predictor"] == ["0", "2", "4", "0", "4.00"]
+    assert found["clips drawn to train on"] == ["0", "3", "0", "0", "24.00"]  # with one teacher's features
+    assert found["sampled, without a training"][:2] == ["0", str(len(ROWS) + 5)]
+    made = study.Study(settings, StopRequest(), quiet())
+    made.read_gate()
+    arms = {arm.name: arm for arm in made.arms}
+    done, begun = (made.folder("mixture", arms[name], 0) for name in ("plain", "REPA"))
+    for path, content in ((done / "x-full.safetensors", ""), (begun / "log.csv", "step,loss\n1,0.5\n")):
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+    assert command.main(words) == 0
+    text = capsys.readouterr().out
+    assert "Not counted: TSA: its gate is closed" in text
+    assert "has not been read" not in text
+    assert rows(text)["mixture: trainings"] == ["1", "3", "5", "0", "5.00"]
+
+
+NIGHT = {
+    "clip": 0.244, "teacher": 0.161, "look": 0.057, "score": 0.325, "sample": 0.0283, "sample lamo": 0.0057,
+    "sample pila": 0.0181, "sample still": 0.0, "step plain": 0.376, "step mtsa": 0.421, "step repa": 0.37,
+    "step trd": 0.417, "step soft_trd": 0.37, "step tsa": 0.361, "step pda": 0.477, "step drift": 0.384,
+    "step predictor": 0.116, "step pila 8": 0.49, "refit mtsa": 0.152, "refit repa": 0.201, "refit trd": 0.158,
+    "refit soft_trd": 0.229, "refit tsa": 0.155, "refit pda": 0.188,
+}  # fmt: skip
+"""Core seconds of docs/evidence.md."""
+
+
+def test_the_whole_plan_is_one_night_on_two_cores(tmp_path):
+    made = study.Study(study.StudyConfig(out=tmp_path), StopRequest(), quiet())
+    hours = sum(part.seconds(NIGHT) for part in cost.parts_of(made)) / 3600
+    assert 12 < hours < 16
+
+
+def test_every_unit_of_work_is_timed(tmp_path, weights):
+    made = study.Study(config(tmp_path), StopRequest(), quiet())
+    paces = pace.Paces(made, tmp_path / "timed")
+    for unit in ("step plain", "step repa", "step predictor", "step pila 4", "refit tsa", "teacher", "look",
+                 "sample", "sample lamo", "score"):  # fmt: skip
+        assert paces[unit] >= 0.0
+    assert paces["clip"] > 0.0
+    assert not made.out.exists()
+
+
 # --- files --------------------------------------------------------------------------------------------------
 
 
@@ -268,17 +372,17 @@ def test_a_command_that_was_stopped_stops_the_study_and_one_that_failed_is_said(
         made.go()
 
 
-def test_a_yardstick_takes_motion_away_and_leaves_the_first_frame():
-    (smooth,) = corrections.corrections_of(["smooth share=0.5 start=0.6"], [""])(slice(0, 1))
-    clean = torch.tensor([3.0, 0.0, 4.0, 8.0]).view(1, 1, 4, 1, 1)
+def test_a_yardstick_takes_motion_away():
+    (still,) = corrections.corrections_of(["still share=0.5 start=0.6"], [""])(slice(0, 1))
+    clean = torch.tensor([3.0, 0.0, 4.0, 9.0]).view(1, 1, 4, 1, 1)
     step = SamplingStep(
         noisy=clean, sigma=torch.ones(1), gain=torch.ones(1), index=0, count=1, level=torch.tensor([0.5])
     )
-    # halfway to (3 + 4) / 2, (0 + 8) / 2 and (4 + 8) / 2
-    torch.testing.assert_close(smooth.correct(clean, step).flatten(), torch.tensor([3.0, 1.75, 4.0, 7.0]))
-    assert smooth.correct(clean, replace(step, level=torch.tensor([0.7]))) is clean
-    still = torch.ones(1, 2, 5, 3, 3)
-    torch.testing.assert_close(smooth.correct(still, step), still)
+    # halfway to the mean, 4
+    torch.testing.assert_close(still.correct(clean, step).flatten(), torch.tensor([3.5, 2.0, 4.0, 6.5]))
+    assert still.correct(clean, replace(step, level=torch.tensor([0.7]))) is clean
+    frozen = torch.ones(1, 2, 5, 3, 3)
+    torch.testing.assert_close(still.correct(frozen, step), frozen)
 
 
 # --- readouts -----------------------------------------------------------------------------------------------
@@ -374,6 +478,7 @@ def test_plans_that_ship_can_be_run(name):
     known = {"alignment", "law", "permanence", *(f"moving {sigma:g}" for sigma in made.sigmas)}
     assert set(made.tests) <= known
     for file in made.files:
+        assert file.by_seed  # as many as of every arm
         words = [word.replace("{seed}", "0").replace("{clips}", "clips") for word in file.arguments]
         COMMANDS[file.command]([*words, "--out", "out"])
 
@@ -459,9 +564,9 @@ def test_law_is_compared_at_equal_dynamic_degree():
         return {"law": [law, law + 0.1] * 8, "dynamic_degree": [motion] * 16}
 
     arms = [
-        plan.ArmPlan(name="smooth", corrections=["smooth share=0.5"], yardstick=True),
-        plan.ArmPlan(name="arm", corrections=["smooth share=0.1"]),
-        plan.ArmPlan(name="wild", corrections=["smooth share=0.2"]),
+        plan.ArmPlan(name="smooth", corrections=["still share=0.5"], yardstick=True),
+        plan.ArmPlan(name="arm", corrections=["still share=0.1"]),
+        plan.ArmPlan(name="wild", corrections=["still share=0.2"]),
     ]
     made = plan.Plan(arms=arms, seeds=[0], regimes=[], tests=["law"], prompts=16)
     found = {
