@@ -1,8 +1,8 @@
-"""What a plan takes on this machine, counted before it runs: what its folder holds already, and the core hours
-of the rest.
+"""What a plan takes on this machine, counted before it runs: what its folder holds already, and the core
+hours of the rest.
 
-The plan gives amounts (steps, clips, samplings) by unit of work; each unit that is asked for is timed, by a few
-of it in a folder that is thrown away. The plan's own folder is looked at and not written to.
+The plan gives amounts (steps, clips, samplings) by unit of work; each unit that is asked for is timed, by a
+few of it in a folder that is thrown away. The plan's own folder is looked at and not written to.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Part:
     left: int = 0
     """Pieces that are not."""
     work: Counter[str] = field(default_factory=Counter)
-    """Amounts by unit of what is left: "step KIND", "refit KIND", "sample", "sample CORRECTION" (sampler steps
-    of a clip), "score", "look", "clip", "teacher"."""
+    """Amounts by unit of what is left: "step KIND", "refit KIND", "sample", "sample CORRECTION" (sampler
+    steps of a clip), "score", "look", "clip", "teacher"."""
 
     def add(self, there: bool, work: Mapping[str, float]) -> None:
         """One more piece."""
@@ -220,6 +220,6 @@ def summary(hours: float, paces: Mapping[str, float]) -> str:
         return "Nothing is left to make."
     timed = ", ".join(f"{unit} {paces[unit]:.3g}" for unit in sorted(paces))
     return (
-        f"About {hours:.1f} core hours: {hours / 2:.1f} hours for two processes with --threads 1. Core seconds of "
-        f"each unit, timed here: {timed}."
+        f"About {hours:.1f} core hours: {hours / 2:.1f} hours for two processes with --threads 1. Core "
+        f"seconds of each unit, timed here: {timed}."
     )

@@ -69,8 +69,8 @@ class Paces(dict[str, float]):
     def __missing__(self, unit: str) -> float:
         self.study.progress.say(f"timing: {unit}")
         kind, _, of = unit.partition(" ")
-        made = {"clip": self.of_clip, "teacher": self.of_teacher, "step": self.of_step, "refit": self.of_refit,
-                "look": self.of_look, "sample": self.of_sample, "score": self.of_score}[kind]  # fmt: skip
+        made = {"clip": self.of_clip, "teacher": self.of_teacher, "step": self.of_step, "look": self.of_look,
+                "refit": self.of_refit, "sample": self.of_sample, "score": self.of_score}[kind]  # fmt: skip
         self[unit] = made(of) if of else made()
         return self[unit]
 

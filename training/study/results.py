@@ -22,8 +22,8 @@ class StudyConfig:
     gate: bool = False
     """Print the gate of every alignment of the plan and stop: nothing is fine-tuned."""
     dry_run: bool = False
-    """Print what of the plan is there, and the steps, sampled clips and core hours of the rest, by steps timed
-    here in about a minute; nothing is made."""
+    """Print what of the plan is there, and the steps, sampled clips and core hours of the rest, by steps
+    timed here in about two minutes; nothing is made."""
     arms: list[str] = field(default_factory=list)
     """The only arms to run, beside the control; left out, all of the plan."""
     threads: int = 0

@@ -303,8 +303,8 @@ NIGHT = {
     "clip": 0.244, "teacher": 0.161, "look": 0.057, "score": 0.325, "sample": 0.0283, "sample lamo": 0.0057,
     "sample pila": 0.0181, "sample still": 0.0, "step plain": 0.376, "step mtsa": 0.421, "step repa": 0.37,
     "step trd": 0.417, "step soft_trd": 0.37, "step tsa": 0.361, "step pda": 0.477, "step drift": 0.384,
-    "step predictor": 0.116, "step pila 8": 0.49, "refit mtsa": 0.152, "refit repa": 0.201, "refit trd": 0.158,
-    "refit soft_trd": 0.229, "refit tsa": 0.155, "refit pda": 0.188,
+    "step predictor": 0.116, "step pila 8": 0.49, "refit mtsa": 0.152, "refit repa": 0.201,
+    "refit trd": 0.158, "refit soft_trd": 0.229, "refit tsa": 0.155, "refit pda": 0.188,
 }  # fmt: skip
 """Core seconds of docs/evidence.md."""
 
