@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import json
 import os
 import socket
 import sys
@@ -342,6 +343,27 @@ def test_cached_clips_bring_labels_tokens_and_cached_flow(tmp_path):
     assert (flows / "0.safetensors").stat().st_size > 100
 
 
+def test_a_run_does_not_go_on_with_clips_of_the_same_names_and_other_content(tmp_path, undrawn):
+    def cached(folder, key="0", source="latent", words=("Fluid",)):
+        labels = tmp_path / "labels.jsonl"
+        labels.write_text(json.dumps({"prompt": "a film of mine", "labels": list(words)}))
+        for number in range(2):
+            origin = dataclasses.replace(info("a film of mine"), key=key, source_hash=str(number))
+            tokens, latent = torch.randn(3, 6).half(), torch.randn(4, 5, 8, 7).half()
+            path = tmp_path / folder / f"{number}.safetensors"
+            write_clip(path, latent, tokens.mean(0), origin, "toy", tokens)
+        return cached_clips(tmp_path / folder, tmp_path / "flow", source, FrozenField(), labels)
+
+    def of(data):
+        return PilaRun(FrozenField(), data, QUICK, SMALL, tmp_path / "run")
+
+    of(cached("one")).run(on_step=lambda report: report.step < 2)
+    assert of(cached("moved")).total_steps == 2
+    for other in (cached("two", key="1"), cached("three", words=("Thermal",)), cached("four", source="raft")):
+        with pytest.raises(TrainingError, match=r"the data is not what the run in .* began with"):
+            of(other)
+
+
 def test_flow_from_decoded_frames_and_from_raft(tmp_path):
     latent = torch.randn(4, 3, 16, 16)
     flow, confidence = cached_flow(tmp_path / "a.safetensors", latent, "pixels", FrozenField())
@@ -461,6 +483,7 @@ def test_toy_clips_are_drawn_encoded_once_and_labelled(tmp_path):
     again = toy_clips(10, 0, tmp_path, backbone)
     assert backbone.encoded == 10
     assert again.fingerprint() == data.fingerprint()
+    assert toy_clips(10, 0, tmp_path, backbone, worlds=["fluid"]).fingerprint() != data.fingerprint()
 
 
 def test_toy_labels_are_the_worlds_that_were_drawn():

@@ -55,9 +55,8 @@ def clips(count=12, size=(5, 8, 7)):
             confidence=torch.ones(1, frames - 1, height, width),
         )
 
-    return PilaClips(
-        names=[f"clip {i}" for i in range(count)], latent_space="toy", channels=4, cond_dim=6, load=load
-    )
+    names = [f"clip {i}" for i in range(count)]
+    return PilaClips(names=names, keys=names, latent_space="toy", channels=4, cond_dim=6, load=load)
 
 
 def run(folder=None, config=QUICK, adapter=SMALL, accelerator=None, method=FULL):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from ....methods.labels.rules import rule_labels
 from ....methods.labels.taxonomy import label_vector
 from ...backbones import Backbone
 from ...console import ProgressLine
-from ...data.clip import DatasetError, Entry
+from ...data.clip import ClipInfo, DatasetError, Entry, described
 from ...data.features import FrameSource
 from ...data.flow import FlowSource, Frames, cached_flow
 from ...data.folder import ClipFolder, Epochs
@@ -64,6 +63,8 @@ class PilaClips:
     """A data set: `load(i)` reads one example."""
 
     names: list[str]
+    keys: Sequence[str]
+    """What decides each clip's content, its labels and its flow."""
     latent_space: str
     channels: int
     cond_dim: int
@@ -80,8 +81,8 @@ class PilaClips:
         return len(self.names)
 
     def fingerprint(self) -> str:
-        """Hash of the clips' names; that of a resumed run must match."""
-        return hashlib.blake2b("\n".join(self.names).encode(), digest_size=8).hexdigest()
+        """Hash of the clips; that of a resumed run must match."""
+        return described(dict(zip(self.names, self.keys)))
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Several examples as one batch; shorter prompts are filled up with zeros. Raises DatasetError for
@@ -150,7 +151,13 @@ def cached_clips(
         with lock:  # a validation and the thread that reads ahead share the VAE, which keeps frames meanwhile
             return cached_flow(place, latent, source, backbone, raft, key=key)
 
-    return _examples(found, lambda caption: labels_of(caption, known), flow)
+    targets = f"{source} {getattr(raft, 'identity', '')}"
+
+    def key(info: ClipInfo) -> str:
+        told = known.get(info.caption)  # the rules' labels follow from the caption, a part of the clip's key
+        return described({"clip": info.key, "labels": told and sorted(told), "flow": targets})
+
+    return _examples(found, lambda caption: labels_of(caption, known), flow, key)
 
 
 def toy_clips(
@@ -176,7 +183,10 @@ def toy_clips(
         frames: Frames = partial(rendered.read, entry)
         return cached_flow(place / "flow" / entry.path.name, latent, "pixels", backbone, frames=frames)
 
-    return _examples(ClipFolder.scan(place, tokens=True, limit=count), toy_labels, flow)
+    def key(info: ClipInfo) -> str:
+        return f"{place.name} {info.key}"  # its own is seed and number alone, whatever the world and encoders
+
+    return _examples(ClipFolder.scan(place, tokens=True, limit=count), toy_labels, flow, key)
 
 
 def toy_labels(prompt: str) -> Tensor:
@@ -190,8 +200,9 @@ def _examples(
     found: ClipFolder,
     labels: Callable[[str], Tensor],
     flow: Callable[[Entry, Tensor], tuple[Tensor, Tensor]],
+    key: Callable[[ClipInfo], str],
 ) -> PilaClips:
-    """Cached clips with the labels of their captions and the flow of their latents."""
+    """Cached clips with the labels of their captions, the flow of their latents, and what decides both."""
 
     def load(index: int) -> Example:
         entry = found.entries[index]
@@ -211,6 +222,7 @@ def _examples(
 
     return PilaClips(
         names=[entry.path.name for entry in found.entries],
+        keys=[key(entry.info) for entry in found.entries],
         films=[entry.info.source_hash for entry in found.entries],
         latent_space=found.latent_space,
         channels=found.entries[0].shape[0],
