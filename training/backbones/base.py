@@ -270,9 +270,11 @@ class Backbone:
         tokens: Tensor,
         mask: Tensor | None = None,
         first: FirstFrame | None = None,
+        rates: Tensor | None = None,
     ) -> Tensor:
         """The network's output, `B C T H W` in `noisy`'s dtype. `tokens` as `embed_prompts` gave them (or
-        shorter, see Wan); `first` where `first_frame` is not ""."""
+        shorter, see Wan); `first` where `first_frame` is not ""; rates: the clips' frames per second, `B`, 0
+        where one is not known, for models that place frames in seconds (LTX)."""
         raise NotImplementedError
 
     def x0(self, noisy: Tensor, out: Tensor, t: Tensor) -> Tensor:

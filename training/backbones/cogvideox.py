@@ -88,6 +88,7 @@ class CogVideoXBackbone(Backbone):
         tokens: Tensor,
         mask: Tensor | None = None,
         first: FirstFrame | None = None,
+        rates: Tensor | None = None,
     ) -> Tensor:
         dit = self._part("dit")
         frames = noisy.shape[2]

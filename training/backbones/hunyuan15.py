@@ -109,6 +109,7 @@ class HunyuanVideo15Backbone(FlowBackbone):
         tokens: Tensor,
         mask: Tensor | None = None,
         first: FirstFrame | None = None,
+        rates: Tensor | None = None,
     ) -> Tensor:
         dit = self._part("dit")
         self._grid = self.patch_grid(noisy.shape)

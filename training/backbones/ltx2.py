@@ -52,7 +52,8 @@ class LTX23Backbone(FlowBackbone):
     spatial_stride = 32
     patch = 1
     frame_rate = 25.0
-    """Of the clips, frames per second: what ComfyUI tells the model unless it is told otherwise."""
+    """Frames per second of clips that do not say theirs: what ComfyUI tells the model unless its
+    conditioning's frame_rate (node LTXVConditioning) says otherwise."""
 
     @property
     def cond_dim(self) -> int:
@@ -73,6 +74,7 @@ class LTX23Backbone(FlowBackbone):
         tokens: Tensor,
         mask: Tensor | None = None,
         first: FirstFrame | None = None,
+        rates: Tensor | None = None,
     ) -> Tensor:
         dit = self._part("dit")
         config, count = dit.config, len(noisy)
@@ -89,12 +91,20 @@ class LTX23Backbone(FlowBackbone):
             num_frames=frames,
             height=height,
             width=width,
-            fps=self.frame_rate,
+            fps=self.frame_rates(rates, noisy.device),
             audio_num_frames=1,
             isolate_modalities=True,
             return_dict=False,
         )[0]
         return out.transpose(1, 2).unflatten(2, noisy.shape[2:]).to(noisy.dtype)
+
+    def frame_rates(self, rates: Tensor | None, device: torch.device) -> Tensor | float:
+        """What diffusers divides the frames' numbers `B N 2` by: its positions in time are seconds. Every
+        clip of the batch has its own rate."""
+        if rates is None:
+            return self.frame_rate
+        rates = rates.to(device, torch.float32)
+        return torch.where(rates > 0, rates, self.frame_rate)[:, None, None]
 
     @torch.no_grad()
     def words(self, tokens: Tensor, mask: Tensor | None) -> Tensor:

@@ -115,6 +115,7 @@ class WanBackbone(FlowBackbone):
         tokens: Tensor,
         mask: Tensor | None = None,
         first: FirstFrame | None = None,
+        rates: Tensor | None = None,
     ) -> Tensor:
         dit = self._part("dit")
         tokens = tokens.to(noisy.device, self.dtype)

@@ -39,6 +39,8 @@ class Batch:
     """The clips' first frames as they were cached for image-to-video models."""
     loss_mask: Tensor | None = None
     """Masks of the denoising loss, `B 1 T H W` in [0, 1], where all the clips have one."""
+    rates: Tensor | None = None
+    """Frames per second that were encoded, `B`; 0 where a clip does not say."""
 
     def to(self, device: str | torch.device) -> Batch:
         """The same batch on another device."""
@@ -61,6 +63,7 @@ class Batch:
             features=features,
             first=self.first and self.first.mapped(change),
             loss_mask=None if self.loss_mask is None else change(self.loss_mask),
+            rates=None if self.rates is None else change(self.rates),
         )
 
 
@@ -160,7 +163,7 @@ class TrainingClips:
     ) -> Batch:
         """The clips with these numbers, all of one shape, with the features that `needs` names. Raises
         DatasetError."""
-        latents, tokens, firsts, masks, features = [], [], [], [], {need.key: [] for need in needs}
+        clips, features = [], {need.key: [] for need in needs}
         for index in indices:
             entry = self.entries[index]
             try:
@@ -182,11 +185,8 @@ class TrainingClips:
                     f"{entry.path.name} holds values that are not finite; delete it and cache it again in "
                     f"float32."
                 )
-            latents.append(clip.latent.float())
-            tokens.append(clip.tokens.float())
-            firsts.append(clip.first)
-            masks.append(clip.mask)
-        padded, mask = pad_tokens(tokens)
+            clips.append(clip)
+        padded, mask = pad_tokens([clip.tokens.float() for clip in clips])
         stacked = {
             key: {name: torch.stack([item[name] for item in items]) for name in items[0]}
             for key, items in features.items()
@@ -194,12 +194,13 @@ class TrainingClips:
         names = [self.entries[index].path.name for index in indices]
         return Batch(
             names=names,
-            latent=torch.stack(latents),
+            latent=torch.stack([clip.latent.float() for clip in clips]),
             tokens=padded,
             mask=mask,
             features=stacked,
-            first=stack_first(firsts),
-            loss_mask=stack_masks(masks),
+            first=stack_first([clip.first for clip in clips]),
+            loss_mask=stack_masks([clip.mask for clip in clips]),
+            rates=torch.tensor([clip.info.fps for clip in clips], dtype=torch.float32),
         )
 
 

@@ -45,7 +45,7 @@ class Student(nn.Module):
         wanted = {name: objective for name, objective in self.objectives.items() if self.wants(name)}
         blocks = sorted({block for objective in wanted.values() for block in objective.blocks})
         with backbone.tap(*blocks) as taps:
-            out = backbone.predict(noised.noisy, t, batch.tokens, batch.mask, batch.first)
+            out = backbone.predict(noised.noisy, t, batch.tokens, batch.mask, batch.first, batch.rates)
         counted = self.times.mask_weight(batch.loss_mask)
         error = noised.weight * noised.error(out, self.times.error, counted)
         weight = self.times.weight(t)

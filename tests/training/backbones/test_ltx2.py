@@ -13,7 +13,10 @@ from latent_physics.training.backbones.keys import LTX23_CONNECTOR, LTX23_DIT, t
 from latent_physics.training.backbones.lora import TuneConfig, attach
 from latent_physics.training.backbones.ltx2 import OF_2_3
 from latent_physics.training.console import TrainingError
+from latent_physics.training.data.batches import TrainingClips
+from latent_physics.training.data.clip import ClipInfo, write_clip
 from latent_physics.training.loop.optim import trainable
+from latent_physics.training.tasks.denoise import DenoisingTask
 from latent_physics.training.tasks.finetune import FinetuneConfig, check
 from safetensors.torch import save_file
 
@@ -57,9 +60,9 @@ def comfyui(comfy, file):
     return comfy.sd.load_diffusion_model_state_dict(state, metadata=metadata)
 
 
-def answer(model, latent, t, tokens):
+def answer(model, latent, t, tokens, rate=25):
     words = model.diffusion_model.preprocess_text_embeds(tokens.clone(), unprocessed=True)
-    return model.diffusion_model([latent.clone()], (t, t), words, transformer_options={}, frame_rate=25)
+    return model.diffusion_model([latent.clone()], (t, t), words, transformer_options={}, frame_rate=rate)
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
@@ -76,6 +79,32 @@ def test_it_predicts_what_comfyui_predicts_without_sound(comfy, ours, file):
     words = theirs.diffusion_model.preprocess_text_embeds(tokens.clone(), unprocessed=True)
     close(ours.words(tokens, None), words[..., :256])
     close(ours.predict(latent, t, tokens), answer(theirs, latent, t, tokens))
+    slow = ours.predict(latent, t, tokens, rates=torch.tensor([8.0]))
+    assert (slow - ours.predict(latent, t, tokens)).abs().max() > 1e-3
+    close(slow, answer(theirs, latent, t, tokens, rate=8))
+
+
+def test_a_clip_is_trained_at_its_own_frames_per_second(ours, tmp_path):
+    """Frames stand in seconds: one micro-batch of clips at 8 and 25 fps, and of one that does not say."""
+    generator = torch.Generator().manual_seed(0)
+    for number, rate in enumerate((8.0, 25.0, 0.0)):
+        info = ClipInfo(
+            source=f"{number}.mp4", source_hash=str(number), key=str(number), caption="", caption_from="none",
+            window=0, last=True, start=0.0, frames=17, width=64, height=64, fps=rate,
+        )  # fmt: skip
+        latent, words = (torch.randn(size, generator=generator) for size in ((128, 3, 2, 2), (9, 384)))
+        path = tmp_path / f"{number}.safetensors"
+        write_clip(path, latent, words.mean(0), info, ours.latent_space, tokens=words)
+    clips, placed = TrainingClips(tmp_path, batch=3, seed=0), []
+    task = DenoisingTask(ours, clips)
+    hook = ours.dit.rope.register_forward_pre_hook(lambda rope, given: placed.append(given[0]))
+    with torch.no_grad():
+        task.module(*task.draw(0, generator))
+    hook.remove()
+    rates = clips.read(clips.chosen(0)).rates
+    assert sorted(rates.tolist()) == [0.0, 8.0, 25.0]
+    for row, rate in enumerate(rates.tolist()):  # the last latent frame ends with frame 17
+        assert float(placed[0][row, 0].max()) == pytest.approx(17 / (rate or 25.0))
 
 
 @torch.inference_mode()
