@@ -24,30 +24,39 @@ from ..loop import processes
 from ..loop.boards import check_trackers
 from ..loop.checkpoint import KIND as CHECKPOINT
 from ..loop.checkpoint import kept_state
-from ..loop.config import TrainerConfig
+from ..loop.config import LoopConfig
 from ..loop.loop import train
 from ..loop.optimizers import optimizer_arguments
 from ..loop.processes import make_accelerator
 from ..loop.task import Outcome, Run, Task
-from ..settings import Count, check
+from ..settings import Count, Decay, NotNegative, Positive, check
 
 KIND = "motion_head"
 
 
-def paper_settings() -> TrainerConfig:
-    """Stage 1 as published: AdamW 1e-4, betas 0.9 and 0.95, weight decay 1e-3, batch 128, 50k steps,
-    validation every 1000."""
-    return TrainerConfig(
-        steps=50_000,
-        batch=128,
-        learning_rate=1e-4,
-        beta1=0.9,
-        beta2=0.95,
-        weight_decay=1e-3,
-        validate_every=1000,
-        save_every=1000,
-        max_grad_norm=0.0,
-    )
+@dataclass(kw_only=True)
+class MotionHeadTrainer(LoopConfig):
+    """Settings of stage 1's training. The defaults are the paper's: AdamW 1e-4, betas 0.9 and 0.95, weight
+    decay 1e-3, batch 128, 50k steps, validation every 1000."""
+
+    steps: Count = 50_000
+    """Optimiser steps."""
+    batch: Count = 128
+    """Clips per micro-batch and process."""
+    learning_rate: Positive = 1e-4
+    """Learning rate."""
+    weight_decay: NotNegative = 1e-3
+    """Weight decay."""
+    max_grad_norm: NotNegative = 0.0
+    """Clip gradients to this norm; 0 disables."""
+    validate_every: Count = 1000
+    """Steps between validations."""
+    save_every: Count = 1000
+    """Steps between checkpoints."""
+    held_out: Decay = 0.05
+    """Share of the source videos kept for validation; 0 for none."""
+    tensorboard: bool = True
+    """Also write TensorBoard events, where tensorboard is installed."""
 
 
 @dataclass(kw_only=True)
@@ -84,7 +93,7 @@ class MotionHeadConfig:
     """Channels between the teacher's and the subspace's."""
     limit: Count | None = None
     """Maximum number of clips."""
-    trainer: TrainerConfig = field(default_factory=paper_settings)
+    trainer: MotionHeadTrainer = field(default_factory=MotionHeadTrainer)
     """Settings of the training."""
 
 

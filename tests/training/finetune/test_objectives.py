@@ -483,7 +483,7 @@ def test_motion_head_learns_flow_and_serves_stage_two(tmp_path, monkeypatch):
 
     monkeypatch.setattr(stage_one, "load_raft", lambda *args: Flow())
     config = settings(tmp_path)
-    trainer = TrainerConfig(
+    trainer = stage_one.MotionHeadTrainer(
         steps=60,
         batch=3,
         learning_rate=1e-2,
@@ -556,6 +556,21 @@ def test_stage_one_has_recipes_with_the_papers_numbers(tmp_path, capsys):
     assert "there is nothing to train on; give --data" in capsys.readouterr().err
     assert motion_head_command.main(["--recipe", "toy-stage1", "--data", str(tmp_path / "none")]) == 1
     assert "is not a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["projector_learning_rate", "projector_max_grad_norm", "prompt_dropout", "checkpointing"]
+)
+def test_stage_one_refuses_what_only_a_fine_tune_has(name, tmp_path, capsys):
+    """No transformer, no projector and no prompt is in it: these were taken, and did nothing."""
+    flag = [f"--{name.replace('_', '-')}", *(["0.5"] if name != "checkpointing" else [])]
+    with pytest.raises(SystemExit):
+        motion_head_command.main(["--data", str(tmp_path), *flag])
+    assert flag[0] in capsys.readouterr().err
+    recipe = tmp_path / "mine.json"
+    recipe.write_text(json.dumps({"trainer": {name: 0.5, "steps": 2}}))
+    with pytest.raises(TrainingError, match=f"mine.json: trainer has the key {name!r}, which is unknown"):
+        load_recipe(str(recipe), stage_one.MotionHeadConfig, "motion-head")
 
 
 def test_clips_too_short_for_a_teacher_are_told_before_any_feature_is_made(tmp_path):
