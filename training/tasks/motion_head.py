@@ -18,7 +18,7 @@ from ...methods.weights import WeightsError, WeightsInfo, load_weights, save_wei
 from ..console import ProgressLine, StopRequest, TrainingError, saving
 from ..data.batches import TrainingClips
 from ..data.feature_cache import FeatureCache
-from ..data.features import FrameSource, prepare_features
+from ..data.features import FrameSource, prepare_features, teacher_of
 from ..data.oracle import OracleFlow
 from ..loop import processes
 from ..loop.boards import check_trackers
@@ -95,6 +95,23 @@ class MotionHeadConfig:
     """Maximum number of clips."""
     trainer: MotionHeadTrainer = field(default_factory=MotionHeadTrainer)
     """Settings of the training."""
+
+    @property
+    def need(self) -> TeacherNeed:
+        """The video encoder whose features are read."""
+        return TeacherNeed(name=self.teacher, source=self.source)
+
+    @property
+    def flow_size(self) -> tuple[int, int]:
+        """Height and width of the flow."""
+        return self.flow_height, self.flow_width
+
+    @property
+    def flow_name(self) -> str:
+        """Name that the flow is cached under: the network's, the size's, and the encoder's, which says what
+        part of a frame it is of."""
+        network = weights_name(Path(self.raft)) or self.raft
+        return f"flow {network} {self.flow_height}x{self.flow_width}, covered by {cache_name(self.need)}"
 
 
 class FlowStudent(nn.Module):
@@ -175,20 +192,19 @@ def train_motion_head(
     clips = TrainingClips(
         config.data, batch=settings.batch, seed=settings.seed, held_out=settings.held_out, limit=config.limit
     )
-    need = TeacherNeed(name=config.teacher, source=config.source)
+    need, flow = config.need, config.flow_name
     cache = FeatureCache(config.features or config.data / "features")
     share = (accelerator.process_index, accelerator.num_processes)
     stop = stop or StopRequest()
     places = {"device": accelerator.device, "progress": progress, "share": share, "stop": stop}
     prepare_features(clips, [need], cache, videos=config.videos, **places)
-    size = (config.flow_height, config.flow_width)
-    flow = f"flow {weights_name(Path(config.raft)) or config.raft} {size[0]}x{size[1]}"
-    prepare_flow(clips, cache, flow, config, size, **places)
+    prepare_flow(clips, cache, config, **places)
     path = config.out / "motion_head.safetensors"
     if processes.stopping(accelerator, stop):
         return Outcome(step=0, stopped=True, checkpoint=config.out / "checkpoint.safetensors"), path
     first = cache.read(cache_name(need), clips.entries[0].identity)["features"]
-    sizes = {"channels": first.shape[0], "hidden": config.hidden, "motion": config.motion, "size": list(size)}
+    sizes = {"channels": first.shape[0], "hidden": config.hidden, "motion": config.motion}
+    sizes["size"] = list(config.flow_size)
     torch.manual_seed(settings.seed)
     head = MotionHead(**sizes)
     about = {"recipe": "motion head", "sizes": sizes, "teacher": need.key, "raft": config.raft}
@@ -202,27 +218,33 @@ def train_motion_head(
 def prepare_flow(
     clips: TrainingClips,
     cache: FeatureCache,
-    name: str,
     config: MotionHeadConfig,
-    size: tuple[int, int],
     device: str | torch.device,
     progress: ProgressLine,
     share: tuple[int, int] = (0, 1),
     stop: StopRequest | None = None,
 ) -> None:
     """Flow `2 F-1 h w` of every clip of this process's share that has none yet, between the teacher's feature
-    frames: two video frames apart, the first one left out."""
+    frames: two video frames apart, the first one left out.
+
+    It is of the part of a frame that the features stand for (`Teacher.covered`, whole patches: 816 of 832
+    columns for VideoMAE), so that a place of one is the same place of the other.
+    """
+    name = config.flow_name
     missing = [entry for entry in clips.entries[share[0] :: share[1]] if not cache.has(name, entry.identity)]
     if not missing:
         return
     frames = FrameSource(clips.folder, config.videos)
     for entry in missing:
         frames.check(entry)
+    teacher = teacher_of(config.need)  # asked what it covers, no more: it stays on the processor
     raft = OracleFlow() if config.raft == ORACLE else load_raft(config.raft, device)
     for done, entry in enumerate(missing):
         if stop is not None and stop.asked:
             return
-        flow = raft.flow(frames.read(entry)[None, :, 1:], step=2, size=size)[0]
+        height, width = teacher.covered(entry.info.height, entry.info.width)
+        video = frames.read(entry)[None, :, 1:, :height, :width]
+        flow = raft.flow(video, step=2, size=config.flow_size)[0]
         with saving("optical flow", "what was made so far is safe"):
             cache.write(name, entry.identity, {"flow": flow.cpu()})
         progress.show((done + 1) / len(missing), f"optical flow, {done + 1}/{len(missing)} clips")

@@ -40,7 +40,7 @@ from latent_physics.training.tasks import finetune as command
 from latent_physics.training.tasks import motion_head as stage_one
 from latent_physics.training.tasks.export import ExportConfig, export
 from latent_physics.training.tasks.finetune import FinetuneConfig, finetune
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import VideoMAEConfig, VideoMAEModel, VJEPA2Config, VJEPA2Model
 
 ALL = [
@@ -523,9 +523,39 @@ def test_the_toy_worlds_own_flow_needs_no_network(tmp_path, monkeypatch):
     data.mkdir()
     tiny_run.clips(data, shapes=[(3, 8, 8)])
     clips = batches.TrainingClips(data, batch=1, seed=0)
-    config = stage_one.MotionHeadConfig(raft="toy_oracle")
-    stage_one.prepare_flow(clips, cache, "flow", config, (32, 32), "cpu", quiet())
-    assert cache.read("flow", clips.entries[0].identity)["flow"].shape == (2, 3, 32, 32)
+    config = stage_one.MotionHeadConfig(
+        raft="toy_oracle", teacher="toy_oracle", flow_height=32, flow_width=32
+    )
+    stage_one.prepare_flow(clips, cache, config, "cpu", quiet())
+    assert cache.read(config.flow_name, clips.entries[0].identity)["flow"].shape == (2, 3, 32, 32)
+
+
+def test_flow_and_features_are_of_the_same_part_of_a_frame(tmp_path, monkeypatch):
+    """56 columns hold two patches of 24: what moves in the 8 beyond is in no feature, and in no flow."""
+
+    class Brightness:
+        def flow(self, video, step, size):
+            shown = torch.nn.functional.adaptive_avg_pool2d(video[0, :2, step::step].flatten(0, 1), size)
+            return shown.unflatten(0, (2, -1))[None]
+
+    monkeypatch.setattr(stage_one, "load_raft", lambda *args: Brightness())
+    data, cache = tmp_path / "data", FeatureCache(tmp_path / "flow")
+    data.mkdir()
+    tiny_run.clips(data, shapes=[(3, 6, 7)])
+    clips = batches.TrainingClips(data, batch=1, seed=0)
+    path = data / "frames" / "clip0.safetensors"
+    frames = torch.zeros(9, 48, 56, 3, dtype=torch.uint8)
+    frames[:, :, 24:48], frames[:, :, 48:] = 100, 255  # the second column of features; beyond all of them
+    save_file({"frames": frames}, path)
+    config = stage_one.MotionHeadConfig(flow_height=2, flow_width=2)
+    stage_one.prepare_flow(clips, cache, config, "cpu", quiet())
+    prepare_features(clips, [config.need], cache)
+    identity = clips.entries[0].identity
+    assert cache.read(cache_name(config.need), identity)["features"].shape[2:] == (2, 2)
+    flow = cache.read(config.flow_name, identity)["flow"]
+    assert flow.shape == (2, 3, 2, 2)
+    expected = torch.tensor([0.0, 100 / 255]).expand(2, 3, 2, 2)
+    torch.testing.assert_close(flow, expected, atol=1e-3, rtol=0)
 
 
 def test_stage_one_has_recipes_with_the_papers_numbers(tmp_path, capsys):
