@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +36,10 @@ class AdaptiveWeights(nn.Module):
     """w of Eq 6: within a category, terms that are usually small get more weight, usually large ones less, by
     at most 2.
 
-    w = clamp(median of the running means / own running mean, 0.5, 2), detached. `synchronise` averages a
-    tensor over the processes of a run. Unseen terms have weight 1.
+    w = clamp(median of the running means / own running mean, 0.5, 2), detached; the paper gives no rule, this
+    one is ours. The median of an even number is the mean of the middle two: `torch.median` takes the lower
+    one, with which the smaller of two terms never gets more than 1. `synchronise` averages a tensor over the
+    processes of a run. Unseen terms have weight 1.
     """
 
     def __init__(self, decay: float = 0.99, adaptive: bool = True) -> None:
@@ -66,7 +69,7 @@ class AdaptiveWeights(nn.Module):
         means = [float(self.mean[i]) for i in indices if self.seen[i] > 0]
         if not self.adaptive or not means:
             return dict.fromkeys(names, 1.0)
-        middle = float(torch.tensor(means).median())
+        middle = median(means)
         weights = {}
         for name, i in zip(names, indices):
             ratio = middle / max(float(self.mean[i]), 1e-8) if self.seen[i] > 0 else 1.0

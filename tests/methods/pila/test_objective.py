@@ -188,8 +188,13 @@ def test_adaptive_weights_follow_the_median_within_a_factor_of_two():
         weights.update({f"Fluid/{name}": torch.tensor([v]) for name, v in zip(names, [0.4, 0.3, 0.2, 1e-9])})
     got = weights.of("Fluid")
     assert got["density_stability"] == 2.0
-    assert got["continuity"] == pytest.approx(0.5)
-    assert got["pressure_regularity"] == pytest.approx(1.0)
+    assert got["continuity"] == pytest.approx(0.25 / 0.4)  # the median of four is between the middle two
+    assert got["pressure_regularity"] == pytest.approx(0.25 / 0.2)
+    for small, large, expected in ((0.2, 0.4, (1.5, 0.75)), (1e-9, 0.4, (2.0, 0.5))):
+        two = AdaptiveWeights()
+        two.update({"Thermal/heat_transport": torch.tensor([small]),
+                    "Thermal/thermal_regularity": torch.tensor([large])})  # fmt: skip
+        assert tuple(two.of("Thermal").values()) == pytest.approx(expected)
     weights.update({"Fluid/continuity": torch.tensor([1.4])})
     assert float(weights.mean[TERM_NAMES.index("Fluid/continuity")]) == pytest.approx(0.99 * 0.4 + 0.01 * 1.4)
     fixed = AdaptiveWeights(adaptive=False)
