@@ -30,6 +30,8 @@ ROWS, COLUMNS = np.mgrid[0:UNITS, 0:UNITS].astype(np.float32)
 """Places of the measuring grid, units."""
 PIXEL_ROWS, PIXEL_COLUMNS = ((np.mgrid[0:SIZE, 0:SIZE] + 0.5) * UNITS / SIZE - 0.5).astype(np.float32)
 """Centres of a clip's pixels, units."""
+EDGE = 2.0
+"""Width of a thing's soft edge, units: a sharper one is lost by a small VAE, and the law with it."""
 
 _NOISE_FLOOR = 0.06
 """Colour differences (0..1 per channel, Euclidean) below this are taken for reconstruction noise."""
@@ -61,15 +63,23 @@ def in_pixels(part: slice) -> slice:
 
 
 def disc(x: float, y: float, radius: float) -> np.ndarray:
-    """Coverage (H, W) in [0,1] of a disc, edges one unit soft."""
-    return np.clip(radius - np.hypot(PIXEL_COLUMNS - x, PIXEL_ROWS - y) + 0.5, 0, 1)
+    """Coverage (H, W) in [0,1] of a disc with soft edges."""
+    return inside(radius - np.hypot(PIXEL_COLUMNS - x, PIXEL_ROWS - y))
+
+
+def inside(depth: np.ndarray) -> np.ndarray:
+    """Coverage in [0,1] at a depth under a thing's border (units, negative outside)."""
+    return np.clip(depth / EDGE + 0.5, 0, 1)
 
 
 def box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
-    """Coverage (H, W) in [0,1] of an axis-aligned box given by its edges."""
-    across = np.clip(np.minimum(PIXEL_COLUMNS + 0.5, right) - np.maximum(PIXEL_COLUMNS - 0.5, left), 0, 1)
-    down = np.clip(np.minimum(PIXEL_ROWS + 0.5, bottom) - np.maximum(PIXEL_ROWS - 0.5, top), 0, 1)
-    return across * down
+    """Coverage (H, W) in [0,1] of an axis-aligned box given by its edges, which are soft."""
+    return stretch(PIXEL_COLUMNS, left, right) * stretch(PIXEL_ROWS, top, bottom)
+
+
+def stretch(places: np.ndarray, start: float, end: float) -> np.ndarray:
+    """Coverage in [0,1] of a stretch from `start` to `end` with soft edges; its integral is its length."""
+    return np.clip((places - start) / EDGE + 0.5, 0, 1) - np.clip((places - end) / EDGE + 0.5, 0, 1)
 
 
 def gaussian(x: float, y: float, variance: float, peak: float) -> np.ndarray:

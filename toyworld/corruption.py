@@ -64,17 +64,36 @@ def backwards(rng: np.random.Generator) -> np.ndarray:
     return np.arange(FRAMES, dtype=float)[::-1]
 
 
-TIMES: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
-    "warped": warped,
-    "jumping": jumping,
-    "stalling": stalling,
-    "reversing": reversing,
+def gathering(rng: np.random.Generator) -> np.ndarray:
+    """Time whose pace grows from nearly nothing to up to half more than it should be."""
+    pace = np.linspace(rng.uniform(0.1, 0.3), rng.uniform(1.2, 1.5), FRAMES - 1)
+    return np.concatenate([[0.0], np.cumsum(pace)])
+
+
+def losing(rng: np.random.Generator) -> np.ndarray:
+    """Time whose pace falls to nearly nothing, as if all motion wore out."""
+    pace = np.linspace(rng.uniform(1.2, 1.5), rng.uniform(0.1, 0.3), FRAMES - 1)
+    return np.concatenate([[0.0], np.cumsum(pace)])
+
+
+def halting(rng: np.random.Generator) -> np.ndarray:
+    """Time at half to seven tenths of its pace: all is slow."""
+    return np.arange(FRAMES) * rng.uniform(0.5, 0.7)
+
+
+PACES: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
+    "gathering": gathering,
+    "losing": losing,
+    "halting": halting,
 }
-"""The corruptions of the training mixture; shuffled and frozen clips are for validating scores."""
+"""Paces of the training mixture. Each lasts from the first frame to the last and none jumps, stops or turns
+round: what a model learns from a clip is then one wrong motion, not things that appear and vanish."""
+WRONG_PACE = 0.5
+"""Share of the mixture's mistakes that are a wrong pace; the others are a wrong constant."""
 
 
 def wrong_constants(
-    world: World, rng: np.random.Generator, low: float = 0.35, high: float = 0.65
+    world: World, rng: np.random.Generator, low: float = 0.5, high: float = 0.7
 ) -> dict[str, float]:
     """The world's first constant multiplied by a factor in [low, high] or its inverse."""
     name = next(iter(world.constants))
@@ -83,13 +102,10 @@ def wrong_constants(
 
 
 def corrupted(world: World, scene: Scene, rng: np.random.Generator, part: slice = slice(None)) -> np.ndarray:
-    """The scene rendered under a random corruption of its dynamics: frames (T,3,H,W), or those of `part`
-    alone.
-    """
-    kind = rng.integers(len(TIMES) + 1)
-    if kind == len(TIMES):
-        return world.render(scene, np.arange(FRAMES)[part], **wrong_constants(world, rng))
-    return world.render(scene, list(TIMES.values())[kind](rng)[part])
+    """The scene rendered with one mistake that lasts the clip: frames (T,3,H,W), or those of `part` alone."""
+    if rng.random() < WRONG_PACE:
+        return world.render(scene, PACES[list(PACES)[rng.integers(len(PACES))]](rng)[part])
+    return world.render(scene, np.arange(FRAMES)[part], **wrong_constants(world, rng))
 
 
 def scaled(world: World, scene: Scene, factor: float) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 from ..canvas import band, blend, disc, fill, moments
 from .base import Scene, World, bounded_mean, pick, pick_colours
 
-RADII = {"small": 5.0, "large": 7.5}
+RADII = {"small": 6.0, "large": 8.5}
 LAG = 4
 
 
@@ -23,7 +23,7 @@ class Collision(World):
         "{things} slide towards each other, crash and rebound",
         "on a smooth table {things} hit and bounce apart",
     )
-    mass_range = (75.0, 180.0)
+    mass_range = (105.0, 240.0)
 
     def __init__(self) -> None:
         self.background = fill((0.46, 0.43, 0.40))
@@ -37,7 +37,7 @@ class Collision(World):
         radii = [RADII[size] for size in sizes]
         masses = [radius**2 for radius in radii]
         # the share of the closing speed the left puck has; its centre of mass may drift a little
-        drift = rng.uniform(-0.15, 0.15)
+        drift = rng.uniform(-0.1, 0.1)
         meet = rng.uniform(11, 16)
         left = drift + self.constants["closing"] * masses[1] / sum(masses)
         right = drift - self.constants["closing"] * masses[0] / sum(masses)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..canvas import PIXEL_COLUMNS, PIXEL_ROWS, band, blend, box, fill, moments
+from ..canvas import band, blend, box, fill, moments
 from .base import Scene, World, bounded_mean, pick, pick_colours
 
 CEILING = 6.0
-HALF_SIDES = {"small": 4.0, "large": 6.0}
-WIRE = np.asarray((0.35, 0.33, 0.30), np.float32)[:, None, None]
+HALF_SIDES = {"small": 5.0, "large": 7.0}
+STRAP = 1.5
+"""Half the width of the strap that a block hangs on, px."""
+RUBBER = np.asarray((0.35, 0.33, 0.30), np.float32)[:, None, None]
 
 
 class Elastic(World):
@@ -19,9 +21,9 @@ class Elastic(World):
     phrasings = (
         "{things} oscillating on a spring, released {direction}",
         "a spring holds {things} that bobs up and down, starting {direction}",
-        "{things} hangs from a stretchy coil and swings vertically from {direction}",
+        "{things} hangs from a stretchy strap and swings vertically from {direction}",
     )
-    mass_range = (60.0, 155.0)
+    mass_range = (90.0, 210.0)
 
     def __init__(self) -> None:
         self.background = fill((0.88, 0.84, 0.76))
@@ -44,8 +46,8 @@ class Elastic(World):
             y = constants["rest"] + scene.values[f"amplitude{index}"] * np.cos(
                 2 * np.pi * time / constants["period"]
             )
-            wire = coil(x, CEILING, y - half)
-            picture = picture * (1 - wire) + WIRE * wire
+            strap = box(x - STRAP, CEILING, x + STRAP, y)
+            picture = picture * (1 - strap) + RUBBER * strap
             picture = blend(picture, box(x - half, y - half, x + half, y + half), colour)
         return picture
 
@@ -68,13 +70,3 @@ class Elastic(World):
             errors.append(np.clip(2 * np.abs(both - middle) / size, 0, 1))
         sway = np.abs(np.diff(x)) / 1.0
         return float(max(still, 0.85 * bounded_mean(np.concatenate(errors)) + 0.15 * bounded_mean(sway)))
-
-
-def coil(x: float, top: float, bottom: float, turns: int = 6, width: float = 3.0) -> np.ndarray:
-    """Coverage (H, W) of a zigzag wire from (x, top) to (x, bottom)."""
-    length = max(bottom - top, 1.0)
-    phase = (PIXEL_ROWS - top) / length * turns
-    path = x + width * (2 * np.abs(2 * (phase - np.floor(phase + 0.5))) - 1)
-    slope = 4 * width * turns / length
-    distance = np.abs(PIXEL_COLUMNS - path) / np.sqrt(1 + slope**2)
-    return np.clip(1.1 - distance, 0, 1) * ((top <= PIXEL_ROWS) & (bottom >= PIXEL_ROWS))

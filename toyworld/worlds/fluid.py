@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..canvas import COLUMNS, PIXEL_COLUMNS, PIXEL_ROWS, ROWS, blend, fill, resample
+from ..canvas import COLUMNS, PIXEL_COLUMNS, PIXEL_ROWS, ROWS, blend, fill, inside, resample
 from .base import Scene, World, balance, bounded_mean, pick, pick_colours
 
 CENTRE = 31.5
 BASIN = 29.0
-RADII = {"small": 4.0, "large": 6.0}
+RADII = {"small": 5.0, "large": 7.0}
 LAG = 4
 
 
@@ -24,12 +24,12 @@ class Fluid(World):
         "water turns {direction} and carries {things} of ink",
         "a {direction} vortex stirs {things} of dye into a spiral",
     )
-    mass_range = (45.0, 125.0)
+    mass_range = (70.0, 170.0)
 
     def __init__(self) -> None:
         self.background = fill((0.36, 0.34, 0.33))
-        inside = np.hypot(PIXEL_COLUMNS - CENTRE, PIXEL_ROWS - CENTRE) <= BASIN
-        self.background[:, inside] = np.asarray((0.80, 0.88, 0.90), np.float32)[:, None]
+        basin = np.hypot(PIXEL_COLUMNS - CENTRE, PIXEL_ROWS - CENTRE) <= BASIN
+        self.background[:, basin] = np.asarray((0.80, 0.88, 0.90), np.float32)[:, None]
 
     def draw(self, rng: np.random.Generator) -> Scene:
         count = 1 + int(rng.random() < 0.3)
@@ -48,9 +48,8 @@ class Fluid(World):
         for index, colour in enumerate(scene.colours):
             angle, orbit = scene.values[f"angle{index}"], scene.values[f"orbit{index}"]
             x, y = CENTRE + orbit * np.cos(angle), CENTRE + orbit * np.sin(angle)
-            picture = blend(
-                picture, np.clip(scene.values["radius"] - np.hypot(x0 - x, y0 - y) + 0.5, 0, 1), colour
-            )
+            dye = inside(scene.values["radius"] - np.hypot(x0 - x, y0 - y))
+            picture = blend(picture, dye, colour)
         return picture
 
     def residual(self, clip: np.ndarray, alphas: np.ndarray) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 from ..canvas import COLUMNS, PIXEL_COLUMNS, PIXEL_ROWS, ROWS, band, blend, fill, moments, resample
 from .base import Scene, World, balance, bounded_mean, pick, pick_colours
 
-THICKNESS = {"thin": 1.6, "thick": 2.6}
+THICKNESS = {"thin": 2.2, "thick": 3.2}
 PLACES = {"left": 27.0, "right": 36.0}
 LAG = 4
 

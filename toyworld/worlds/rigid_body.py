@@ -8,7 +8,7 @@ from ..canvas import band, blend, disc, fill, moments
 from .base import Scene, World, bounded_mean, pick, pick_colours
 
 FLOOR = 56.0
-RADII = {"small": 4.0, "large": 6.5}
+RADII = {"small": 5.5, "large": 8.0}
 LAG = 3
 
 
@@ -21,7 +21,7 @@ class RigidBody(World):
         "{things} falls to the floor and bounces to the {direction}",
         "under gravity {things} drops, hits the ground and hops {direction}",
     )
-    mass_range = (48.0, 140.0)
+    mass_range = (85.0, 215.0)
 
     def __init__(self) -> None:
         self.background = fill((0.80, 0.86, 0.92))
@@ -31,8 +31,8 @@ class RigidBody(World):
         count = 1 + int(rng.random() < 0.3)
         size, direction = pick(rng, tuple(RADII)), pick(rng, ("left", "right"))
         sign = 1.0 if direction == "right" else -1.0
-        start = rng.uniform(9, 14)
-        values = {"radius": RADII[size], "speed": sign * rng.uniform(0.55, 0.75 if count == 2 else 1.15)}
+        start = rng.uniform(9, 14 if count == 1 else 11)
+        values = {"radius": RADII[size], "speed": sign * rng.uniform(0.55, 0.65 if count == 2 else 1.15)}
         for index in range(count):
             x = start + 22 * index
             values |= {

@@ -7,7 +7,7 @@ import numpy as np
 from ..canvas import UNITS, band, blend, fill, gaussian, moments
 from .base import Scene, World, balance, bounded_mean, pick, pick_colours
 
-VARIANCES = {"small": 18.0, "large": 28.0}
+VARIANCES = {"small": 28.0, "large": 42.0}
 PLACES = {"left": 21.0, "middle": 31.5, "right": 42.0}
 LAG = 4
 
@@ -21,7 +21,7 @@ class Thermal(World):
         "a metal plate heated at the {place}: {things} of glow fades and widens",
         "{things} of glowing heat conducts through the plate from the {place}",
     )
-    mass_range = (90.0, 170.0)
+    mass_range = (140.0, 255.0)
 
     def __init__(self) -> None:
         self.background = fill((0.22, 0.22, 0.24))

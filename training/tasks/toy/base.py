@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ....methods.step import shifted
 from ....toyworld.text import ToyTextEncoder
@@ -130,11 +132,17 @@ class BaseStudent(nn.Module):
         with torch.no_grad():
             tokens = text(list(texts))[0].to(clean)
         mixed = sigma.view(-1, 1, 1, 1, 1)
-        with torch.autocast(clean.device.type, torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(clean.device.type, torch.bfloat16, enabled=self.bf16), attention(clean.device):
             velocity = predict(
                 (1 - mixed) * clean + mixed * eps, sigma * TIMESTEPS, tokens, return_dict=False
             )[0]
         return {"flow": nn.functional.mse_loss(velocity.float(), eps - clean)}
+
+
+def attention(device: torch.device) -> contextlib.AbstractContextManager:
+    """The attention kernel to train with: on a CPU the plain product, which takes less time than torch's
+    fused one at the 144 tokens of a toy clip."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
 
 
 class LatentSource(Protocol):
