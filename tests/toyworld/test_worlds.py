@@ -21,7 +21,7 @@ from latent_physics.toyworld.canvas import (
     moments,
     unmix,
 )
-from latent_physics.toyworld.corruption import TIMES, VIOLATIONS, backwards, frozen, shuffled
+from latent_physics.toyworld.corruption import PACES, VIOLATIONS, backwards, frozen, shuffled, warped
 from latent_physics.toyworld.worlds import WORLDS
 from latent_physics.toyworld.worlds.base import balance
 from latent_physics.toyworld.worlds.fluid import upstream
@@ -167,14 +167,14 @@ def test_unmixing_inverts_blending(colour, opacity, name):
 @given(seed=st.integers(0, 10**6))
 def test_corruptions_are_times_of_the_clip(seed):
     rng = np.random.default_rng(seed)
-    for make in [*TIMES.values(), frozen, shuffled]:
+    for make in [*PACES.values(), warped, frozen, shuffled]:
         times = make(rng)
         assert times.shape == (FRAMES,)
         assert times.min() >= 0
         assert times.max() <= FRAMES + 6
     assert sorted(shuffled(rng)) == list(range(FRAMES))
     assert np.ptp(frozen(rng)) == 0
-    assert (np.diff(TIMES["warped"](rng)) > 0).all()
+    assert all((np.diff(make(rng)) > 0).all() for make in [*PACES.values(), warped])
 
 
 @settings(deadline=None, max_examples=20)

@@ -24,7 +24,7 @@ class CompressibleFlow(World):
         "{things} of gas spreads, thins out and moves {direction}",
         "a burst releases {things} of smoke which swells as it travels {direction}",
     )
-    mass_range = (130.0, 260.0)
+    mass_range = (110.0, 240.0)
 
     def __init__(self) -> None:
         self.background = fill((0.15, 0.17, 0.21))

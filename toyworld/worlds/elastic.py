@@ -21,7 +21,7 @@ class Elastic(World):
     phrasings = (
         "{things} oscillating on a spring, released {direction}",
         "a spring holds {things} that bobs up and down, starting {direction}",
-        "{things} hangs from a stretchy strap and swings vertically from {direction}",
+        "{things} hangs from a stretchy spring and swings vertically from {direction}",
     )
     mass_range = (90.0, 210.0)
 

@@ -7,7 +7,7 @@ import numpy as np
 from ..canvas import COLUMNS, PIXEL_COLUMNS, PIXEL_ROWS, ROWS, band, blend, fill, moments, resample
 from .base import Scene, World, balance, bounded_mean, pick, pick_colours
 
-THICKNESS = {"thin": 2.2, "thick": 3.2}
+THICKNESS = {"thin": 2.0, "thick": 2.8}
 PLACES = {"left": 27.0, "right": 36.0}
 LAG = 4
 
@@ -21,7 +21,7 @@ class Optical(World):
         "a lamp on the {place} sends out {things} of light",
         "{things} of bright light expands as a wave from the {place}",
     )
-    mass_range = (60.0, 320.0)
+    mass_range = (80.0, 360.0)
     pieces = (1, 4)  # the arcs of a ring that has reached the picture's edges
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ class Thermal(World):
         "a metal plate heated at the {place}: {things} of glow fades and widens",
         "{things} of glowing heat conducts through the plate from the {place}",
     )
-    mass_range = (140.0, 255.0)
+    mass_range = (120.0, 235.0)
 
     def __init__(self) -> None:
         self.background = fill((0.22, 0.22, 0.24))

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ....methods.step import shifted
 from ....toyworld.text import ToyTextEncoder
 from ...backbones.wan import TIMESTEPS
-from ...console import ProgressLine, StopRequest
+from ...console import ProgressLine, StopRequest, TrainingError
 from ...loop import processes
 from ...loop.config import LoopConfig
 from ...loop.loop import Loop
@@ -22,6 +22,23 @@ from .settings import SHAPED_BY, ToyWorldConfig
 
 class StageStoppedError(Exception):
     """A stage was stopped before its end; the message says at which step."""
+
+
+def begin_from(module: nn.Module, config: ToyWorldConfig, part: str) -> None:
+    """Gives a module, in place, the weights of the toy world's file that `ToyWorldConfig.begin` holds, where
+    one is named. Raises TrainingError where the file is missing or of another size."""
+    from ...backbones.load import load_backbone
+
+    if config.begin is None:
+        return
+    path = config.begin / f"toy_{part}.safetensors"
+    loaded = getattr(load_backbone("toy", {part: path}, parts=(part,)), part)
+    try:
+        module.load_state_dict(loaded.state_dict())
+    except RuntimeError as error:
+        raise TrainingError(
+            f"{path} has another width or depth than the settings ask for: give its own, or another --begin."
+        ) from error
 
 
 class StageTask(Task):
@@ -185,6 +202,7 @@ def train_base(
 ) -> nn.Module:
     """The base model, averaged, in evaluation mode. Raises as `run_stage`."""
     task = BaseTask(config, text, clips)
+    begin_from(task.module.dit, config, "dit")
     run_stage(
         task,
         config,

@@ -87,7 +87,10 @@ class TextTask(StageTask):
 
 
 def train_text(config: ToyWorldConfig, stop: StopRequest | None = None) -> ToyTextEncoder:
-    """The text encoder, frozen. Raises as `run_stage`."""
+    """The text encoder, frozen. Raises as `run_stage`, and WeightsError where the file to begin from is
+    unfit."""
+    if config.begin:
+        return ToyTextEncoder.load(config.begin / "toy_text.safetensors")
     task = TextTask(config)
     run_stage(task, config, steps=config.text_steps, learning_rate=1e-3, stop=stop)
     return task.module.reader.text.requires_grad_(False)

@@ -15,7 +15,7 @@ from ....toyworld.worlds import WORLDS
 from ...backbones.present import over_time, present_frame
 from ...backbones.wan import LATENTS_MEAN, LATENTS_STD
 from ...console import StopRequest
-from .base import StageTask, run_stage
+from .base import StageTask, begin_from, run_stage
 from .settings import ToyWorldConfig
 
 MOVING = 0.04
@@ -195,6 +195,7 @@ def train_vae(config: ToyWorldConfig, stop: StopRequest | None = None) -> nn.Mod
     """Windows of five frames: the first latent frame codes one frame, the second four, as every later one
     does."""
     vae = build_vae(config)
+    begin_from(vae, config, "vae")
     zero_past_taps(vae)
     student, names = PictureStudent(vae, vae_loss), ("picture", "error", "kl")
     task = WindowTask("vae", student, names, (config.seed, 1), (4, 5, config.vae_crop), config.vae_noise)
