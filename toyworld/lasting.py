@@ -13,13 +13,13 @@ from .worlds import World
 
 USUAL_CHANGE: dict[str, float] = {
     "rigid_body": 0.001,
-    "elastic": 0.006,
-    "fluid": 0.005,
-    "compressible_flow": 0.097,
+    "elastic": 0.003,
+    "fluid": 0.002,
+    "compressible_flow": 0.051,
     "collision": 0.001,
     "phase_change": 0.001,
-    "thermal": 0.070,
-    "optical": 0.167,
+    "thermal": 0.045,
+    "optical": 0.169,
 }
 """`mass_change` of real clips, per world: what the law itself and the renderer's rims make of mass."""
 PART = 0.12
