@@ -65,20 +65,20 @@ def backwards(rng: np.random.Generator) -> np.ndarray:
 
 
 def gathering(rng: np.random.Generator) -> np.ndarray:
-    """Time whose pace grows from nearly nothing to up to half more than it should be."""
-    pace = np.linspace(rng.uniform(0.1, 0.3), rng.uniform(1.2, 1.5), FRAMES - 1)
+    """Time whose pace grows from nearly nothing to nearly twice what it should be."""
+    pace = np.linspace(rng.uniform(0.02, 0.15), rng.uniform(1.4, 1.8), FRAMES - 1)
     return np.concatenate([[0.0], np.cumsum(pace)])
 
 
 def losing(rng: np.random.Generator) -> np.ndarray:
     """Time whose pace falls to nearly nothing, as if all motion wore out."""
-    pace = np.linspace(rng.uniform(1.2, 1.5), rng.uniform(0.1, 0.3), FRAMES - 1)
+    pace = np.linspace(rng.uniform(1.4, 1.8), rng.uniform(0.02, 0.15), FRAMES - 1)
     return np.concatenate([[0.0], np.cumsum(pace)])
 
 
 def halting(rng: np.random.Generator) -> np.ndarray:
-    """Time at half to seven tenths of its pace: all is slow."""
-    return np.arange(FRAMES) * rng.uniform(0.5, 0.7)
+    """Time at a third to half of its pace: all is slow."""
+    return np.arange(FRAMES) * rng.uniform(0.33, 0.5)
 
 
 PACES: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
@@ -92,12 +92,10 @@ WRONG_PACE = 0.5
 """Share of the mixture's mistakes that are a wrong pace; the others are a wrong constant."""
 
 
-def wrong_constants(
-    world: World, rng: np.random.Generator, low: float = 0.5, high: float = 0.7
-) -> dict[str, float]:
-    """The world's first constant multiplied by a factor in [low, high] or its inverse."""
+def wrong_constants(world: World, rng: np.random.Generator) -> dict[str, float]:
+    """The world's first constant multiplied by one of its `mistaken` factors or its inverse."""
     name = next(iter(world.constants))
-    factor = rng.uniform(low, high)
+    factor = rng.uniform(*world.mistaken)
     return {name: world.constants[name] * (factor if rng.random() < 0.5 else 1 / factor)}
 
 

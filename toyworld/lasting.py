@@ -15,7 +15,7 @@ USUAL_CHANGE: dict[str, float] = {
     "rigid_body": 0.001,
     "elastic": 0.003,
     "fluid": 0.002,
-    "compressible_flow": 0.051,
+    "compressible_flow": 0.067,
     "collision": 0.001,
     "phase_change": 0.001,
     "thermal": 0.045,

@@ -43,6 +43,9 @@ class World:
     mass_range: ClassVar[tuple[float, float]]
     """Smallest and largest mass (sum of opacity, px^2) one thing of this world has in a real clip."""
 
+    mistaken: ClassVar[tuple[float, float]] = (0.3, 0.5)
+    """Least and largest factor, and their inverses, of the first constant in a clip that breaks the law:
+    plainly seen, yet no thing leaves the picture or the reach of four frames by it."""
     pieces: ClassVar[tuple[int, int]] = (1, 1)
     """Fewest and most pieces that one thing is in, in a real clip."""
 

@@ -24,6 +24,7 @@ class Collision(World):
         "on a smooth table {things} hit and bounce apart",
     )
     mass_range = (105.0, 240.0)
+    mistaken = (0.6, 0.8)
 
     def __init__(self) -> None:
         self.background = fill((0.46, 0.43, 0.40))

@@ -7,7 +7,7 @@ import numpy as np
 from ..canvas import COLUMNS, ROWS, band, blend, fill, gaussian, moments, resample
 from .base import Scene, World, balance, bounded_mean, pick, pick_colours
 
-WIDTHS = {"small": 5.0, "large": 6.5}
+WIDTHS = {"small": 5.5, "large": 7.0}
 HEADINGS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0)}
 LAG = 4
 
@@ -15,16 +15,17 @@ LAG = 4
 class CompressibleFlow(World):
     name = "compressible_flow"
     law = (
-        "a puff whose width grows 0.12 px/frame while it drifts 0.6 px/frame, "
+        "a puff whose width grows 0.16 px/frame while it drifts 0.6 px/frame, "
         "density falling as 1/width^2 (mass conserved)"
     )
-    constants = {"growth": 0.12, "drift": 0.6}
+    constants = {"growth": 0.16, "drift": 0.6}
     phrasings = (
         "{things} of smoke expanding and drifting {direction}",
         "{things} of gas spreads, thins out and moves {direction}",
         "a burst releases {things} of smoke which swells as it travels {direction}",
     )
-    mass_range = (110.0, 240.0)
+    mass_range = (120.0, 275.0)
+    mistaken = (0.35, 0.5)
 
     def __init__(self) -> None:
         self.background = fill((0.15, 0.17, 0.21))

@@ -24,6 +24,7 @@ class Elastic(World):
         "{things} hangs from a stretchy spring and swings vertically from {direction}",
     )
     mass_range = (90.0, 210.0)
+    mistaken = (0.6, 0.75)
 
     def __init__(self) -> None:
         self.background = fill((0.88, 0.84, 0.76))

@@ -25,6 +25,7 @@ class Fluid(World):
         "a {direction} vortex stirs {things} of dye into a spiral",
     )
     mass_range = (70.0, 170.0)
+    mistaken = (0.35, 0.6)
 
     def __init__(self) -> None:
         self.background = fill((0.36, 0.34, 0.33))

@@ -22,6 +22,7 @@ class Optical(World):
         "{things} of bright light expands as a wave from the {place}",
     )
     mass_range = (80.0, 360.0)
+    mistaken = (0.4, 0.65)
     pieces = (1, 4)  # the arcs of a ring that has reached the picture's edges
 
     def __init__(self) -> None:

@@ -22,6 +22,7 @@ class RigidBody(World):
         "under gravity {things} drops, hits the ground and hops {direction}",
     )
     mass_range = (85.0, 215.0)
+    mistaken = (0.5, 0.7)
 
     def __init__(self) -> None:
         self.background = fill((0.80, 0.86, 0.92))
