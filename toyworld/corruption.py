@@ -54,11 +54,6 @@ def stalling(rng: np.random.Generator) -> np.ndarray:
     return times
 
 
-def reversing(rng: np.random.Generator) -> np.ndarray:
-    """Time that turns round in the middle."""
-    return np.abs(np.abs(np.arange(FRAMES) - rng.integers(10, 24)) - LAST / 2)
-
-
 def backwards(rng: np.random.Generator) -> np.ndarray:
     """The clip from its end to its beginning. The laws of some worlds hold either way."""
     return np.arange(FRAMES, dtype=float)[::-1]

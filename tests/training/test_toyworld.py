@@ -12,22 +12,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from latent_physics.methods.weights import read_info
+from latent_physics.encoders.base import digest_of
+from latent_physics.methods.weights import WeightsError, read_info
 from latent_physics.tests.training.finetune.two_processes import finished
 from latent_physics.toyworld.canvas import LATENT, SIZE
 from latent_physics.toyworld.data import mixture
+from latent_physics.toyworld.text import ToyTextEncoder
 from latent_physics.toyworld.worlds import WORLDS
+from latent_physics.training.backbones.load import TOY_WEIGHTS, load_backbone
 from latent_physics.training.backbones.wan import LATENTS_MEAN, LATENTS_STD
 from latent_physics.training.console import TrainingError
-from latent_physics.training.tasks.toy.base import StageTask, run_stage, use_bf16
+from latent_physics.training.tasks.toy import base
+from latent_physics.training.tasks.toy import vae as vae_stage
+from latent_physics.training.tasks.toy.base import StageTask, attention, run_stage, train_base, use_bf16
 from latent_physics.training.tasks.toy.mixture import DrawnLatents, encode_mixture
 from latent_physics.training.tasks.toy.settings import ToyWorldConfig
-from latent_physics.training.tasks.toy.ship import LOG_ROWS, ship_logs
+from latent_physics.training.tasks.toy.ship import LOG_ROWS, export, ship_logs
+from latent_physics.training.tasks.toy.text import train_text
 from latent_physics.training.tasks.toy.vae import (
     build_vae,
     decode_unclamped,
     fit_latent_scale,
     moving_square,
+    train_vae,
     vae_loss,
     zero_past_taps,
 )
@@ -107,7 +114,7 @@ def fit(out: Path, steps: int, name="line", learning_rate=1e-2, **settings) -> n
         ({"seed": 1}, "seed 0 -> 1"),
         ({"learning_rate": 0.5}, "learning_rate 0.01 -> 0.5"),
         ({"layers": 8, "ema": 0.9}, "ema 0.998 -> 0.9, layers 6 -> 8"),
-        ({"wrong": 0.25}, "wrong 0.5 -> 0.25"),
+        ({"wrong": 0.25}, "wrong 0.8 -> 0.25"),
     ],
 )
 def test_a_run_goes_on_with_its_own_settings_alone(tmp_path, changed, words):
@@ -137,7 +144,7 @@ def test_latents_are_encoded_once_and_only_reused_for_the_same_mixture(tmp_path,
     assert path.stat().st_mtime_ns == written
     longer, texts = encode_mixture(dataclasses.replace(config, clips=3), vae)
     assert longer.shape[0] == len(texts) == 3
-    with pytest.raises(TrainingError, match=r"holds latents of another mixture \(wrong 0.5 -> 0.25\)"):
+    with pytest.raises(TrainingError, match=r"holds latents of another mixture \(wrong 0.8 -> 0.25\)"):
         encode_mixture(dataclasses.replace(config, clips=3, wrong=0.25), vae)
 
 
@@ -210,6 +217,87 @@ def test_logs_ship_with_the_weights_thinned_and_with_their_last_row(tmp_path):
     assert shipped[0] == "step,loss"
     assert shipped[-1] == "1201,0.5"
     assert 300 < len(shipped) <= LOG_ROWS + 1
+
+
+def in_files(part: str) -> dict[str, torch.Tensor]:
+    """Weights of the toy world's VAE or transformer, under diffusers' names."""
+    return getattr(load_backbone("toy", parts=(part,)), part).state_dict()
+
+
+def at_step_one(monkeypatch, stage, train) -> dict[str, torch.Tensor]:
+    """Weights of a stage's module as the loop is given them, by the names in the module."""
+    seen = {}
+    monkeypatch.setattr(stage, "run_stage", lambda task, *_, **__: seen.update(task.module.state_dict()))
+    train()
+    return {name: value.clone() for name, value in seen.items()}
+
+
+def test_a_run_begins_with_exactly_the_weights_of_a_folder(tmp_path, monkeypatch):
+    config = ToyWorldConfig(out=tmp_path, begin=TOY_WEIGHTS)
+    text = train_text(config)
+    shipped = ToyTextEncoder.load(TOY_WEIGHTS / "toy_text.safetensors").state_dict()
+    assert all(torch.equal(value, shipped[name]) for name, value in text.state_dict().items())
+    assert not (tmp_path / "text").exists()  # it is taken, not trained
+    given = at_step_one(monkeypatch, vae_stage, lambda: train_vae(config))
+    assert_weights(given, "vae", in_files("vae"))
+    given = at_step_one(monkeypatch, base, lambda: train_base(config, text, clips=None))
+    assert_weights(given, "dit", in_files("dit"))
+    fresh = at_step_one(monkeypatch, base, lambda: train_base(ToyWorldConfig(out=tmp_path), text, clips=None))
+    assert not all(torch.equal(value, given[name]) for name, value in fresh.items())
+
+
+def assert_weights(given: dict[str, torch.Tensor], part: str, wanted: dict[str, torch.Tensor]) -> None:
+    """A student's weights are those of the part that it teaches, and nothing else is learned."""
+    assert set(given) == {f"{part}.{name}" for name in wanted}
+    differing = [name for name, value in wanted.items() if not torch.equal(given[f"{part}.{name}"], value)]
+    assert not differing
+
+
+@pytest.mark.parametrize("settings", [{"layers": 5}, {"layers": 7}, {"width": 256}])
+def test_a_transformer_of_another_size_is_no_beginning(tmp_path, settings):
+    config = ToyWorldConfig(out=tmp_path, begin=TOY_WEIGHTS, **settings)
+    with pytest.raises(TrainingError, match=r"toy_dit\.safetensors has another width or depth than the set"):
+        train_base(config, ToyTextEncoder.load(TOY_WEIGHTS / "toy_text.safetensors"), clips=None)
+    assert not (tmp_path / "base").exists()
+
+
+def test_a_folder_without_the_files_is_no_beginning(tmp_path):
+    config = ToyWorldConfig(out=tmp_path / "run", begin=tmp_path)
+    text = ToyTextEncoder.load(TOY_WEIGHTS / "toy_text.safetensors")
+    with pytest.raises(TrainingError, match=r"toy_vae\.safetensors does not exist\.$"):
+        train_vae(config)
+    with pytest.raises(TrainingError, match=r"toy_dit\.safetensors does not exist\.$"):
+        train_base(config, text, clips=None)
+    with pytest.raises(WeightsError, match=r"toy_text\.safetensors"):
+        train_text(config)
+
+
+def test_files_that_ship_say_what_they_began_from_and_no_folder(tmp_path, vae):
+    config = ToyWorldConfig(out=tmp_path / "run", export=tmp_path / "shipped", begin=TOY_WEIGHTS)
+    dit = load_backbone("toy", parts=("dit",)).dit
+    export(config, ToyTextEncoder.load(TOY_WEIGHTS / "toy_text.safetensors"), vae, dit)
+    for part in ("vae", "dit", "text"):
+        recipe = read_info(config.export / f"toy_{part}.safetensors").recipe
+        assert recipe["begin"] == digest_of(
+            TOY_WEIGHTS / f"toy_{name}.safetensors" for name in ("vae", "dit", "text")
+        )
+        assert str(tmp_path) not in str(recipe)
+        assert str(TOY_WEIGHTS) not in str(recipe)
+
+
+def test_the_attention_that_trains_on_a_cpu_is_the_one_that_samples():
+    """The plain product against the kernel that torch takes by itself, on one clip of the toy world."""
+    dit = load_backbone("toy", parts=("dit",)).dit
+    noise = torch.Generator().manual_seed(0)
+    latent = torch.randn(1, 16, *LATENT, generator=noise)
+    words = torch.randn(1, 24, 4096, generator=noise)
+    sigma = torch.tensor([600.0])
+    with torch.no_grad():
+        usual = dit(latent, sigma, words, return_dict=False)[0]
+        with attention(torch.device("cpu")):
+            trained = dit(latent, sigma, words, return_dict=False)[0]
+    assert usual.abs().max() > 0.1
+    assert (usual - trained).abs().max() < 1e-5 * max(1.0, float(usual.abs().max()))
 
 
 TWO = """

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from torch import nn
 
+from ....encoders.base import digest_of
 from ....methods.weights import WeightsInfo, save_weights, write_atomically
 from ....toyworld.canvas import FRAMES, SIZE
 from ....toyworld.data import mixture
@@ -27,8 +28,12 @@ def export(config: ToyWorldConfig, text: ToyTextEncoder, vae: nn.Module, dit: nn
     recipe = {
         key: value if isinstance(value, (int, float, str)) else str(value)
         for key, value in asdict(config).items()
-        if key not in ("out", "export")
+        if key not in ("out", "export", "begin")  # folders: nobody else's business
     }
+    if config.begin:
+        recipe["begin"] = digest_of(
+            config.begin / f"toy_{part}.safetensors" for part in ("vae", "dit", "text")
+        )
     for name, module, keys in (("vae", vae, WanBackbone.vae_keys), ("dit", dit, WanBackbone.dit_keys)):
         state = {key: value.half().cpu() for key, value in to_native(module.state_dict(), keys).items()}
         info = WeightsInfo(
