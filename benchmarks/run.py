@@ -135,6 +135,10 @@ BENCHMARKS = (
         what="draws docs/images/worlds.png; needs a predictor",
     ),
     Entry(
+        name="toyworld/ranking", takes="2 minutes",
+        what="whether the toy world's scores prefer what eyes preferred in 40 pairs, judged beforehand",
+    ),
+    Entry(
         name="evaluation/kills", takes="10 minutes",
         what="evaluate under kills: processes and a server die, every clip must be there once",
     ),

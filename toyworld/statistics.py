@@ -60,6 +60,20 @@ def paired_difference(
     return Interval(float(sums.sum() / counts.sum()), float(low), float(high))
 
 
+def share_interval(hits: int, of: int) -> Interval:
+    """Share of `of` independent trials that hit, and Wilson's (1927) 95 % interval, which stays in [0, 1] and has
+    a width where all of a few hit; nan of no trial. Raises ValueError where there are more hits than trials."""
+    if not 0 <= hits <= of:
+        raise ValueError(f"{hits} of {of} trials cannot have hit; hits are 0 to the number of trials.")
+    if of == 0:
+        return Interval(*[float("nan")] * 3)
+    z, share = 1.959964, hits / of
+    middle = share + z**2 / (2 * of)
+    half = z * np.sqrt(share * (1 - share) / of + z**2 / (4 * of**2))
+    low, high = ((middle + side * half) / (1 + z**2 / of) for side in (-1, 1))
+    return Interval(share, float(low), float(high))
+
+
 @dataclass(frozen=True)
 class Effect(Interval):
     """A mean difference with its 95 % interval and the chance of one as large where there is none."""

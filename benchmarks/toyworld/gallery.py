@@ -8,7 +8,7 @@ python3 dev.py bench toyworld/gallery
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -28,9 +28,9 @@ RISING = ("rigid_body", "elastic", "phase_change")
 TITLES = ("the law", "toy model", "toy model + LaMo Guidance")
 
 
-def strip(clip: Tensor) -> Tensor:
+def strip(clip: Tensor, shown: Sequence[int] = SHOWN) -> Tensor:
     """Some frames of a clip (3,T,H,W) side by side, (H, W', 3)."""
-    return torch.cat([clip[:, index] for index in SHOWN], dim=2).permute(1, 2, 0)
+    return torch.cat([clip[:, index] for index in shown], dim=2).permute(1, 2, 0)
 
 
 def diagram(clip: Tensor, world: str) -> Tensor:

@@ -9,6 +9,7 @@ from latent_physics.toyworld.statistics import (
     crossed_difference,
     holm,
     paired_difference,
+    share_interval,
     standard_error,
 )
 
@@ -158,3 +159,15 @@ def test_holm_rejects_what_the_stepwise_rule_rejects():
         assert {name for name, p in holm(chances).items() if p <= level} == rejected
     assert holm({"x": 0.01, "y": 0.04, "z": 0.03}) == pytest.approx({"x": 0.03, "y": 0.06, "z": 0.06})
     assert holm({}) == {}
+
+
+def test_the_interval_of_a_share_is_wilsons():
+    assert (share_interval(7, 10).low, share_interval(7, 10).high) == pytest.approx(
+        (0.3968, 0.8922), abs=1e-4
+    )
+    all_of_few = share_interval(5, 5)
+    assert (all_of_few.mean, all_of_few.high) == pytest.approx((1.0, 1.0))
+    assert all_of_few.low == pytest.approx(5 / (5 + 1.959964**2))
+    assert np.isnan(share_interval(0, 0).mean)
+    with pytest.raises(ValueError, match="3 of 2 trials cannot have hit"):
+        share_interval(3, 2)
