@@ -85,13 +85,15 @@ def draw_pair(pairs: Pairs, index: int, path: Path) -> None:
     """One pair as a picture: A above B, frames and beside them the diagram of space and time; no score."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 4), layout="constrained")
+    figure = Figure(figsize=(15, 3.1), layout="constrained")  # so that a frame is a square, and a disc round
     grid = figure.add_gridspec(2, 2, width_ratios=[len(SHOWN), 1.8], wspace=0.02, hspace=0.04)
     for row, (name, clips) in enumerate((("A", pairs.a), ("B", pairs.b))):
         frames, lines = (figure.add_subplot(grid[row, column]) for column in (0, 1))
         clip = clips[index].clamp(0, 1)
         frames.imshow(strip(clip, SHOWN).numpy(), interpolation="nearest", aspect="auto")
         lines.imshow(diagram(clip, pairs.worlds[index]).numpy(), interpolation="nearest", aspect="auto")
+        for border in range(1, len(SHOWN)):
+            frames.axvline(border * clip.shape[3] - 0.5, color="white", linewidth=2)
         frames.set_ylabel(name, fontsize=16, rotation=0, labelpad=14)
         for axes in (frames, lines):
             axes.set(xticks=[], yticks=[])
