@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -127,6 +130,17 @@ def test_melting_keeps_mass():
     frames = world.render(world.draw(np.random.default_rng(3)))
     mass = world.unmix(frames).sum((1, 2, 3))
     assert np.ptp(mass) < 0.03 * mass.mean()
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_the_documents_and_the_code_have_one_law(name):
+    """The table of worlds, word by word; and every constant that a law names is the one that is drawn."""
+    world = WORLDS[name]
+    title = name.replace("_", " ")
+    document = (Path(canvas.__file__).parents[1] / "docs" / "toyworld.md").read_text(encoding="utf-8")
+    assert f"\n| {title} | {world.law} | " in document
+    first = next(iter(world.constants.values()))
+    assert re.search(rf"(?<![\d.]){first:g}(?![\d.])", world.law)
 
 
 @pytest.mark.parametrize("name", WORLDS)
