@@ -21,6 +21,7 @@ from latent_physics.toyworld.text import ToyTextEncoder
 from latent_physics.toyworld.worlds import WORLDS
 from latent_physics.training.backbones.load import TOY_WEIGHTS, load_backbone
 from latent_physics.training.backbones.wan import LATENTS_MEAN, LATENTS_STD
+from latent_physics.training.commands.toyworld import train
 from latent_physics.training.console import TrainingError
 from latent_physics.training.tasks.toy import base
 from latent_physics.training.tasks.toy import vae as vae_stage
@@ -270,6 +271,13 @@ def test_a_folder_without_the_files_is_no_beginning(tmp_path):
         train_base(config, text, clips=None)
     with pytest.raises(WeightsError, match=r"toy_text\.safetensors"):
         train_text(config)
+
+
+def test_what_cannot_be_gone_on_from_is_said_before_anything_is_trained(tmp_path):
+    config = ToyWorldConfig(out=tmp_path, begin=TOY_WEIGHTS, layers=5)
+    with pytest.raises(TrainingError, match="another width or depth"):
+        train(config)
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_that_ship_say_what_they_began_from_and_no_folder(tmp_path, vae):

@@ -22,7 +22,7 @@ import torch
 from ...methods.weights import WeightsError
 from ...toyworld.data import mixture
 from ..console import StopRequest
-from ..tasks.toy.base import StageStoppedError, train_base
+from ..tasks.toy.base import StageStoppedError, begin_from, build_dit, train_base
 from ..tasks.toy.mixture import DrawnLatents, KeptLatents, encode_mixture
 from ..tasks.toy.settings import ToyWorldConfig
 from ..tasks.toy.ship import cache_real_clips, export
@@ -39,6 +39,9 @@ def train(config: ToyWorldConfig, stop: StopRequest | None = None) -> None:
     if config.stage == "clips":
         cache_real_clips(config)
         return
+    if config.begin and config.stage in ("base", "export", "all"):
+        # what cannot be gone on from is said now, and not after the VAE's hours
+        begin_from(build_dit(config), config, "dit")
     if config.stage not in ("vae", "decoder", "latents"):
         text = train_text(config, stop)
     if config.stage == "text":
