@@ -61,8 +61,9 @@ def paired_difference(
 
 
 def share_interval(hits: int, of: int) -> Interval:
-    """Share of `of` independent trials that hit, and Wilson's (1927) 95 % interval, which stays in [0, 1] and has
-    a width where all of a few hit; nan of no trial. Raises ValueError where there are more hits than trials."""
+    """Share of `of` independent trials that hit, and Wilson's (1927) 95 % interval, which stays in [0, 1] and
+    has a width where all of a few hit; nan of no trial. Raises ValueError where there are more hits than
+    trials."""
     if not 0 <= hits <= of:
         raise ValueError(f"{hits} of {of} trials cannot have hit; hits are 0 to the number of trials.")
     if of == 0:

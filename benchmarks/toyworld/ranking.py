@@ -1,8 +1,8 @@
-"""Agreement of the toy world's scores with eyes, over 40 pairs of clips that were judged by looking before any
-score of them was seen.
+"""Agreement of the toy world's scores with eyes, over 40 pairs of clips that were judged by looking before
+any score of them was seen.
 
-A pair is one prompt, sampled by the base model with two noises. ranking.json holds two answers for each, A, B or
-= : which clip keeps the law better (law), and which keeps its things better, in number, shape and colour
+A pair is one prompt, sampled by the base model with two noises. ranking.json holds two answers for each, A, B
+or = : which clip keeps the law better (law), and which keeps its things better, in number, shape and colour
 (lasting).
 
     python3 dev.py bench toyworld/ranking --draw FOLDER    # a picture of each pair, and an empty ranking.json
@@ -113,8 +113,8 @@ def draw(pairs: Pairs, folder: Path) -> None:
 
 
 def answers_in(path: Path, base: str, count: int) -> list[dict[str, str]]:
-    """The answers of a ranking, one dictionary a pair, by question. Raises ValueError where there are none, or
-    they are not of these pairs."""
+    """The answers of a ranking, one dictionary a pair, by question. Raises ValueError where there are none,
+    or they are not of these pairs."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist: draw the pairs with --draw FOLDER, look, and fill it in.")
     try:
@@ -122,13 +122,13 @@ def answers_in(path: Path, base: str, count: int) -> list[dict[str, str]]:
         made_on, pairs = ranking["base"], [{key: pair[key] for key in QUESTIONS} for pair in ranking["pairs"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f'{path} is no ranking ({error}); one is {{"base": ..., "pairs": [{{"law": "A", "lasting": "="}}, '
-            f"...]}}."
+            f"{path} is no ranking ({error}); one is "
+            f'{{"base": ..., "pairs": [{{"law": "A", "lasting": "="}}, ...]}}.'
         ) from error
     if made_on != base:
         raise ValueError(
-            f"{path} ranks clips of the base {made_on} and this one is {base}: draw its pairs with --draw FOLDER "
-            f"and judge them anew."
+            f"{path} ranks clips of the base {made_on} and this one is {base}: draw its pairs with --draw "
+            f"FOLDER and judge them anew."
         )
     if len(pairs) != count:
         raise ValueError(f"{path} ranks {len(pairs)} pairs and there are {count}: judge each of them once.")
@@ -136,7 +136,8 @@ def answers_in(path: Path, base: str, count: int) -> list[dict[str, str]]:
         for question, answer in pair.items():
             if answer not in ANSWERS:
                 raise ValueError(
-                    f"{path} answers {answer!r} to {question} of pair {index}; answers are {', '.join(ANSWERS)}."
+                    f"{path} answers {answer!r} to {question} of pair {index}; answers are "
+                    f"{', '.join(ANSWERS)}."
                 )
     return pairs
 

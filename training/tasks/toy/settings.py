@@ -28,8 +28,8 @@ class ToyWorldConfig:
     out: Path = Path("runs/toyworld")
     """Run folder: checkpoints, logs, curves."""
     begin: Path | None = None
-    """Folder of the toy world's files (toy_text, toy_vae, toy_dit), by default none: the text encoder is taken
-    from there, the VAE and the base model go on from its weights and not from random ones."""
+    """Folder of the toy world's files (toy_text, toy_vae, toy_dit), by default none: the text encoder is
+    taken from there, the VAE and the base model go on from its weights and not from random ones."""
     export: Path = SHIPPED
     """Where the export stage writes toy_vae, toy_dit and toy_text."""
     seed: int = 0
