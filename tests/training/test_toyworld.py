@@ -26,7 +26,13 @@ from latent_physics.training.console import TrainingError
 from latent_physics.training.tasks.toy import base
 from latent_physics.training.tasks.toy import vae as vae_stage
 from latent_physics.training.tasks.toy.base import StageTask, attention, run_stage, train_base, use_bf16
-from latent_physics.training.tasks.toy.mixture import DrawnLatents, encode_mixture
+from latent_physics.training.tasks.toy.mixture import (
+    DIFFICULT,
+    TURN,
+    DrawnLatents,
+    KeptLatents,
+    encode_mixture,
+)
 from latent_physics.training.tasks.toy.settings import ToyWorldConfig
 from latent_physics.training.tasks.toy.ship import LOG_ROWS, export, ship_logs
 from latent_physics.training.tasks.toy.text import train_text
@@ -160,6 +166,17 @@ def test_clips_drawn_without_end_are_the_same_for_the_same_step_and_new_for_anot
     later, others = source.draw(4, 2, generator)
     assert not torch.equal(latents, later)
     assert prompts != others
+
+
+def test_difficult_worlds_are_shown_three_times_as_often():
+    names = list(WORLDS) * 3
+    kept = KeptLatents(torch.arange(len(names)).float().view(-1, 1, 1, 1, 1), names)
+    shown, prompts = kept.draw(0, 16000, torch.Generator().manual_seed(0))
+    assert [names[int(index)] for index in shown.flatten()] == prompts
+    for name in WORLDS:
+        expected = 3 / 16 if name in DIFFICULT else 1 / 16
+        assert prompts.count(name) / len(prompts) == pytest.approx(expected, rel=0.1)
+        assert TURN.count(name) / len(TURN) == expected
 
 
 def test_every_world_gets_its_turn_over_the_steps_of_a_small_batch():

@@ -7,21 +7,30 @@ from torch import Tensor, nn
 
 from ....methods.weights import WeightsError, WeightsInfo, load_weights, save_weights
 from ....toyworld.data import mixture
+from ....toyworld.worlds import WORLDS
 from ...backbones.wan import WanBackbone
 from ...console import ProgressLine, TrainingError, saving
 from ...loop.checkpoint import differing
 from .settings import SHAPED_BY, ToyWorldConfig
 
+DIFFICULT = ("rigid_body", "elastic", "fluid", "collision")
+"""Worlds whose things cross the picture: the base model draws the other four well long before these."""
+TURN = (*DIFFICULT, *DIFFICULT, *WORLDS)
+"""Worlds by how often the base model is shown them: the difficult ones three times as often."""
+
 
 class KeptLatents:
-    """Clips that were encoded once and are drawn again and again."""
+    """Clips that were encoded once, the worlds in turn, and are drawn again and again, as often as `TURN`
+    says."""
 
     def __init__(self, latents: Tensor, prompts: list[str]) -> None:
         self.latents, self.prompts = latents, prompts
+        often = torch.tensor([float(TURN.count(name)) for name in WORLDS])
+        self.often = often.repeat(-(-len(latents) // len(WORLDS)))[: len(latents)]
 
     def draw(self, number: int, count: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
         """As `base.LatentSource`."""
-        chosen = torch.randint(len(self.latents), (count,), generator=generator)
+        chosen = torch.multinomial(self.often, count, replacement=True, generator=generator)
         return self.latents[chosen], [self.prompts[index] for index in chosen.tolist()]
 
 
@@ -39,9 +48,9 @@ class DrawnLatents:
 
     @torch.no_grad()
     def draw(self, number: int, count: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
-        """As `base.LatentSource`; every world gets its turn over the steps, whatever `count` is."""
+        """As `base.LatentSource`; every world gets its turns over the steps, whatever `count` is."""
         seed = self.config.seed * 1_000_003 + 1_000_000_007 + number
-        clips, prompts, _ = mixture(count, seed, self.config.wrong, first=number * count)
+        clips, prompts, _ = mixture(count, seed, self.config.wrong, number * count, TURN)
         return self.backbone.encode_video(clips).cpu(), prompts
 
 
