@@ -46,19 +46,19 @@ class ToyWorldConfig:
     """base_dim of the VAE; Wan's own is 96."""
     vae_steps: int = 9000
     """Steps on 5-frame windows (two latent frames), batch 4."""
-    decoder_steps: int = 4000
+    decoder_steps: int = 2500
     """Steps that train the decoder alone after those; the latents stay as they are, so this can run beside
     the base stage."""
     vae_noise: float = 0.1
     """Noise on the latents that the decoder learns from, at most, as a share of each channel's deviation.
     The more, the smoother the latent and the less a sampled latent's errors show."""
-    vae_crop: int = 32
+    vae_crop: int = 0
     """Side in pixels of the squares, around moving things, that the VAE's first stage is shown, a multiple
     of 8; 0 shows whole pictures."""
     vae_learning_rate: float = 1.5e-3
     """Peak learning rate of the VAE, falling along a cosine."""
 
-    clips: int = 6144
+    clips: int = 4096
     """Clips in the mixture the base model is trained on; 0 draws new clips without end, and encodes them, in
     each step."""
     wrong: float = 0.8
