@@ -94,8 +94,8 @@ class StillWords:
 
 
 class Stilling:
-    """Moves every latent frame towards the clip's mean over time, so that all that moves does so less. (To
-    smooth frames by their neighbours takes no motion away: the model puts it back at the next step.)"""
+    """Moves every latent frame towards the clip's mean over time, so that all that moves does so less.
+    (Smoothing frames by their neighbours took no motion away: docs/evidence.md, "The yardstick".)"""
 
     def __init__(self, share: float, start: float) -> None:
         self.share, self.start = share, start
